@@ -1,0 +1,1 @@
+"""The training loop: generic over a `Task`, resumable to the bit."""

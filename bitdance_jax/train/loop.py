@@ -1,0 +1,232 @@
+"""The training loop: resume, step, log, draw, save, export."""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+from flax import traverse_util
+from tqdm import tqdm
+
+from bitdance_jax.config import OptimizerConfig, RunConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
+from bitdance_jax.train.metrics import MetricsWriter, Speedometer
+from bitdance_jax.train.state import TrainState, init_state, learning_rate_schedule, make_optimizer
+from bitdance_jax.train.step import Metrics, make_train_step
+from bitdance_jax.train.task import Batch, Batches, Task
+
+
+# What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
+_MAY_CHANGE = {f"run.{name}" for name in ("workdir", "steps", "log_every", "save_every", "preview_every", "keep")}
+
+
+class Interrupted(UserError):
+    """A signal stopped the run, which is saved. `exit_code` is the shell's for that signal: 128 + its number."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def train(task: Task, run: RunConfig, optimizer: OptimizerConfig, config: dict[str, Any] | None = None) -> None:
+    """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
+
+    A run that is killed at any moment and started again gives the same losses and weights as one that is not. The workdir holds
+    config.json, checkpoints/, metrics.csv, curves.png, pictures/, tensorboard/ and, at the end, the model folder model/.
+
+    Args:
+      task: what is trained.
+      run: length, intervals, seed.
+      optimizer: see OptimizerConfig.
+      config: the whole training config as plain data (default: `run` and `optimizer`), kept as config.json; it must not change on resuming.
+
+    Raises:
+      Interrupted: SIGINT or SIGTERM came; the state is saved.
+      UserError: the workdir holds another run, the loss is not finite, or the disk is full.
+    """
+    workdir = Path(run.workdir)
+    with _disk_full_is_user_error(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        with Checkpoints(workdir / "checkpoints", run.keep) as checkpoints:
+            _record_config(workdir, config or {"run": asdict(run), "optimizer": asdict(optimizer)}, resuming=bool(checkpoints.steps))
+            state = _train_steps(task, run, optimizer, checkpoints)
+        task.export(state.ema, str(workdir / "model"))
+    _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
+
+
+def _train_steps(task: Task, run: RunConfig, config: OptimizerConfig, checkpoints: Checkpoints) -> TrainState:
+    schedule = learning_rate_schedule(config, run.steps)
+    optimizer = make_optimizer(config, schedule, task)
+    train_step = make_train_step(task, optimizer, schedule, config.ema_decay)
+    init_key, noise_key = jax.random.split(jax.random.key(run.seed))
+    init = jax.jit(lambda key: init_state(task, optimizer, key))
+
+    batches = task.batches()
+    restored = checkpoints.restore(jax.eval_shape(init, init_key))
+    if restored is None:
+        state = init(init_key)
+    else:
+        state, place = restored
+        batches.set_state(place)
+        _say(f"resuming {run.workdir} after step {int(state.step)}")
+
+    feed = _Feed(batches)
+    start = int(state.step)
+    with closing(_Recorder(task, run, checkpoints, start)) as recorder, _stop_signals() as signals:
+        for step in range(start + 1, run.steps + 1):
+            state, metrics = train_step(state, feed.take(), noise_key)
+            stopping = bool(signals)
+            if not stopping:
+                feed.read_ahead()  # While the device works on this step.
+            recorder.after_step(step, state, metrics, feed, stopping)
+            if stopping and step < run.steps:
+                name = signal.Signals(signals[0]).name
+                message = f"stopped by {name}; step {step} is saved in {run.workdir}, the same command goes on from there"
+                raise Interrupted(message, 128 + signals[0])
+    return state
+
+
+class _Feed:
+    """Batches on the device, read one ahead.
+
+    Attributes:
+      place: the data's place after the batch last taken (not the one read ahead): what a checkpoint keeps.
+      batch_size: of the batch last taken.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._ahead: tuple[Batch, dict[str, Any]] | None = None
+        self.place: dict[str, Any] = {}
+        self.batch_size = 0
+
+    def take(self) -> Batch:
+        if self._ahead is None:
+            self.read_ahead()
+        assert self._ahead is not None
+        batch, self.place = self._ahead
+        self._ahead = None
+        self.batch_size = len(next(iter(batch.values())))
+        return batch
+
+    def read_ahead(self) -> None:
+        batch = jax.device_put(next(self._batches))
+        self._ahead = batch, self._batches.get_state()
+
+
+class _Recorder:
+    """Logs, draws and saves, each at its interval and all at the last step; only then does the host wait for the device."""
+
+    def __init__(self, task: Task, run: RunConfig, checkpoints: Checkpoints, step: int) -> None:
+        self._task, self._run, self._checkpoints = task, run, checkpoints
+        self._writer = MetricsWriter(Path(run.workdir), step)
+        self._progress = tqdm(total=run.steps, initial=step, unit="step", dynamic_ncols=True)
+        self._speed = Speedometer(step)
+
+    def after_step(self, step: int, state: TrainState, metrics: Metrics, feed: _Feed, stopping: bool) -> None:
+        """Rows and pictures of a step are written before its checkpoint: a resumed run has no gap in them."""
+        self._progress.update()
+        run, last = self._run, step == self._run.steps
+        previews = last or step % run.preview_every == 0
+        logs = previews or step % run.log_every == 0
+        saves = last or stopping or step % run.save_every == 0
+        if not (logs or saves):
+            return
+        figures = self._fetch(step, metrics)
+        speed = self._speed.read(step, feed.batch_size)
+        self._progress.set_postfix_str(f"loss {figures['loss']:.4g}, {speed['images_per_second']:.4g} images/s")
+        if previews:
+            figures |= {f"eval_{name}": float(value) for name, value in self._task.evaluate(state.ema).items()}
+        if logs:
+            self._writer.write(step, {"epoch": step / self._task.steps_per_epoch, **figures}, speed)
+        if previews:
+            self._writer.write_pictures(step, self._task.preview(state.ema, step))
+        if saves:
+            self._checkpoints.save(step, state, feed.place)
+        self._speed.restart(step)
+
+    def close(self) -> None:
+        self._progress.close()
+        self._writer.close()
+
+    def _fetch(self, step: int, metrics: Metrics) -> dict[str, float]:
+        figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(figures[name]):
+                kept = f"step {self._checkpoints.steps[-1]} is saved" if self._checkpoints.steps else "nothing is saved yet"
+                raise UserError(
+                    f"{name} is {figures[name]} at step {step} ({kept}); try a lower optimizer.learning_rate or a longer warm-up"
+                )
+        return figures
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT or SIGTERM into the list instead of dying of it; a second one kills as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python allows signal handlers in the main thread only.
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+@contextmanager
+def _disk_full_is_user_error(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise UserError(f"the disk of {workdir} is full; make room and run the same command again: it resumes") from error
+        raise
+
+
+def _record_config(workdir: Path, config: dict[str, Any], resuming: bool) -> None:
+    """Writes config.json; when resuming, one that differs in what must not change is a UserError that names the fields."""
+    path = workdir / "config.json"
+    text = json.dumps(config, indent=2) + "\n"
+    if resuming and path.exists():
+        try:
+            recorded = _flat(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON; restore it, or give the run another workdir") from error
+        wanted = _flat(json.loads(text))
+        names = sorted(n for n in recorded.keys() | wanted.keys() if n not in _MAY_CHANGE and recorded.get(n) != wanted.get(n))
+        if names:
+            changes = ", ".join(f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+            raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
+    temporary = path.with_name("config.json.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(config, sep=".")
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)

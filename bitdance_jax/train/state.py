@@ -1,0 +1,61 @@
+"""The training state, and the optimizer that moves it (SPEC 4)."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from bitdance_jax.config import ConfigError, OptimizerConfig
+from bitdance_jax.train.task import Params, Task
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: optimizer steps done, int32 scalar.
+      params: the trained parameters, float32.
+      ema: their exponential moving average, float32, started from the initial weights.
+      opt_state: optax state.
+    """
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step."""
+    params = task.init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of each step of a run of `steps`: linear from 0 to the peak, then constant or a cosine to `end_learning_rate`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    schedules = [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)]
+    boundaries = [warmup]
+    if config.schedule == "cosine":
+        start = warmup if config.decay_start is None else config.decay_start
+        if start < warmup:
+            raise ConfigError(f"optimizer.decay_start must not be before the end of the warm-up, got {start} and {warmup} warm-up steps")
+        schedules.append(optax.cosine_decay_schedule(peak, max(steps - start, 1), alpha=config.end_learning_rate / peak))
+        boundaries.append(start)
+    return optax.join_schedules(schedules, boundaries)
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, task: Task) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; weight decay is decoupled and scaled by the learning rate."""
+
+    def decayed(params: Params) -> Params:
+        def decays(path: tuple[jax.tree_util.DictKey, ...], param: jax.Array) -> bool:
+            names = tuple(str(key.key) for key in path)
+            return param.ndim - task.stacked_axes(names) >= 2 and not task.no_decay(names)
+
+        return jax.tree_util.tree_map_with_path(decays, params)
+
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=1e-8, weight_decay=config.weight_decay, mask=decayed)
+    return optax.chain(clip, adamw)
