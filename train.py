@@ -35,8 +35,9 @@ def override(config: Training, flags: list[str], prog: str) -> Training:
     changed, unknown = tyro.cli(type(config), default=config, args=flags, prog=prog, return_unknown_args=True)
     if unknown:
         known = ["--" + name.replace("_", "-") for name in flatten_dict(to_dict(config), sep=".")]
-        nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown flag {unknown[0]}; did you mean {nearest}? --help lists them all")
+        nearest = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"unknown flag {unknown[0]}{hint} (--help lists them all)")
     return changed
 
 
