@@ -11,7 +11,11 @@ import safetensors.numpy
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-jaxtyping.install_import_hook("bitdance_jax", "beartype.beartype")
+
+PACKAGE = Path(__file__).parents[1] / "bitdance_jax"
+# All but config, which has no arrays, and whose `Self` beartype cannot check in methods decorated one by one.
+MODULES = [f"bitdance_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem != "config"]
+jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 
 import jax  # noqa: E402
 

@@ -1,0 +1,1 @@
+"""Pictures for training: sources, transforms and the resumable loader."""

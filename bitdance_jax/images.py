@@ -1,0 +1,98 @@
+"""Pictures in and out: reading, writing, the models' number range, and grids of samples."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from bitdance_jax.errors import UserError
+
+
+# numpy stays numpy and JAX stays JAX.
+T = TypeVar("T", Array, np.ndarray)
+
+MARGIN = 2  # pixels of white around each picture of a grid
+
+
+def to_model(image: UInt8[T, "*B H W C"]) -> Float32[T, "*B H W C"]:
+    """Bytes to float32 in [-1, 1]."""
+    return image.astype("float32") / 127.5 - 1
+
+
+def to_uint8(image: Float[T, "*B H W C"]) -> UInt8[T, "*B H W C"]:
+    """Model range [-1, 1] (what lies outside is clipped) to bytes, as the release does: clip(127.5 y + 128, 0, 255) truncated."""
+    return (127.5 * image + 128).clip(0, 255).astype("uint8")
+
+
+def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture file as RGB: turned upright by its EXIF orientation, transparency on white.
+
+    Raises:
+      UserError: the file is missing, damaged or no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise UserError(f"cannot read the picture {os.fspath(path)} ({error}); remove or replace it") from error
+
+
+def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Writes a PNG whole or not at all, making its folder if needed.
+
+    Raises:
+      UserError: it cannot be written (permissions, full disk).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Image.fromarray(image).save(temporary, format="PNG")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+
+
+def grid(
+    images: UInt8[np.ndarray, "N H W 3"], columns: int, captions: Sequence[str] | None = None, *, enlarge: int = 1
+) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
+    """Pictures side by side on white, row by row; a last row that is not full ends in white.
+
+    Args:
+      images: the pictures.
+      columns: pictures in a row.
+      captions: one label for each row, written to its left.
+      enlarge: whole factor by which each picture grows.
+    """
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    if captions is not None and len(captions) != rows:
+        raise ValueError(f"{rows} rows need as many captions, got {len(captions)}")
+    cell_height, cell_width = height * enlarge + 2 * MARGIN, width * enlarge + 2 * MARGIN
+    font = ImageFont.load_default(size=max(10, min(20, cell_height // 4)))
+    left = max((int(font.getlength(caption)) + 4 * MARGIN for caption in captions or ()), default=0)
+
+    canvas = Image.new("RGB", (left + columns * cell_width, rows * cell_height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, caption in enumerate(captions or ()):
+        draw.text((2 * MARGIN, (row + 0.5) * cell_height), caption, fill="black", font=font, anchor="lm")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        picture = Image.fromarray(image)
+        if enlarge > 1:
+            picture = picture.resize((width * enlarge, height * enlarge), Image.Resampling.LANCZOS)
+        canvas.paste(picture, (left + column * cell_width + MARGIN, row * cell_height + MARGIN))
+    return np.asarray(canvas)

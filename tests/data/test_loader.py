@@ -1,0 +1,160 @@
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from bitdance_jax.config import AugmentConfig
+from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data.sources import ArraySource, FolderSource
+from bitdance_jax.errors import UserError
+
+
+COUNT = 25
+AUGMENT = AugmentConfig(min_crop=0.5, flip=0.5)
+
+
+@pytest.fixture(scope="module")
+def source():
+    """25 noise pictures; the label is the record's number."""
+    pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    return ArraySource({"image": pictures, "label": np.arange(COUNT)}, tuple(map(str, range(COUNT))))
+
+
+def loader(source, **options):
+    return make_loader(source, **{"batch_size": 4, "seed": 0, "image_size": 8, "augment": AUGMENT} | options)
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_batches_have_the_promised_shapes(source):
+    (batch,) = take(loader(source), 1)
+    assert batch["image"].shape == (4, 8, 8, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
+
+
+def test_every_epoch_holds_each_record_once_in_a_new_order(source):
+    labels = np.concatenate([batch["label"] for batch in take(loader(source), COUNT)])  # 4 epochs
+    epochs = labels.reshape(4, COUNT)
+    assert (np.sort(epochs) == np.arange(COUNT)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_one_ordered_epoch_ends_with_what_is_left(source):
+    batches = list(loader(source, shuffle=False, repeat=False))
+    assert [len(batch["label"]) for batch in batches] == [4] * 6 + [1]
+    assert np.concatenate([batch["label"] for batch in batches]).tolist() == list(range(COUNT))
+
+
+def test_the_seed_decides_everything(source):
+    batches = take(loader(source), 10)
+    assert_same(take(loader(source), 10), batches)
+    other = take(loader(source, seed=1), 10)
+    assert any((batch["label"] != b["label"]).any() for batch, b in zip(batches, other, strict=True))
+
+
+def test_draws_depend_on_the_record_and_epoch_only(source):
+    """The same record looks the same in one epoch whatever the order and batch size, and different in the next."""
+
+    def by_record(**options):
+        records = {}
+        for batch in take(loader(source, **options), 2 * COUNT // options["batch_size"]):
+            for label, image in zip(batch["label"], batch["image"], strict=True):
+                records.setdefault(int(label), []).append(image)
+        return records
+
+    shuffled, ordered = by_record(batch_size=5), by_record(batch_size=1, shuffle=False)
+    changed = 0
+    for record in range(COUNT):
+        np.testing.assert_array_equal(shuffled[record], ordered[record])
+        changed += not np.array_equal(*shuffled[record])
+    assert changed > COUNT * 0.8
+
+
+def test_resume_in_the_middle_of_an_epoch_is_exact(source):
+    iterator = loader(source)
+    take(iterator, 9)
+    state = iterator.get_state()
+    expected = take(iterator, 6)
+
+    fresh = loader(source)
+    fresh.set_state(state)
+    assert fresh.get_state() == state
+    assert_same(take(fresh, 6), expected)
+
+    iterator.set_state(state)  # back in time
+    assert_same(take(iterator, 6), expected)
+
+
+def test_resume_at_the_end_is_the_end(source):
+    iterator = loader(source, repeat=False)
+    assert len(list(iterator)) == 7
+    fresh = loader(source, repeat=False)
+    fresh.set_state(iterator.get_state())
+    assert list(fresh) == []
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_a_state_fits_any_number_of_them(source):
+    iterator = loader(source)
+    expected = take(iterator, 8)
+    with_workers = loader(source, workers=2)
+    assert_same(take(with_workers, 5), expected[:5])
+    state = with_workers.get_state()
+    assert_same(take(with_workers, 3), expected[5:])
+
+    iterator.set_state(state)
+    assert_same(take(iterator, 3), expected[5:])
+    with_workers.set_state(state)
+    assert_same(take(with_workers, 3), expected[5:])
+    with_workers.close()
+
+
+def test_without_augmentation_crops_are_centred(source):
+    (batch,) = take(loader(source, image_size=16, augment=None, shuffle=False), 1)
+    np.testing.assert_array_equal(batch["image"], source.arrays["image"][:4])
+
+
+def test_augmentation_fades_out():
+    count = 400
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    source = ArraySource({"image": pictures, "label": np.arange(count)}, ())
+    fading = AugmentConfig(min_crop=1.0, flip=1.0, decay_start=1, decay_end=3)  # augmented is flipped
+    shares = []
+    for batch in take(loader(source, batch_size=count, image_size=2, augment=fading), 4):
+        shares.append(np.mean([np.array_equal(i, pictures[n][:, ::-1]) for n, i in zip(batch["label"], batch["image"], strict=True)]))
+    assert shares[:2] == [1, 1] and shares[3] == 0
+    assert 0.4 < shares[2] < 0.6
+
+
+def test_cached_latents_choose_between_two_versions():
+    count = 400
+    labels = np.arange(count)
+    arrays = {"codes": np.zeros((count, 2, 2, 4), np.uint8), "codes_flipped": np.ones((count, 2, 2, 4), np.uint8), "label": labels}
+    source = ArraySource(arrays, ())
+    (plain,) = take(make_loader(source, batch_size=count, seed=0), 1)
+    assert plain.keys() == {"codes", "label"} and (plain["codes"] == 0).all()
+    (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig(flip=0.25)), 1)
+    assert batch.keys() == {"codes", "label"} and batch["codes"].dtype == np.uint8
+    assert 0.18 < batch["codes"][:, 0, 0, 0].mean() < 0.32
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_damaged_picture_stops_with_one_line(tmp_path, workers):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "broken.png").write_bytes(b"not a picture")
+    iterator = loader(FolderSource(tmp_path), workers=workers)
+    with pytest.raises(UserError) as caught:
+        next(iterator)
+    assert re.fullmatch(r"cannot read the picture .*broken\.png \(.*\); remove or replace it", str(caught.value))
+    iterator.close()

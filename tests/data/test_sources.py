@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitdance_jax.config import DataConfig
+from bitdance_jax.data import sources
+from bitdance_jax.errors import UserError
+
+
+def write(path, value=0, shape=(4, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*shape, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """38 pictures: 20 cats in two formats, 18 dogs in a folder below theirs; picture i is all i."""
+    for i in range(20):
+        write(tmp_path / "cats" / f"{i:02d}.{'png' if i % 2 else 'BMP'}", i)
+    for i in range(20, 38):
+        write(tmp_path / "dogs" / "small" / f"{i:02d}.webp", i)
+    (tmp_path / "cats" / "notes.txt").write_text("passed over")
+    (tmp_path / ".cache").mkdir()
+    return tmp_path
+
+
+def test_splits_are_fixed_and_disjoint():
+    train, held_out = sources.split_indices(40, "train"), sources.split_indices(40, "heldout")
+    assert held_out.tolist() == [18, 37]
+    assert sorted([*train, *held_out]) == sources.split_indices(40, "all").tolist() == list(range(40))
+
+
+def test_emoji_splits():
+    train, held_out, everything = (sources.EmojiSource(split) for split in ("train", "heldout", "all"))
+    assert (len(train), len(held_out), len(everything)) == (1806, 100, 1906)
+    assert np.bincount(held_out.arrays["label"]).tolist() == [5, 8, 14, 7, 14, 21, 8, 12, 11]
+    assert len(everything.class_names) == 9 and everything.class_names[3] == "Food & Drink"
+    record = held_out[0]
+    assert record["image"].shape == (64, 64, 3) and record["image"].dtype == np.uint8
+    np.testing.assert_array_equal(record["image"], everything[18]["image"])
+    assert record["label"] == everything[18]["label"] == everything.class_names.index("Smileys & Emotion")
+
+
+def test_folder_classes_labels_and_order(folder):
+    source = sources.FolderSource(folder)
+    assert source.class_names == ("cats", "dogs")
+    assert len(source) == 38
+    for i in range(38):
+        record = source[i]
+        assert record["image"].shape == (4, 6, 3) and (abs(record["image"].astype(int) - i) <= 2).all()
+        assert record["label"] == (i >= 20)
+
+
+def test_open_source(folder):
+    config = DataConfig(source="folder", path=str(folder))
+    train, held_out = sources.open_source(config, "train"), sources.open_source(config, "heldout")
+    assert (len(train), len(held_out)) == (36, 2)
+    assert train.class_names == held_out.class_names == ("cats", "dogs")
+    assert (held_out[0]["label"], held_out[1]["label"]) == (0, 1)
+    assert len(sources.open_source(DataConfig(), "heldout")) == 100
+
+
+def test_damaged_picture_is_named_when_read(folder):
+    (folder / "cats" / "00.BMP").write_bytes(b"not a picture")
+    source = sources.FolderSource(folder)
+    with pytest.raises(UserError, match=r"00\.BMP"):
+        source[0]
+
+
+def test_folders_that_cannot_be_used(tmp_path, folder):
+    with pytest.raises(UserError, match=r"no picture folder at .*absent; give a folder"):
+        sources.FolderSource(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no sub-folders; put the pictures"):
+        sources.FolderSource(tmp_path / "empty")
+    (tmp_path / "hollow" / "birds").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"class folder .*birds holds no pictures"):
+        sources.FolderSource(tmp_path / "hollow")
+    write(tmp_path / "flat" / "a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg lies outside of any class; move it into a sub-folder"):
+        sources.FolderSource(tmp_path / "flat")
+    write(tmp_path / "few" / "birds" / "a.jpg")
+    with pytest.raises(UserError, match="only 1 pictures; every 19th is held out"):
+        sources.FolderSource(tmp_path / "few", "heldout")
+
+
+def test_array_source_gives_rows_and_refuses_ragged_arrays():
+    source = sources.ArraySource({"codes": np.arange(6).reshape(3, 2), "label": np.arange(3)}, ("a", "b", "c"))
+    assert len(source) == 3
+    assert source[1]["codes"].tolist() == [2, 3] and source[1]["label"] == 1
+    with pytest.raises(ValueError, match="same number of rows"):
+        sources.ArraySource({"codes": np.zeros(3), "label": np.zeros(2)}, ())

@@ -1,0 +1,89 @@
+import collections
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitdance_jax.config import AugmentConfig
+from bitdance_jax.data import transforms
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "new_shape"), [((64, 64), (64, 64)), ((40, 90), (64, 144)), ((300, 257), (75, 64)), ((129, 400), (64, 200))]
+)
+def test_scale_shorter_side(shape, new_shape):
+    assert transforms.scale_shorter_side(picture(*shape), 64).shape == (*new_shape, 3)
+
+
+def test_large_pictures_are_halved_by_averaging():
+    image = picture(48, 96)
+    halved = image.reshape(24, 2, 48, 2, 3).mean(axis=(1, 3))
+    quartered = halved.reshape(12, 2, 24, 2, 3).mean(axis=(1, 3))
+    scaled = transforms.scale_shorter_side(image, 12)
+    assert scaled.shape == quartered.shape
+    assert np.abs(scaled - quartered).max() <= 2  # Pillow rounds four times: rows and columns, twice
+
+
+def test_centre_crop_is_the_middle():
+    image = picture(20, 33)
+    np.testing.assert_array_equal(transforms.centre_crop(image, 20), image[:, 6:26])
+    np.testing.assert_array_equal(transforms.centre_crop(image.swapaxes(0, 1), 20), image[:, 6:26].swapaxes(0, 1))
+
+
+def test_nothing_to_crop_is_the_identity():
+    image, config = picture(64, 64), AugmentConfig(min_crop=1.0, flip=0.0)
+    np.testing.assert_array_equal(transforms.centre_crop(image, 64), image)
+    np.testing.assert_array_equal(transforms.augment(image, 64, config, np.random.default_rng(0)), image)
+
+
+def test_small_pictures_grow():
+    assert transforms.centre_crop(picture(10, 17), 64).shape == (64, 64, 3)
+    assert transforms.random_crop(picture(10, 17), 64, 0.8, np.random.default_rng(0)).shape == (64, 64, 3)
+
+
+def test_random_crops_are_all_the_possible_ones():
+    """Every crop is one that ADM's rule allows, and every allowed one comes up, about as often as it should."""
+    image, size, draws = picture(16, 18), 8, 3000
+    allowed = collections.defaultdict(float)
+    for shorter in (8, 9, 10):  # ceil(8 / 1) ... ceil(8 / 0.8)
+        scaled = transforms.scale_shorter_side(image, shorter)
+        tops, lefts = (length - size + 1 for length in scaled.shape[:2])
+        for top in range(tops):
+            for left in range(lefts):
+                allowed[scaled[top : top + size, left : left + size].tobytes()] += draws / (3 * tops * lefts)
+
+    rng = np.random.default_rng(0)
+    seen = collections.Counter(transforms.random_crop(image, size, 0.8, rng).tobytes() for _ in range(draws))
+    assert set(seen) == set(allowed)
+    for crop, expected in allowed.items():
+        assert abs(seen[crop] - expected) < 5 * expected**0.5
+
+
+def test_shorter_side_is_resized_as_pillow_does():
+    image = picture(16, 18)
+    expected = np.asarray(Image.fromarray(image).resize((10, 9), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(transforms.scale_shorter_side(image, 9), expected)
+
+
+def test_flips_mirror_left_and_right():
+    image, rng = picture(8, 8), np.random.default_rng(0)
+    config = AugmentConfig(min_crop=1.0, flip=0.25)
+    flips = 0
+    for _ in range(1000):
+        result = transforms.augment(image, 8, config, rng)
+        flipped = np.array_equal(result, image[:, ::-1])
+        assert flipped or np.array_equal(result, image)
+        flips += flipped
+    assert 200 < flips < 300
+
+
+def test_augmented_share_fades_linearly():
+    assert transforms.augmented_share(AugmentConfig(), 10**6) == 1
+    fading = AugmentConfig(decay_start=700, decay_end=750)
+    assert [transforms.augmented_share(fading, epoch) for epoch in (0, 700, 725, 740, 750, 799)] == [1, 1, 0.5, 0.2, 0, 0]
+    at_once = AugmentConfig(decay_start=5, decay_end=5)
+    assert [transforms.augmented_share(at_once, epoch) for epoch in (4, 5)] == [1, 0]
