@@ -50,9 +50,8 @@ class BatchIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         self._iterator.close()
 
     def _start(self, next_batch: int) -> None:
-        if (
-            self._workers and not flags.FLAGS.is_parsed()
-        ):  # grain's worker processes read absl's flags, which only absl's own programs parse
+        # grain's worker processes read absl's flags, which only absl's own programs parse.
+        if self._workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         self._next_batch = next_batch
         rest = self._batches.slice(slice(next_batch, None)).to_iter_dataset(READ_OPTIONS)
