@@ -1,12 +1,13 @@
 """A model folder: `config.json` and the Orbax checkpoint `weights/`, on a local disk or under gs://.
 
 The embedded model, a converted official one and a finished training run are all this. config.json is
-`{"format": "bitdance_jax", "version": 1, "kind": ..., "config": {...}, "metadata": {...}}`.
+`{"format": "bitdance_jax", "version": 1, "kind": ..., "config": {...}, "metadata": {...}, "files": {name: [bytes, CRC-32]}}`.
 """
 
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,16 +49,15 @@ def save(folder: str | os.PathLike[str], *, kind: Kind, config: dict[str, Any], 
     """
     target = epath.Path(folder)
     header = {"format": "bitdance_jax", "version": 1, "kind": kind, "config": config, "metadata": metadata}
-    text = json.dumps(header, indent=2) + "\n"
-    if "://" in str(folder):
+    if _is_remote(target):
         (target / "config.json").unlink(missing_ok=True)
-        _write(target, params, text)
+        _write(target, params, header)
         return
     target = epath.Path(os.path.abspath(folder))
     new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    _write(new, params, text)
+    _write(new, params, header)
     if target.exists():
         os.rename(target, old)
     os.rename(new, target)
@@ -79,17 +79,36 @@ def load(folder: str | os.PathLike[str], *, expect: Kind | None = None, abstract
     header = _read_header(path)
     if expect is not None and header["kind"] != expect:
         raise UserError(f"{path} holds a {header['kind']} model, and a {expect} model is needed here")
+    _check_files(path, header.get("files", {}))
     params = _read_weights(path)
     if abstract is not None:
         _check_shapes(path, params, abstract)
     return ModelFolder(header["kind"], header["config"], header["metadata"], params)
 
 
-def _write(folder: epath.Path, params: Params, header: str) -> None:
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _write(folder: epath.Path, params: Params, header: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder / "weights", params, force=True)
-    (folder / "config.json").write_text(header)
+    files = {str(file.relative_to(folder)): [file.stat().length, _crc32(file)] for file in _files(folder / "weights")}
+    (folder / "config.json").write_text(json.dumps(header | {"files": files}, indent=2) + "\n")
+
+
+def _files(folder: epath.Path) -> list[epath.Path]:
+    children = sorted(folder.iterdir())
+    return [file for child in children for file in (_files(child) if child.is_dir() else [child])]
+
+
+def _crc32(file: epath.Path) -> int:
+    checksum = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _read_header(path: epath.Path) -> dict[str, Any]:
@@ -101,11 +120,22 @@ def _read_header(path: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a model folder: it has no config.json") from error
     except (ValueError, OSError) as error:
         raise UserError(f"{path / 'config.json'} cannot be read ({error})") from error
-    if not isinstance(header, dict) or header.get("format") != "bitdance_jax" or not {"kind", "config", "metadata"} <= header.keys():
+    fields = {"format", "version", "kind", "config", "metadata"}
+    if not isinstance(header, dict) or not fields <= header.keys() or header["format"] != "bitdance_jax":
         raise UserError(f"{path} is not a model folder: its config.json is not one of bitdance_jax")
-    if header.get("version") != 1:
-        raise UserError(f"{path} has format version {header.get('version')}, and this bitdance_jax reads version 1; update it")
+    if header["version"] != 1:
+        raise UserError(f"{path} has format version {header['version']}, and this bitdance_jax reads version 1; update it")
     return header
+
+
+def _check_files(path: epath.Path, files: dict[str, list[int]]) -> None:
+    """Finds missing and cut files, and altered ones on a local disk (it reads every byte); TensorStore would not see an altered weight."""
+    for name, (size, checksum) in files.items():
+        file = path / name
+        if not file.exists():
+            raise UserError(f"the model folder is incomplete: {file} is missing; fetch or write the folder again")
+        if file.stat().length != size or not (_is_remote(path) or _crc32(file) == checksum):
+            raise UserError(f"the model folder is damaged: {file} is not as it was written; fetch or write the folder again")
 
 
 def _read_weights(path: epath.Path) -> Params:
@@ -114,19 +144,16 @@ def _read_weights(path: epath.Path) -> Params:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             names = checkpointer.metadata(weights).item_metadata.tree
-            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-            return checkpointer.restore(weights, restore_args=numpy)
-    except Exception as error:  # Orbax and TensorStore raise many types for a file that is missing, cut or garbled.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"the weights in {weights} are damaged or incomplete ({reason}); fetch or write the folder again") from error
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+            return checkpointer.restore(weights, restore_args=as_numpy)
+    except Exception as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
+        raise UserError(f"the weights in {weights} cannot be read; fetch or write the folder again") from error
 
 
 def _check_shapes(path: epath.Path, params: Params, abstract: Any) -> None:
     saved, wanted = ({name: tuple(x.shape) for name, x in traverse_util.flatten_dict(tree, sep="/").items()} for tree in (params, abstract))
     wrong = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"the weights in {path} do not fit the model: {name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} in "
-            f"the model ({len(wrong)} in all)"
-        )
+        name, more = wrong[0], len(wrong) - 1
+        there, here = saved.get(name, "missing"), wanted.get(name, "missing")
+        raise UserError(f"the weights in {path} do not fit the model: {name} is {there} there and {here} here; {more} more differ")

@@ -1,0 +1,147 @@
+"""Model folders: what is saved comes back, and whatever is wrong with one is a single clear line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitdance_jax import model_folder
+from bitdance_jax.errors import UserError
+
+
+PARAMS = {
+    "conv": {"kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "bias": np.ones(4, jnp.bfloat16)},
+    "scale": np.float32([0.5, 0.25]),
+}
+
+
+def save(folder: Path, params: object = PARAMS, bits: int = 8) -> None:
+    model_folder.save(folder, kind="tokenizer", config={"bits": bits}, params=params, metadata={"steps": 3})
+
+
+def assert_same(params: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, PARAMS, params)
+    assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, PARAMS)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_what_is_saved_comes_back(tmp_path, convert):
+    save(tmp_path / "model", jax.tree.map(convert, PARAMS))
+    model = model_folder.load(tmp_path / "model", expect="tokenizer", abstract=PARAMS)
+    assert (model.kind, model.config, model.metadata) == ("tokenizer", {"bits": 8}, {"steps": 3})
+    assert_same(model.params)
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    assert (header["format"], header["version"]) == ("bitdance_jax", 1)
+
+
+def test_saving_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
+    save(tmp_path / "model", bits=8)
+    save(tmp_path / "model", bits=16)
+    assert model_folder.load(tmp_path / "model").config == {"bits": 16}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
+    save(tmp_path / "model", bits=8)
+    monkeypatch.setattr(model_folder, "_is_remote", lambda path: remote)
+    monkeypatch.setattr(model_folder, "_crc32", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(tmp_path / "model", bits=16)
+    monkeypatch.undo()
+    if remote:  # Nothing can be renamed there, so the old model is gone, and what is there is not taken for one.
+        with pytest.raises(UserError, match="no config\\.json"):
+            model_folder.load(tmp_path / "model")
+    else:
+        assert model_folder.load(tmp_path / "model").config == {"bits": 8}
+    save(tmp_path / "model", bits=32)
+    assert model_folder.load(tmp_path / "model").config == {"bits": 32}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_remote_folder_reads_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+    save(tmp_path / "model")
+    assert_same(model_folder.load(tmp_path / "model").params)
+
+
+def test_it_loads_whatever_the_number_of_devices(tmp_path):
+    """Saved sharded over four devices, read by a process that has one."""
+    code = f"""
+import jax, numpy as np
+from bitdance_jax import model_folder
+mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+kernel = jax.device_put(np.arange(32.0, dtype=np.float32).reshape(8, 4), jax.NamedSharding(mesh, jax.P("x")))
+model_folder.save({str(tmp_path / "model")!r}, kind="tokenizer", config={{}}, params={{"kernel": kernel}}, metadata={{}})
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    params = model_folder.load(tmp_path / "model").params
+    np.testing.assert_array_equal(params["kernel"], np.arange(32.0).reshape(8, 4))
+
+
+def test_what_is_no_model_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^no model folder .*absent$"):
+        model_folder.load(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no config\\.json"):
+        model_folder.load(tmp_path / "empty")
+    for text, message in [
+        ("{", "cannot be read"),
+        ("[1]", "not one of bitdance_jax"),
+        ('{"model_type": "qwen3"}', "not one of bitdance_jax"),
+        ('{"format": "bitdance_jax", "version": 2, "kind": "", "config": {}, "metadata": {}}', "version 2"),
+    ]:
+        (tmp_path / "empty/config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            model_folder.load(tmp_path / "empty")
+
+
+def test_another_kind_is_one_line(tmp_path):
+    save(tmp_path / "model")
+    with pytest.raises(UserError, match="holds a tokenizer model, and a class_conditional model is needed"):
+        model_folder.load(tmp_path / "model", expect="class_conditional")
+
+
+def test_other_shapes_are_one_line(tmp_path):
+    save(tmp_path / "model")
+    other = PARAMS | {"scale": jax.ShapeDtypeStruct((3,), np.float32), "shift": jax.ShapeDtypeStruct((2,), np.float32)}
+    with pytest.raises(UserError, match=r"scale is \(2,\) there and \(3,\) here; 1 more"):
+        model_folder.load(tmp_path / "model", abstract=other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+def test_damage_to_any_file_is_found(tmp_path, damage):
+    save(tmp_path / "model")
+    for file in sorted((tmp_path / "model/weights").rglob("*")):
+        if file.is_dir():
+            continue
+        good = file.read_bytes()
+        middle = len(good) // 2
+        if damage == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(good[:middle] if damage == "cut" else good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+        with pytest.raises(UserError, match=f"the model folder is (damaged|incomplete): .*{file.name}"):
+            model_folder.load(tmp_path / "model")
+        file.write_bytes(good)
+    assert_same(model_folder.load(tmp_path / "model").params)
+
+
+def test_weights_that_orbax_cannot_read_are_one_line(tmp_path):
+    """A folder without checksums, for instance written by hand."""
+    save(tmp_path / "model")
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    del header["files"]
+    (tmp_path / "model/config.json").write_text(json.dumps(header))
+    assert_same(model_folder.load(tmp_path / "model").params)
+    (tmp_path / "model/weights/manifest.ocdbt").unlink()
+    with pytest.raises(UserError, match="cannot be read; fetch"):
+        model_folder.load(tmp_path / "model")
