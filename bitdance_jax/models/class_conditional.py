@@ -1,0 +1,168 @@
+"""Class-conditional BitDance (paper 3, 4.2): the transformer reads class, queries and bits; the head draws the next patch.
+
+The sequence is `class_tokens` tokens of the label, P - 1 learned queries, then the visual tokens except the last P; its last h w outputs
+stand for the visual tokens, patch by patch.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from bitdance_jax.config import ClassConditionalConfig
+from bitdance_jax.flow_head import objective
+from bitdance_jax.flow_head.head import FlowHead
+from bitdance_jax.transformer import attention, order, rope
+from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.block_causal import BlockCausalTransformer, Rotary
+from bitdance_jax.transformer.layers import SwiGLU
+
+Params = Any
+
+
+class ClassConditional(nn.Module):
+    """The parameters and the two halves of the model; the functions below put them together.
+
+    Attributes:
+      config: sizes.
+      scan: stacked parameters and scanned layers (training), or unrolled (sampling).
+      remat: what the backward pass keeps (`transformer.stack.remat_policy`).
+      dtype: compute type.
+    """
+
+    config: ClassConditionalConfig
+    scan: bool = False
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config, dim = self.config, self.config.transformer.dim
+        init = nn.initializers.normal(0.02)
+        self.class_embedding = nn.Embed(config.num_classes + 1, config.class_tokens * dim, dtype=self.dtype, embedding_init=init)
+        if config.tokens_per_step > 1:
+            self.query_tokens = self.param("query_tokens", init, (config.tokens_per_step - 1, dim))
+        self.connector = SwiGLU(int(1.5 * dim), dim, use_bias=True, dtype=self.dtype)
+        self.transformer = BlockCausalTransformer(config.transformer, self.scan, self.remat, self.dtype)
+        self.position_embedding = self.param("position_embedding", init, (config.num_tokens, dim))
+        self.head = FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step, self.scan, self.remat, self.dtype)
+
+    def embed_prefix(self, labels: Int[Array, "B"]) -> Float[Array, "B S D"]:
+        """Class and query tokens, S = class_tokens + P - 1. The label `num_classes` is the unconditional one."""
+        config = self.config
+        tokens = rearrange(self.class_embedding(labels), "b (s d) -> b s d", s=config.class_tokens)
+        if config.tokens_per_step == 1:
+            return tokens
+        queries = repeat(self.query_tokens.astype(tokens.dtype), "s d -> b s d", b=tokens.shape[0])
+        return jnp.concatenate([tokens, queries], axis=1)
+
+    def embed_bits(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
+        return self.connector(bits)
+
+    def read(
+        self,
+        x: Float[Array, "B S D"],
+        rotary: Rotary,
+        mask: Any,
+        cache: list[KVCache] | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
+        return self.transformer(x, rotary, mask, cache, start)
+
+    def condition(self, hidden: Float[Array, "B S D"], start: Int[Array, ""] | int = 0) -> Float[Array, "B S D"]:
+        """The head's condition for S visual tokens from number `start` on: hidden state plus learned position."""
+        position = jax.lax.dynamic_slice_in_dim(self.position_embedding, start, hidden.shape[1])
+        return hidden + position.astype(hidden.dtype)
+
+    def hidden(self, labels: Int[Array, "B"], bits: Float[Array, "B T K"]) -> Float[Array, "B T D"]:
+        """The transformer's outputs for all visual tokens, bits in sequence order, before the position embedding."""
+        config = self.config
+        x = jnp.concatenate([self.embed_prefix(labels), self.embed_bits(bits[:, : config.num_tokens - config.tokens_per_step])], axis=1)
+        length = x.shape[1]
+        cos, sin = rotary(config)
+        hidden, _ = self.read(x, (cos[:length], sin[:length]), attention_mask(config)[:length, :length])
+        return hidden[:, -config.num_tokens :]
+
+    def __call__(
+        self, labels: Int[Array, "B"], bits: Float[Array, "B T K"], x_t: Float[Array, "N P K"], t: Float[Array, "N"]
+    ) -> Float[Array, "N P K"]:
+        """Teacher-forced prediction of every patch's clean bits from its noisy ones; N patches as `to_patches` orders them."""
+        condition = to_patches(self.condition(self.hidden(labels, bits)), self.config)
+        return self.head(x_t, t, jnp.tile(condition, (x_t.shape[0] // condition.shape[0], 1, 1)))
+
+
+def rotary(config: ClassConditionalConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [S + T, head_dim / 2] of the whole sequence: prefix unrotated, visual tokens at (x + 1.5, y + 1.5)."""
+    head_dim = config.transformer.head_dim
+    xy = order.token_positions(config.grid, config.grid, config.patch_side, config.order) + 1.5
+    angles = rope.rotary_angles_2d(xy.astype(np.float32), head_dim, config.transformer.rope_base)
+    prefix = np.zeros((config.class_tokens + config.tokens_per_step - 1, head_dim // 2), np.float32)
+    angles = np.concatenate([prefix, angles])
+    return np.cos(angles), np.sin(angles)
+
+
+def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
+    """Bool [S + T, S + T]; the first block is the last class token with the queries."""
+    total = config.class_tokens + config.tokens_per_step - 1 + config.num_tokens
+    block = config.tokens_per_step if config.mask == "block_causal" else 1
+    return attention.block_causal_mask(total, config.class_tokens - 1, block)
+
+
+def to_patches(tokens: Float[Array, "B T C"], config: ClassConditionalConfig) -> Float[Array, "N P C"]:
+    """The patches of all images, one image after the other."""
+    return rearrange(tokens, "b (n p) c -> (b n) p c", p=config.tokens_per_step)
+
+
+class Draws(NamedTuple):
+    """Every random number of one training step; R = head_repeats * B * patches.
+
+    Attributes:
+      flip_u1, flip_u2: uniform; a bit flips where u1 < rate * u2.
+      label_drop: uniform; a label is dropped where it is below the rate.
+      time_normal, noise: standard normal, for the head's times and noisy bits; whole batches repeat one after the other.
+    """
+
+    flip_u1: Float[Array, "B T K"]
+    flip_u2: Float[Array, "B T K"]
+    label_drop: Float[Array, "B"]
+    time_normal: Float[Array, "R"]
+    noise: Float[Array, "R P K"]
+
+
+def draw(key: Array, config: ClassConditionalConfig, batch: int) -> Draws:
+    """The draws of one step for a batch of images."""
+    bits = (batch, config.num_tokens, config.tokenizer.bits)
+    patches = config.head_repeats * batch * config.num_steps
+    keys = jax.random.split(key, 5)
+    return Draws(
+        jax.random.uniform(keys[0], bits),
+        jax.random.uniform(keys[1], bits),
+        jax.random.uniform(keys[2], (batch,)),
+        jax.random.normal(keys[3], (patches,)),
+        jax.random.normal(keys[4], (patches, config.tokens_per_step, config.tokenizer.bits)),
+    )
+
+
+def class_conditional_loss(
+    model: ClassConditional, params: Params, labels: Int[Array, "B"], codes: Float[Array, "B h w K"], draws: Draws
+) -> Float[Array, ""]:
+    """Mean velocity loss of the head over all patches, each with `head_repeats` fresh times and noises (SPEC 3, 4).
+
+    Args:
+      labels: 0 ... num_classes - 1; some are dropped to `num_classes`.
+      codes: in {-1, 1}. The transformer reads them with some bits flipped; the targets are clean.
+      draws: `draw`.
+    """
+    config = model.config
+    target = order.grid_to_sequence(codes, config.patch_side, config.order)
+    flipped = draws.flip_u1 < config.bit_flip_rate * draws.flip_u2
+    labels = jnp.where(draws.label_drop < config.label_drop_rate, config.num_classes, labels)
+    clean = jnp.tile(to_patches(target, config), (config.head_repeats, 1, 1))
+    t = objective.training_times(draws.time_normal, config.head)
+    x_t = objective.interpolate(clean, draws.noise, t)
+    predicted = model.apply({"params": params}, labels, jnp.where(flipped, -target, target), x_t, t)
+    return jnp.mean(objective.velocity_loss(predicted, clean, t))

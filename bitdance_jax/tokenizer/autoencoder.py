@@ -1,0 +1,147 @@
+"""The CNN autoencoder between pictures and bits (paper 3.1): encoder, and the plain and the GAN decoder.
+
+Layout is NHWC throughout. Widths follow `TokenizerConfig`: level i has ch * ch_mult[i] channels, level 0 is the finest.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from bitdance_jax.config import TokenizerConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.tokenizer import lfq
+
+
+def group_norm(dtype: DTypeLike, affine: bool = True, name: str | None = None) -> nn.GroupNorm:
+    # E[x^2] - E[x]^2 would lose two digits against the release.
+    return nn.GroupNorm(num_groups=32, epsilon=1e-6, use_fast_variance=False, use_bias=affine, use_scale=affine, dtype=dtype, name=name)
+
+
+def conv3x3(features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None) -> nn.Conv:
+    # Explicit padding: "SAME" would pad a stride-2 convolution on one side only.
+    return nn.Conv(features, (3, 3), strides=(stride, stride), padding=1, use_bias=use_bias, dtype=dtype, name=name)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, swish, conv3x3, twice; a 1x1 convolution on the shortcut where widths differ."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        y = conv3x3(self.features, self.dtype, use_bias=False, name="conv1")(nn.silu(group_norm(self.dtype, name="norm1")(x)))
+        y = conv3x3(self.features, self.dtype, use_bias=False, name="conv2")(nn.silu(group_norm(self.dtype, name="norm2")(y)))
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut")(x)
+        return x + y
+
+
+class Encoder(nn.Module):
+    """Pictures in [-1, 1] to values whose signs are the bits."""
+
+    config: TokenizerConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
+        config = self.config
+        widths = [config.ch * m for m in config.ch_mult]
+        x = conv3x3(config.ch, self.dtype, use_bias=False, name="conv_in")(images)
+        for level, width in enumerate(widths):
+            for block in range(config.num_res_blocks):
+                x = ResidualBlock(width, self.dtype, name=f"down_{level}_block_{block}")(x)
+            if level < len(widths) - 1:
+                x = conv3x3(width, self.dtype, stride=2, name=f"down_{level}_downsample")(x)
+        for block in range(config.num_res_blocks):
+            x = ResidualBlock(widths[-1], self.dtype, name=f"mid_{block}")(x)
+        x = nn.silu(group_norm(self.dtype, name="norm_out")(x))
+        # The last product decides signs: it is made in float32 whatever the compute type.
+        return nn.Conv(config.bits, (1, 1), dtype=jnp.float32, name="conv_out")(x)
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """GroupNorm whose scale and shift come from the code's own spread and mean over space, per bit."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], style: Float[Array, "B h w K"]) -> Float[Array, "B H W C"]:
+        spread = jnp.sqrt(jnp.var(style, axis=(1, 2), ddof=1, keepdims=True) + 1e-6)
+        mean = jnp.mean(style, axis=(1, 2), keepdims=True)
+        scale = nn.Dense(x.shape[-1], dtype=self.dtype, name="gamma")(spread)
+        shift = nn.Dense(x.shape[-1], dtype=self.dtype, name="beta")(mean)
+        return group_norm(self.dtype, affine=False)(x) * scale + shift
+
+
+def depth_to_space(x: Float[Array, "B H W C4"]) -> Float[Array, "B H2 W2 C"]:
+    """2x2 upsampling in DCR order: the channel index is (row offset, column offset, channel)."""
+    return rearrange(x, "b h w (r s c) -> b (h r) (w s) c", r=2, s=2)
+
+
+class Decoder(nn.Module):
+    """Codes in {-1, 1} to pictures, about [-1, 1] (not clipped)."""
+
+    config: TokenizerConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None) -> Float[Array, "B H W C"]:
+        config = self.config
+        widths = [config.ch * m for m in config.ch_mult]
+        x = codes if noise is None else jnp.concatenate([codes, noise], axis=-1)
+        x = conv3x3(widths[-1], self.dtype, name="conv_in")(x)
+        for block in range(config.num_res_blocks):
+            x = ResidualBlock(widths[-1], self.dtype, name=f"mid_{block}")(x)
+        for level in reversed(range(len(widths))):
+            x = AdaptiveGroupNorm(self.dtype, name=f"adaptive_{level}")(x, codes)
+            for block in range(config.num_res_blocks):
+                x = ResidualBlock(widths[level], self.dtype, name=f"up_{level}_block_{block}")(x)
+            if level > 0:
+                x = depth_to_space(conv3x3(4 * widths[level], self.dtype, name=f"up_{level}_upsample")(x))
+        x = nn.silu(group_norm(self.dtype, name="norm_out")(x))
+        return conv3x3(config.image_channels, self.dtype, name="conv_out")(x)
+
+
+class Autoencoder(nn.Module):
+    """The tokenizer: `encode`, `decode`, and both in a row with straight-through gradients.
+
+    Attributes:
+      config: sizes.
+      dtype: compute type; parameters are float32, the encoder's output too.
+    """
+
+    config: TokenizerConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config, self.dtype)
+        self.decoder = Decoder(self.config, self.dtype)
+
+    def encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
+        """Pictures in [-1, 1], any height and width divisible by the downsampling, to values before the sign; `lfq.quantize` makes bits."""
+        down = self.config.downsampling
+        height, width, channels = images.shape[1:]
+        if height % down or width % down or channels != self.config.image_channels:
+            raise UserError(
+                f"the tokenizer takes pictures of {self.config.image_channels} channels with sides divisible by {down}, "
+                f"got {height}x{width} with {channels}; crop or resize them"
+            )
+        return self.encoder(images)
+
+    def decode(self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None) -> Float[Array, "B H W C"]:
+        """Codes in {-1, 1} to pictures; the GAN decoder takes standard normal noise of the code's shape, the plain one none."""
+        if codes.shape[-1] != self.config.bits:
+            raise UserError(f"the tokenizer's codes have {self.config.bits} bits, got {codes.shape[-1]}")
+        if (noise is not None) != (self.config.decoder == "gan"):
+            raise UserError(f"a {self.config.decoder} decoder takes {'noise' if noise is None else 'no noise'}")
+        return self.decoder(codes, noise)
+
+    def __call__(
+        self, images: Float[Array, "B H W C"], noise: Float[Array, "B h w K"] | None = None
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B h w K"]]:
+        """Reconstruction, and the encoder's output before the sign. Gradients pass straight through the sign."""
+        z = self.encode(images)
+        return self.decode(lfq.quantize_straight_through(z), noise), z

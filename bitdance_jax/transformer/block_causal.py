@@ -1,0 +1,115 @@
+"""The transformer of the class-conditional models (paper 3.3): RMSNorm on the input, pre-norm blocks, final RMSNorm."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from bitdance_jax.config import TransformerConfig
+from bitdance_jax.transformer import attention, rope
+from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.layers import SwiGLU
+from bitdance_jax.transformer.stack import stacked
+
+Mask = Bool[Array, "S T"] | Bool[np.ndarray, "S T"]
+Rotary = tuple[Float[Array, "S half"], Float[Array, "S half"]]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with rotary positions, fused qkv and no biases; over its own tokens, or over a cache that they enter."""
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        rotary: Rotary,
+        mask: Mask,
+        cache: KVCache | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+        qkv = nn.Dense(3 * self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
+        q, k, v = rearrange(qkv, "b s (three n d) -> three b s n d", three=3, n=self.config.num_heads)
+        q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
+        if cache is not None:
+            cache = attention.write_cache(cache, k, v, start)
+            visible = mask.shape[-1]
+            k, v = cache.k[:, :visible].astype(q.dtype), cache.v[:, :visible].astype(q.dtype)
+        out = attention.attend(q, k, v, mask, self.kernel)
+        return nn.Dense(self.config.dim, use_bias=False, dtype=self.dtype, name="out")(rearrange(out, "b s n d -> b s (n d)")), cache
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU. Its two results are the scan's carry and output."""
+
+    config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], rotary: Rotary, mask: Mask, cache: KVCache | None = None, start: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+        config = self.config
+        y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="attention_norm")(x)
+        y, cache = SelfAttention(config, self.dtype, self.kernel, name="attention")(y, rotary, mask, cache, start)
+        x = x + y
+        y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
+        return x + SwiGLU(config.hidden_dim, config.dim, use_bias=False, dtype=self.dtype, name="mlp")(y), cache
+
+
+class BlockCausalTransformer(nn.Module):
+    """Embedded tokens to hidden states.
+
+    Attributes:
+      config: sizes.
+      scan: parameters stacked and layers scanned, for training; else one by one, which a cache needs.
+      remat: what the backward pass keeps (`stack.remat_policy`); None keeps everything.
+      dtype: compute type.
+      kernel: attention kernel.
+    """
+
+    config: TransformerConfig
+    scan: bool = False
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        rotary: Rotary,
+        mask: Mask,
+        cache: list[KVCache] | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
+        """S new tokens, the first at position `start`.
+
+        Args:
+          rotary: cosines and sines of the new tokens' positions.
+          mask: which of the first T positions each new token sees; T = S without a cache.
+          cache: one per layer; the new tokens' keys and values are written into it before attending.
+
+        Returns:
+          Hidden states after the final norm, and the cache with the new tokens.
+        """
+        config = self.config
+        x = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="embedding_norm")(x)
+        if self.scan:
+            if cache is not None:
+                raise ValueError("scanned layers keep no cache; unstack the parameters and use scan=False")
+            x, _ = stacked(Block, config.num_layers, self.remat)(config, self.dtype, self.kernel, name="layers")(x, rotary, mask)
+        else:
+            layers = [Block(config, self.dtype, self.kernel, name=f"layers_{i}") for i in range(config.num_layers)]
+            new_cache = []
+            for i, layer in enumerate(layers):
+                x, layer_cache = layer(x, rotary, mask, None if cache is None else cache[i], start)
+                new_cache.append(layer_cache)
+            cache = None if cache is None else new_cache
+        return nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="norm")(x), cache

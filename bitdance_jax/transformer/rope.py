@@ -1,0 +1,22 @@
+"""Rotary position embeddings, in rotate-half form: dimension i of a head is paired with dimension i + D/2.
+
+The release's class-conditional models pair neighbouring dimensions instead; conversion reorders their query and key weights once
+(`convert.keys`), which leaves every product of a query with a key as it was, and spares accelerators the strided shuffles.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def rotary_angles_2d(xy: np.ndarray, head_dim: int, base: float) -> np.ndarray:
+    """Angles [T, head_dim / 2] of 2-D positions [T, 2] (x, y): the first half of the frequencies turns with x, the second with y."""
+    frequencies = base ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
+    return np.concatenate([xy[:, :1] * frequencies, xy[:, 1:] * frequencies], axis=-1).astype(np.float32)
+
+
+def rotate(x: Float[Array, "B T N D"], cos: Float[Array, "T half"], sin: Float[Array, "T half"]) -> Float[Array, "B T N D"]:
+    """Turn every head's pairs (i, i + D/2) by the angles of its token; computed in float32, returned in x's dtype."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
