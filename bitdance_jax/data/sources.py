@@ -6,7 +6,6 @@ pictures together, so the held-out ones spread over all classes; of the 1,906 em
 
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,6 +16,7 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.images import load_image
 
 
+EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
 HELD_OUT = 19
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
@@ -66,7 +66,7 @@ class EmojiSource(ArraySource):
     """The embedded Noto Emoji: 64 x 64 pixels on white in 9 categories; 1,806 to train on and 100 held out."""
 
     def __init__(self, split: Split):
-        with resources.as_file(resources.files("bitdance_jax") / "assets" / "emoji" / "noto_emoji_64.npz") as path, np.load(path) as file:
+        with np.load(EMOJI) as file:
             rows = split_indices(len(file["labels"]), split)
             arrays = {"image": file["images"][rows], "label": file["labels"][rows]}
             super().__init__(arrays, tuple(map(str, file["categories"])))
