@@ -1,0 +1,94 @@
+"""A run that is killed or stopped, and started again, ends as if nothing had happened. Real processes, real signals."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+STEPS = 60
+
+
+def start(workdir: Path, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(Path(__file__).with_name("toy_run.py")), str(workdir), str(STEPS), str(seconds_a_step)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+    return messages
+
+
+def rows(workdir: Path) -> int:
+    path = workdir / "metrics.csv"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_for_row(process: subprocess.Popen[str], workdir: Path, row: int) -> None:
+    deadline = time.monotonic() + 120
+    while rows(workdir) <= row:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+    with np.load(first / "model.npz") as one, np.load(second / "model.npz") as other:
+        assert set(one) == set(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    finish(start(workdir))
+    assert rows(workdir) == STEPS + 1
+    return workdir
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterrupted, tmp_path):
+    moments = random.Random(0)
+    for _ in range(5):
+        process = start(tmp_path, seconds_a_step=0.02)
+        wait_for_row(process, tmp_path, min(rows(tmp_path), STEPS - 20))
+        time.sleep(moments.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    finish(start(tmp_path))
+    assert_same_run(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number, name):
+    process = start(tmp_path, seconds_a_step=0.02)
+    wait_for_row(process, tmp_path, 10)
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"error: stopped by {name}; step" in messages
+    assert "Traceback" not in messages
+    last = int((tmp_path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
+    assert f"after step {last}\n" in finish(start(tmp_path))
+    assert_same_run(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_only_exports(uninterrupted, tmp_path):
+    before = (uninterrupted / "metrics.csv").read_bytes()
+    (uninterrupted / "model.npz").rename(tmp_path / "model.npz")
+    assert f"after step {STEPS}\n" in finish(start(uninterrupted))
+    assert (uninterrupted / "metrics.csv").read_bytes() == before
+    assert (uninterrupted / "model.npz").exists()
