@@ -1,5 +1,7 @@
 """The training state, and the optimizer that moves it (SPEC 4)."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from bitdance_jax.train.task import Params, Task
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a step changes; as jax.ShapeDtypeStructs it describes a state to restore.
 
     Attributes:
       step: optimizer steps done, int32 scalar.
@@ -20,10 +22,10 @@ class TrainState:
       opt_state: optax state.
     """
 
-    step: jax.Array
+    step: Any
     params: Params
     ema: Params
-    opt_state: optax.OptState
+    opt_state: Any
 
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:

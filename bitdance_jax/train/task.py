@@ -1,6 +1,6 @@
 """What the training loop needs to know of the thing it trains."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ Batch = dict[str, Any]
 """A batch: name -> array; the first axis of every array is the batch's. Numpy from the loader, jax arrays inside `Task.loss`."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless iterator over batches that can be put back to any place it has been at (a grain iterator)."""
 
@@ -24,6 +25,7 @@ class Batches(Protocol):
         """Goes to a place that `get_state` gave, here or in an earlier process."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained.
 
