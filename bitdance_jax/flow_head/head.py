@@ -15,12 +15,14 @@ from bitdance_jax.transformer.layers import SwiGLU
 from bitdance_jax.transformer.stack import stacked
 
 TIME_FEATURES = 256
+_EXPONENTS = np.float32(-np.log(10000.0)) * np.arange(TIME_FEATURES // 2, dtype=np.float32) / np.float32(TIME_FEATURES // 2)
+TIME_FREQUENCIES = np.exp(_EXPONENTS.astype(np.float64)).astype(np.float32)
+"""10000^(-i/128). Angles reach 1000 rad, where a frequency's last digit counts: the exponent is rounded to float32 as in the release."""
 
 
 def timestep_features(t: Float[Array, "*B"]) -> Float[Array, "*B 256"]:
     """Sinusoidal features of 1000 t, cosines first, max period 10000 (DiT's)."""
-    frequencies = np.exp(-np.log(10000.0) * np.arange(TIME_FEATURES // 2, dtype=np.float32) / (TIME_FEATURES // 2))
-    angles = 1000.0 * t.astype(jnp.float32)[..., None] * frequencies
+    angles = 1000.0 * t.astype(jnp.float32)[..., None] * TIME_FREQUENCIES
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -14,9 +14,11 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bitdance_jax.config import ClassConditionalConfig
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.flow_head import objective
 from bitdance_jax.flow_head.head import FlowHead
+from bitdance_jax.sampling import next_patch
+from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order, rope
 from bitdance_jax.transformer.attention import KVCache
 from bitdance_jax.transformer.block_causal import BlockCausalTransformer, Rotary
@@ -166,3 +168,55 @@ def class_conditional_loss(
     x_t = objective.interpolate(clean, draws.noise, t)
     predicted = model.apply({"params": params}, labels, jnp.where(flipped, -target, target), x_t, t)
     return jnp.mean(objective.velocity_loss(predicted, clean, t))
+
+
+def sample_codes(
+    model: ClassConditional,
+    params: Params,
+    labels: Int[Array, "B"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+) -> Float[Array, "B h w K"]:
+    """Codes in {-1, 1} of one image for each label; `order.sequence_to_grid` of the signs of `sample_patches`.
+
+    Args:
+      model: with unrolled layers; `params` likewise.
+      labels: 0 ... num_classes.
+      noise: for example `next_patch.noise_from_keys`.
+    """
+    values = sample_values(model, params, labels, noise, sampler)
+    tokens = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
+    return order.sequence_to_grid(tokens, model.config.grid, model.config.patch_side, model.config.order)
+
+
+def sample_values(
+    model: ClassConditional,
+    params: Params,
+    labels: Int[Array, "B"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+) -> Float[Array, "N B P K"]:
+    """The sampler's values before the sign, patch by patch."""
+    config = model.config
+    bound = model.bind({"params": params})
+    if sampler.guidance_scale != 1:
+        labels = jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
+    prefix, length = config.class_tokens + config.tokens_per_step - 1, config.tokens_per_step
+    total = prefix + config.num_tokens - length
+    cos, sin = (jnp.asarray(table) for table in rotary(config))
+    mask = jnp.asarray(attention_mask(config)[:total, :total])
+
+    def read(bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache]) -> tuple[Float[Array, "R P C"], list[KVCache]]:
+        start = prefix + patch * length
+        angles = tuple(jax.lax.dynamic_slice_in_dim(table, start, length) for table in (cos, sin))
+        visible = jax.lax.dynamic_slice_in_dim(mask, start, length)
+        hidden, cache = bound.read(bound.embed_bits(bits), angles, visible, cache, start)
+        return bound.condition(hidden, (patch + 1) * length), cache
+
+    transformer = config.transformer
+    empty = attention.empty_cache(labels.shape[0], total, transformer.num_heads, transformer.head_dim, jnp.dtype(model.dtype))
+    hidden, cache = bound.read(
+        bound.embed_prefix(labels), (cos[:prefix], sin[:prefix]), mask[:prefix, :prefix], [empty] * transformer.num_layers
+    )
+    head = next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
+    return next_patch.sample_patches(head, bound.condition(hidden[:, -length:]), cache, config.num_steps, noise, sampler)

@@ -1,0 +1,104 @@
+"""The next-patch sampler that all models share: read the prefix, then scan over patches, each drawn by the head and read back.
+
+A model gives three functions of arrays (`Model`); everything here is one traced program: compiled once for each shape.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.flow_head import solver
+from bitdance_jax.tokenizer import lfq
+
+
+Cache = Any
+
+
+class Model(NamedTuple):
+    """What the sampler needs of a model. R rows: the images, or [conditional; unconditional] with guidance.
+
+    Attributes:
+      read: bits of patch i [R, P, K], i, cache -> states of patch i + 1 [R, P, C], cache.
+      embed_time: times [E] -> vectors [E, D].
+      embed_condition: states [R, P, C] -> vectors [R, P, D].
+      denoise: noisy bits [R, P, K], one time vector [D], condition vectors [R, P, D] -> predicted bits [R, P, K].
+      time_shift: the head's.
+    """
+
+    read: Callable[[Float[Array, "R P K"], Int[Array, ""], Cache], tuple[Float[Array, "R P C"], Cache]]
+    embed_time: Callable[[Float[Array, "E"]], Float[Array, "E D"]]
+    embed_condition: Callable[[Float[Array, "R P C"]], Float[Array, "R P D"]]
+    denoise: Callable[[Float[Array, "R P K"], Float[Array, "D"], Float[Array, "R P D"]], Float[Array, "R P K"]]
+    time_shift: float
+
+
+NoiseSource = Callable[[Int[Array, ""] | int, bool], Float[Array, "S R P K"]]
+"""(patch, separate) -> standard normal noise of one patch, the `solver.num_noises` draws first; `separate`: for the unconditional rows too."""
+
+
+def noise_from_keys(keys: Array, num_noises: int, tokens: int, bits: int) -> NoiseSource:
+    """Noise that depends on an image's own key [B] and the patch alone: an image is the same in any batch.
+
+    The unconditional rows' own noise, where a step asks for it, comes from a key folded once more.
+    """
+
+    def draw(keys: Array, patch: Int[Array, ""] | int) -> Float[Array, "S B P K"]:
+        one = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, patch), (num_noises, tokens, bits)), out_axes=1)
+        return one(keys)
+
+    def source(patch: Int[Array, ""] | int, separate: bool) -> Float[Array, "S R P K"]:
+        own = draw(keys, patch)
+        if not separate:
+            return own
+        unconditional = jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(2**32 - 1)))(keys)
+        return jnp.concatenate([own, draw(unconditional, patch)], axis=1)
+
+    return source
+
+
+def sample_patches(
+    model: Model,
+    states: Float[Array, "R P C"],
+    cache: Cache,
+    num_steps: int,
+    noise: NoiseSource,
+    config: SamplerConfig,
+) -> Float[Array, "N R P K"]:
+    """Pre-sign values of every patch, in order; R = B images, whose signs are the bits.
+
+    Args:
+      model: see `Model`.
+      states: of the first patch, after the prefix was read; 2 B rows [conditional; unconditional] if the guidance scale is not 1.
+      cache: what `model.read` left of the prefix.
+      num_steps: N, patches of an image.
+      noise: see `NoiseSource`.
+      config: solver and guidance.
+
+    With the linear schedule the first patch has scale 1. The release then samples both streams apart, each row with its own noise: the
+    unconditional stream reads its own first patch. From the second patch on both read the guided one.
+    """
+    guided = config.guidance_scale != 1
+    scales = jnp.asarray(solver.guidance_scales(config, num_steps))
+    steps = solver.solver_steps(config, model.time_shift)
+    times = model.embed_time(steps.t)
+
+    def draw(states: Float[Array, "R P C"], patch_noise: Float[Array, "S B P K"], scale: Any) -> Float[Array, "B P K"]:
+        condition = model.embed_condition(states)
+        return solver.solve(lambda x, time: model.denoise(x, time, condition), patch_noise, steps, times, scale)
+
+    def next_patch(carry: tuple[Array, Cache], patch: Int[Array, ""]) -> tuple[tuple[Array, Cache], Float[Array, "B P K"]]:
+        rows, cache = carry
+        states, cache = model.read(lfq.quantize(rows), patch - 1, cache)
+        values = draw(states, noise(patch, False), scales[patch] if guided else None)
+        return (jnp.concatenate([values, values]) if guided else values, cache), values
+
+    apart = guided and config.guidance_schedule == "linear"
+    first = draw(states, noise(0, apart), scales[0] if guided and not apart else None)
+    rows = jnp.concatenate([first, first]) if guided and not apart else first
+    _, rest = jax.lax.scan(next_patch, (rows, cache), jnp.arange(1, num_steps))
+    images = states.shape[0] // 2 if guided else states.shape[0]
+    return jnp.concatenate([first[None, :images], rest])
