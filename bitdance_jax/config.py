@@ -136,9 +136,7 @@ class FlowHeadConfig:
 
     def __post_init__(self) -> None:
         _require(min(self.width, self.num_blocks, self.num_groups) > 0, "width, num_blocks and num_groups must be positive")
-        _require(
-            self.num_blocks % self.num_groups == 0, f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}"
-        )
+        _require(self.num_blocks % self.num_groups == 0, f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}")
         _require(self.width % self.head_dim == 0, f"head_dim must divide width, got {self.head_dim} and {self.width}")
         _require(self.width % 2 == 0, f"width must be even, got {self.width}")
         _require(self.time_shift > 0, f"time_shift must be positive, got {self.time_shift}")
@@ -208,7 +206,7 @@ class ClassConditionalConfig:
 
     @classmethod
     def imagenet(cls, name: str) -> Self:
-        """A released ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (SPEC 2; B-1x, B-4x, B-16x, L-1x, H-1x are published)."""
+        """An ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (SPEC 2). Published: B-1x, B-4x, B-16x, L-1x, H-1x."""
         sizes = {"b": (24, 768, 12, 6, 2), "l": (32, 1024, 16, 8, 2), "h": (40, 1280, 20, 12, 3)}
         size, _, parallel = name.lower().replace("-", "_").partition("_")
         if size not in sizes or parallel not in ("1x", "4x", "16x"):
@@ -294,7 +292,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
         _require(self.workers >= 0, f"workers must not be negative, got {self.workers}")
-        _require(self.source != "folder" or self.path is not None, "data.source folder needs --data.path, a folder with one sub-folder a class")
+        _require(
+            self.source != "folder" or self.path is not None, "data.source folder needs --data.path, a folder with one sub-folder a class"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from bitdance_jax.transformer import attention
 from bitdance_jax.transformer.layers import SwiGLU
 from bitdance_jax.transformer.stack import stacked
 
+
 TIME_FEATURES = 256
 _EXPONENTS = np.float32(-np.log(10000.0)) * np.arange(TIME_FEATURES // 2, dtype=np.float32) / np.float32(TIME_FEATURES // 2)
 TIME_FREQUENCIES = np.exp(_EXPONENTS.astype(np.float64)).astype(np.float32)
@@ -140,7 +141,7 @@ class FlowHead(nn.Module):
         self.input_proj = nn.Dense(config.width, dtype=self.dtype)
         arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.scan, self.remat, self.dtype)
         if self.scan:
-            self.groups = stacked(HeadGroup, config.num_groups, None)(*arguments)
+            self.groups: Any = stacked(HeadGroup, config.num_groups, None)(*arguments)
         else:
             self.groups = [HeadGroup(*arguments) for _ in range(config.num_groups)]
         self.final_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=self.dtype)
@@ -155,9 +156,7 @@ class FlowHead(nn.Module):
         """The transformer's states at a patch to vectors of the head's width."""
         return self.cond_embed(z)
 
-    def denoise(
-        self, x_t: Float[Array, "B P K"], time: Float[Array, "*b D"], condition: Float[Array, "B P D"]
-    ) -> Float[Array, "B P K"]:
+    def denoise(self, x_t: Float[Array, "B P K"], time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> Float[Array, "B P K"]:
         """The predicted clean bits, float32.
 
         Args:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from bitdance_jax.config import FlowHeadConfig
 
+
 MIN_REMAINING = 0.05
 """Velocities divide by the time left, max(1 - t, 0.05)."""
 

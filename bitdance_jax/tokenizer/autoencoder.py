@@ -3,7 +3,10 @@
 Layout is NHWC throughout. Widths follow `TokenizerConfig`: level i has ch * ch_mult[i] channels, level 0 is the finest.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
@@ -145,3 +148,11 @@ class Autoencoder(nn.Module):
         """Reconstruction, and the encoder's output before the sign. Gradients pass straight through the sign."""
         z = self.encode(images)
         return self.decode(lfq.quantize_straight_through(z), noise), z
+
+
+def abstract_params(config: TokenizerConfig) -> dict[str, Any]:
+    """Shapes of the parameters, float32, without making any."""
+    model, side = Autoencoder(config), config.downsampling
+    image = jax.ShapeDtypeStruct((1, side, side, config.image_channels), jnp.float32)
+    noise = jax.ShapeDtypeStruct((1, 1, 1, config.bits), jnp.float32) if config.decoder == "gan" else None
+    return jax.eval_shape(model.init, jax.random.key(0), image, noise)["params"]

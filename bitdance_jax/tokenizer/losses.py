@@ -36,7 +36,8 @@ def tokenizer_loss(
       The loss, and a dict with `l1`, `l2` (on the [-1, 1] scale), `sample_entropy` and `codebook_entropy` (nats), `commitment`, and each
       picture term.
     """
-    reconstruction, z = model.apply({"params": params}, images, noise)
+    outputs: Any = model.apply({"params": params}, images, noise)
+    reconstruction, z = outputs
     error = reconstruction.astype(jnp.float32) - images
     sample_entropy, codebook_entropy = lfq.entropy_terms(z, model.config.num_codebooks, config.temperature)
     metrics = {

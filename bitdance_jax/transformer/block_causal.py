@@ -1,5 +1,7 @@
 """The transformer of the class-conditional models (paper 3.3): RMSNorm on the input, pre-norm blocks, final RMSNorm."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache
 from bitdance_jax.transformer.layers import SwiGLU
 from bitdance_jax.transformer.stack import stacked
+
 
 Mask = Bool[Array, "S T"] | Bool[np.ndarray, "S T"]
 Rotary = tuple[Float[Array, "S half"], Float[Array, "S half"]]
@@ -107,7 +110,7 @@ class BlockCausalTransformer(nn.Module):
             x, _ = stacked(Block, config.num_layers, self.remat)(config, self.dtype, self.kernel, name="layers")(x, rotary, mask)
         else:
             layers = [Block(config, self.dtype, self.kernel, name=f"layers_{i}") for i in range(config.num_layers)]
-            new_cache = []
+            new_cache: list[Any] = []
             for i, layer in enumerate(layers):
                 x, layer_cache = layer(x, rotary, mask, None if cache is None else cache[i], start)
                 new_cache.append(layer_cache)

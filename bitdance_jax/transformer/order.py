@@ -6,6 +6,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+
 Order = Literal["patch", "token"]
 
 

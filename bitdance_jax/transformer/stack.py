@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+
 STACKED = ("layers", "groups", "blocks")
 """Names of the repeated parts in the parameter trees."""
 
