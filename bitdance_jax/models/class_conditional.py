@@ -4,6 +4,7 @@ The sequence is `class_tokens` tokens of the label, P - 1 learned queries, then 
 stand for the visual tokens, patch by patch.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from bitdance_jax.transformer import attention, order, rope
 from bitdance_jax.transformer.attention import KVCache
 from bitdance_jax.transformer.block_causal import BlockCausalTransformer, Rotary
 from bitdance_jax.transformer.layers import SwiGLU
+
 
 Params = Any
 
@@ -97,14 +99,14 @@ class ClassConditional(nn.Module):
         return self.head(x_t, t, jnp.tile(condition, (x_t.shape[0] // condition.shape[0], 1, 1)))
 
 
-def rotary(config: ClassConditionalConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines [S + T, head_dim / 2] of the whole sequence: prefix unrotated, visual tokens at (x + 1.5, y + 1.5)."""
+def rotary(config: ClassConditionalConfig) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
+    """Cosines and sines of the prefix, which is unrotated, and all visual tokens, at (x + 1.5, y + 1.5); half = head_dim / 2."""
     head_dim = config.transformer.head_dim
     xy = order.token_positions(config.grid, config.grid, config.patch_side, config.order) + 1.5
     angles = rope.rotary_angles_2d(xy.astype(np.float32), head_dim, config.transformer.rope_base)
     prefix = np.zeros((config.class_tokens + config.tokens_per_step - 1, head_dim // 2), np.float32)
     angles = np.concatenate([prefix, angles])
-    return np.cos(angles), np.sin(angles)
+    return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
 
 def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
@@ -166,8 +168,20 @@ def class_conditional_loss(
     clean = jnp.tile(to_patches(target, config), (config.head_repeats, 1, 1))
     t = objective.training_times(draws.time_normal, config.head)
     x_t = objective.interpolate(clean, draws.noise, t)
-    predicted = model.apply({"params": params}, labels, jnp.where(flipped, -target, target), x_t, t)
+    predicted: Any = model.apply({"params": params}, labels, jnp.where(flipped, -target, target), x_t, t)
     return jnp.mean(objective.velocity_loss(predicted, clean, t))
+
+
+def init_params(model: ClassConditional, key: Array) -> Params:
+    """Fresh parameters, float32; stacked or not as the model says."""
+    config, patch = model.config, (model.config.num_steps, model.config.tokens_per_step, model.config.tokenizer.bits)
+    bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
+    return model.init(key, jnp.zeros((1,), jnp.int32), bits, jnp.zeros(patch), jnp.zeros(patch[:1]))["params"]
+
+
+def abstract_params(config: ClassConditionalConfig, scan: bool = True) -> Params:
+    """Shapes of the parameters, float32, without making any."""
+    return jax.eval_shape(functools.partial(init_params, ClassConditional(config, scan)), jax.random.key(0))
 
 
 def sample_codes(
@@ -203,12 +217,14 @@ def sample_values(
         labels = jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
     prefix, length = config.class_tokens + config.tokens_per_step - 1, config.tokens_per_step
     total = prefix + config.num_tokens - length
-    cos, sin = (jnp.asarray(table) for table in rotary(config))
+    cos, sin = rotary(config)
     mask = jnp.asarray(attention_mask(config)[:total, :total])
 
-    def read(bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache]) -> tuple[Float[Array, "R P C"], list[KVCache]]:
+    def read(
+        bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache] | None
+    ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
         start = prefix + patch * length
-        angles = tuple(jax.lax.dynamic_slice_in_dim(table, start, length) for table in (cos, sin))
+        angles = jax.lax.dynamic_slice_in_dim(cos, start, length), jax.lax.dynamic_slice_in_dim(sin, start, length)
         visible = jax.lax.dynamic_slice_in_dim(mask, start, length)
         hidden, cache = bound.read(bound.embed_bits(bits), angles, visible, cache, start)
         return bound.condition(hidden, (patch + 1) * length), cache

@@ -37,7 +37,7 @@ class Model(NamedTuple):
 
 
 NoiseSource = Callable[[Int[Array, ""] | int, bool], Float[Array, "S R P K"]]
-"""(patch, separate) -> standard normal noise of one patch, the `solver.num_noises` draws first; `separate`: for the unconditional rows too."""
+"""(patch, separate) -> standard normal noise of one patch, `solver.num_noises` draws; `separate`: for the unconditional rows too."""
 
 
 def noise_from_keys(keys: Array, num_noises: int, tokens: int, bits: int) -> NoiseSource:
