@@ -48,9 +48,8 @@ def main() -> int:
     path, *flags = sys.argv[1:]
     try:
         config = override(load_config(path), flags, f"train.py {path}")
-        from bitdance_jax.train.tasks import make_task
-
         from bitdance_jax.train.loop import train
+        from bitdance_jax.train.tasks import make_task
 
         train(make_task(config), config.run, config.optimizer, to_dict(config))
     except UserError as error:

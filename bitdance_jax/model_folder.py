@@ -82,7 +82,7 @@ def load(folder: str | os.PathLike[str], *, expect: Kind | None = None, abstract
     _check_files(path, header.get("files", {}))
     params = _read_weights(path)
     if abstract is not None:
-        _check_shapes(path, params, abstract)
+        check_shapes(path, params, abstract)
     return ModelFolder(header["kind"], header["config"], header["metadata"], params)
 
 
@@ -150,7 +150,8 @@ def _read_weights(path: epath.Path) -> Params:
         raise UserError(f"the weights in {weights} cannot be read; fetch or write the folder again") from error
 
 
-def _check_shapes(path: epath.Path, params: Params, abstract: Any) -> None:
+def check_shapes(path: str | os.PathLike[str], params: Params, abstract: Any) -> None:
+    """Raises a UserError that names the first parameter which is missing, unknown or of another shape than in `abstract`."""
     saved, wanted = ({name: tuple(x.shape) for name, x in traverse_util.flatten_dict(tree, sep="/").items()} for tree in (params, abstract))
     wrong = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if wrong:

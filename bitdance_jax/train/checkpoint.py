@@ -1,6 +1,7 @@
 """Checkpoints of a training run: state and place in the data, written by Orbax while training goes on."""
 
 import errno
+import logging
 import os
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        # Folders made in the foreground: where a full disk refuses one, threads that wait for it would hold up the exit for minutes.
+        asynchronous = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=asynchronous)
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -96,6 +99,20 @@ class Checkpoints:
             os.rename(self._folder / str(step), self._folder / f"{step}.damaged")
         if steps:
             self._manager.reload()
+
+
+def quiet_orbax() -> None:
+    """Keeps a command-line tool's output to its own lines: Orbax logs, with tracebacks, the errors that it also raises.
+
+    After a failed read or write, TensorStore's other ones find the event loop closed, each with a traceback of its own.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -28,10 +28,10 @@ class MetricsFile:
         self._columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
-    def append(self, figures: Mapping[str, float]) -> None:
-        """Adds a row; `figures` holds "step". Floats are written so that they read back exactly."""
-        self.rows.append({name: repr(value) for name, value in figures.items()})
-        new = [name for name in figures if name not in self._columns]
+    def append(self, step: int, figures: Mapping[str, float]) -> None:
+        """Adds a row. Floats are written so that they read back exactly."""
+        self.rows.append({"step": str(step), **{name: repr(value) for name, value in figures.items()}})
+        new = [name for name in self.rows[-1] if name not in self._columns]
         self._columns += new
         if new:
             self._rewrite()
@@ -59,7 +59,7 @@ class MetricsWriter:
 
     def write(self, step: int, figures: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Logs a step. The speeds go to TensorBoard only: metrics.csv holds what a resumed run repeats exactly."""
-        self._table.append({"step": step, **figures})
+        self._table.append(step, figures)
         for name, value in {**figures, **speed}.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()

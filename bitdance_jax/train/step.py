@@ -26,7 +26,7 @@ def make_train_step(task: Task, optimizer: optax.GradientTransformation, schedul
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, step_size=1 - ema_decay)
-        metrics = {"loss": loss, **task_metrics, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics = {"loss": loss, **task_metrics, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from bitdance_jax.config import OptimizerConfig, RunConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.train.checkpoint import quiet_orbax
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.task import Batch, Batches, Params
 
@@ -71,6 +72,7 @@ def run_config(workdir: str, steps: int) -> RunConfig:
 
 
 if __name__ == "__main__":
+    quiet_orbax()
     try:
         train(ToyTask(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0), run_config(sys.argv[1], int(sys.argv[2])), OPTIMIZER)
     except UserError as error:

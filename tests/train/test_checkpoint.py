@@ -1,0 +1,139 @@
+"""Checkpoints: damage, other models, a full disk, retention."""
+
+import errno
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from bitdance_jax.errors import UserError
+from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
+from bitdance_jax.train.state import TrainState, init_state
+
+
+OPTIMIZER = optax.adamw(optax.constant_schedule(1e-3), mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
+
+
+def make_state(toy, step: int, width: int = 16) -> TrainState:
+    state = init_state(toy.ToyTask(width=width), OPTIMIZER, jax.random.key(0))
+    return state.replace(step=jnp.int32(step), ema=jax.tree.map(lambda x: x + step, state.ema))
+
+
+def abstract(toy, **kwargs) -> TrainState:
+    return jax.eval_shape(lambda: make_state(toy, 0, **kwargs))
+
+
+@pytest.fixture
+def folder(toy, tmp_path) -> Path:
+    """Checkpoints of steps 1, 2 and 3, of which two are kept."""
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(toy, step), {"parent": {"next_index": 8 * step}, "epoch": 0})
+    return tmp_path / "checkpoints"
+
+
+def restore(folder: Path, wanted: TrainState) -> tuple[TrainState, dict] | None:
+    with Checkpoints(folder, keep=2) as checkpoints:
+        return checkpoints.restore(wanted)
+
+
+def test_the_newest_comes_back_whole(toy, folder):
+    state, place = restore(folder, abstract(toy))
+    assert place == {"parent": {"next_index": 24}, "epoch": 0}
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(toy, 3))
+    assert jax.tree.structure(state) == jax.tree.structure(make_state(toy, 3))
+
+
+def test_only_the_newest_are_kept(folder):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.steps == [2, 3]
+
+
+def test_an_empty_folder_has_nothing_to_restore(toy, tmp_path):
+    assert restore(tmp_path / "none", abstract(toy)) is None
+
+
+def damage(folder: Path, how: str) -> None:
+    weights = max((folder / "state").rglob("d/*"), key=lambda file: file.stat().st_size)
+    match how:
+        case "cut weights":
+            weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 3])
+        case "empty weights":
+            weights.write_bytes(b"")
+        case "no index":
+            (folder / "state/manifest.ocdbt").unlink()
+        case "cut list of arrays":
+            (folder / "state/_METADATA").write_text("{")
+        case "no place in the data":
+            shutil.rmtree(folder / "data")
+        case "nothing inside":
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+DAMAGES = ["cut weights", "empty weights", "no index", "cut list of arrays", "no place in the data", "nothing inside"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's pending reads, after a failed one.
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_one_is_reported_and_the_one_before_used(toy, folder, capfd, how):
+    damage(folder / "3", how)
+    with Checkpoints(folder, keep=2) as checkpoints:
+        state, _ = checkpoints.restore(abstract(toy))
+        assert int(state.step) == 2
+        assert checkpoints.steps == [2]
+        checkpoints.save(3, make_state(toy, 3), {})
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.steps == [2, 3]
+        assert int(checkpoints.restore(abstract(toy))[0].step) == 3
+    if how != "nothing inside":  # That one Orbax does not take for a checkpoint at all.
+        assert f"checkpoint {folder}/3 is damaged and left out" in capfd.readouterr().err
+        assert (folder / "3.damaged").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_all_damaged_is_one_line_and_nothing_is_touched(toy, folder):
+    for step in (2, 3):
+        damage(folder / str(step), "no index")
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        restore(folder, abstract(toy))
+    assert {"2", "3"} <= {path.name for path in folder.iterdir()}
+
+
+def test_another_models_checkpoint_is_one_line(toy, folder):
+    with pytest.raises(UserError, match=r"is of another model: ema/hidden/bias is float32\[16\] there and float32\[32\] in this run"):
+        restore(folder, abstract(toy, width=32))
+    assert {"2", "3"} <= {path.name for path in folder.iterdir()}
+
+
+def test_another_optimizers_checkpoint_is_one_line(toy, folder):
+    other = jax.eval_shape(lambda: init_state(toy.ToyTask(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)))
+    with pytest.raises(UserError, match="is of another model: opt_state/.* missing"):
+        restore(folder, other)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(toy, folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space left") as caught,
+        Checkpoints(folder, keep=2) as checkpoints,
+    ):
+        patch.setattr(ocp.StandardCheckpointHandler, "finalize", full)
+        checkpoints.save(4, make_state(toy, 4), {})
+    assert is_disk_full(caught.value)
+    state, _ = restore(folder, abstract(toy))
+    assert int(state.step) == 3
+
+
+def test_what_a_full_disk_looks_like():
+    assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_disk_full(ValueError("RESOURCE_EXHAUSTED: Failed to write [Disk quota exceeded]"))
+    assert not is_disk_full(MemoryError("RESOURCE_EXHAUSTED: out of memory"))

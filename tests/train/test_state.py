@@ -1,0 +1,107 @@
+"""The optimizer against its definition: schedule, clipping, masked weight decay, EMA."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitdance_jax.config import ConfigError, OptimizerConfig
+from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
+from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.task import Task
+
+
+def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+    schedule = learning_rate_schedule(config, steps)
+    return np.array([float(schedule(step)) for step in range(steps + 1)])
+
+
+def test_warm_up_then_constant():
+    got = rates(OptimizerConfig(learning_rate=0.5, warmup_steps=4), 8)
+    np.testing.assert_allclose(got, [0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay_start", [None, 6])
+def test_warm_up_then_cosine_to_the_last_step(decay_start):
+    got = rates(OptimizerConfig(learning_rate=0.5, warmup_steps=4, schedule="cosine", end_learning_rate=0.1, decay_start=decay_start), 10)
+    start = decay_start or 4
+    np.testing.assert_allclose(got[4 : start + 1], 0.5, rtol=1e-6)
+    wave = 0.1 + 0.4 * 0.5 * (1 + np.cos(np.pi * np.arange(11 - start) / (10 - start)))
+    np.testing.assert_allclose(got[start:], wave, rtol=1e-5)
+
+
+def test_no_warm_up_starts_at_the_peak():
+    np.testing.assert_allclose(rates(OptimizerConfig(learning_rate=0.5, warmup_steps=0), 3), 0.5)
+
+
+def test_decay_before_the_end_of_the_warm_up_is_an_error():
+    with pytest.raises(ConfigError, match="decay_start must not be before"):
+        learning_rate_schedule(OptimizerConfig(warmup_steps=10, schedule="cosine", decay_start=5), 100)
+
+
+class LinearTask(Task):
+    """The gradient of every parameter is the batch's scale."""
+
+    def __init__(self, params):
+        self.params = params
+
+    def init(self, key):
+        return self.params
+
+    def loss(self, params, batch, key):
+        return sum((batch["scale"] * x).sum() for x in jax.tree.leaves(params)), {}
+
+    def no_decay(self, path):
+        return path == ("embedding", "table")
+
+    def stacked_axes(self, path):
+        return 1 if path[0] == "layers" else 0
+
+
+PARAMS = {
+    "layers": {"norm": {"scale": jnp.full((2, 3), 2.0)}, "kernel": jnp.full((2, 3, 3), 2.0)},
+    "embedding": {"table": jnp.full((4, 3), 2.0)},
+    "head": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
+}
+
+
+def one_step(config: OptimizerConfig, scale: float = 1.0):
+    task = LinearTask(PARAMS)
+    schedule = learning_rate_schedule(config, 10)
+    optimizer = make_optimizer(config, schedule, task)
+    step = make_train_step(task, optimizer, schedule, config.ema_decay)
+    state = jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0))
+    return step(state, {"scale": jnp.float32(scale)}, jax.random.key(0))
+
+
+def test_weight_decay_skips_what_it_must():
+    """Adam's first step is learning_rate x sign(gradient); decay takes learning_rate x weight_decay x weight besides."""
+    state, _ = one_step(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None))
+    expected = jax.tree.map(lambda x: 2.0 - 0.1, PARAMS)
+    expected["layers"]["kernel"] = expected["head"]["kernel"] = 2.0 - 0.1 - 0.1 * 0.5 * 2
+    jax.tree.map(lambda want, got: np.testing.assert_allclose(got, want, rtol=1e-5), expected, state.params)
+
+
+def test_ema_starts_from_the_initial_weights():
+    state, _ = one_step(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, ema_decay=0.75))
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, 2.0 - 0.25 * 0.1, rtol=1e-5), state.ema)
+    assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
+    assert int(state.step) == 1
+
+
+def test_clipping_acts_on_the_moments_and_the_norm_is_logged_unclipped():
+    count = sum(x.size for x in jax.tree.leaves(PARAMS))
+    state, metrics = one_step(OptimizerConfig(warmup_steps=0, clip_norm=1.0), scale=3.0)
+    np.testing.assert_allclose(metrics["grad_norm"], 3 * count**0.5, rtol=1e-5)
+    first_moment = state.opt_state[1][0].mu["head"]["bias"]
+    np.testing.assert_allclose(first_moment, 0.1 / count**0.5, rtol=1e-5)
+
+
+def test_the_step_gives_up_the_old_state(toy):
+    task, config = toy.ToyTask(), toy.OPTIMIZER
+    schedule = learning_rate_schedule(config, 10)
+    optimizer = make_optimizer(config, schedule, task)
+    step = make_train_step(task, optimizer, schedule, config.ema_decay)
+    state = jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0))
+    step(state, next(task.batches()), jax.random.key(1))
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
