@@ -336,6 +336,8 @@ class RunConfig:
       steps: optimizer steps in all.
       seed: of the initial weights, the order of the data and every noise.
       compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
+      export_dtype: of the finished model folder's weights.
+      remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
       log_every, save_every, preview_every: in steps.
       keep: newest checkpoints kept.
     """
@@ -344,6 +346,8 @@ class RunConfig:
     steps: int
     seed: int = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "nothing"] = "none"
     log_every: int = 10
     save_every: int = 500
     preview_every: int = 500

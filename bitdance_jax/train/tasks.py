@@ -1,24 +1,31 @@
 """The two things that train: the tokenizer, and the class-conditional model on a frozen tokenizer."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax import images, model_folder
-from bitdance_jax.config import TokenizerTraining, to_dict
-from bitdance_jax.data.loader import BatchIterator, make_loader
-from bitdance_jax.data.sources import open_source
+from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training, to_dict
+from bitdance_jax.data.latents import EncodedBatches, cached_latents, unpack
+from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data.sources import PictureSource, Split, open_source
+from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
+from bitdance_jax.models.class_conditional import ClassConditional, class_conditional_loss, draw, init_params
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import tokenizer_loss
-from bitdance_jax.train.task import Batch, Params
+from bitdance_jax.train.task import Batch, Batches, Params, Task
+from bitdance_jax.transformer.stack import stacked_axes
 
 
 PREVIEW_IMAGES = 16
-EVALUATION_BATCH = 50
+PREVIEW_CLASSES, PREVIEW_COLUMNS = 10, 8
+EVALUATION_BATCH, EVALUATION_IMAGES = 50, 1000
 
 
 class TokenizerTask:
@@ -58,13 +65,16 @@ class TokenizerTask:
         return {"reconstructions": images.grid(pairs, columns=len(originals))}
 
     def evaluate(self, ema_params: Params) -> dict[str, float]:
-        figures = [psnr(batch["image"], np.asarray(self._reconstruct(ema_params, batch["image"]))) for batch in self._held_out_batches()]
+        """Mean PSNR in dB over the first held-out pictures."""
+        batches = _first(self._held_out_batches())
+        figures = [psnr(np.asarray(self._reconstruct(ema_params, batch["image"])), batch["image"]) for batch in batches]
         return {"psnr": float(np.mean(np.concatenate(figures)))}
 
     def export(self, ema_params: Params, folder: str) -> None:
         figures = self.evaluate(ema_params)
         metadata = {"steps": self._config.run.steps, "image_size": self._config.image_size, "held_out": figures}
-        model_folder.save(folder, kind="tokenizer", config=to_dict(self._config.model), params=ema_params, metadata=metadata)
+        params = _cast(ema_params, self._config.run.export_dtype)
+        model_folder.save(folder, kind="tokenizer", config=to_dict(self._config.model), params=params, metadata=metadata)
 
     def batches(self) -> BatchIterator:
         data = self._config.data
@@ -94,6 +104,110 @@ class TokenizerTask:
         return images.to_uint8(self._model.apply({"params": params}, lfq.quantize(z), noise, method="decode"))
 
 
-def make_task(config: Any) -> TokenizerTask:
+class ClassConditionalTask:
+    """Trains transformer and head on the bits of a frozen tokenizer; evaluates the loss on the held-out split."""
+
+    def __init__(self, config: ClassConditionalTraining) -> None:
+        self._config = config
+        self._tokenizer = _load_tokenizer(config)
+        self._source, self._held_out = self._open("train"), self._open("heldout")
+        classes = len(self._source.class_names)
+        if classes != config.model.num_classes:
+            raise UserError(f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}")
+        remat = None if config.run.remat == "none" else config.run.remat
+        self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=jnp.dtype(config.run.compute_dtype))
+        self._held_out_loss = jax.jit(self.loss)
+        self.steps_per_epoch = len(self._source) / config.data.batch_size
+
+    def init(self, key: jax.Array) -> Params:
+        return init_params(self._model, key)
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        codes = unpack(batch["codes"], self._config.model.tokenizer.bits)
+        draws = draw(key, self._config.model, len(codes))
+        return class_conditional_loss(self._model, params, batch["label"], codes, draws), {}
+
+    def no_decay(self, path: tuple[str, ...]) -> bool:
+        return path[0] in ("connector", "class_embedding", "query_tokens")
+
+    def stacked_axes(self, path: tuple[str, ...]) -> int:
+        return stacked_axes(path)
+
+    def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
+        config, names = self._config, self._source.class_names[:PREVIEW_CLASSES]
+        pipeline = ClassConditionalPipeline(config.model, ema_params, self._tokenizer, names, config.preview)
+        labels = np.repeat(np.arange(len(names)), PREVIEW_COLUMNS).tolist()
+        samples = pipeline.sample(labels, config.run.seed, batch_size=len(labels), progress=False)
+        return {"samples": images.grid(samples, PREVIEW_COLUMNS, names)}
+
+    def evaluate(self, ema_params: Params) -> dict[str, float]:
+        """Mean loss over the first held-out pictures, with noise that is the same at every evaluation."""
+        batches = self._batches(self._held_out, min(EVALUATION_BATCH, len(self._held_out)), training=False)
+        losses = [float(self._held_out_loss(ema_params, batch, jax.random.key(i))[0]) for i, batch in enumerate(_first(batches))]
+        return {"loss": float(np.mean(losses))}
+
+    def export(self, ema_params: Params, folder: str) -> None:
+        config = self._config
+        metadata = {
+            "steps": config.run.steps,
+            "class_names": list(self._source.class_names),
+            "sampler": to_dict(config.preview),
+            "held_out": self.evaluate(ema_params),
+        }
+        params = _cast({"model": ema_params, "tokenizer": self._tokenizer.params}, config.run.export_dtype)
+        model_folder.save(folder, kind="class_conditional", config=to_dict(config.model), params=params, metadata=metadata)
+
+    def batches(self) -> Batches:
+        return self._batches(self._source, self._config.data.batch_size, training=True)
+
+    def _open(self, split: Split) -> PictureSource:
+        config = self._config
+        source = open_source(config.data, split)
+        if not config.data.cache_latents:
+            return source
+        path = Path(config.run.workdir) / f"latents_{split}.npz"
+        return cached_latents(path, source, self._tokenizer, config.model.image_size, flips=config.data.augment.flip > 0)
+
+    def _batches(self, source: PictureSource, batch_size: int, training: bool) -> Batches:
+        config = self._config
+        loader = make_loader(
+            source,
+            batch_size=batch_size,
+            seed=config.run.seed,
+            image_size=config.model.image_size,
+            augment=config.data.augment if training else None,
+            workers=config.data.workers if training else 0,
+            shuffle=training,
+            repeat=training,
+        )
+        return loader if config.data.cache_latents else EncodedBatches(loader, self._tokenizer)
+
+
+def make_task(config: Training) -> Task:
     """The task of a training config."""
-    return TokenizerTask(config)
+    return TokenizerTask(config) if isinstance(config, TokenizerTraining) else ClassConditionalTask(config)
+
+
+def _load_tokenizer(config: ClassConditionalTraining) -> Tokenizer:
+    tokenizer = load(config.tokenizer)
+    if isinstance(tokenizer, ClassConditionalPipeline):
+        tokenizer = tokenizer.tokenizer
+    if tokenizer.config != config.model.tokenizer:
+        raise UserError(f"the tokenizer in {config.tokenizer} is {tokenizer.config}, and model.tokenizer is {config.model.tokenizer}")
+    return tokenizer
+
+
+def _first(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Full batches up to EVALUATION_IMAGES pictures."""
+    seen, size = 0, None
+    for batch in batches:
+        count = len(batch["label"])
+        size = size or count
+        if count < size or seen >= EVALUATION_IMAGES:
+            return
+        seen += count
+        yield batch
+
+
+def _cast(params: Params, dtype: str) -> Params:
+    return jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(dtype)), params)

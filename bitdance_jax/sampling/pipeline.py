@@ -1,0 +1,210 @@
+"""Models ready to use: pictures to bits and back, labels to pictures. Loaded from a model folder; numpy in, numpy out."""
+
+import difflib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Int8, UInt8
+from tqdm import tqdm
+
+from bitdance_jax import images, model_folder
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig, from_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.flow_head.solver import num_noises
+from bitdance_jax.models.class_conditional import ClassConditional, abstract_params, sample_codes
+from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.tokenizer import autoencoder, lfq
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.transformer.stack import unstack
+
+
+EMBEDDED = "emoji"
+"""Name of the small model that comes with the package."""
+
+CHUNK_PIXELS = 2**20
+"""Pixels that the tokenizer handles at a time: four 512 x 512 pictures, 256 of 64 x 64. Keeps memory flat for any number of pictures."""
+
+
+class Tokenizer:
+    """Pictures to bits and back.
+
+    Attributes:
+      config: sizes.
+      params: weights.
+    """
+
+    def __init__(self, config: TokenizerConfig, params: Any, dtype: DTypeLike = jnp.float32) -> None:
+        self.config = config
+        self.params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+        model = Autoencoder(config, dtype)
+
+        def encode(params: Any, pictures: UInt8[Array, "B H W C"]) -> Int8[Array, "B h w K"]:
+            z = model.apply({"params": params}, images.to_model(pictures), method="encode")
+            return lfq.quantize(z).astype(jnp.int8)
+
+        def decode(params: Any, codes: Int8[Array, "B h w K"], keys: Array) -> UInt8[Array, "B H W C"]:
+            noise = jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys) if config.decoder == "gan" else None
+            return images.to_uint8(model.apply({"params": params}, codes.astype(jnp.float32), noise, method="decode"))
+
+        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+
+    def encode(self, pictures: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
+        """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`."""
+        chunk = _chunk(*pictures.shape[1:3])
+        return np.concatenate([self._encode(self.params, part)[:count] for part, count in _chunks(pictures, chunk)])
+
+    def decode(self, codes: Int8[np.ndarray, "B h w K"], seed: int = 0, first_index: int = 0) -> UInt8[np.ndarray, "B H W C"]:
+        """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone."""
+        keys = _image_keys(seed, first_index, len(codes))
+        down = self.config.downsampling
+        chunk = _chunk(codes.shape[1] * down, codes.shape[2] * down)
+        pairs = zip(_chunks(codes, chunk), _chunks(keys, chunk), strict=True)
+        return np.concatenate([self._decode(self.params, part, part_keys)[:count] for (part, count), (part_keys, _) in pairs])
+
+
+class ClassConditionalPipeline:
+    """Labels to pictures.
+
+    Attributes:
+      config: sizes.
+      tokenizer: its tokenizer.
+      class_names: name of each label; numbers where none were saved.
+      sampler: how it samples unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        config: ClassConditionalConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        class_names: Sequence[str] | None = None,
+        sampler: SamplerConfig = SamplerConfig(),
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        """`params`: of `ClassConditional`, stacked; they are unstacked here, once (`transformer.stack`)."""
+        self.config, self.tokenizer, self.sampler = config, tokenizer, sampler
+        self.class_names = tuple(class_names or map(str, range(config.num_classes)))
+        self._params = jax.tree.map(lambda a: jnp.asarray(a, dtype), unstack(params))
+        self._sample = jax.jit(functools.partial(_sample, ClassConditional(config, dtype=dtype)), static_argnames="sampler")
+
+    def sample(
+        self,
+        labels: Sequence[int | str],
+        seed: int = 0,
+        *,
+        sampler: SamplerConfig | None = None,
+        batch_size: int = 32,
+        first_index: int = 0,
+        progress: bool = True,
+    ) -> UInt8[np.ndarray, "B H W 3"]:
+        """One picture for each label.
+
+        Args:
+          labels: numbers 0 ... num_classes - 1, or class names.
+          seed: picture i of a seed and label is the same whatever the batch size and its neighbours.
+          sampler: solver and guidance, instead of the model's own.
+          batch_size: pictures drawn at a time; each size compiles once.
+          first_index: number of the first picture, to go on with a seed's pictures.
+          progress: show a bar.
+
+        Raises:
+          UserError: a label that the model does not have.
+        """
+        codes = self.sample_codes(labels, seed, sampler=sampler, batch_size=batch_size, first_index=first_index, progress=progress)
+        return self.tokenizer.decode(codes, seed, first_index)
+
+    def sample_codes(
+        self,
+        labels: Sequence[int | str],
+        seed: int = 0,
+        *,
+        sampler: SamplerConfig | None = None,
+        batch_size: int = 32,
+        first_index: int = 0,
+        progress: bool = True,
+    ) -> Int8[np.ndarray, "B h w K"]:
+        """`sample` without the decoding: codes in {-1, 1}."""
+        numbers = np.array([self.label(label) for label in labels], np.int32)
+        keys = _image_keys(seed, first_index, len(numbers))
+        batch = min(batch_size, max(len(numbers), 1))
+        parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
+        with tqdm(total=len(numbers), unit="image", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
+            for (part, count), (part_keys, _) in zip(_chunks(numbers, batch), _chunks(keys, batch), strict=True):
+                parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler or self.sampler))[:count])
+                bar.set_description("sampling")
+                bar.update(count)
+        return np.concatenate(parts)
+
+    def label(self, label: int | str) -> int:
+        """The number of a label given as a number or a name."""
+        if isinstance(label, str) and label in self.class_names:
+            return self.class_names.index(label)
+        try:
+            number = int(label)
+        except ValueError:
+            near = difflib.get_close_matches(str(label), self.class_names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"the model has: {', '.join(self.class_names[:20])}"
+            raise UserError(f"unknown label {label!r}; {hint}") from None
+        if not 0 <= number < self.config.num_classes:
+            raise UserError(f"label {number} is out of range; the model has labels 0 to {self.config.num_classes - 1}")
+        return number
+
+
+def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float32) -> Tokenizer | ClassConditionalPipeline:
+    """The model of a model folder, local or gs://, or the embedded one, "emoji".
+
+    Args:
+      folder: see `bitdance_jax.model_folder`.
+      dtype: compute type; the weights are kept in it too ("bfloat16" halves their memory).
+
+    Raises:
+      UserError: no such folder, damaged, or not a model of this package.
+    """
+    if str(folder) == EMBEDDED:
+        with resources.as_file(resources.files("bitdance_jax") / "assets" / "emoji" / "model") as path:
+            return load(path, dtype)
+    saved = model_folder.load(folder)
+    where = f"{os.fspath(folder)}/config.json: config"
+    if saved.kind == "tokenizer":
+        tokenizer_config = from_dict(TokenizerConfig, saved.config, where)
+        model_folder.check_shapes(folder, saved.params, autoencoder.abstract_params(tokenizer_config))
+        return Tokenizer(tokenizer_config, saved.params, dtype)
+    config = from_dict(ClassConditionalConfig, saved.config, where)
+    abstract = {"model": abstract_params(config), "tokenizer": autoencoder.abstract_params(config.tokenizer)}
+    model_folder.check_shapes(folder, saved.params, abstract)
+    tokenizer = Tokenizer(config.tokenizer, saved.params["tokenizer"], dtype)
+    sampler = from_dict(SamplerConfig, saved.metadata.get("sampler", {}), f"{os.fspath(folder)}/config.json: metadata.sampler")
+    return ClassConditionalPipeline(config, saved.params["model"], tokenizer, saved.metadata.get("class_names"), sampler, dtype)
+
+
+def _sample(
+    model: ClassConditional, params: Any, labels: Int[Array, "B"], keys: Array, sampler: SamplerConfig
+) -> Int8[Array, "B h w K"]:
+    config = model.config
+    noise = noise_from_keys(keys, num_noises(sampler), config.tokens_per_step, config.tokenizer.bits)
+    return sample_codes(model, params, labels, noise, sampler).astype(jnp.int8)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _image_keys(seed: int, first_index: int, count: int) -> Array:
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first_index + jnp.arange(count))
+
+
+def _chunk(height: int, width: int) -> int:
+    return max(1, CHUNK_PIXELS // (height * width))
+
+
+def _chunks(array: Any, size: int) -> Iterator[tuple[Any, int]]:
+    """Pieces of `size` rows and how many of them count; a short last one is filled up by its last row, to keep one compiled shape."""
+    size = min(size, len(array))
+    for start in range(0, len(array), size):
+        piece = array[start : start + size]
+        missing = size - len(piece)
+        yield (piece if not missing else jnp.concatenate([piece, jnp.repeat(piece[-1:], missing, axis=0)])), len(piece)

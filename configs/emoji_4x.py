@@ -1,0 +1,38 @@
+"""The embedded model: class-conditional emoji, 4 tokens a step. `python train.py configs/emoji_4x.py` after `configs/emoji_tokenizer.py`.
+
+About an hour on 2 CPU cores. A trial in two minutes: add `--run.steps 50 --run.preview-every 25 --run.workdir runs/trial`.
+"""
+
+from bitdance_jax.config import (
+    AugmentConfig,
+    ClassConditionalConfig,
+    ClassConditionalTraining,
+    DataConfig,
+    FlowHeadConfig,
+    OptimizerConfig,
+    RunConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
+
+
+def get_config() -> ClassConditionalTraining:
+    return ClassConditionalTraining(
+        run=RunConfig(workdir="runs/emoji_4x", steps=6000, export_dtype="bfloat16", log_every=20, save_every=500, preview_every=500),
+        model=ClassConditionalConfig(
+            tokenizer=TokenizerConfig(bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4),
+            transformer=TransformerConfig(num_layers=6, dim=192, num_heads=6),
+            head=FlowHeadConfig(width=192, num_blocks=3, num_groups=1, head_dim=32),
+            num_classes=9,
+            image_size=64,
+            tokens_per_step=4,
+            class_tokens=4,
+            bit_flip_rate=0.1,
+            head_repeats=2,
+        ),
+        tokenizer="runs/emoji_tokenizer/model",
+        data=DataConfig(source="emoji", batch_size=32, augment=AugmentConfig(min_crop=1.0, flip=0.0), cache_latents=True),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=200, schedule="cosine", end_learning_rate=1e-5, ema_decay=0.998),
+        preview=SamplerConfig(head_steps=20, guidance_scale=2.5),
+    )
