@@ -10,6 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training, to_dict
 from bitdance_jax.errors import UserError
+from bitdance_jax.train.checkpoint import quiet_orbax
+from bitdance_jax.train.loop import Interrupted, train
+from bitdance_jax.train.tasks import make_task
 
 
 def load_config(path: str) -> Training:
@@ -43,18 +46,20 @@ def override(config: Training, flags: list[str], prog: str) -> Training:
 
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        print(__doc__)
-        return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
+        help_wanted = sys.argv[1:] in (["-h"], ["--help"])
+        print(__doc__, file=sys.stdout if help_wanted else sys.stderr)
+        return 0 if help_wanted else 2
     path, *flags = sys.argv[1:]
+    quiet_orbax()
     try:
         config = override(load_config(path), flags, f"train.py {path}")
-        from bitdance_jax.train.loop import train
-        from bitdance_jax.train.tasks import make_task
-
         train(make_task(config), config.run, config.optimizer, to_dict(config))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        return 2
     return 0
 
 

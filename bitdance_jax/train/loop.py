@@ -27,7 +27,7 @@ from bitdance_jax.train.task import Batch, Batches, Task
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
-_MAY_CHANGE = {f"run.{name}" for name in ("workdir", "steps", "log_every", "save_every", "preview_every", "keep")}
+_MAY_CHANGE = {f"run.{name}" for name in ("workdir", "steps", "log_every", "save_every", "preview_every", "keep")} | {"data.workers"}
 
 
 class Interrupted(UserError):
@@ -71,18 +71,17 @@ def _train_steps(task: Task, run: RunConfig, config: OptimizerConfig, checkpoint
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
     init = jax.jit(lambda key: init_state(task, optimizer, key))
 
-    batches = task.batches()
     restored = checkpoints.restore(jax.eval_shape(init, init_key))
-    if restored is None:
-        state = init(init_key)
-    else:
-        state, place = restored
-        batches.set_state(place)
-        _say(f"resuming {run.workdir} after step {int(state.step)}")
-
-    feed = _Feed(batches)
+    state, place = restored or (init(init_key), None)
     start = int(state.step)
-    with closing(_Recorder(task, run, checkpoints, start)) as recorder, _stop_signals() as signals:
+    if start:
+        _say(f"resuming {run.workdir} after step {start}")
+
+    with (
+        closing(_Feed(task.batches(), place)) as feed,
+        closing(_Recorder(task, run, checkpoints, start)) as recorder,
+        _stop_signals() as signals,
+    ):
         for step in range(start + 1, run.steps + 1):
             state, metrics = train_step(state, feed.take(), noise_key)
             stopping = bool(signals)
@@ -104,8 +103,10 @@ class _Feed:
       batch_size: of the batch last taken.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, place: dict[str, Any] | None) -> None:
         self._batches = batches
+        if place is not None:
+            batches.set_state(place)
         self._ahead: tuple[Batch, dict[str, Any]] | None = None
         self.place: dict[str, Any] = {}
         self.batch_size = 0
@@ -122,6 +123,9 @@ class _Feed:
     def read_ahead(self) -> None:
         batch = jax.device_put(next(self._batches))
         self._ahead = batch, self._batches.get_state()
+
+    def close(self) -> None:
+        self._batches.close()
 
 
 class _Recorder:

@@ -100,7 +100,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_used(toy, folder, capfd, h
 def test_all_damaged_is_one_line_and_nothing_is_touched(toy, folder):
     for step in (2, 3):
         damage(folder / str(step), "no index")
-    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
         restore(folder, abstract(toy))
     assert {"2", "3"} <= {path.name for path in folder.iterdir()}
 
@@ -113,7 +113,7 @@ def test_another_models_checkpoint_is_one_line(toy, folder):
 
 def test_another_optimizers_checkpoint_is_one_line(toy, folder):
     other = jax.eval_shape(lambda: init_state(toy.ToyTask(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)))
-    with pytest.raises(UserError, match="is of another model: opt_state/.* missing"):
+    with pytest.raises(UserError, match=r"is of another model: opt_state/.* missing"):
         restore(folder, other)
 
 

@@ -78,7 +78,7 @@ def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number, n
     process.send_signal(number)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert f"error: stopped by {name}; step" in messages
+    assert f"stopped by {name}; step" in messages
     assert "Traceback" not in messages
     last = int((tmp_path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
     assert f"after step {last}\n" in finish(start(tmp_path))

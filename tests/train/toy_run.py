@@ -1,4 +1,4 @@
-"""Trains a little MLP, as a process that the tests can kill: `python toy_run.py WORKDIR STEPS [SECONDS_A_STEP]`."""
+"""Trains a little MLP, as a process that the tests can kill: `python toy_run.py WORKDIR STEPS SECONDS_A_STEP`."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ import numpy as np
 from bitdance_jax.config import OptimizerConfig, RunConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import quiet_orbax
-from bitdance_jax.train.loop import train
+from bitdance_jax.train.loop import Interrupted, train
 from bitdance_jax.train.task import Batch, Batches, Params
 
 
@@ -71,10 +71,19 @@ def run_config(workdir: str, steps: int) -> RunConfig:
     return RunConfig(workdir=workdir, steps=steps, log_every=1, save_every=7, preview_every=20)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    workdir, steps, seconds_a_step = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     quiet_orbax()
     try:
-        train(ToyTask(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0), run_config(sys.argv[1], int(sys.argv[2])), OPTIMIZER)
+        train(ToyTask(seconds_a_step), run_config(workdir, steps), OPTIMIZER)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

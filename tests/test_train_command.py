@@ -1,0 +1,107 @@
+"""`python train.py`: overrides, and one clear line for whatever is wrong."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+
+CONFIG = """
+from bitdance_jax.config import RunConfig, TokenizerConfig, TokenizerTraining
+
+def get_config():
+    model = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 2), num_res_blocks=1)
+    return TokenizerTraining(run=RunConfig(workdir="runs/test", steps=3), model=model, image_size=64)
+"""
+
+
+@pytest.fixture
+def command():
+    """train.py as a module, to be run in this process."""
+    spec = importlib.util.spec_from_file_location("train_command", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(command, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    code = command.main()
+    return code, capsys.readouterr().err
+
+
+def test_flags_override_the_file(command, config_file):
+    flags = "--run.steps 100 --model.ch-mult 1 2 2 --optimizer.clip-norm None --run.compute-dtype bfloat16 --optimizer.learning_rate=1e-3"
+    config = command.override(command.load_config(str(config_file)), flags.split(), "train.py")
+    assert (config.run.steps, config.run.compute_dtype, config.run.workdir) == (100, "bfloat16", "runs/test")
+    assert config.model.ch_mult == (1, 2, 2)
+    assert (config.optimizer.clip_norm, config.optimizer.learning_rate) == (None, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "no config file"),
+        ("x = 1", "has no attribute 'get_config'"),
+        ("def get_config(:", "SyntaxError"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def get_config(): return 3", "get_config() must return a TokenizerTraining or ClassConditionalTraining, got int"),
+        (CONFIG.replace("steps=3", "steps=0"), "steps must be positive, got 0"),
+    ],
+)
+def test_a_bad_config_file_is_one_line(command, monkeypatch, capsys, tmp_path, source, message):
+    path = tmp_path / "bad.py"
+    if source is not None:
+        path.write_text(source)
+    code, error = run(command, monkeypatch, capsys, path)
+    assert code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error and message in error
+
+
+def test_an_unknown_flag_names_the_nearest(command, monkeypatch, capsys, config_file):
+    code, error = run(command, monkeypatch, capsys, config_file, "--run.step", "3")
+    assert code == 2
+    assert error == "error: unknown flag --run.step; did you mean --run.steps? (--help lists them all)\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run.steps", "x"], "invalid literal for int()"),
+        (["--run.steps", "-1"], "steps must be positive"),
+        (["--run.steps"], "Missing value"),
+    ],
+)
+def test_a_bad_value_is_named(command, monkeypatch, capsys, config_file, flags, message):
+    with pytest.raises(SystemExit) as caught:
+        run(command, monkeypatch, capsys, config_file, *flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_config_file_it_says_how(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert command.main() == 2
+    assert "python train.py configs/NAME.py" in capsys.readouterr().err
+
+
+def test_help_lists_the_flags(tmp_path, config_file):
+    """A real process, started from another folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), str(config_file), "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0
+    assert "--optimizer.learning-rate" in process.stdout
