@@ -62,9 +62,9 @@ class PatchAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         qkv = nn.Dense(3 * self.config.width, dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b p (three n d) -> three b p n d", three=3, d=self.config.head_dim)
+        q, k, v = rearrange(qkv, "b p (three n d) -> three b n p d", three=3, d=self.config.head_dim)
         out = attention.attend(q, k, v, mask=None)
-        return nn.Dense(self.config.width, dtype=self.dtype, name="out")(rearrange(out, "b p n d -> b p (n d)"))
+        return nn.Dense(self.config.width, dtype=self.dtype, name="out")(rearrange(out, "b n p d -> b p (n d)"))
 
 
 class HeadBlock(nn.Module):

@@ -37,14 +37,14 @@ class SelfAttention(nn.Module):
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         qkv = nn.Dense(3 * self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b s (three n d) -> three b s n d", three=3, n=self.config.num_heads)
+        q, k, v = rearrange(qkv, "b s (three n d) -> three b n s d", three=3, n=self.config.num_heads)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         if cache is not None:
             cache = attention.write_cache(cache, k, v, start)
             visible = mask.shape[-1]
-            k, v = cache.k[:, :visible].astype(q.dtype), cache.v[:, :visible].astype(q.dtype)
+            k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
         out = attention.attend(q, k, v, mask, self.kernel)
-        return nn.Dense(self.config.dim, use_bias=False, dtype=self.dtype, name="out")(rearrange(out, "b s n d -> b s (n d)")), cache
+        return nn.Dense(self.config.dim, use_bias=False, dtype=self.dtype, name="out")(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
 class Block(nn.Module):

@@ -15,8 +15,7 @@ def rotary_angles_2d(xy: np.ndarray, head_dim: int, base: float) -> np.ndarray:
     return np.concatenate([xy[:, :1] * frequencies, xy[:, 1:] * frequencies], axis=-1).astype(np.float32)
 
 
-def rotate(x: Float[Array, "B T N D"], cos: Float[Array, "T half"], sin: Float[Array, "T half"]) -> Float[Array, "B T N D"]:
+def rotate(x: Float[Array, "B N T D"], cos: Float[Array, "T half"], sin: Float[Array, "T half"]) -> Float[Array, "B N T D"]:
     """Turn every head's pairs (i, i + D/2) by the angles of its token; computed in float32, returned in x's dtype."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
