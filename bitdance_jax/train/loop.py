@@ -77,11 +77,8 @@ def _train_steps(task: Task, run: RunConfig, config: OptimizerConfig, checkpoint
     if start:
         _say(f"resuming {run.workdir} after step {start}")
 
-    with (
-        closing(_Feed(task.batches(), place)) as feed,
-        closing(_Recorder(task, run, checkpoints, start)) as recorder,
-        _stop_signals() as signals,
-    ):
+    feed = _Feed(task.batches(), place)
+    with closing(_Recorder(task, run, checkpoints, start)) as recorder, _stop_signals() as signals:
         for step in range(start + 1, run.steps + 1):
             state, metrics = train_step(state, feed.take(), noise_key)
             stopping = bool(signals)
@@ -123,9 +120,6 @@ class _Feed:
     def read_ahead(self) -> None:
         batch = jax.device_put(next(self._batches))
         self._ahead = batch, self._batches.get_state()
-
-    def close(self) -> None:
-        self._batches.close()
 
 
 class _Recorder:

@@ -24,9 +24,6 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a place that `get_state` gave, here or in an earlier process."""
 
-    def close(self) -> None:
-        """Ends its threads and processes."""
-
 
 @runtime_checkable
 class Task(Protocol):
