@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from bitdance_jax.config import FlowHeadConfig
 from bitdance_jax.transformer import attention
-from bitdance_jax.transformer.layers import SwiGLU
+from bitdance_jax.transformer.layers import SwiGLU, head_init
 from bitdance_jax.transformer.stack import stacked
 
 
@@ -37,8 +37,9 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "*B"]) -> Float[Array, "*B D"]:
-        y = nn.Dense(self.width, dtype=self.dtype, name="fc1")(timestep_features(t))
-        return nn.Dense(self.width, dtype=self.dtype, name="fc2")(nn.silu(y))
+        init = nn.initializers.normal(0.02)
+        y = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="fc1")(timestep_features(t))
+        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="fc2")(nn.silu(y))
 
 
 class PlainMLP(nn.Module):
@@ -50,7 +51,8 @@ class PlainMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
-        return nn.Dense(self.features, dtype=self.dtype, name="w2")(nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name="w1")(x)))
+        y = nn.Dense(self.hidden, kernel_init=head_init, dtype=self.dtype, name="w1")(x)
+        return nn.Dense(self.features, kernel_init=head_init, dtype=self.dtype, name="w2")(nn.silu(y))
 
 
 class PatchAttention(nn.Module):
@@ -61,10 +63,11 @@ class PatchAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        qkv = nn.Dense(3 * self.config.width, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * self.config.width, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
         q, k, v = rearrange(qkv, "b p (three n d) -> three b n p d", three=3, d=self.config.head_dim)
         out = attention.attend(q, k, v, mask=None)
-        return nn.Dense(self.config.width, dtype=self.dtype, name="out")(rearrange(out, "b n p d -> b p (n d)"))
+        project = nn.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
+        return project(rearrange(out, "b n p d -> b p (n d)"))
 
 
 class HeadBlock(nn.Module):
@@ -78,7 +81,7 @@ class HeadBlock(nn.Module):
     def __call__(self, x: Float[Array, "B P D"], modulation: list[Float[Array, "B P D"]]) -> tuple[Float[Array, "B P D"], None]:
         config, hidden = self.config, int(1.5 * self.config.width)
         if config.use_swiglu:
-            mlp: nn.Module = SwiGLU(hidden, config.width, use_bias=True, dtype=self.dtype, name="mlp")
+            mlp: nn.Module = SwiGLU(hidden, config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="mlp")
         else:
             mlp = PlainMLP(hidden, config.width, self.dtype, name="mlp")
         if self.tokens_per_step > 1:
@@ -103,7 +106,8 @@ class HeadGroup(nn.Module):
     def __call__(self, x: Float[Array, "B P D"], y: Float[Array, "B P D"]) -> tuple[Float[Array, "B P D"], None]:
         config = self.config
         vectors = 6 if self.tokens_per_step > 1 else 3
-        modulation = jnp.split(nn.Dense(vectors * config.width, dtype=self.dtype, name="ada_ln")(y), vectors, axis=-1)
+        ada_ln = nn.Dense(vectors * config.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="ada_ln")
+        modulation = jnp.split(ada_ln(y), vectors, axis=-1)
         blocks = config.num_blocks // config.num_groups
         arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.dtype)
         if self.scan:
@@ -137,16 +141,16 @@ class FlowHead(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.time_embed = TimeEmbedding(config.width, self.dtype)
-        self.cond_embed = nn.Dense(config.width, dtype=self.dtype)
-        self.input_proj = nn.Dense(config.width, dtype=self.dtype)
+        self.cond_embed = nn.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
+        self.input_proj = nn.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
         arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.scan, self.remat, self.dtype)
         if self.scan:
             self.groups: Any = stacked(HeadGroup, config.num_groups, None)(*arguments)
         else:
             self.groups = [HeadGroup(*arguments) for _ in range(config.num_groups)]
         self.final_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=self.dtype)
-        self.final_ada_ln = nn.Dense(2 * config.width, dtype=self.dtype)
-        self.final_linear = nn.Dense(self.bits, dtype=jnp.float32)
+        self.final_ada_ln = nn.Dense(2 * config.width, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+        self.final_linear = nn.Dense(self.bits, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
 
     def embed_time(self, t: Float[Array, "*B"]) -> Float[Array, "*B D"]:
         """Times in [0, 1] to vectors of the head's width."""

@@ -1,7 +1,7 @@
 """The tokenizer's training loss (SPEC 1): reconstruction + entropy + commitment, with a place for further picture terms."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,10 +11,8 @@ from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
-class PictureTerm(Protocol):
-    """A further term on pictures, perceptual (LPIPS) or adversarial (a discriminator's verdict): weights inside, gradients to the first."""
-
-    def __call__(self, reconstruction: Float[Array, "B H W C"], images: Float[Array, "B H W C"]) -> Float[Array, ""]: ...
+PictureTerm = Callable[[Float[Array, "B H W C"], Float[Array, "B H W C"]], Float[Array, ""]]
+"""(reconstruction, images) -> a further term, perceptual (LPIPS) or adversarial (a discriminator's verdict): its weight inside."""
 
 
 def tokenizer_loss(

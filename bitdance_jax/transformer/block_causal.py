@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bitdance_jax.config import TransformerConfig
 from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache
-from bitdance_jax.transformer.layers import SwiGLU
+from bitdance_jax.transformer.layers import SwiGLU, transformer_init
 from bitdance_jax.transformer.stack import stacked
 
 
@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
         cache: KVCache | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
-        qkv = nn.Dense(3 * self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * self.config.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="qkv")(x)
         q, k, v = rearrange(qkv, "b s (three n d) -> three b n s d", three=3, n=self.config.num_heads)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         if cache is not None:
@@ -44,7 +44,8 @@ class SelfAttention(nn.Module):
             visible = mask.shape[-1]
             k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
         out = attention.attend(q, k, v, mask, self.kernel)
-        return nn.Dense(self.config.dim, use_bias=False, dtype=self.dtype, name="out")(rearrange(out, "b n s d -> b s (n d)")), cache
+        project = nn.Dense(self.config.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="out")
+        return project(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
 class Block(nn.Module):
