@@ -1,0 +1,110 @@
+"""The recorded models of tests/golden as our configs and parameters, and how recorded and computed arrays are compared."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax.typing import ArrayLike
+
+from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, TokenizerConfig, TransformerConfig
+from bitdance_jax.convert import keys
+
+
+GOLDEN = Path(__file__).parent / "golden"
+CLASS_CONDITIONAL = ("imagenet_1x", "imagenet_4x", "imagenet_16x", "imagenet_4x_token_raster")
+
+
+class Tokenizer(NamedTuple):
+    config: TokenizerConfig
+    params: dict[str, Any]
+
+
+class ClassConditionalModel(NamedTuple):
+    """A toy class-conditional model: `params` unrolled and without the tokenizer, `table` for further tensors under the release's keys."""
+
+    config: ClassConditionalConfig
+    params: dict[str, Any]
+    table: keys.Table
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    """The tensors of tests/golden/{name}.safetensors; bfloat16 becomes float32."""
+    tensors = safetensors.numpy.load_file(GOLDEN / f"{name}.safetensors")
+    return {key: value.astype(np.float32) if value.dtype.name == "bfloat16" else value for key, value in tensors.items()}
+
+
+@functools.cache
+def tokenizer(name: str) -> Tokenizer:
+    """The toy tokenizer in "tokenizer" or "tokenizer_gan" (whose encoder was not kept)."""
+    return Tokenizer(_tokenizer_config(_recorded_config(name)), keys.convert(read(f"{name}/weights"), keys.TOKENIZER))
+
+
+@functools.cache
+def class_conditional(name: str) -> ClassConditionalModel:
+    """One of the models in CLASS_CONDITIONAL."""
+    recorded = _recorded_config(name)
+    config = ClassConditionalConfig(
+        tokenizer=_tokenizer_config(recorded),
+        transformer=TransformerConfig(num_layers=recorded["n_layer"], dim=recorded["dim"], num_heads=recorded["n_head"]),
+        head=FlowHeadConfig(
+            width=recorded["diff_dim"],
+            num_blocks=recorded["diff_layers"],
+            num_groups=recorded["diff_adanln_layers"],
+            time_mean=recorded["P_mean"],
+            time_std=recorded["P_std"],
+        ),
+        num_classes=recorded["num_classes"],
+        image_size=recorded["resolution"],
+        tokens_per_step=recorded.get("parallel_num", 1),
+        class_tokens=recorded["cls_token_num"],
+        order="token" if recorded.get("parallel_mode") == "standard" else "patch",
+        bit_flip_rate=recorded["perturb_rate"],
+        label_drop_rate=recorded["class_dropout_prob"],
+        head_repeats=recorded["diff_batch_mul"],
+    )
+    table = keys.class_conditional(config)
+    weights = read("imagenet_4x/weights" if name == "imagenet_4x_token_raster" else f"{name}/weights")
+    return ClassConditionalModel(config, keys.convert(weights, table), table)
+
+
+def manifest() -> dict[str, dict[str, list[int]]]:
+    """Every key and shape of the official full-size state dicts."""
+    return json.loads((GOLDEN / "manifest.json").read_text())
+
+
+def nhwc(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x.transpose(0, 2, 3, 1))
+
+
+def largest_error(actual: ArrayLike, desired: ArrayLike) -> float:
+    """The largest difference, relative to the largest desired value."""
+    actual, desired = np.asarray(actual), np.asarray(desired)
+    assert actual.shape == desired.shape
+    return float(np.max(np.abs(actual - desired)) / np.max(np.abs(desired)))
+
+
+def assert_close(actual: ArrayLike, desired: ArrayLike, tolerance: float = 1e-4) -> None:
+    error = largest_error(actual, desired)
+    assert error <= tolerance, f"differs by {error:.2e} of the largest value, more than {tolerance:.0e}"
+
+
+def _recorded_config(name: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+def _tokenizer_config(recorded: dict[str, Any]) -> TokenizerConfig:
+    sizes = recorded["ddconfig"]
+    return TokenizerConfig(
+        bits=sizes["z_channels"],
+        ch=sizes["ch"],
+        ch_mult=tuple(sizes["ch_mult"]),
+        num_res_blocks=sizes["num_res_blocks"],
+        image_channels=sizes["in_channels"],
+        decoder="gan" if recorded.get("gan_decoder") else "plain",
+        num_codebooks=recorded.get("num_codebooks", 1),
+    )

@@ -1,0 +1,108 @@
+import functools
+from typing import NamedTuple
+
+import golden_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_models import assert_close, nhwc
+from random_params import random_params
+
+from bitdance_jax.config import TokenizerConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer.autoencoder import Autoencoder, depth_to_space
+
+
+class Toy(NamedTuple):
+    model: Autoencoder
+    variables: dict
+
+
+@pytest.fixture(scope="module")
+def toy() -> Toy:
+    config, params = golden_models.tokenizer("tokenizer")
+    return Toy(Autoencoder(config), {"params": params})
+
+
+@pytest.fixture(scope="module")
+def io() -> dict[str, np.ndarray]:
+    return golden_models.read("tokenizer/io")
+
+
+def test_encode(toy, io):
+    z = jax.jit(functools.partial(toy.model.apply, method="encode"))(toy.variables, nhwc(io["image"]))
+    assert_close(z, nhwc(io["pre_quant"]))
+    np.testing.assert_array_equal(lfq.quantize(z), nhwc(io["codes"]))
+
+
+def test_decode(toy, io):
+    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(toy.variables, nhwc(io["codes"]))
+    assert_close(pictures, nhwc(io["reconstruction"]))
+
+
+def test_decode_of_sampled_codes(toy):
+    sample = golden_models.read("imagenet_16x/sample_cfg")
+    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(toy.variables, nhwc(sample["codes"]))
+    assert_close(pictures, nhwc(sample["image"]))
+
+
+def test_gan_decode():
+    config, params = golden_models.tokenizer("tokenizer_gan")
+    assert config.decoder == "gan"
+    io = golden_models.read("tokenizer_gan/io")
+    decode = jax.jit(functools.partial(Autoencoder(config).apply, method="decode"))
+    assert_close(decode({"params": params}, nhwc(io["codes"]), nhwc(io["noise"])), nhwc(io["reconstruction"]))
+
+
+def test_bfloat16():
+    config = TokenizerConfig(bits=4, ch=32, ch_mult=(1, 2), num_res_blocks=1)
+    images = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
+    variables = {"params": random_params(Autoencoder(config), images)}
+    exact, low = (jax.jit(Autoencoder(config, dtype).apply)(variables, images) for dtype in (jnp.float32, jnp.bfloat16))
+    assert [y.dtype for y in low] == [jnp.bfloat16, jnp.float32]
+    assert_close(low[1], exact[1], 0.05)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 80), (128, 16)])
+def test_any_multiple_of_the_downsampling(toy, height, width):
+    pictures, z = jax.eval_shape(toy.model.apply, toy.variables, jnp.zeros((2, height, width, 3)))
+    assert pictures.shape == (2, height, width, 3)
+    assert z.shape == (2, height // 16, width // 16, 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 32, 3), (1, 32, 8, 3), (1, 32, 32, 4)])
+def test_wrong_pictures(toy, shape):
+    height, width, channels = shape[1:]
+    text = f"takes pictures of 3 channels with sides divisible by 16, got {height}x{width} with {channels}; crop or resize them"
+    with pytest.raises(UserError, match=text):
+        toy.model.apply(toy.variables, jnp.zeros(shape), method="encode")
+
+
+def test_wrong_codes(toy):
+    codes = jnp.ones((1, 2, 2, 8))
+    with pytest.raises(UserError, match="codes have 8 bits, got 7"):
+        toy.model.apply(toy.variables, codes[..., :7], method="decode")
+    with pytest.raises(UserError, match="a plain decoder takes no noise"):
+        toy.model.apply(toy.variables, codes, codes, method="decode")
+    config, params = golden_models.tokenizer("tokenizer_gan")
+    with pytest.raises(UserError, match="a gan decoder takes noise"):
+        Autoencoder(config).apply({"params": params}, codes, method="decode")
+
+
+def test_depth_to_space_order():
+    """Channel index = (row offset, column offset, channel)."""
+    x = jnp.arange(12.0).reshape(1, 1, 1, 12)
+    np.testing.assert_array_equal(depth_to_space(x)[0, :, :, 0], [[0, 3], [6, 9]])
+    np.testing.assert_array_equal(depth_to_space(x)[0, 1, 0], [6, 7, 8])
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"), [(TokenizerConfig.d16c32(), 460), (TokenizerConfig.d32c128(), 421)], ids=["d16c32", "d32c128"]
+)
+def test_released_sizes(config, millions):
+    side = 2 * config.downsampling
+    noise = jnp.zeros((1, 2, 2, config.bits)) if config.decoder == "gan" else None
+    variables = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)), noise)
+    assert round(sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6) == millions
