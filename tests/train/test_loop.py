@@ -82,6 +82,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(toy, tmp_path):
     train(toy.ToyTask(), run_config(toy, tmp_path), toy.OPTIMIZER)  # Nothing of it is in the way.
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(toy, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(toy.ToyTask(), run_config(toy, tmp_path / name, seed=seed), toy.OPTIMIZER)
