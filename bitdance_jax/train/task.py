@@ -1,5 +1,6 @@
 """What the training loop needs to know of the thing it trains."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,10 +14,8 @@ Batch = dict[str, Any]
 
 
 @runtime_checkable
-class Batches(Protocol):
+class Batches(Iterator[Batch], Protocol):
     """An endless iterator over batches that can be put back to any place it has been at (a grain iterator)."""
-
-    def __next__(self) -> Batch: ...
 
     def get_state(self) -> dict[str, Any]:
         """The place of the next batch, as JSON-ready data."""
