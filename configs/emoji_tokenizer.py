@@ -3,7 +3,15 @@
 A trial in a minute: add `--run.steps 50 --run.preview-every 25 --run.workdir runs/trial`.
 """
 
-from bitdance_jax.config import AugmentConfig, DataConfig, OptimizerConfig, RunConfig, TokenizerConfig, TokenizerLossConfig, TokenizerTraining
+from bitdance_jax.config import (
+    AugmentConfig,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerConfig,
+    TokenizerLossConfig,
+    TokenizerTraining,
+)
 
 
 def get_config() -> TokenizerTraining:

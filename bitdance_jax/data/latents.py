@@ -3,8 +3,8 @@
 import hashlib
 import os
 import zipfile
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Int8, UInt8
+from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
 
 from bitdance_jax import images, model_folder
@@ -62,7 +62,7 @@ class Tokenizer:
 
     def decode(self, codes: Int8[np.ndarray, "B h w K"], seed: int = 0, first_index: int = 0) -> UInt8[np.ndarray, "B H W C"]:
         """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone."""
-        keys = _image_keys(seed, first_index, len(codes))
+        keys = image_keys(seed, first_index, len(codes))
         down = self.config.downsampling
         chunk = _chunk(codes.shape[1] * down, codes.shape[2] * down)
         pairs = zip(_chunks(codes, chunk), _chunks(keys, chunk), strict=True)
@@ -92,7 +92,7 @@ class ClassConditionalPipeline:
         self.config, self.tokenizer, self.sampler = config, tokenizer, sampler
         self.class_names = tuple(class_names or map(str, range(config.num_classes)))
         self._params = jax.tree.map(lambda a: jnp.asarray(a, dtype), unstack(params))
-        self._sample = jax.jit(functools.partial(_sample, ClassConditional(config, dtype=dtype)), static_argnames="sampler")
+        self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=dtype)), static_argnames="sampler")
 
     def sample(
         self,
@@ -132,7 +132,7 @@ class ClassConditionalPipeline:
     ) -> Int8[np.ndarray, "B h w K"]:
         """`sample` without the decoding: codes in {-1, 1}."""
         numbers = np.array([self.label(label) for label in labels], np.int32)
-        keys = _image_keys(seed, first_index, len(numbers))
+        keys = image_keys(seed, first_index, len(numbers))
         batch = min(batch_size, max(len(numbers), 1))
         parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
         with tqdm(total=len(numbers), unit="image", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
@@ -184,7 +184,7 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     return ClassConditionalPipeline(config, saved.params["model"], tokenizer, saved.metadata.get("class_names"), sampler, dtype)
 
 
-def _sample(
+def sample_labels(
     model: ClassConditional, params: Any, labels: Int[Array, "B"], keys: Array, sampler: SamplerConfig
 ) -> Int8[Array, "B h w K"]:
     config = model.config
@@ -193,7 +193,7 @@ def _sample(
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _image_keys(seed: int, first_index: int, count: int) -> Array:
+def image_keys(seed: int, first_index: int, count: int) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first_index + jnp.arange(count))
 
 

@@ -113,7 +113,9 @@ class ClassConditionalTask:
         self._source, self._held_out = self._open("train"), self._open("heldout")
         classes = len(self._source.class_names)
         if classes != config.model.num_classes:
-            raise UserError(f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}")
+            raise UserError(
+                f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
+            )
         remat = None if config.run.remat == "none" else config.run.remat
         self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=jnp.dtype(config.run.compute_dtype))
         self._held_out_loss = jax.jit(self.loss)

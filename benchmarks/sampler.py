@@ -1,0 +1,110 @@
+"""Times the next-patch sampler at a released model's full size, with random weights and without pixel decoding.
+
+python benchmarks/sampler.py --model b_16x --batch 4 --head-steps 10
+"""
+
+import functools
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from arithmetic import minimal_sampler_flops, traced_flops
+
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.sampling.pipeline import image_keys, sample_labels
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Sampler benchmark.
+
+    Attributes:
+      model: a released size: b_1x, b_4x, b_16x, l_1x, ..., h_16x.
+      batch: pictures at a time.
+      head_steps: N of the head's solver.
+      guidance: guidance scale, linear schedule; 1 for none.
+      dtype: of weights and activations.
+      runs: timed runs, after one that is not.
+      profile: write a profiler trace of one more run to this folder.
+    """
+
+    model: str = "b_16x"
+    batch: int = 4
+    head_steps: int = 10
+    guidance: float = 3.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    runs: int = 5
+    profile: str | None = None
+
+
+def random_weights(config: ClassConditionalConfig, dtype: Any) -> Any:
+    """Unrolled parameters of the model, normal with the scale that keeps activations near 1."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        fan_in = leaf.shape[0] if len(leaf.shape) > 1 else 1
+        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in), dtype)
+
+    return jax.tree.map(draw, abstract_params(config, scan=False))
+
+
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    config = ClassConditionalConfig.imagenet(arguments.model)
+    sampler = SamplerConfig(head_steps=arguments.head_steps, guidance_scale=arguments.guidance)
+    dtype = jnp.dtype(arguments.dtype)
+    params = random_weights(config, dtype)
+    labels = jnp.arange(arguments.batch, dtype=jnp.int32) % config.num_classes
+    function = functools.partial(sample_labels, ClassConditional(config, dtype=dtype), sampler=sampler)
+
+    def keys(seed: int) -> jax.Array:
+        return image_keys(seed, 0, arguments.batch)
+
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(params, labels, keys(0)).compile()
+    compile_seconds = time.perf_counter() - start
+    compiled(params, labels, keys(0)).block_until_ready()
+    seconds = []
+    for run in tqdm(range(arguments.runs), desc="timing", unit="run"):
+        start = time.perf_counter()
+        compiled(params, labels, keys(run)).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    if arguments.profile is not None:
+        with jax.profiler.trace(arguments.profile):
+            compiled(params, labels, keys(0)).block_until_ready()
+
+    rates = [arguments.batch / s for s in seconds]
+    done = traced_flops(function, params, labels, keys(0))
+    least = minimal_sampler_flops(config, sampler, arguments.batch)
+    device = jax.devices()[0]
+    print(f"{arguments.model}, batch {arguments.batch}, {arguments.head_steps} head steps, guidance {arguments.guidance}, "
+          f"{arguments.dtype}, on {device.device_kind} ({jax.default_backend()})")  # fmt: skip
+    print(f"compile     {compile_seconds:.1f} s")
+    print(f"batch       {statistics.median(seconds):.2f} s median of {arguments.runs}, {min(seconds):.2f} to {max(seconds):.2f}")
+    print(f"rate        {statistics.median(rates):.3f} images/s median, {min(rates):.3f} to {max(rates):.3f}")
+    print(f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum {least / 1e12:.3f}; "
+          f"{done / statistics.median(seconds) / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(f"memory      {compiled.memory_analysis().temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,66 @@
+"""What the command-line tools share: flags from a dataclass, and one line for bad input."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from bitdance_jax.errors import UserError
+
+
+T = TypeVar("T")
+
+
+def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | None = None, prog: str | None = None) -> T:
+    """The dataclass filled in from the command line (default: this process's), `default` giving what is not named.
+
+    Raises:
+      UserError: an unknown flag, with the nearest known one, or a value that is missing or of another type.
+    """
+    flags = sys.argv[1:] if flags is None else flags
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):  # tyro frames its complaint over several lines
+            parsed, unknown = tyro.cli(arguments, args=list(flags), prog=prog, return_unknown_args=True, **extra)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(complaint.getvalue())) from None
+    if unknown:
+        known = ["--" + name.replace("_", "-") for name in _flag_names(arguments if default is None else default)]
+        nearest = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"unknown argument {unknown[0]}{hint} (--help lists the flags)")
+    return parsed
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """The exit status of a tool; bad input is one line on stderr and status 2."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _flag_names(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name, None)
+        nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        names += _flag_names(value, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return names
+
+
+def _one_line(complaint: str) -> str:
+    """The text inside tyro's box, without its rules and its pointer to --help."""
+    lines = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
+    words = " ".join(line for line in lines if line and not set(line) <= {"─"})
+    return (re.split("For full helptext|Argument helptext", words)[0] or complaint).strip()
