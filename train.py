@@ -1,13 +1,10 @@
 """Trains a model: `python train.py configs/NAME.py [--run.steps 100 ...]`; `--help` after the file lists every override."""
 
-import difflib
 import importlib.util
 import sys
 from pathlib import Path
 
-import tyro
-from flax.traverse_util import flatten_dict
-
+from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training, to_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import quiet_orbax
@@ -33,34 +30,25 @@ def load_config(path: str) -> Training:
     return config
 
 
-def override(config: Training, flags: list[str], prog: str) -> Training:
-    """The config with the command line's flags (`--optimizer.learning-rate 1e-3`) applied."""
-    changed, unknown = tyro.cli(type(config), default=config, args=flags, prog=prog, return_unknown_args=True)
-    if unknown:
-        known = ["--" + name.replace("_", "-") for name in flatten_dict(to_dict(config), sep=".")]
-        nearest = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise UserError(f"unknown flag {unknown[0]}{hint} (--help lists them all)")
-    return changed
+def launch() -> None:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        if sys.argv[1:] not in (["-h"], ["--help"]):
+            raise UserError("give a config file first: python train.py configs/NAME.py [--run.steps 100 ...]")
+        print(__doc__)
+        return
+    path, *flags = sys.argv[1:]
+    quiet_orbax()
+    default = load_config(path)
+    config = parse(type(default), flags, default, prog=f"train.py {path}")
+    train(make_task(config), config.run, config.optimizer, to_dict(config))
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        help_wanted = sys.argv[1:] in (["-h"], ["--help"])
-        print(__doc__, file=sys.stdout if help_wanted else sys.stderr)
-        return 0 if help_wanted else 2
-    path, *flags = sys.argv[1:]
-    quiet_orbax()
     try:
-        config = override(load_config(path), flags, f"train.py {path}")
-        train(make_task(config), config.run, config.optimizer, to_dict(config))
+        return run(launch)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Floating-point operations of a traced program, loops counted in full, and the fewest that the sampler needs.
 
-XLA's own cost analysis counts a loop's body once; walking the jaxpr counts it as often as it runs. Only products are counted (dot_general and
-convolutions): 2 for each multiply-add.
+XLA's own cost analysis counts a loop's body once; walking the jaxpr counts it as often as it runs. Only products are counted (dot_general
+and convolutions): 2 for each multiply-add.
 """
 
 import math

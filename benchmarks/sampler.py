@@ -8,7 +8,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,8 +16,6 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from arithmetic import minimal_sampler_flops, traced_flops
 

@@ -1,6 +1,6 @@
-"""The embedded tokenizer: 64px emoji to 8x8 tokens of 32 bits. `python train.py configs/emoji_tokenizer.py`, about 40 minutes on 2 CPU cores.
+"""The embedded tokenizer: 64px emoji to 8x8 tokens of 32 bits. `python train.py configs/emoji_tokenizer.py`.
 
-A trial in a minute: add `--run.steps 50 --run.preview-every 25 --run.workdir runs/trial`.
+About 40 minutes on 2 CPU cores. A trial in a minute: add `--run.steps 50 --run.preview-every 25 --run.workdir runs/trial`.
 """
 
 from bitdance_jax.config import (

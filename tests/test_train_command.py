@@ -44,7 +44,8 @@ def run(command, monkeypatch, capsys, *arguments):
 
 def test_flags_override_the_file(command, config_file):
     flags = "--run.steps 100 --model.ch-mult 1 2 2 --optimizer.clip-norm None --run.compute-dtype bfloat16 --optimizer.learning_rate=1e-3"
-    config = command.override(command.load_config(str(config_file)), flags.split(), "train.py")
+    default = command.load_config(str(config_file))
+    config = command.parse(type(default), flags.split(), default, "train.py")
     assert (config.run.steps, config.run.compute_dtype, config.run.workdir) == (100, "bfloat16", "runs/test")
     assert config.model.ch_mult == (1, 2, 2)
     assert (config.optimizer.clip_norm, config.optimizer.learning_rate) == (None, 1e-3)

@@ -6,6 +6,10 @@ workers.
 """
 
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
 import grain
@@ -55,7 +59,21 @@ class BatchIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             flags.FLAGS.mark_as_parsed()
         self._next_batch = next_batch
         rest = self._batches.slice(slice(next_batch, None)).to_iter_dataset(READ_OPTIONS)
-        self._iterator = iter(rest.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers)))
+        workers = grain.MultiprocessingOptions(num_workers=self._workers)
+        self._iterator = iter(rest.mp_prefetch(workers, worker_init_fn=_start_worker))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leaves Ctrl-C to the parent, and ends the worker with the parent even when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow_parent() -> None:
+        parent.join()
+        os._exit(0)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def make_loader(

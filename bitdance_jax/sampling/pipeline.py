@@ -91,8 +91,13 @@ class ClassConditionalPipeline:
         """`params`: of `ClassConditional`, stacked; they are unstacked here, once (`transformer.stack`)."""
         self.config, self.tokenizer, self.sampler = config, tokenizer, sampler
         self.class_names = tuple(class_names or map(str, range(config.num_classes)))
-        self._params = jax.tree.map(lambda a: jnp.asarray(a, dtype), unstack(params))
+        self._dtype = dtype
+        self.set_params(params)
         self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=dtype)), static_argnames="sampler")
+
+    def set_params(self, params: Any) -> None:
+        """Other weights of the same model, stacked; nothing compiles anew."""
+        self._params = jax.tree.map(lambda a: jnp.asarray(a, self._dtype), unstack(params))
 
     def sample(
         self,

@@ -30,7 +30,7 @@ from bitdance_jax.train.task import Batch, Batches, Task
 _MAY_CHANGE = {f"run.{name}" for name in ("workdir", "steps", "log_every", "save_every", "preview_every", "keep")} | {"data.workers"}
 
 
-class Interrupted(UserError):
+class Interrupted(Exception):
     """A signal stopped the run, which is saved. `exit_code` is the shell's for that signal: 128 + its number."""
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -76,7 +76,7 @@ class TokenizerTask:
         params = _cast(ema_params, self._config.run.export_dtype)
         model_folder.save(folder, kind="tokenizer", config=to_dict(self._config.model), params=params, metadata=metadata)
 
-    def batches(self) -> BatchIterator:
+    def batches(self) -> Batches:
         data = self._config.data
         return make_loader(
             self._source,
@@ -87,7 +87,7 @@ class TokenizerTask:
             workers=data.workers,
         )
 
-    def _held_out_batches(self) -> BatchIterator:
+    def _held_out_batches(self) -> Batches:
         self._held_out.set_state({"next_batch": 0})
         return self._held_out
 
@@ -119,6 +119,7 @@ class ClassConditionalTask:
         remat = None if config.run.remat == "none" else config.run.remat
         self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=jnp.dtype(config.run.compute_dtype))
         self._held_out_loss = jax.jit(self.loss)
+        self._pipeline: ClassConditionalPipeline | None = None
         self.steps_per_epoch = len(self._source) / config.data.batch_size
 
     def init(self, key: jax.Array) -> Params:
@@ -137,9 +138,11 @@ class ClassConditionalTask:
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         config, names = self._config, self._source.class_names[:PREVIEW_CLASSES]
-        pipeline = ClassConditionalPipeline(config.model, ema_params, self._tokenizer, names, config.preview)
+        if self._pipeline is None:
+            self._pipeline = ClassConditionalPipeline(config.model, ema_params, self._tokenizer, sampler=config.preview)
+        self._pipeline.set_params(ema_params)
         labels = np.repeat(np.arange(len(names)), PREVIEW_COLUMNS).tolist()
-        samples = pipeline.sample(labels, config.run.seed, batch_size=len(labels), progress=False)
+        samples = self._pipeline.sample(labels, config.run.seed, batch_size=len(labels), progress=False)
         return {"samples": images.grid(samples, PREVIEW_COLUMNS, names)}
 
     def evaluate(self, ema_params: Params) -> dict[str, float]:

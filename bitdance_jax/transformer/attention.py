@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -33,7 +34,7 @@ class KVCache(NamedTuple):
     v: Float[Array, "B M T D"]
 
 
-def empty_cache(batch: int, length: int, num_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
+def empty_cache(batch: int, length: int, num_heads: int, head_dim: int, dtype: DTypeLike) -> KVCache:
     shape = (batch, num_heads, length, head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
