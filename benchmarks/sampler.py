@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm import tqdm
-
-
 from arithmetic import minimal_sampler_flops, traced_flops
+from tqdm import tqdm
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError

@@ -37,7 +37,7 @@ def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | N
         known = ["--" + name.replace("_", "-") for name in _flag_names(arguments if default is None else default)]
         nearest = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise UserError(f"unknown argument {unknown[0]}{hint} (--help lists the flags)")
+        raise UserError(f"unknown flag {unknown[0]}{hint} (--help lists them all)")
     return parsed
 
 
