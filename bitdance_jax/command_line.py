@@ -60,7 +60,7 @@ def _flag_names(config: Any, prefix: str = "") -> list[str]:
 
 
 def _one_line(complaint: str) -> str:
-    """The text inside tyro's box, without its rules and its pointer to --help."""
-    lines = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
-    words = " ".join(line for line in lines if line and not set(line) <= {"─"})
-    return (re.split("For full helptext|Argument helptext", words)[0] or complaint).strip()
+    """What tyro's box says, without its title, its frame (drawn in ASCII on some terminals) and its pointer to --help."""
+    _, *lines = (line.strip("│|╭╮╰╯─- ") for line in complaint.splitlines())
+    words = " ".join(filter(None, lines))
+    return re.split("For full helptext|Argument helptext", words)[0].strip() or complaint.strip()
