@@ -70,7 +70,7 @@ def cached_latents(path: Path, source: PictureSource, tokenizer: Tokenizer, imag
 
 
 def _encode(source: PictureSource, tokenizer: Tokenizer, image_size: int, flips: bool) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {"codes": [], "label": []} | ({"codes_flipped": []} if flips else {})
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("codes", "label", *(["codes_flipped"] if flips else []))}
     loader = make_loader(source, batch_size=BATCH, seed=0, image_size=image_size, shuffle=False, repeat=False)
     with tqdm(total=len(source), unit="image", desc="encoding", dynamic_ncols=True) as bar:
         for batch in loader:

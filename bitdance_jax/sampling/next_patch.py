@@ -67,8 +67,8 @@ def sample_patches(
     num_steps: int,
     noise: NoiseSource,
     config: SamplerConfig,
-) -> Float[Array, "N R P K"]:
-    """Pre-sign values of every patch, in order; R = B images, whose signs are the bits.
+) -> Float[Array, "N B P K"]:
+    """Pre-sign values of every patch of the B images, in order; their signs are the bits.
 
     Args:
       model: see `Model`.

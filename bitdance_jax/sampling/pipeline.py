@@ -46,25 +46,30 @@ class Tokenizer:
         model = Autoencoder(config, dtype)
 
         def encode(params: Any, pictures: UInt8[Array, "B H W C"]) -> Int8[Array, "B h w K"]:
-            z = model.apply({"params": params}, images.to_model(pictures), method="encode")
+            z: Any = model.apply({"params": params}, images.to_model(pictures), method="encode")
             return lfq.quantize(z).astype(jnp.int8)
 
         def decode(params: Any, codes: Int8[Array, "B h w K"], keys: Array) -> UInt8[Array, "B H W C"]:
             noise = jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys) if config.decoder == "gan" else None
-            return images.to_uint8(model.apply({"params": params}, codes.astype(jnp.float32), noise, method="decode"))
+            values: Any = model.apply({"params": params}, codes.astype(jnp.float32), noise, method="decode")
+            return images.to_uint8(values)
 
         self._encode, self._decode = jax.jit(encode), jax.jit(decode)
 
     def encode(self, pictures: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
         """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`."""
+        if not len(pictures):
+            return np.zeros((0, *(side // self.config.downsampling for side in pictures.shape[1:3]), self.config.bits), np.int8)
         chunk = _chunk(*pictures.shape[1:3])
         return np.concatenate([self._encode(self.params, part)[:count] for part, count in _chunks(pictures, chunk)])
 
     def decode(self, codes: Int8[np.ndarray, "B h w K"], seed: int = 0, first_index: int = 0) -> UInt8[np.ndarray, "B H W C"]:
         """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone."""
+        height, width = (side * self.config.downsampling for side in codes.shape[1:3])
+        if not len(codes):
+            return np.zeros((0, height, width, self.config.image_channels), np.uint8)
         keys = image_keys(seed, first_index, len(codes))
-        down = self.config.downsampling
-        chunk = _chunk(codes.shape[1] * down, codes.shape[2] * down)
+        chunk = _chunk(height, width)
         pairs = zip(_chunks(codes, chunk), _chunks(keys, chunk), strict=True)
         return np.concatenate([self._decode(self.params, part, part_keys)[:count] for (part, count), (part_keys, _) in pairs])
 
@@ -136,12 +141,13 @@ class ClassConditionalPipeline:
         progress: bool = True,
     ) -> Int8[np.ndarray, "B h w K"]:
         """`sample` without the decoding: codes in {-1, 1}."""
+        if batch_size < 1:
+            raise UserError(f"batch_size must be positive, got {batch_size}")
         numbers = np.array([self.label(label) for label in labels], np.int32)
         keys = image_keys(seed, first_index, len(numbers))
-        batch = min(batch_size, max(len(numbers), 1))
         parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
         with tqdm(total=len(numbers), unit="image", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
-            for (part, count), (part_keys, _) in zip(_chunks(numbers, batch), _chunks(keys, batch), strict=True):
+            for (part, count), (part_keys, _) in zip(_chunks(numbers, batch_size), _chunks(keys, batch_size), strict=True):
                 parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler or self.sampler))[:count])
                 bar.set_description("sampling")
                 bar.update(count)
@@ -197,9 +203,14 @@ def sample_labels(
     return sample_codes(model, params, labels, noise, sampler).astype(jnp.int8)
 
 
-@functools.partial(jax.jit, static_argnames="count")
 def image_keys(seed: int, first_index: int, count: int) -> Array:
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first_index + jnp.arange(count))
+    """Keys [count] of the pictures `first_index` and up: each depends on the seed and its number alone."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed must be between 0 and {2**32 - 1}, got {seed}")
+    return _fold_in_each(jax.random.key(seed), np.arange(first_index, first_index + count, dtype=np.uint32))
+
+
+_fold_in_each = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
 
 
 def _chunk(height: int, width: int) -> int:
@@ -208,7 +219,7 @@ def _chunk(height: int, width: int) -> int:
 
 def _chunks(array: Any, size: int) -> Iterator[tuple[Any, int]]:
     """Pieces of `size` rows and how many of them count; a short last one is filled up by its last row, to keep one compiled shape."""
-    size = min(size, len(array))
+    size = min(size, max(len(array), 1))
     for start in range(0, len(array), size):
         piece = array[start : start + size]
         missing = size - len(piece)

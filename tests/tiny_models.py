@@ -1,0 +1,50 @@
+"""Models small enough to make, sample and train within seconds, with random weights, and their model folders."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from random_params import random_params
+
+from bitdance_jax import model_folder
+from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig, to_dict
+from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+
+
+TOKENIZER = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2)
+GAN_TOKENIZER = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2, decoder="gan")
+
+MODEL = ClassConditionalConfig(
+    tokenizer=TOKENIZER,
+    transformer=TransformerConfig(num_layers=2, dim=32, num_heads=2),
+    head=FlowHeadConfig(width=32, num_blocks=2, num_groups=1, head_dim=16),
+    num_classes=9,
+    image_size=16,
+    tokens_per_step=4,
+    class_tokens=4,
+    head_repeats=2,
+)
+SAMPLER = SamplerConfig(head_steps=3, guidance_scale=2.0)
+
+
+def tokenizer_params(config: TokenizerConfig = TOKENIZER) -> dict:
+    noise = jnp.zeros((1, 2, 2, config.bits)) if config.decoder == "gan" else None
+    return random_params(Autoencoder(config), jnp.zeros((1, 4, 4, 3)), noise)
+
+
+def model_params(config: ClassConditionalConfig = MODEL) -> dict:
+    """Stacked, without the tokenizer."""
+    patches = jnp.zeros((config.num_steps, config.tokens_per_step, config.tokenizer.bits))
+    bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
+    return random_params(ClassConditional(config, scan=True), jnp.zeros((1,), jnp.int32), bits, patches, patches[:, 0, 0])
+
+
+def save_tokenizer(folder: Path, config: TokenizerConfig = TOKENIZER) -> Path:
+    model_folder.save(folder, kind="tokenizer", config=to_dict(config), params=tokenizer_params(config), metadata={})
+    return folder
+
+
+def save_model(folder: Path, config: ClassConditionalConfig = MODEL, **metadata: object) -> Path:
+    params = {"model": model_params(config), "tokenizer": tokenizer_params(config.tokenizer)}
+    model_folder.save(folder, kind="class_conditional", config=to_dict(config), params=params, metadata=metadata)
+    return folder
