@@ -338,6 +338,7 @@ class RunConfig:
       compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
       export_dtype: of the finished model folder's weights.
       remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
+      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA devices in bfloat16.
       log_every, save_every, preview_every: in steps.
       keep: newest checkpoints kept.
     """
@@ -348,6 +349,7 @@ class RunConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "nothing"] = "none"
+    attention: Literal["xla", "cudnn"] = "xla"
     log_every: int = 10
     save_every: int = 500
     preview_every: int = 500
@@ -356,6 +358,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "save_every", "preview_every", "keep"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require(
+            self.attention == "xla" or self.compute_dtype == "bfloat16",
+            "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
+        )
 
 
 @dataclass(frozen=True)

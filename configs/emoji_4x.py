@@ -19,7 +19,7 @@ from bitdance_jax.config import (
 
 def get_config() -> ClassConditionalTraining:
     return ClassConditionalTraining(
-        run=RunConfig(workdir="runs/emoji_4x", steps=4500, export_dtype="bfloat16", log_every=20, save_every=500, preview_every=500),
+        run=RunConfig(workdir="runs/emoji_4x", steps=6000, export_dtype="bfloat16", log_every=20, save_every=500, preview_every=500),
         model=ClassConditionalConfig(
             tokenizer=TokenizerConfig(bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4),
             transformer=TransformerConfig(num_layers=6, dim=192, num_heads=6),

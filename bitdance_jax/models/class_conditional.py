@@ -37,12 +37,14 @@ class ClassConditional(nn.Module):
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
       remat: what the backward pass keeps (`transformer.stack.remat_policy`).
       dtype: compute type.
+      kernel: the transformer's attention kernel.
     """
 
     config: ClassConditionalConfig
     scan: bool = False
     remat: str | None = None
     dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
 
     def setup(self) -> None:
         config, dim = self.config, self.config.transformer.dim
@@ -51,7 +53,7 @@ class ClassConditional(nn.Module):
         if config.tokens_per_step > 1:
             self.query_tokens = self.param("query_tokens", init, (config.tokens_per_step - 1, dim))
         self.connector = SwiGLU(int(1.5 * dim), dim, use_bias=True, dtype=self.dtype)
-        self.transformer = BlockCausalTransformer(config.transformer, self.scan, self.remat, self.dtype)
+        self.transformer = BlockCausalTransformer(config.transformer, self.scan, self.remat, self.dtype, self.kernel)
         self.position_embedding = self.param("position_embedding", init, (config.num_tokens, dim))
         self.head = FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step, self.scan, self.remat, self.dtype)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,7 +28,8 @@ from bitdance_jax.train.task import Batch, Batches, Task
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
-_MAY_CHANGE = {f"run.{name}" for name in ("workdir", "steps", "log_every", "save_every", "preview_every", "keep")} | {"data.workers"}
+_RUN_MAY_CHANGE = ("workdir", "steps", "log_every", "save_every", "preview_every", "keep", "export_dtype")
+_MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|preview\..*")
 
 
 class Interrupted(Exception):
@@ -213,9 +215,10 @@ def _record_config(workdir: Path, config: dict[str, Any], resuming: bool) -> Non
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON; restore it, or give the run another workdir") from error
         wanted = _flat(json.loads(text))
-        names = sorted(n for n in recorded.keys() | wanted.keys() if n not in _MAY_CHANGE and recorded.get(n) != wanted.get(n))
+        # A field that the recorded config lacks came with a newer version of this package, and its default with the old behaviour.
+        names = sorted(n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n))
         if names:
-            changes = ", ".join(f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+            changes = ", ".join(f"{name} was {recorded[name]!r}, now {wanted.get(name)!r}" for name in names)
             raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
     temporary = path.with_name("config.json.tmp")
     temporary.write_text(text)

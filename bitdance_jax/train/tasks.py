@@ -117,7 +117,8 @@ class ClassConditionalTask:
                 f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
             )
         remat = None if config.run.remat == "none" else config.run.remat
-        self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=jnp.dtype(config.run.compute_dtype))
+        dtype = jnp.dtype(config.run.compute_dtype)
+        self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=dtype, kernel=config.run.attention)
         self._held_out_loss = jax.jit(self.loss)
         self._pipeline: ClassConditionalPipeline | None = None
         self.steps_per_epoch = len(self._source) / config.data.batch_size
