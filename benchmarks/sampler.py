@@ -93,7 +93,9 @@ def main() -> int:
     print(f"rate        {statistics.median(rates):.3f} images/s median, {min(rates):.3f} to {max(rates):.3f}")
     print(f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum {least / 1e12:.3f}; "
           f"{done / statistics.median(seconds) / 1e9:.0f} GFLOP/s")  # fmt: skip
-    print(f"memory      {compiled.memory_analysis().temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
+    memory = compiled.memory_analysis()  # None where the backend has no such figures
+    if memory is not None:
+        print(f"memory      {memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
     return 0
 
 

@@ -61,6 +61,6 @@ def _flag_names(config: Any, prefix: str = "") -> list[str]:
 
 def _one_line(complaint: str) -> str:
     """What tyro's box says, without its title, its frame (drawn in ASCII on some terminals) and its pointer to --help."""
-    _, *lines = (line.strip("│|╭╮╰╯─- ") for line in complaint.splitlines())
-    words = " ".join(filter(None, lines))
+    _, *lines = (line.strip("│╭╮╰╯ ") for line in complaint.splitlines())
+    words = " ".join(line for line in lines if line.strip("─-"))
     return re.split("For full helptext|Argument helptext", words)[0].strip() or complaint.strip()

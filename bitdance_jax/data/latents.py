@@ -20,6 +20,7 @@ from bitdance_jax.sampling.pipeline import Tokenizer
 
 
 BATCH = 64
+PROBES = 8  # pictures that tell one source from another
 
 
 def pack(codes: Int8[np.ndarray, "B h w K"]) -> UInt8[np.ndarray, "B h w bytes"]:
@@ -61,7 +62,7 @@ def cached_latents(path: Path, source: PictureSource, tokenizer: Tokenizer, imag
     Returns:
       Records {"codes", "label"} and with `flips` "codes_flipped": uint8 [h, w, ceil(K / 8)].
     """
-    key = _fingerprint(tokenizer, len(source), image_size, flips)
+    key = _fingerprint(tokenizer, source, image_size, flips)
     arrays = _read(path, key)
     if arrays is None:
         arrays = _encode(source, tokenizer, image_size, flips)
@@ -82,10 +83,12 @@ def _encode(source: PictureSource, tokenizer: Tokenizer, image_size: int, flips:
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _fingerprint(tokenizer: Tokenizer, count: int, image_size: int, flips: bool) -> str:
-    digest = hashlib.sha256(repr((tokenizer.config, count, image_size, flips)).encode())
+def _fingerprint(tokenizer: Tokenizer, source: PictureSource, image_size: int, flips: bool) -> str:
+    digest = hashlib.sha256(repr((tokenizer.config, source.class_names, len(source), image_size, flips)).encode())
     for leaf in jax.tree.leaves(tokenizer.params["encoder"]):
         digest.update(np.asarray(leaf).tobytes())
+    for index in np.linspace(0, len(source) - 1, PROBES).astype(int).tolist():
+        digest.update(source[index]["image"].tobytes())
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +100,10 @@ class TokenizerTask:
         return jax.random.normal(key, (batch, side, side, config.model.bits))
 
     def _reconstruction(self, params: Params, pictures: jax.Array) -> jax.Array:
-        z = self._model.apply({"params": params}, images.to_model(pictures), method="encode")
+        z: Any = self._model.apply({"params": params}, images.to_model(pictures), method="encode")
         noise = self._decoder_noise(jax.random.key(0), len(pictures))
-        return images.to_uint8(self._model.apply({"params": params}, lfq.quantize(z), noise, method="decode"))
+        values: Any = self._model.apply({"params": params}, lfq.quantize(z), noise, method="decode")
+        return images.to_uint8(values)
 
 
 class ClassConditionalTask:

@@ -1,0 +1,139 @@
+"""Flags to dataclasses, and one line for whatever is wrong with them."""
+
+import io
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draws things.
+
+    Attributes:
+      out: the file.
+      steps: how many.
+    """
+
+    out: str
+    steps: int = 3
+    kind: Literal["plain", "fancy"] = "plain"
+    sizes: tuple[int, ...] | None = None
+    scale: float | None = None
+    sampler: SamplerConfig = SamplerConfig()
+
+
+DEFAULT = Arguments("here", steps=5, sampler=SamplerConfig(head_steps=20))
+
+
+MANY = "0123456789 " * 12 + "end"  # wider than a terminal
+
+
+def complaint(*flags, default=DEFAULT):
+    with pytest.raises(UserError) as caught:
+        parse(Arguments, flags, default)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_values():
+    flags = "--out there --steps 4 --kind fancy --sizes 1 2 3 --scale 2 --sampler.solver euler --sampler.guidance-scale=1.5"
+    expected = Arguments("there", 4, "fancy", (1, 2, 3), 2.0, SamplerConfig(solver="euler", guidance_scale=1.5))
+    assert parse(Arguments, flags.split()) == expected
+
+
+def test_what_is_not_named_comes_from_the_default():
+    assert parse(Arguments, [], DEFAULT) == DEFAULT
+    expected = Arguments("here", steps=5, sampler=SamplerConfig(head_steps=20, guidance_scale=3.0))
+    assert parse(Arguments, ["--sampler.guidance_scale", "3"], DEFAULT) == expected
+
+
+def test_without_flags_it_reads_the_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool.py", "--steps", "7"])
+    assert parse(Arguments, default=DEFAULT).steps == 7
+
+
+@pytest.mark.parametrize(
+    ("flag", "nearest"),
+    [
+        ("--step", "--steps"),
+        ("--sampler.head-step", "--sampler.head-steps"),
+        ("--sampler.guidance_scal=2", "--sampler.guidance-scale"),
+        ("--knid", "--kind"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest(flag, nearest):
+    assert complaint(flag, "3") == f"unknown flag {flag}; did you mean {nearest}? (--help lists them all)"
+
+
+@pytest.mark.parametrize("flag", ["--zzzzzz", "stray"])
+def test_an_unknown_flag_like_no_other(flag):
+    assert complaint(flag) == f"unknown flag {flag} (--help lists them all)"
+
+
+def test_the_nearest_flag_without_a_default():
+    with pytest.raises(UserError, match=r"unknown flag --sampler\.head-stps; did you mean --sampler\.head-steps\?"):
+        parse(Arguments, ["--out", "x", "--sampler.head-stps", "3"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "x"], "Error parsing --steps: invalid literal for int() with base 10: 'x'"),
+        (["--steps", "2.5"], "Error parsing --steps: invalid literal for int() with base 10: '2.5'"),
+        (["--steps"], "Missing value for argument '--steps'. Expected 1 values."),
+        (["--kind", "odd"], "invalid choice 'odd' for argument '--kind'. Expected one of ('plain', 'fancy')."),
+        (["--sampler.head-steps", "0"], "Error parsing sampler: head_steps must be positive, got 0"),
+        (["--steps", MANY], f"Error parsing --steps: invalid literal for int() with base 10: '{MANY}'"),
+    ],
+)
+def test_a_bad_value_is_one_line(flags, message):
+    assert complaint(*flags) == message
+
+
+def test_a_missing_value_names_its_flag():
+    with pytest.raises(UserError, match=r"^Missing from .*: --out STR the file\. \(required\)$"):
+        parse(Arguments, ["--steps", "4"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_no_terminal_leaves_its_frame(monkeypatch, encoding):
+    """tyro draws its box as stdout's encoding allows."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert complaint("--steps", "x") == "Error parsing --steps: invalid literal for int() with base 10: 'x'"
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(Arguments, ["--help"], prog="tool.py")
+    assert caught.value.code == 0
+    out, err = capsys.readouterr()
+    assert "tool.py" in out and "Draws things." in out and "how many." in out and "--sampler.head-steps" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])
+def test_run_returns_the_status(returned, status):
+    assert run(lambda: returned) == status
+
+
+def test_run_prints_one_line_for_bad_input(capsys):
+    def main():
+        raise UserError("no model folder x")
+
+    assert run(main) == 2
+    assert capsys.readouterr() == ("", "error: no model folder x\n")
+
+
+def test_run_does_not_hide_bugs():
+    def main():
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        run(main)
