@@ -32,7 +32,8 @@ def head(tokens_per_step: int, scan: bool = False, **fields) -> FlowHead:
 def test_timestep_features():
     pieces = golden_models.read("pieces/pieces")
     features = timestep_features(jnp.asarray(pieces["timestep_embedding.t"]))
-    np.testing.assert_allclose(features, pieces["timestep_embedding.out"], atol=1e-5)
+    # At t = 1 the angles reach 1000 rad, whose last float32 digit is 6e-5.
+    np.testing.assert_allclose(features, pieces["timestep_embedding.out"], atol=5e-5)
 
 
 @pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_4x", "imagenet_16x"])

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_models import manifest
+
+from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, TokenizerConfig
+from bitdance_jax.convert import keys
+from bitdance_jax.errors import UserError
+from bitdance_jax.flow_head.head import FlowHead
+from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.transformer.stack import unstack
+
+
+def converted_shapes(shapes: dict[str, list[int]], table: keys.Table) -> dict:
+    """Of a state dict of these shapes, made of one byte each as long as nothing copies it."""
+    state = {key: np.broadcast_to(np.int8(0), shape) for key, shape in shapes.items()}
+    return jax.tree.map(np.shape, keys.convert(state, table))
+
+
+def shapes_of(model, *arguments) -> dict:
+    """Of the model's parameters, unrolled."""
+    # Scanned layers are traced once, whatever their number.
+    shapes = jax.eval_shape(lambda: unstack(model.init(jax.random.key(0), *arguments)["params"]))
+    return jax.tree.map(np.shape, shapes)
+
+
+@pytest.fixture(scope="module")
+def d16c32() -> dict:
+    return shapes_of(Autoencoder(TokenizerConfig.d16c32()), jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("name", ["B_1x", "B_4x", "B_16x", "L_1x", "H_1x"])
+def test_released_class_conditional_models(name, d16c32):
+    """Every key of the file, the tokenizer's with them, is one of our parameters, and the other way round."""
+    shapes = manifest()[f"BitDance_{name}"]
+    tokenizer = {key.removeprefix("vae."): shape for key, shape in shapes.items() if key.startswith("vae.")}
+    assert converted_shapes(tokenizer, keys.TOKENIZER) == d16c32
+
+    config = ClassConditionalConfig.imagenet(name)
+    patches, bits = (1, config.tokens_per_step, config.tokenizer.bits), jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
+    model = ClassConditional(config, scan=True)
+    expected = shapes_of(model, jnp.zeros(1, jnp.int32), bits, jnp.zeros((config.num_steps, *patches[1:])), jnp.zeros(config.num_steps))
+    rest = {key: shape for key, shape in shapes.items() if not key.startswith("vae.")}
+    assert converted_shapes(rest, keys.class_conditional(config)) == expected
+
+
+def test_released_text_to_image_parts(d16c32):
+    assert converted_shapes(manifest()["BitDance-14B/ae"], keys.TOKENIZER) == d16c32
+    config = FlowHeadConfig(width=5120, num_blocks=6, num_groups=2, head_dim=128, squash_output=True)
+    expected = shapes_of(FlowHead(config, 32, 16, scan=True), jnp.zeros((1, 16, 32)), jnp.zeros(1), jnp.zeros((1, 16, 5120)))
+    assert converted_shapes(manifest()["BitDance-14B/vision_head"], keys.flow_head(config)) == expected
+
+
+def test_unknown_keys_are_listed_all_at_once():
+    state = {name: np.zeros(3) for name in ("encoder.norm_out.weight", "encoder.attention.weight", "discriminator.bias")}
+    with pytest.raises(UserError) as error:
+        keys.convert(state, keys.TOKENIZER)
+    assert str(error.value) == "unknown key encoder.attention.weight; unknown key discriminator.bias"
+
+
+def test_patterns_match_whole_keys():
+    with pytest.raises(UserError, match=r"unknown key vae.encoder.conv_in.weight; unknown key encoder.conv_in.weight.bias"):
+        keys.convert({"vae.encoder.conv_in.weight": np.zeros(1), "encoder.conv_in.weight.bias": np.zeros(1)}, keys.TOKENIZER)
+
+
+def test_two_keys_for_one_parameter():
+    table = (keys.Row(r"(?:ema|model)\.(\w+)\.weight", r"\1/weight"),)
+    with pytest.raises(UserError, match=r"a second key for a/scale: model\.a\.weight"):
+        keys.convert({"ema.a.weight": np.zeros(3), "model.a.weight": np.zeros(3), "model.b.weight": np.zeros(3)}, table)
+
+
+def test_layouts():
+    """[out, in] becomes [in, out], [out, in, h, w] becomes [h, w, in, out], one dimension a scale."""
+    rng = np.random.default_rng(0)
+    linear, convolution, norm = rng.normal(size=(4, 3)), rng.normal(size=(4, 3, 2, 1)), rng.normal(size=5)
+    table = (keys.Row(r"(\w+)\.weight", r"\1/weight"),)
+    params = keys.convert({"linear.weight": linear, "convolution.weight": convolution, "norm.weight": norm}, table)
+    np.testing.assert_array_equal(params["linear"]["kernel"], linear.T)
+    np.testing.assert_array_equal(params["convolution"]["kernel"][1, 0], convolution[:, :, 1, 0].T)
+    np.testing.assert_array_equal(params["norm"]["scale"], norm)
+
+
+def test_pairs_to_halves():
+    np.testing.assert_array_equal(keys.pairs_to_halves(np.arange(8)), [0, 2, 4, 6, 1, 3, 5, 7])
