@@ -141,11 +141,14 @@ def _check_files(path: epath.Path, files: dict[str, list[int]]) -> None:
 def _read_weights(path: epath.Path) -> Params:
     """The weights as numpy arrays: independent of the devices that they were saved from."""
     weights = path / "weights"
+    if not _is_remote(path):
+        weights = epath.Path(os.path.abspath(weights))  # Orbax reads no relative paths.
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            names = checkpointer.metadata(weights).item_metadata.tree
+            absolute = weights if _is_remote(path) else os.path.abspath(weights)  # Orbax takes no other
+            names = checkpointer.metadata(absolute).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-            return checkpointer.restore(weights, restore_args=as_numpy)
+            return checkpointer.restore(absolute, restore_args=as_numpy)
     except Exception as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
         raise UserError(f"the weights in {weights} cannot be read; fetch or write the folder again") from error
 

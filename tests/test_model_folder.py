@@ -40,6 +40,12 @@ def test_what_is_saved_comes_back(tmp_path, convert):
     assert (header["format"], header["version"]) == ("bitdance_jax", 1)
 
 
+def test_a_relative_path_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("runs/model"))
+    assert_same(model_folder.load("runs/model").params)
+
+
 def test_saving_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
     save(tmp_path / "model", bits=8)
     save(tmp_path / "model", bits=16)
