@@ -181,7 +181,6 @@ def test_how_often_everything_runs(solver, evaluations, guidance):
         (1, "block_causal", "patch"),
         (4, "block_causal", "patch"),
         (4, "block_causal", "token"),
-        (4, "causal", "patch"),
         (4, "causal", "token"),
     ],
 )
