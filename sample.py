@@ -47,6 +47,8 @@ class Arguments:
 
 def main() -> None:
     arguments = parse(Arguments)
+    if arguments.per_label < 1:
+        raise UserError(f"--per-label must be positive, got {arguments.per_label}")
     model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
     if not isinstance(model, ClassConditionalPipeline):
         raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")

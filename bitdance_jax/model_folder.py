@@ -145,10 +145,9 @@ def _read_weights(path: epath.Path) -> Params:
         weights = epath.Path(os.path.abspath(weights))  # Orbax reads no relative paths.
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            absolute = weights if _is_remote(path) else os.path.abspath(weights)  # Orbax takes no other
-            names = checkpointer.metadata(absolute).item_metadata.tree
+            names = checkpointer.metadata(weights).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-            return checkpointer.restore(absolute, restore_args=as_numpy)
+            return checkpointer.restore(weights, restore_args=as_numpy)
     except Exception as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
         raise UserError(f"the weights in {weights} cannot be read; fetch or write the folder again") from error
 

@@ -96,6 +96,8 @@ class ClassConditionalPipeline:
         """`params`: of `ClassConditional`, stacked; they are unstacked here, once (`transformer.stack`)."""
         self.config, self.tokenizer, self.sampler = config, tokenizer, sampler
         self.class_names = tuple(class_names or map(str, range(config.num_classes)))
+        if len(self.class_names) != config.num_classes:
+            raise UserError(f"{config.num_classes} classes need as many class_names, got {len(self.class_names)}")
         self._dtype = dtype
         self.set_params(params)
         self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=dtype)), static_argnames="sampler")

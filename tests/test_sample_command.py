@@ -1,0 +1,171 @@
+"""`python sample.py`: pictures in a file, one clear line for bad input, and the whole way from training to pictures."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+from PIL import Image
+
+from bitdance_jax.command_line import run
+from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
+
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["Activities", "Animals", "Flags", "Food", "Objects", "People", "Smileys", "Symbols", "Travel"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    tiny_models.save_model(root / "model", class_names=CLASSES, sampler=to_dict(tiny_models.SAMPLER))
+    tiny_models.save_tokenizer(root / "tokenizer")
+    shutil.copytree(root / "model", root / "damaged")
+    largest = max((path for path in (root / "damaged" / "weights").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    return root
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """sample.py as a module, to be run in this process."""
+    spec = importlib.util.spec_from_file_location("sample_command", ROOT / "sample.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # tyro looks up the source of its classes
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def sample(command, folders, monkeypatch, capsys, tmp_path):
+    """Runs sample.py in an empty folder: exit status, stdout, stderr. {models} in a flag is the folder of models."""
+
+    def sample(*flags):
+        flags = [str(flag).format(models=folders) for flag in flags]
+        if "--checkpoint" not in flags:
+            flags += ["--checkpoint", os.path.relpath(folders / "model")]
+        monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
+        status = run(command.main)
+        return status, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return sample
+
+
+@pytest.fixture
+def quick_samples(monkeypatch):
+    """Grey pictures instead of drawn ones; a list of what each call to `sample` got."""
+    calls = []
+
+    def sample(self, labels, seed=0, **options):
+        calls.append({"labels": labels, "seed": seed, **options})
+        return np.full((len(labels), 16, 16, 3), 128, np.uint8)
+
+    monkeypatch.setattr(ClassConditionalPipeline, "sample", sample)
+    return calls
+
+
+def test_it_draws_a_grid(sample, tmp_path):
+    status, out, _ = sample("--labels", "Flags", "3", "--per-label", "2", "--out", "new/x.png")
+    assert status == 0
+    assert out == "4 pictures of 2 labels in new/x.png\n"
+    with Image.open(tmp_path / "new" / "x.png") as picture:
+        pixels = np.asarray(picture)
+    # Pictures of 16 pixels, enlarged 8 times, each in a margin of 2; the captions stand to the left.
+    assert pixels.shape[0] == 2 * 132 and 2 * 132 + 20 < pixels.shape[1] < 2 * 132 + 120
+    cells = [pixels[row * 132 + 2 : row * 132 + 130, -(2 - column) * 132 + 2 :][:, :128] for row in range(2) for column in range(2)]
+    assert all(cell.std() > 10 for cell in cells)
+    assert len({cell.tobytes() for cell in cells}) == 4
+
+
+def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tmp_path):
+    status, out, _ = sample()
+    assert (status, out) == (0, "72 pictures of 9 labels in samples.png\n")
+    labels = [label for label in range(9) for _ in range(8)]
+    assert quick_samples == [{"labels": labels, "seed": 0, "sampler": tiny_models.SAMPLER, "batch_size": 24}]
+    assert os.listdir(tmp_path) == ["samples.png"]
+
+
+def test_flags_reach_the_sampler(sample, quick_samples):
+    flags = "--head-steps 7 --guidance-scale 3 --guidance-schedule constant --solver euler --seed 5 --batch-size 2 --labels 8 --per-label 1"
+    assert sample(*flags.split())[0] == 0
+    expected = SamplerConfig(head_steps=7, solver="euler", guidance_scale=3.0, guidance_schedule="constant")
+    assert quick_samples == [{"labels": [8], "seed": 5, "sampler": expected, "batch_size": 2}]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--labels", "flag"], "unknown label 'flag'; did you mean 'Flags'?"),
+        (["--labels", "Flags", "9"], "label 9 is out of range; the model has labels 0 to 8"),
+        (["--labels", "-1"], "label -1 is out of range; the model has labels 0 to 8"),
+        (["--checkpoint", "nowhere"], "no model folder nowhere"),
+        (["--checkpoint", "{models}"], "{models} is not a model folder: it has no config.json"),
+        (["--checkpoint", "{models}/tokenizer"], "is a tokenizer, which draws nothing by itself; give a class-conditional model"),
+        (["--checkpoint", "{models}/damaged"], "the model folder is damaged: "),
+        (["--head-steps", "0"], "head_steps must be positive, got 0"),
+        (["--guidance-scale", "-1"], "guidance_scale must not be negative, got -1.0"),
+        (["--per-label", "0"], "--per-label must be positive, got 0"),
+        (["--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
+        (["--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'."),
+        (["--label", "3"], "unknown flag --label; did you mean --labels?"),
+        (["--per-label", "two"], "Error parsing --per-label: invalid literal for int() with base 10: 'two'"),
+    ],
+)
+def test_bad_input_is_one_line(sample, folders, tmp_path, flags, message):
+    status, out, error = sample(*flags)
+    assert (status, out) == (2, "")
+    assert error.startswith("error: ") and error.count("\n") == 1 and message.format(models=folders) in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, error = sample("--out", "file/x.png")
+    assert status == 2
+    assert error == "error: cannot write the picture file/x.png: File exists\n"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.slow
+def test_from_training_to_pictures(tmp_path):
+    """The commands of the config files' first lines, made tiny by flags, then sample.py on what they trained. From another folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def python(script, *flags):
+        command = [sys.executable, str(ROOT / script), *" ".join(flags).split()]
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    run = "--run.steps 3 --run.log-every 1 --run.preview-every 3 --data.batch-size 8"
+    python(
+        "train.py",
+        f"{ROOT}/configs/emoji_tokenizer.py {run} --run.workdir tokenizer --image-size 16",
+        "--model.bits 8 --model.ch-mult 1 1 --model.num-codebooks 2",
+    )
+    python(
+        "train.py",
+        f"{ROOT}/configs/emoji_4x.py {run} --run.workdir run --tokenizer tokenizer/model --model.image-size 16 --preview.head-steps 2",
+        "--model.tokenizer.bits 8 --model.tokenizer.ch-mult 1 1 --model.tokenizer.num-codebooks 2",
+        "--model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2",
+        "--model.head.width 32 --model.head.num-blocks 1 --model.head.head-dim 16",
+    )
+    out = python("sample.py", "--checkpoint run/model --labels Flags Objects --per-label 3 --head-steps 2 --out x.png")
+    assert out == "6 pictures of 2 labels in x.png\n"
+
+    for name in ("tokenizer", "run"):
+        rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        assert len(rows) == 4 and (tmp_path / name / "curves.png").exists()
+    assert (tmp_path / "tokenizer" / "pictures" / "reconstructions_0000003.png").exists()
+    assert (tmp_path / "run" / "pictures" / "samples_0000003.png").exists()
+    assert {path.name for path in (tmp_path / "run").glob("latents_*")} == {"latents_train.npz", "latents_heldout.npz"}
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.height == 2 * 132 and picture.width > 3 * 132

@@ -1,0 +1,383 @@
+"""The two tasks on the emoji, tiny: they learn, their pictures and figures are right, and what they export loads and works."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_models
+from random_params import random_params
+
+import bitdance_jax
+from bitdance_jax import images, model_folder
+from bitdance_jax.config import (
+    AugmentConfig,
+    ClassConditionalTraining,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    SamplerConfig,
+    TokenizerTraining,
+    to_dict,
+)
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate.psnr import psnr
+from bitdance_jax.sampling import pipeline
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.train.state import init_state, make_optimizer
+from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.task import Batches, Task
+from bitdance_jax.train.tasks import ClassConditionalTask, TokenizerTask, make_task
+from bitdance_jax.transformer.stack import unstack
+
+
+SIZE = 16
+STEPS = 40
+
+
+def train(task, learning_rate, steps=STEPS):
+    """The state after some steps at a constant rate, and the loss of each."""
+    schedule = optax.constant_schedule(learning_rate)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0), schedule, task)
+    step = make_train_step(task, optimizer, schedule, ema_decay=0.9)
+    state = jax.jit(partial(init_state, task, optimizer))(jax.random.key(0))
+    batches, losses = task.batches(), []
+    for _ in range(steps):
+        state, metrics = step(state, next(batches), jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def dtypes(tree):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+def replace_run(config, **changes):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+# The tokenizer
+
+
+TOKENIZER = TokenizerTraining(
+    run=RunConfig(workdir="unused", steps=STEPS),
+    model=tiny_models.TOKENIZER,
+    image_size=SIZE,
+    data=DataConfig(batch_size=16, augment=AugmentConfig(min_crop=0.9)),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_task():
+    return TokenizerTask(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer(tokenizer_task):
+    return train(tokenizer_task, 3e-3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "model"
+    tokenizer_task.export(trained_tokenizer[0].ema, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return np.stack([centre_crop(record["image"], SIZE) for record in EmojiSource("heldout")])
+
+
+def test_make_task(tokenizer_task):
+    assert isinstance(make_task(TOKENIZER), TokenizerTask)
+    assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(), Batches)
+    assert tokenizer_task.steps_per_epoch == 1806 / 16
+
+
+def test_the_tokenizer_learns(trained_tokenizer):
+    state, losses = trained_tokenizer
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    assert dtypes((state.params, state.ema)) == {"float32"}
+
+
+def test_tokenizer_batches(tokenizer_task):
+    batch = next(tokenizer_task.batches())
+    assert batch["image"].shape == (16, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (16,)
+
+
+def test_psnr_of_the_task_and_of_the_exported_folder_agree(tokenizer_task, trained_tokenizer, tokenizer_folder, held_out):
+    """Measured on all 100 held-out pictures by the task, and outside of it."""
+    figures = tokenizer_task.evaluate(trained_tokenizer[0].ema)
+    assert figures == tokenizer_task.evaluate(trained_tokenizer[0].ema)
+    assert 8 < figures["psnr"] < 30
+    tokenizer = bitdance_jax.load(tokenizer_folder)
+    measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out)), held_out))
+    assert measured == pytest.approx(figures["psnr"], abs=0.01)
+
+    saved = model_folder.load(tokenizer_folder)
+    assert saved.metadata == {"steps": STEPS, "image_size": SIZE, "held_out": figures}
+    assert saved.config["bits"] == 8 and saved.kind == "tokenizer"
+    jax.tree.map(np.testing.assert_array_equal, saved.params, jax.device_get(trained_tokenizer[0].ema))
+
+
+def test_training_shows_in_the_psnr(tokenizer_task, trained_tokenizer):
+    untrained = tiny_models.tokenizer_params()
+    assert tokenizer_task.evaluate(trained_tokenizer[0].ema)["psnr"] > tokenizer_task.evaluate(untrained)["psnr"] + 1
+
+
+def test_tokenizer_preview_shows_originals_over_reconstructions(tokenizer_task, trained_tokenizer, tokenizer_folder, held_out):
+    pictures = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
+    assert pictures.keys() == {"reconstructions"}
+    tokenizer = bitdance_jax.load(tokenizer_folder)
+    originals = held_out[:16]
+    expected = images.grid(np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16)
+    assert pictures["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
+    np.testing.assert_array_equal(pictures["reconstructions"][: SIZE + 4], expected[: SIZE + 4])
+    difference = np.abs(pictures["reconstructions"].astype(int) - expected)
+    assert (difference > 1).mean() < 0.01  # a bit at the edge of its sign may differ between batch sizes
+
+
+def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_out):
+    task = TokenizerTask(replace_run(TOKENIZER, export_dtype="bfloat16"))
+    task.evaluate = lambda ema: {}
+    task.export(trained_tokenizer[0].ema, str(tmp_path / "model"))
+    assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
+    exact, rounded = bitdance_jax.load(tokenizer_folder), bitdance_jax.load(tmp_path / "model")
+    codes = exact.encode(held_out[:8])
+    assert (rounded.encode(held_out[:8]) == codes).mean() > 0.9
+    assert np.mean(psnr(rounded.decode(codes), exact.decode(codes))) > 30
+
+
+def test_tokenizer_in_bfloat16(tokenizer_task, trained_tokenizer):
+    """Parameters and their gradients stay float32, and what is computed is nearly the same."""
+    task = TokenizerTask(replace_run(TOKENIZER, compute_dtype="bfloat16"))
+    assert dtypes(jax.eval_shape(task.init, jax.random.key(0))) == {"float32"}
+    params, batch = trained_tokenizer[0].ema, next(task.batches())
+    assert dtypes(jax.eval_shape(jax.grad(task.loss, has_aux=True), params, batch, jax.random.key(0))) == {"float32"}
+    rounded, exact = (t.evaluate(params)["psnr"] for t in (task, tokenizer_task))
+    assert rounded != exact and rounded == pytest.approx(exact, abs=0.3)
+
+
+def test_a_gan_decoder_gets_noise():
+    """Abstractly: the shapes fit in training and in evaluation."""
+    task = TokenizerTask(dataclasses.replace(TOKENIZER, model=tiny_models.GAN_TOKENIZER))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    assert params["decoder"]["conv_in"]["kernel"].shape == (3, 3, 16, 32)
+    batch = next(task.batches())
+    assert jax.eval_shape(task.loss, params, batch, jax.random.key(0))[0].shape == ()
+    assert jax.eval_shape(task._reconstruction, params, batch["image"]).shape == (16, SIZE, SIZE, 3)
+
+
+# The class-conditional model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("class_conditional")
+    tiny_models.save_tokenizer(root / "tokenizer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return ClassConditionalTraining(
+        run=RunConfig(workdir=str(folder / "run"), steps=STEPS),
+        model=tiny_models.MODEL,
+        tokenizer=str(folder / "tokenizer"),
+        data=DataConfig(batch_size=16, augment=AugmentConfig(min_crop=1.0, flip=0.0), cache_latents=True),
+        preview=tiny_models.SAMPLER,
+    )
+
+
+def uncached(config):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, cache_latents=False))
+
+
+@pytest.fixture(scope="module")
+def task(config):
+    return ClassConditionalTask(config)
+
+
+@pytest.fixture(scope="module")
+def uncached_task(config):
+    return ClassConditionalTask(uncached(config))
+
+
+@pytest.fixture(scope="module")
+def trained(task):
+    return train(task, 3e-3)
+
+
+def test_the_model_learns(trained):
+    state, losses = trained
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert dtypes((state.params, state.ema)) == {"float32"}
+
+
+def test_cached_latents_are_in_the_run_folder(task, config, folder):
+    assert {path.name for path in (folder / "run").iterdir()} == {"latents_train.npz", "latents_heldout.npz"}
+    with np.load(folder / "run" / "latents_heldout.npz") as file:
+        assert file["codes"].shape == (100, 8, 8, 1)
+    assert task.steps_per_epoch == 1806 / 16
+
+
+def test_with_and_without_cache_the_batches_are_the_same(task, uncached_task, folder):
+    assert isinstance(uncached_task, Task) and isinstance(uncached_task.batches(), Batches)
+    cached, fresh = task.batches(), uncached_task.batches()
+    for _ in range(3):
+        a, b = next(cached), next(fresh)
+        assert a.keys() == b.keys() == {"codes", "label"}
+        assert a["codes"].shape == (16, 8, 8, 1) and a["codes"].dtype == b["codes"].dtype == np.uint8
+        np.testing.assert_array_equal(a["codes"], b["codes"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, trained, monkeypatch):
+    params, losses = trained[0].ema, trained[1]
+    figures = task.evaluate(params)
+    assert figures == task.evaluate(params) and figures.keys() == {"loss"}
+    assert 0.8 * losses[-1] < figures["loss"] < 0.8 * losses[0]
+    monkeypatch.setattr(uncached_task, "_held_out_loss", task._held_out_loss)  # spares a compilation
+    assert uncached_task.evaluate(params)["loss"] == pytest.approx(figures["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def exported(task, trained, folder):
+    task.export(trained[0].ema, str(folder / "model"))
+    return folder / "model"
+
+
+def test_the_exported_folder_is_the_trained_model(task, trained, exported, config, folder):
+    saved = model_folder.load(exported)
+    assert saved.metadata["class_names"] == list(EmojiSource("all").class_names)
+    assert saved.metadata["sampler"] == to_dict(tiny_models.SAMPLER)
+    assert saved.metadata["held_out"] == task.evaluate(trained[0].ema) and saved.metadata["steps"] == STEPS
+    jax.tree.map(np.testing.assert_array_equal, saved.params["model"], jax.device_get(trained[0].ema))
+    jax.tree.map(np.testing.assert_array_equal, saved.params["tokenizer"], model_folder.load(folder / "tokenizer").params)
+
+
+def test_the_exported_folder_samples(exported, config):
+    model = bitdance_jax.load(exported)
+    assert isinstance(model, bitdance_jax.ClassConditionalPipeline)
+    assert (model.config, model.sampler) == (config.model, tiny_models.SAMPLER)
+    pictures = model.sample(["Flags", 3], progress=False, sampler=SamplerConfig(head_steps=2))
+    assert pictures.shape == (2, SIZE, SIZE, 3) and (pictures[0] != pictures[1]).any()
+
+
+def test_an_exported_model_lends_its_tokenizer(exported, config, task):
+    other = ClassConditionalTask(dataclasses.replace(config, tokenizer=str(exported)))
+    np.testing.assert_array_equal(next(other.batches())["codes"], next(task.batches())["codes"])
+
+
+def test_preview_rows_are_classes(task, trained, monkeypatch):
+    """What is drawn depends on the weights it gets, and compiles once."""
+    traces = []
+
+    def quick(model, params, labels, noise, sampler):
+        traces.append(sampler)
+        code = jnp.where(labels % 2 == 0, 1, -1) * jnp.sign(params["position_embedding"][0, 0])
+        return jnp.broadcast_to(code[:, None, None, None], (len(labels), 8, 8, 8))
+
+    monkeypatch.setattr(pipeline, "sample_codes", quick)
+    params = trained[0].ema
+    negated = params | {"position_embedding": -params["position_embedding"]}
+    sheets = [task.preview(weights, 7)["samples"] for weights in (params, negated, params)]
+    assert traces == [tiny_models.SAMPLER]
+    assert all(sheet.shape[0] == 9 * (SIZE + 4) and sheet.shape[1] > 8 * (SIZE + 4) for sheet in sheets)
+    np.testing.assert_array_equal(sheets[0], sheets[2])
+    cells = [sheet[:, -8 * (SIZE + 4) :].reshape(9, SIZE + 4, -1) for sheet in sheets]
+    np.testing.assert_array_equal(cells[0][::2], cells[1][[1, 1, 3, 5, 7]])
+    assert (cells[0][0] != cells[0][1]).any()
+
+
+def test_class_conditional_in_bfloat16(config, task, trained):
+    half = ClassConditionalTask(replace_run(config, compute_dtype="bfloat16"))
+    assert dtypes(jax.eval_shape(half.init, jax.random.key(0))) == {"float32"}
+    params, batch = trained[0].ema, next(half.batches())
+    assert dtypes(jax.eval_shape(jax.grad(half.loss, has_aux=True), params, batch, jax.random.key(0))) == {"float32"}
+    rounded, exact = (t.evaluate(params)["loss"] for t in (half, task))
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_export_of_the_class_conditional_model_in_bfloat16(config, trained, tmp_path):
+    task = ClassConditionalTask(replace_run(config, export_dtype="bfloat16"))
+    task.evaluate = lambda ema: {}
+    task.export(trained[0].ema, str(tmp_path / "model"))
+    assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("remat", ["dots", "nothing"])
+def test_remat_changes_no_shape(config, remat):
+    task = ClassConditionalTask(replace_run(config, remat=remat))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    gradients, _ = jax.eval_shape(jax.grad(task.loss, has_aux=True), params, next(task.batches()), jax.random.key(0))
+    assert jax.tree.map(lambda a: a.shape, gradients) == jax.tree.map(lambda a: a.shape, params)
+
+
+# Weight decay
+
+
+def decayed(task, params):
+    """The parameters that shrink, of those given, in a step without gradients: tree of bools."""
+    schedule = optax.constant_schedule(0.1)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), schedule, task)
+    gradients = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params))(gradients, params)
+    params, updates = jax.device_get((params, updates))
+    for param, update in zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True):
+        assert not update.any() or np.allclose(update, -0.05 * param, rtol=1e-5)
+    return jax.tree.map(lambda update: update != 0, updates)
+
+
+def test_weight_decay_of_the_class_conditional_model(task):
+    """SPEC 4: tensors of two or more dimensions, each layer by itself, less connector, class embedding and query tokens."""
+    shrinks = unstack(decayed(task, tiny_models.model_params()))
+    spared, checked = {"connector", "class_embedding", "query_tokens"}, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shrinks):
+        expected = leaf.ndim >= 2 and path[0].key not in spared
+        assert leaf.all() if expected else not leaf.any(), path
+        checked += 1
+    assert spared < shrinks.keys() and checked > 40
+    assert shrinks["transformer"]["layers_1"]["attention"]["qkv"]["kernel"].all()
+    assert shrinks["position_embedding"].all()
+    assert not shrinks["head"]["groups_0"]["blocks_1"]["mlp_norm"]["scale"].any()
+
+
+def test_weight_decay_of_the_tokenizer(tokenizer_task):
+    params = random_params(Autoencoder(tiny_models.TOKENIZER), jnp.zeros((1, 4, 4, 3)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decayed(tokenizer_task, params)):
+        assert leaf.all() if path[-1].key == "kernel" else not leaf.any(), path
+
+
+# What does not fit
+
+
+def complaint(config):
+    with pytest.raises(UserError) as caught:
+        make_task(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_number_of_classes(config):
+    other = dataclasses.replace(config.model, num_classes=10)
+    message = complaint(uncached(dataclasses.replace(config, model=other)))
+    assert message == "the pictures have 9 classes and the model 10; set --model.num-classes 9"
+
+
+def test_another_tokenizer_size(config, folder):
+    other = dataclasses.replace(config.model, tokenizer=dataclasses.replace(tiny_models.TOKENIZER, bits=16))
+    message = complaint(dataclasses.replace(config, model=other))
+    assert message.startswith(f"the tokenizer in {folder / 'tokenizer'} is TokenizerConfig(bits=8, ")
+    assert "and model.tokenizer is TokenizerConfig(bits=16, " in message
+
+
+def test_no_tokenizer_folder(config, folder):
+    assert complaint(dataclasses.replace(config, tokenizer=str(folder / "none"))) == f"no model folder {folder / 'none'}"
