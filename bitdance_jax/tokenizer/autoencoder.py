@@ -138,6 +138,8 @@ class Autoencoder(nn.Module):
         """Codes in {-1, 1} to pictures; the GAN decoder takes standard normal noise of the code's shape, the plain one none."""
         if codes.shape[-1] != self.config.bits:
             raise UserError(f"the tokenizer's codes have {self.config.bits} bits, got {codes.shape[-1]}")
+        if codes.shape[1] * codes.shape[2] < 2:
+            raise UserError("one token is too small a picture: the decoder's style is the spread over tokens; give at least two")
         if (noise is not None) != (self.config.decoder == "gan"):
             raise UserError(f"a {self.config.decoder} decoder takes {'noise' if noise is None else 'no noise'}")
         return self.decoder(codes, noise)
@@ -153,6 +155,6 @@ class Autoencoder(nn.Module):
 def abstract_params(config: TokenizerConfig) -> dict[str, Any]:
     """Shapes of the parameters, float32, without making any."""
     model, side = Autoencoder(config), config.downsampling
-    image = jax.ShapeDtypeStruct((1, side, side, config.image_channels), jnp.float32)
-    noise = jax.ShapeDtypeStruct((1, 1, 1, config.bits), jnp.float32) if config.decoder == "gan" else None
+    image = jax.ShapeDtypeStruct((1, side, 2 * side, config.image_channels), jnp.float32)
+    noise = jax.ShapeDtypeStruct((1, 1, 2, config.bits), jnp.float32) if config.decoder == "gan" else None
     return jax.eval_shape(model.init, jax.random.key(0), image, noise)["params"]

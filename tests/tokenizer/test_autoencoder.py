@@ -84,6 +84,8 @@ def test_wrong_codes(toy):
     codes = jnp.ones((1, 2, 2, 8))
     with pytest.raises(UserError, match="codes have 8 bits, got 7"):
         toy.model.apply(toy.variables, codes[..., :7], method="decode")
+    with pytest.raises(UserError, match="at least two"):
+        toy.model.apply(toy.variables, codes[:, :1, :1], method="decode")
     with pytest.raises(UserError, match="a plain decoder takes no noise"):
         toy.model.apply(toy.variables, codes, codes, method="decode")
     config, params = golden_models.tokenizer("tokenizer_gan")
