@@ -1,5 +1,6 @@
 """Loaded models: encoding and decoding in chunks, and pictures that depend on seed, number and label alone."""
 
+import dataclasses
 import json
 import shutil
 
@@ -169,6 +170,17 @@ def test_one_compilation_for_each_batch_shape(folders, monkeypatch):
     assert traces == [2]
     model.sample([1], batch_size=2, progress=False)
     assert traces == [2, 1]
+
+
+def test_going_on_with_a_gan_decoder(gan, monkeypatch):
+    """Its noise goes by the picture's number and the seed as well."""
+    count_traces(monkeypatch)
+    config = dataclasses.replace(tiny_models.MODEL, tokenizer=tiny_models.GAN_TOKENIZER)
+    model = pipeline.ClassConditionalPipeline(config, tiny_models.model_params(), gan)
+    pictures = model.sample([0] * 4, seed=3, batch_size=2, progress=False)
+    assert len(np.unique(pictures, axis=0)) == 4
+    assert_same_pictures(model.sample([0] * 2, seed=3, first_index=2, progress=False), pictures[2:])
+    assert (model.sample([0] * 4, seed=4, batch_size=2, progress=False) != pictures).any(axis=(1, 2, 3)).all()
 
 
 def test_the_model_samples_as_it_was_saved_unless_told_otherwise(model, drawn):
