@@ -52,6 +52,7 @@ def main() -> None:
     model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
     if not isinstance(model, ClassConditionalPipeline):
         raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
+    images.check_writable(arguments.out)
     labels = [model.label(label) for label in arguments.labels or model.class_names[:10]]
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplerConfig)}
     sampler = dataclasses.replace(model.sampler, **{name: value for name, value in given.items() if value is not None})

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from arithmetic import minimal_sampler_flops, traced_flops
 from tqdm import tqdm
 
+from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
@@ -45,6 +45,10 @@ class Arguments:
     runs: int = 5
     profile: str | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.batch, self.runs) < 1:
+            raise UserError(f"batch and runs must be positive, got {self.batch} and {self.runs}")
+
 
 def random_weights(config: ClassConditionalConfig, dtype: Any) -> Any:
     """Unrolled parameters of the model, normal with the scale that keeps activations near 1."""
@@ -57,51 +61,42 @@ def random_weights(config: ClassConditionalConfig, dtype: Any) -> Any:
     return jax.tree.map(draw, abstract_params(config, scan=False))
 
 
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def main() -> None:
+    arguments = parse(Arguments)
     config = ClassConditionalConfig.imagenet(arguments.model)
     sampler = SamplerConfig(head_steps=arguments.head_steps, guidance_scale=arguments.guidance)
-    dtype = jnp.dtype(arguments.dtype)
-    params = random_weights(config, dtype)
+    params = random_weights(config, jnp.dtype(arguments.dtype))
     labels = jnp.arange(arguments.batch, dtype=jnp.int32) % config.num_classes
-    function = functools.partial(sample_labels, ClassConditional(config, dtype=dtype), sampler=sampler)
-
-    def keys(seed: int) -> jax.Array:
-        return image_keys(seed, 0, arguments.batch)
+    function = functools.partial(sample_labels, ClassConditional(config, dtype=jnp.dtype(arguments.dtype)), sampler=sampler)
 
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(params, labels, keys(0)).compile()
+    compiled = jax.jit(function).lower(params, labels, image_keys(0, 0, arguments.batch)).compile()
     compile_seconds = time.perf_counter() - start
-    compiled(params, labels, keys(0)).block_until_ready()
-    seconds = []
-    for run in tqdm(range(arguments.runs), desc="timing", unit="run"):
+
+    def draw(seed: int) -> float:
+        keys = jax.block_until_ready(image_keys(seed, 0, arguments.batch))
         start = time.perf_counter()
-        compiled(params, labels, keys(run)).block_until_ready()
-        seconds.append(time.perf_counter() - start)
+        compiled(params, labels, keys).block_until_ready()
+        return time.perf_counter() - start
+
+    draw(0)
+    seconds = [draw(seed) for seed in tqdm(range(arguments.runs), desc="timing", unit="run")]
     if arguments.profile is not None:
         with jax.profiler.trace(arguments.profile):
-            compiled(params, labels, keys(0)).block_until_ready()
+            draw(0)
 
-    rates = [arguments.batch / s for s in seconds]
-    done = traced_flops(function, params, labels, keys(0))
+    done = traced_flops(function, params, labels, image_keys(0, 0, arguments.batch))
     least = minimal_sampler_flops(config, sampler, arguments.batch)
-    device = jax.devices()[0]
-    print(f"{arguments.model}, batch {arguments.batch}, {arguments.head_steps} head steps, guidance {arguments.guidance}, "
-          f"{arguments.dtype}, on {device.device_kind} ({jax.default_backend()})")  # fmt: skip
-    print(f"compile     {compile_seconds:.1f} s")
-    print(f"batch       {statistics.median(seconds):.2f} s median of {arguments.runs}, {min(seconds):.2f} to {max(seconds):.2f}")
-    print(f"rate        {statistics.median(rates):.3f} images/s median, {min(rates):.3f} to {max(rates):.3f}")
-    print(f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum {least / 1e12:.3f}; "
-          f"{done / statistics.median(seconds) / 1e9:.0f} GFLOP/s")  # fmt: skip
+    median, rates = statistics.median(seconds), sorted(arguments.batch / s for s in seconds)
     memory = compiled.memory_analysis()  # None where the backend has no such figures
+    print(f"{arguments} on {jax.devices()[0].device_kind} ({jax.default_backend()})")
+    print(f"compile     {compile_seconds:.1f} s")
+    print(f"batch       {median:.2f} s median of {arguments.runs}, {min(seconds):.2f} to {max(seconds):.2f}")
+    print(f"rate        {statistics.median(rates):.3f} images/s median, {rates[0]:.3f} to {rates[-1]:.3f}")
+    print(f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum; {done / median / 1e9:.0f} GFLOP/s")
     if memory is not None:
         print(f"memory      {memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(main))

@@ -1,10 +1,10 @@
 """BitDance (arXiv 2602.14041) in JAX: autoregressive image generation in binary tokens.
 
-import bitdance_jax
-model = bitdance_jax.load()                        # the embedded emoji model, or a model folder
-pictures = model.sample(["Flags", 3], seed=0)      # uint8 [2, 64, 64, 3]
-codes = model.tokenizer.encode(pictures)           # int8 in {-1, 1}, [2, 8, 8, 32]
-again = model.tokenizer.decode(codes)
+>>> import bitdance_jax
+>>> model = bitdance_jax.load()  # the embedded emoji model, or a model folder
+>>> pictures = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
+>>> codes = model.tokenizer.encode(pictures)  # int8 in {-1, 1}, [2, 8, 8, 32]
+>>> again = model.tokenizer.decode(codes)
 """
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig

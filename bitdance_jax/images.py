@@ -1,6 +1,7 @@
 """Pictures in and out: reading, writing, the models' number range, and grids of samples."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +46,23 @@ def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
         return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise UserError(f"cannot read the picture {os.fspath(path)} ({error}); remove or replace it") from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Makes the folder of a picture that is to be written later, and tries to write there: before long work rather than after it.
+
+    Raises:
+      UserError: no file can be written there.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) -> None:

@@ -123,6 +123,8 @@ def _read_header(path: epath.Path) -> dict[str, Any]:
     fields = {"format", "version", "kind", "config", "metadata"}
     if not isinstance(header, dict) or not fields <= header.keys() or header["format"] != "bitdance_jax":
         raise UserError(f"{path} is not a model folder: its config.json is not one of bitdance_jax")
+    if not isinstance(header["config"], dict) or not isinstance(header["metadata"], dict):
+        raise UserError(f"{path / 'config.json'} is damaged: config and metadata must be objects")
     if header["version"] != 1:
         raise UserError(f"{path} has format version {header['version']}, and this bitdance_jax reads version 1; update it")
     return header

@@ -115,3 +115,15 @@ def test_grid_captions_and_enlarging():
     assert top.min() < 128 and bottom.min() < 128  # there is ink in both
     with pytest.raises(ValueError, match="2 rows need as many captions, got 1"):
         images.grid(pictures, columns=2, captions=["cats"])
+
+
+def test_check_writable_makes_the_folder_and_leaves_no_file(tmp_path):
+    images.check_writable(tmp_path / "new" / "grid.png")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+def test_check_writable_says_what_is_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "grid.png"):
+        with pytest.raises(UserError, match="cannot write the picture"):
+            images.check_writable(path)

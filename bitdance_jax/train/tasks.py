@@ -112,12 +112,12 @@ class ClassConditionalTask:
     def __init__(self, config: ClassConditionalTraining) -> None:
         self._config = config
         self._tokenizer = _load_tokenizer(config)
-        self._source, self._held_out = self._open("train"), self._open("heldout")
-        classes = len(self._source.class_names)
+        classes = len(open_source(config.data, "train").class_names)
         if classes != config.model.num_classes:
             raise UserError(
                 f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
             )
+        self._source, self._held_out = self._open("train"), self._open("heldout")
         remat = None if config.run.remat == "none" else config.run.remat
         dtype = jnp.dtype(config.run.compute_dtype)
         self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=dtype, kernel=config.run.attention)
