@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
@@ -106,6 +108,29 @@ class ClassConditionalPipeline:
         """Other weights of the same model, stacked; nothing compiles anew."""
         self._params = jax.tree.map(lambda a: jnp.asarray(a, self._dtype), unstack(params))
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """All weights, as `draw` takes them."""
+        return {"model": self._params, "tokenizer": self.tokenizer.params}
+
+    def draw(self, params: Any, labels: Int[Array, "B"], keys: Array, sampler: SamplerConfig) -> UInt8[Array, "B H W 3"]:
+        """`sample` as a pure function of arrays, for callers that place weights and batch themselves.
+
+        Args:
+          params: as in `self.params`.
+          labels: numbers.
+          keys: `image_keys`.
+          sampler: solver and guidance.
+        """
+        codes = self._sample(params["model"], labels, keys, sampler=sampler)
+
+        def decode(image: tuple[Array, Array]) -> Array:
+            code, key = image
+            return self.tokenizer._decode(params["tokenizer"], code[None], key[None])[0]
+
+        size = self.config.image_size
+        return jax.lax.map(decode, (codes, keys), batch_size=_chunk(size, size))
+
     def sample(
         self,
         labels: Sequence[int | str],
@@ -195,6 +220,14 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     tokenizer = Tokenizer(config.tokenizer, saved.params["tokenizer"], dtype)
     sampler = from_dict(SamplerConfig, saved.metadata.get("sampler", {}), f"{os.fspath(folder)}/config.json: metadata.sampler")
     return ClassConditionalPipeline(config, saved.params["model"], tokenizer, saved.metadata.get("class_names"), sampler, dtype)
+
+
+def fingerprint(folder: str | os.PathLike[str] = EMBEDDED) -> str:
+    """12 hex digits that tell one model folder from another: of its config.json, which holds the checksums of the weights."""
+    if str(folder) == EMBEDDED:
+        with resources.as_file(resources.files("bitdance_jax") / "assets" / "emoji" / "model") as path:
+            return fingerprint(path)
+    return hashlib.sha256((epath.Path(folder) / "config.json").read_bytes()).hexdigest()[:12]
 
 
 def sample_labels(

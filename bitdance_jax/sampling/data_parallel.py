@@ -1,0 +1,64 @@
+"""Class-balanced pictures on all devices of all hosts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, UInt8
+
+from bitdance_jax import sharding
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, image_keys
+
+
+class DataParallelSampler:
+    """Draws pictures of a seed in order; picture i has label i % num_classes.
+
+    Each device draws `per_device` consecutive pictures at a time, and a device's program and rows are the same on any number of devices:
+    so are the pictures, bit for bit, on devices of one kind. Another `per_device` may change a pixel by rounding.
+
+    Attributes:
+      batch_size: pictures drawn at a time on all devices together.
+    """
+
+    def __init__(self, model: ClassConditionalPipeline, per_device: int) -> None:
+        """Puts the weights on every device; samplers may then differ from call to call."""
+        if per_device < 1:
+            raise UserError(f"batch_size must be positive, got {per_device}")
+        self._model, self._mesh = model, sharding.data_mesh()
+        self._params = sharding.replicate(self._mesh, model.params)
+        self._draw = jax.jit(self._draw_sharded, static_argnames="sampler")
+        self.batch_size = per_device * self._mesh.size
+
+    def batches(self, seed: int, first: int, count: int, sampler: SamplerConfig | None = None) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
+        """Pictures `first` ... `count` - 1 on every host, batch by batch. The devices draw the next batch while the caller has one."""
+        ahead: Array | None = None
+        for start in range(first, count, self.batch_size):
+            drawn, ahead = ahead, self._start_batch(seed, start, sampler or self._model.sampler)
+            if drawn is not None:
+                yield sharding.gather(drawn)
+        if ahead is not None:
+            yield sharding.gather(ahead)[: (count - first - 1) % self.batch_size + 1]
+
+    def _start_batch(self, seed: int, start: int, sampler: SamplerConfig) -> Array:
+        """A full batch, the last one too: pictures past the end are drawn and dropped, to keep one compiled shape."""
+        keys = jax.random.key_data(image_keys(seed, start, self.batch_size))
+        rows = balanced_labels(start, self.batch_size, self._model.config.num_classes).astype(np.int32), np.asarray(keys)
+        return self._draw(self._params, *sharding.shard_batch(self._mesh, rows, whole=True), sampler=sampler)
+
+    def _draw_sharded(self, params: Any, labels: Array, key_data: Array, sampler: SamplerConfig) -> Array:
+        def one_device(params: Any, labels: Array, key_data: Array) -> Array:
+            return self._model.draw(params, labels, jax.random.wrap_key_data(key_data), sampler)
+
+        # Not left to the partitioner: the guidance rows, joined to the batch, would travel between devices. Nothing here does.
+        rows = P(sharding.DATA)
+        split = jax.shard_map(one_device, mesh=self._mesh, in_specs=(P(), rows, rows), out_specs=rows, check_vma=False)
+        return split(params, labels, key_data)
+
+
+def balanced_labels(first: int, count: int, num_classes: int) -> np.ndarray:
+    """Labels int64 [count] of pictures `first` and up: i % num_classes, so that 50,000 hold each of 1,000 classes 50 times."""
+    return np.arange(first, first + count) % num_classes

@@ -1,0 +1,256 @@
+"""Samples for an evaluation suite in one .npz, written in place, so that memory stays flat and a kill loses nothing.
+
+The file is what ADM's sampler writes: `arr_0`, uint8 [N, H, W, 3], and `arr_1`, int64 labels [N], not compressed. While it grows it is
+OUT.npz.partial, with the journal OUT.npz.partial.json beside it: how many pictures are safely on the disk, their checksum, and what was
+asked for. A batch counts once the journal says so, which is written after the batch has reached the disk. The same command goes on from
+there; a finished file keeps what was asked for as its zip comment.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from tqdm import tqdm
+
+from bitdance_jax import sharding
+from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides the pictures of a file.
+
+    Attributes:
+      checkpoint: `pipeline.fingerprint` of the model folder.
+      dtype: of weights and activations.
+      num_images: N; picture i has label i % num_classes.
+      seed: of the pictures.
+      sampler: solver and guidance.
+    """
+
+    checkpoint: str
+    dtype: str
+    num_images: int
+    seed: int
+    sampler: SamplerConfig
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise UserError(f"--num-images must be positive, got {self.num_images}")
+
+
+def sample_to_npz(
+    path: str | os.PathLike[str],
+    model: ClassConditionalPipeline,
+    request: Request,
+    *,
+    per_device: int = 32,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> int:
+    """Draws a request's pictures on all devices of all hosts into an .npz, going on where an earlier call was stopped.
+
+    Process 0 writes the file; the other hosts need no access to it.
+
+    Args:
+      path: a local .npz. If it is there with the same request, nothing is drawn.
+      model: the one that `request.checkpoint` and `request.dtype` name.
+      request: what to draw.
+      per_device: pictures that a device draws at a time.
+      overwrite: replace a finished file, and drop an unfinished one of another request.
+      progress: show a bar.
+
+    Returns:
+      How many pictures this call drew.
+
+    Raises:
+      UserError: the file is another request's, or it cannot be written (then what is finished is kept).
+    """
+    size = model.config.image_size
+    writer = NpzWriter(path, to_dict(request), (request.num_images, size, size, 3))
+    with contextlib.closing(writer):
+        first = sharding.on_first_host(lambda: writer.open(overwrite))
+        if first < request.num_images:
+            batches = DataParallelSampler(model, per_device).batches(request.seed, first, request.num_images, request.sampler)
+            with tqdm(total=request.num_images, initial=first, unit="image", desc="compiling", disable=not progress) as bar:
+                for pictures in batches:
+                    sharding.on_first_host(functools.partial(writer.append, pictures))
+                    bar.set_description("sampling", refresh=False)
+                    bar.update(len(pictures))
+        labels = balanced_labels(0, request.num_images, model.config.num_classes)
+        sharding.on_first_host(lambda: writer.finish(labels))
+    return request.num_images - first
+
+
+class NpzWriter:
+    """Writes the rows of `arr_0` in order, in place.
+
+    Attributes:
+      rows: how many are safely on the disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], request: dict[str, Any], shape: tuple[int, int, int, int]) -> None:
+        """Touches nothing yet: `open` does.
+
+        Args:
+          path: the .npz.
+          request: JSON-ready data; a file begun with another one is not gone on with.
+          shape: of `arr_0`.
+        """
+        self._path, self._request = Path(path), request
+        if self._path.suffix != ".npz" or "://" in str(path):
+            raise UserError(f"the samples go into a local file that ends in .npz, got {path}")
+        self._partial = self._path.with_name(self._path.name + ".partial")
+        self._journal = self._path.with_name(self._path.name + ".partial.json")
+        self._total, self._row_bytes = shape[0], int(np.prod(shape[1:]))
+
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        self._header = header.getvalue()
+        self._member = _member("arr_0.npy")
+        self._member.file_size = self._member.compress_size = len(self._header) + self._total * self._row_bytes
+        self._first_row = len(self._member.FileHeader(zip64=True)) + len(self._header)
+        self._file: io.BufferedRandom | None = None
+        self.rows, self._checksum = 0, zlib.crc32(self._header)
+
+    def open(self, overwrite: bool = False) -> int:
+        """Finds what is there already, or begins; returns the rows that are finished, all of them if the .npz itself is.
+
+        Raises:
+          UserError: another request's file, or none can be written.
+        """
+        with self._one_line_errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not overwrite:
+                self._check_request(self._path, _finished_request(self._path))
+                self.rows = self._total
+                return self.rows
+            self._read_journal(overwrite)
+            needed, free = (self._total - self.rows) * self._row_bytes, shutil.disk_usage(self._path.parent).free
+            if needed > free:
+                raise UserError(f"{self._path} needs {needed / 1e9:.1f} GB more and {free / 1e9:.1f} GB are free; make room there")
+            self._file = open(self._partial, "r+b" if self.rows else "w+b")
+        return self.rows
+
+    def append(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> int:
+        """Adds rows; once it returns, their number, they outlive a kill and a loss of power."""
+        assert self._file is not None
+        data = np.ascontiguousarray(pictures).data
+        with self._one_line_errors():
+            self._file.seek(self._end)
+            self._file.write(data)
+            _to_disk(self._file)
+            self.rows, self._checksum = self.rows + len(pictures), zlib.crc32(data, self._checksum)
+            self._write_journal()
+        return self.rows
+
+    def finish(self, labels: Int64[np.ndarray, "N"]) -> int:
+        """Makes the whole file an .npz and puts it in its place; returns its rows. Does nothing if it is there already."""
+        if self._file is None:
+            return self.rows
+        assert self.rows == self._total, "rows are missing"
+        array = io.BytesIO()
+        np.lib.format.write_array(array, labels, (1, 0))
+        with self._one_line_errors():
+            # ZIP64: the sizes may pass 4 GB. Its fields are there in small files too, which keeps the rows in one place.
+            self._member.CRC = self._checksum
+            self._file.seek(0)
+            self._file.write(self._member.FileHeader(zip64=True) + self._header)
+            self._file.truncate(self._end)  # a kill may have left a directory that is not whole
+            self._file.seek(self._end)
+            with zipfile.ZipFile(self._file, "w") as archive:  # writes from here on
+                archive.filelist.append(self._member)
+                archive.writestr(_member("arr_1.npy"), array.getvalue())
+                archive.comment = json.dumps(self._request).encode()
+            _to_disk(self._file)
+            os.replace(self._partial, self._path)
+            self._journal.unlink(missing_ok=True)
+        return self.rows
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of a full disk, once more, for what is still buffered
+                self._file.close()
+
+    @property
+    def _end(self) -> int:
+        """Place of the next row in the file."""
+        return self._first_row + self.rows * self._row_bytes
+
+    def _read_journal(self, overwrite: bool) -> None:
+        if not (self._journal.exists() and self._partial.exists()):
+            return
+        try:
+            journal = json.loads(self._journal.read_text())
+            request, rows, checksum = (journal[name] for name in ("request", "rows", "checksum"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._journal} is damaged; remove it to begin anew") from error
+        if overwrite and request != self._request:
+            return
+        self._check_request(self._partial, request)
+        self.rows, self._checksum = rows, checksum
+        if self._partial.stat().st_size < self._end:
+            raise UserError(f"{self._partial} is shorter than its journal says; remove it to begin anew")
+
+    def _write_journal(self) -> None:
+        temporary = self._journal.with_name(self._journal.name + ".new")
+        with open(temporary, "w") as file:
+            json.dump({"request": self._request, "rows": self.rows, "checksum": self._checksum}, file)
+            _to_disk(file)
+        os.replace(temporary, self._journal)
+
+    def _check_request(self, path: Path, there: dict[str, Any] | None) -> None:
+        if there is None:
+            raise UserError(f"{path} is there already and not a file of samples of ours; give another name or --overwrite")
+        for name, here in _flat(self._request).items():
+            other = _flat(there).get(name)
+            if other != here:
+                raise UserError(f"{path} holds other samples ({name} {other}, asked for {here}); give another name or --overwrite")
+
+    @contextlib.contextmanager
+    def _one_line_errors(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            kept = f"; {self.rows} finished pictures are kept, and the same command goes on" if self.rows else ""
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}{kept}") from error
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """An entry whose bytes depend on nothing but its contents."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    info.CRC = info.header_offset = 0
+    return info
+
+
+def _finished_request(path: Path) -> dict[str, Any] | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            request = json.loads(archive.comment)
+    except (zipfile.BadZipFile, ValueError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
+def _flat(request: dict[str, Any]) -> dict[str, Any]:
+    nested = {name: value for group in request.values() if isinstance(group, dict) for name, value in group.items()}
+    return {name: value for name, value in request.items() if not isinstance(value, dict)} | nested
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
