@@ -120,6 +120,8 @@ def test_flags_reach_the_sampler(sample, quick_samples):
         (["--overwrite"], "--overwrite belongs to --npz OUT.npz"),
         (["--npz", "x.npz", "--labels", "3"], "--labels are for a grid; an .npz holds all of them in turn"),
         (["--npz", "x.npz", "--num-images", "0"], "--num-images must be positive, got 0"),
+        (["--npz", "x.npz", "--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
+        (["--npz", "x.npz", "--batch-size", "0"], "batch_size must be positive, got 0"),
         (["--npz", "x.zip"], "the samples go into a local file that ends in .npz, got x.zip"),
         (["--per-label", "two"], "Error parsing --per-label: invalid literal for int() with base 10: 'two'"),
     ],

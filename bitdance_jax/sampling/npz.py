@@ -26,7 +26,7 @@ from bitdance_jax import sharding
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, check_seed
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.num_images < 1:
             raise UserError(f"--num-images must be positive, got {self.num_images}")
+        check_seed(self.seed)
 
 
 def sample_to_npz(
@@ -79,12 +80,12 @@ def sample_to_npz(
     Raises:
       UserError: the file is another request's, or it cannot be written (then what is finished is kept).
     """
-    size = model.config.image_size
+    sampler, size = DataParallelSampler(model, per_device), model.config.image_size
     writer = NpzWriter(path, to_dict(request), (request.num_images, size, size, 3))
     with contextlib.closing(writer):
         first = sharding.on_first_host(lambda: writer.open(overwrite))
         if first < request.num_images:
-            batches = DataParallelSampler(model, per_device).batches(request.seed, first, request.num_images, request.sampler)
+            batches = sampler.batches(request.seed, first, request.num_images, request.sampler)
             with tqdm(total=request.num_images, initial=first, unit="image", desc="compiling", disable=not progress) as bar:
                 for pictures in batches:
                     sharding.on_first_host(functools.partial(writer.append, pictures))

@@ -238,10 +238,15 @@ def sample_labels(
     return sample_codes(model, params, labels, noise, sampler).astype(jnp.int8)
 
 
-def image_keys(seed: int, first_index: int, count: int) -> Array:
-    """Keys [count] of the pictures `first_index` and up: each depends on the seed and its number alone."""
+def check_seed(seed: int) -> None:
+    """Raises a UserError for a seed that is not a number of 32 bits."""
     if not 0 <= seed < 2**32:
         raise UserError(f"the seed must be between 0 and {2**32 - 1}, got {seed}")
+
+
+def image_keys(seed: int, first_index: int, count: int) -> Array:
+    """Keys [count] of the pictures `first_index` and up: each depends on the seed and its number alone."""
+    check_seed(seed)
     return _fold_in_each(jax.random.key(seed), np.arange(first_index, first_index + count, dtype=np.uint32))
 
 

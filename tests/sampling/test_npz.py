@@ -152,6 +152,22 @@ def test_a_journal_without_its_file_counts_for_nothing(path, whole):
     assert path.read_bytes() == whole
 
 
+def test_the_journal_counts_a_batch_after_it_has_reached_the_disk(path, monkeypatch):
+    events, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(npz.os, "fsync", lambda number: events.append(("disk", os.fstat(number).st_size)) or fsync(number))
+    monkeypatch.setattr(npz.os, "replace", lambda old, new: events.append(("in place", new.name)) or replace(old, new))
+    writer = NpzWriter(path, REQUEST, PICTURES.shape)
+    writer.open()
+    assert writer.append(PICTURES[:3]) == 3
+    writer.close()
+    journal = path.with_name("out.npz.partial.json")
+    assert events == [
+        ("disk", path.with_name("out.npz.partial").stat().st_size),
+        ("disk", journal.stat().st_size),
+        ("in place", journal.name),
+    ]
+
+
 def test_a_disk_that_fills_up_keeps_what_is_finished(path, whole):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (460, limits[1]))
