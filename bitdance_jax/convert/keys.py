@@ -1,10 +1,12 @@
-"""From the release's state-dict keys to our parameter paths: one table per model.
+"""From the release's state-dict keys to our parameter paths and back: one table per model.
 
-A row is a regular expression for the release's key, and where it goes: a path with the groups filled in, or a function of the match. A path
-that ends in "weight" is a norm's scale or a kernel, and becomes "scale" as it is, or "kernel" in our layout: torch's [out, in, h, w] as
-[h, w, in, out], [out, in] as [in, out]. Any other array stays as it is, unless the row says how to change it.
+A row is a regular expression for the release's key, and the path where it goes, with the groups filled in. Each group appears once, in the
+same order, in both, so that a row reads both ways (`release_key`). A path that ends in "weight" is a norm's scale or a kernel, and becomes
+"scale" as it is, or "kernel" in our layout: torch's [out, in, h, w] as [h, w, in, out], [out, in] as [in, out]. Any other array stays as it
+is, unless the row says how to change it, and how to undo that.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,10 +18,15 @@ from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig
 from bitdance_jax.errors import UserError
 
 
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
 class Row(NamedTuple):
     pattern: str
-    path: str | Callable[[re.Match[str]], str]
-    change: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    path: str
+    change: Callable[[np.ndarray], np.ndarray] = _same
+    undo: Callable[[np.ndarray], np.ndarray] = _same
 
 
 Table = tuple[Row, ...]
@@ -35,48 +42,52 @@ TOKENIZER: Table = (
 )
 
 
-def flow_head(config: FlowHeadConfig, prefix: str = "") -> Table:
+def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") -> Table:
     """The head's rows, for keys that start with `prefix` (a regular expression)."""
+    net = prefix + r"net\."
+    rows = [
+        Row(net + r"time_embed\.mlp\.0\.(weight|bias)", r"time_embed/fc1/\1"),
+        Row(net + r"time_embed\.mlp\.2\.(weight|bias)", r"time_embed/fc2/\1"),
+        Row(net + r"(cond_embed|input_proj)\.(weight|bias)", r"\1/\2"),
+        Row(net + r"ada_ln_blocks\.(\d+)\.(weight|bias)", r"groups_\1/ada_ln/\2"),
+        Row(net + r"final_layer\.ada_ln_modulation\.(weight|bias)", r"final_ada_ln/\1"),
+        Row(net + r"final_layer\.linear\.(weight|bias)", r"final_linear/\1"),
+    ]
     blocks = config.num_blocks // config.num_groups
-
-    def block(rest: str) -> Callable[[re.Match[str]], str]:
-        return lambda match: f"groups_{int(match[1]) // blocks}/blocks_{int(match[1]) % blocks}/" + match.expand(rest)
-
-    return (
-        Row(prefix + r"net\.time_embed\.mlp\.0\.(weight|bias)", r"time_embed/fc1/\1"),
-        Row(prefix + r"net\.time_embed\.mlp\.2\.(weight|bias)", r"time_embed/fc2/\1"),
-        Row(prefix + r"net\.(cond_embed|input_proj)\.(weight|bias)", r"\1/\2"),
-        Row(prefix + r"net\.ada_ln_blocks\.(\d+)\.(weight|bias)", r"groups_\1/ada_ln/\2"),
-        Row(prefix + r"net\.res_blocks\.(\d+)\.norm1\.(weight|bias)", block(r"attention_norm/\2")),
-        Row(prefix + r"net\.res_blocks\.(\d+)\.norm2?\.(weight|bias)", block(r"mlp_norm/\2")),
-        Row(prefix + r"net\.res_blocks\.(\d+)\.attn\.wqkv\.(weight|bias)", block(r"attention/qkv/\2")),
-        Row(prefix + r"net\.res_blocks\.(\d+)\.attn\.wo\.(weight|bias)", block(r"attention/out/\2")),
-        Row(prefix + r"net\.res_blocks\.(\d+)\.(w[12])\.(weight|bias)", block(r"mlp/\2/\3")),
-        Row(prefix + r"net\.final_layer\.ada_ln_modulation\.(weight|bias)", r"final_ada_ln/\1"),
-        Row(prefix + r"net\.final_layer\.linear\.(weight|bias)", r"final_linear/\1"),
-    )
+    mlp_norm = "norm" if tokens_per_step == 1 else "norm2"
+    for n in range(config.num_blocks):
+        theirs, ours = net + rf"res_blocks\.{n}\.", f"groups_{n // blocks}/blocks_{n % blocks}/"
+        rows += [
+            Row(theirs + r"norm1\.(weight|bias)", ours + r"attention_norm/\1"),
+            Row(theirs + mlp_norm + r"\.(weight|bias)", ours + r"mlp_norm/\1"),
+            Row(theirs + r"attn\.wqkv\.(weight|bias)", ours + r"attention/qkv/\1"),
+            Row(theirs + r"attn\.wo\.(weight|bias)", ours + r"attention/out/\1"),
+            Row(theirs + r"(w[12])\.(weight|bias)", ours + r"mlp/\1/\2"),
+        ]
+    return tuple(rows)
 
 
 def class_conditional(config: ClassConditionalConfig) -> Table:
     """The class-conditional models, without the tokenizer; unrolled layers."""
     heads = config.transformer.num_heads
 
-    def halves(qkv: np.ndarray) -> np.ndarray:
+    def reorder(qkv: np.ndarray, pairs: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         q, k, v = np.split(qkv, 3)
-        reorder = [rearrange(pairs_to_halves(rearrange(w, "(n d) c -> c n d", n=heads)), "c n d -> (n d) c") for w in (q, k)]
-        return np.concatenate([*reorder, v])
+        q, k = (rearrange(pairs(rearrange(w, "(n d) c -> c n d", n=heads)), "c n d -> (n d) c") for w in (q, k))
+        return np.concatenate([q, k, v])
 
-    head = tuple(row._replace(path=_below("head", row.path)) for row in flow_head(config.head, prefix=r"head\."))
+    halves, neighbours = functools.partial(reorder, pairs=pairs_to_halves), functools.partial(reorder, pairs=halves_to_pairs)
+    head = tuple(row._replace(path=f"head/{row.path}") for row in flow_head(config.head, config.tokens_per_step, prefix=r"head\."))
     return (
         Row(r"cls_embedding\.weight", "class_embedding/embedding"),
-        Row(r"query_token", "query_tokens", lambda array: array[0]),
+        Row(r"query_token", "query_tokens", lambda array: array[0], lambda array: array[None]),
         Row(r"pos_for_diff\.weight", "position_embedding"),
         Row(r"proj_in\.(w[12])\.(weight|bias)", r"connector/\1/\2"),
         Row(r"emb_norm\.weight", "transformer/embedding_norm/weight"),
         Row(r"norm\.weight", "transformer/norm/weight"),
         Row(r"layers\.(\d+)\.attention_norm\.weight", r"transformer/layers_\1/attention_norm/weight"),
         Row(r"layers\.(\d+)\.ffn_norm\.weight", r"transformer/layers_\1/mlp_norm/weight"),
-        Row(r"layers\.(\d+)\.attention\.wqkv\.weight", r"transformer/layers_\1/attention/qkv/weight", halves),
+        Row(r"layers\.(\d+)\.attention\.wqkv\.weight", r"transformer/layers_\1/attention/qkv/weight", halves, neighbours),
         Row(r"layers\.(\d+)\.attention\.wo\.weight", r"transformer/layers_\1/attention/out/weight"),
         Row(r"layers\.(\d+)\.feed_forward\.(w[12])\.weight", r"transformer/layers_\1/mlp/\2/weight"),
         *head,
@@ -88,8 +99,13 @@ def pairs_to_halves(x: np.ndarray) -> np.ndarray:
     return rearrange(x, "... (d pair) -> ... (pair d)", pair=2)
 
 
+def halves_to_pairs(x: np.ndarray) -> np.ndarray:
+    """Inverse of `pairs_to_halves`."""
+    return rearrange(x, "... (pair d) -> ... (d pair)", pair=2)
+
+
 def convert(state: Mapping[str, np.ndarray], table: Table) -> dict[str, Any]:
-    """The release's arrays as our nested parameters.
+    """The release's arrays as our nested parameters, layers unrolled.
 
     Raises:
       UserError: listing every key that no row knows, and every path that two keys claim.
@@ -101,31 +117,48 @@ def convert(state: Mapping[str, np.ndarray], table: Table) -> dict[str, Any]:
         if row is None:
             problems.append(f"unknown key {key}")
             continue
-        *parents, leaf = _path(row, key).split("/")
+        *parents, leaf = re.sub(row.pattern, row.path, key).split("/")
         node = params
         for part in parents:
             node = node.setdefault(part, {})
-        array = row.change(array)
         if leaf == "weight":
-            leaf, array = ("scale", array) if array.ndim == 1 else ("kernel", to_kernel(array))
+            leaf = "scale" if array.ndim == 1 else "kernel"
         if leaf in node:
             problems.append(f"a second key for {'/'.join([*parents, leaf])}: {key}")
-        node[leaf] = array
+        node[leaf] = to_ours(array, row, leaf)
     if problems:
         raise UserError("; ".join(problems))
     return params
 
 
-def to_kernel(array: np.ndarray) -> np.ndarray:
-    """A torch weight, [out, in] or [out, in, h, w], as a Flax kernel, [in, out] or [h, w, in, out]."""
+def release_key(path: str, table: Table) -> tuple[str, Row]:
+    """The release's key of one of our parameters, such as "transformer/layers_3/mlp/w1/kernel", and the row that says so."""
+    in_table = re.sub("/(scale|kernel)$", "/weight", path)
+    for row in table:
+        pattern, key = _inverse(row)
+        if match := re.fullmatch(pattern, in_table):
+            return key.format(*match.groups()), row
+    raise ValueError(f"no row of the key table leads to {path}")
+
+
+def to_ours(array: np.ndarray, row: Row, leaf: str) -> np.ndarray:
+    """An array of the release as the parameter that ends in `leaf`."""
+    array = row.change(array)
+    if leaf != "kernel":
+        return array
     return array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
 
 
-def _path(row: Row, key: str) -> str:
-    match = re.fullmatch(row.pattern, key)
-    assert match is not None
-    return match.expand(row.path) if isinstance(row.path, str) else row.path(match)
+def to_release(array: np.ndarray, row: Row, leaf: str) -> np.ndarray:
+    """Inverse of `to_ours`."""
+    if leaf == "kernel":
+        array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
+    return row.undo(array)
 
 
-def _below(parent: str, path: str | Callable[[re.Match[str]], str]) -> str | Callable[[re.Match[str]], str]:
-    return f"{parent}/{path}" if isinstance(path, str) else lambda match: f"{parent}/{path(match)}"
+@functools.cache
+def _inverse(row: Row) -> tuple[str, str]:
+    """A regular expression for our path, and the release's key as a format string."""
+    groups = re.findall(r"\(.*?\)", row.pattern)
+    path = re.sub(r"\\(\d)", lambda number: groups[int(number[1]) - 1], row.path)
+    return path, re.sub(r"\(.*?\)", "{}", row.pattern).replace(r"\.", ".")

@@ -50,7 +50,7 @@ def test_released_text_to_image_parts(d16c32):
     assert converted_shapes(manifest()["BitDance-14B/ae"], keys.TOKENIZER) == d16c32
     config = FlowHeadConfig(width=5120, num_blocks=6, num_groups=2, head_dim=128, squash_output=True)
     expected = shapes_of(FlowHead(config, 32, 16, scan=True), jnp.zeros((1, 16, 32)), jnp.zeros(1), jnp.zeros((1, 16, 5120)))
-    assert converted_shapes(manifest()["BitDance-14B/vision_head"], keys.flow_head(config)) == expected
+    assert converted_shapes(manifest()["BitDance-14B/vision_head"], keys.flow_head(config, 16)) == expected
 
 
 def test_unknown_keys_are_listed_all_at_once():
@@ -84,3 +84,19 @@ def test_layouts():
 
 def test_pairs_to_halves():
     np.testing.assert_array_equal(keys.pairs_to_halves(np.arange(8)), [0, 2, 4, 6, 1, 3, 5, 7])
+    np.testing.assert_array_equal(keys.halves_to_pairs(keys.pairs_to_halves(np.arange(24).reshape(3, 8))), np.arange(24).reshape(3, 8))
+
+
+def test_rows_read_both_ways():
+    config = ClassConditionalConfig.imagenet("b_16x")
+    table = keys.class_conditional(config)
+    assert keys.release_key("transformer/layers_13/mlp/w1/kernel", table)[0] == "layers.13.feed_forward.w1.weight"
+    assert keys.release_key("head/groups_1/blocks_2/mlp_norm/scale", table)[0] == "head.net.res_blocks.5.norm2.weight"
+    single = keys.class_conditional(ClassConditionalConfig.imagenet("b_1x"))
+    assert keys.release_key("head/groups_1/blocks_2/mlp_norm/scale", single)[0] == "head.net.res_blocks.5.norm.weight"
+    key, row = keys.release_key("transformer/layers_3/attention/qkv/kernel", table)
+    assert key == "layers.3.attention.wqkv.weight"
+    qkv = np.random.default_rng(0).standard_normal((3 * 768, 5))
+    np.testing.assert_array_equal(keys.to_release(keys.to_ours(qkv, row, "kernel"), row, "kernel"), qkv)
+    with pytest.raises(ValueError, match="no row of the key table leads to transformer/layers_3/attention/gate/kernel"):
+        keys.release_key("transformer/layers_3/attention/gate/kernel", table)

@@ -1,0 +1,46 @@
+"""Released files to model folders and back: `python -m bitdance_jax.convert SOURCE OUT [--weights ema|model] [--to torch]`."""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.convert.convert import convert
+from bitdance_jax.convert.export import export
+from bitdance_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Converts released BitDance weights to a model folder, or a model folder to a state dict of the release.
+
+    Attributes:
+      source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder (its tokenizer), or a Hugging Face id,
+        owner/repository or owner/repository/file; with --to torch, a model folder.
+      out: the model folder, local or gs://; with --to torch, a .safetensors file.
+      weights: of a .pt that has both: the averaged ones, or the raw ones.
+      tokenizer: take this tokenizer (.pt, .safetensors) instead of the one inside the .pt.
+      to: "jax" for a model folder, "torch" for the release's keys and layouts.
+    """
+
+    source: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[str]
+    weights: Literal["ema", "model"] = "ema"
+    tokenizer: str | None = None
+    to: Literal["jax", "torch"] = "jax"
+
+
+def main() -> None:
+    arguments = parse(Arguments, prog="python -m bitdance_jax.convert")
+    if arguments.to == "jax":
+        convert(arguments.source, arguments.out, weights=arguments.weights, tokenizer=arguments.tokenizer)
+    elif arguments.tokenizer is not None or arguments.weights != "ema":
+        raise UserError("--weights and --tokenizer are for released files; --to torch takes the model folder as it is")
+    else:
+        export(arguments.source, arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,66 @@
+"""Released files from the Hugging Face hub. Downloads show their progress, go on where they stopped, and are kept in the hub's cache."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import huggingface_hub
+
+from bitdance_jax.errors import UserError
+
+
+TOKENIZERS = {
+    "autoencoder/diffusion_pytorch_model.safetensors": "autoencoder/config.json",
+    "ae.safetensors": "ae_config.json",
+}
+"""Where text-to-image repositories have theirs, and its config."""
+
+
+def download(name: str) -> Path:
+    """The local copy of what "owner/repository" or "owner/repository/file" names: a file, or a folder with a tokenizer.
+
+    Raises:
+      UserError: not such a name, nothing found there, or several files to choose from.
+    """
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", name)
+    if match is None or (name.endswith((".pt", ".safetensors")) and match[2] is None):
+        raise UserError(f"no file or folder {name}, and it is not a Hugging Face id such as owner/repository")
+    repository, file = match.groups()
+    with _one_line(name):
+        files = huggingface_hub.list_repo_files(repository)
+    wanted = _choose(name, files, file)
+    with _one_line(name):
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    return folder if wanted[0] in TOKENIZERS else folder / wanted[0]
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    try:
+        yield
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        login = "a private or gated one needs `hf auth login` first"
+        raise UserError(f"there is no file or folder {name}, and Hugging Face shows no such repository; {login}") from error
+    except Exception as error:  # The hub's client, and the HTTP library under it, raise many types.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"there is no file or folder {name}, and it could not be downloaded from Hugging Face: {reason}") from error
+
+
+def _choose(name: str, files: list[str], file: str | None) -> list[str]:
+    """The files to fetch, the one with the tensors first."""
+    if file is None:
+        for tokenizer, config in TOKENIZERS.items():
+            if tokenizer in files:
+                return [tokenizer, config, "model_index.json"]
+        models = [other for other in files if other.endswith((".pt", ".safetensors"))]
+        if len(models) != 1:
+            choice = (
+                f"add one of its files, such as {name}/{models[0]}: {', '.join(models)}" if models else "it has no .pt or .safetensors file"
+            )
+            raise UserError(f"{name}: {choice}")
+        file = models[0]
+    if file not in files:
+        raise UserError(f"{name}: the repository has no file {file}")
+    config = str(PurePosixPath(file).with_suffix("")) + "_config.json"
+    return [file, config] if config in files else [file]

@@ -1,0 +1,81 @@
+"""State dicts of the release to our stacked parameters, array by array, and back; all by the key table of a model."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from bitdance_jax.convert import keys
+from bitdance_jax.convert.lazy import LazyArray
+from bitdance_jax.transformer.stack import STACKED, stacked_axes
+
+
+Tensors = Mapping[str, LazyArray]
+Params = dict[str, Any]
+
+
+def problems(tensors: Tensors, abstract: Params, table: keys.Table, prefix: str = "") -> list[str]:
+    """Everything that keeps the tensors from being the model's parameters: unknown, missing and misshapen keys, named after `prefix`."""
+    expected = release_shapes(abstract, table)
+    unknown = [f"unknown key {prefix}{key}" for key in tensors if key not in expected]
+    missing = [f"missing key {prefix}{key}" for key in expected if key not in tensors]
+    misshapen = [
+        f"{prefix}{key} has the shape {list(tensors[key].shape)}, the model's is {list(shape)}"
+        for key, shape in expected.items()
+        if key in tensors and tensors[key].shape != shape
+    ]
+    return unknown + missing + misshapen
+
+
+def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, ...]]:
+    """The state dict's keys and shapes for a model whose stacked parameters are like `abstract`."""
+    shapes = {}
+    for path, leaf in traverse_util.flatten_dict(abstract).items():
+        axes = stacked_axes(path)
+        one_byte = np.broadcast_to(np.int8(0), leaf.shape[axes:])
+        for _, layer in _layers(path, leaf.shape):
+            key, row = keys.release_key(layer, table)
+            shapes[key] = keys.to_release(one_byte, row, path[-1]).shape
+    return shapes
+
+
+def from_release(tensors: Tensors, abstract: Params, table: keys.Table) -> Params:
+    """Our stacked parameters, to be read one at a time; in each the layers are read one at a time. The tensors have no `problems`."""
+    flat = traverse_util.flatten_dict(abstract)
+    return traverse_util.unflatten_dict({path: _stacked(tensors, path, leaf.shape, table) for path, leaf in flat.items()})
+
+
+def to_release(params: Params, table: keys.Table) -> dict[str, np.ndarray]:
+    """The release's state dict of our stacked parameters; the inverse of `from_release`."""
+    state = {}
+    for path, array in traverse_util.flatten_dict(params).items():
+        for index, layer in _layers(path, array.shape):
+            key, row = keys.release_key(layer, table)
+            state[key] = np.ascontiguousarray(keys.to_release(array[index], row, path[-1]))
+    return state
+
+
+def num_bytes(params: Params) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def _stacked(tensors: Tensors, path: tuple[str, ...], shape: tuple[int, ...], table: keys.Table) -> LazyArray:
+    layers = [(index, *keys.release_key(layer, table)) for index, layer in _layers(path, shape)]
+    dtype = np.result_type(*{tensors[key].dtype for _, key, _ in layers})
+
+    def read() -> np.ndarray:
+        out = np.empty(shape, dtype)
+        for index, key, row in layers:
+            out[index] = keys.to_ours(tensors[key].read(), row, path[-1])
+        return out
+
+    return LazyArray(shape, dtype, read)
+
+
+def _layers(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """The index in a stacked parameter, and the path of the unrolled one, of every layer; one index () where nothing is stacked."""
+    for index in np.ndindex(*shape[: stacked_axes(path)]):
+        numbers = iter(index)
+        yield index, "/".join(f"{part}_{next(numbers)}" if part in STACKED else part for part in path)

@@ -1,0 +1,127 @@
+"""Torch's zip files (torch.save since PyTorch 1.6), read without PyTorch; tensors are read one by one, when they are needed."""
+
+import os
+import re
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from bitdance_jax.convert import torch_pickle
+from bitdance_jax.convert.lazy import LazyArray
+from bitdance_jax.convert.torch_pickle import Tensor
+from bitdance_jax.errors import UserError
+
+
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The pickled number that opens a file of torch.save before PyTorch 1.6; before 0.2 it wrote tar files."""
+
+MAX_DIMENSIONS = 32
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """The object in the file: dicts, lists, tuples, scalars, strings, and a `LazyArray` for every tensor. No code in it is run.
+
+    Raises:
+      UserError: not such a file, cut short, hostile, or with tensors that lie outside their storage. Damage of a tensor's bytes is found by
+        their CRC-32 when it is read.
+    """
+    try:
+        return _File(path).load()
+    except UserError as error:
+        raise type(error)(f"{os.fspath(path)} cannot be read: {error}") from None
+
+
+class _File:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        _check_format(path)
+        self.path = path
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise UserError(f"it is cut short or damaged ({error}); fetch it again") from error
+        self.records = {info.filename: info for info in self.zip.infolist()}
+        self.folder = self._folder()
+
+    def load(self) -> Any:
+        if self.folder + "byteorder" in self.records and self._bytes("byteorder").strip() != b"little":
+            raise UserError("it was written on a big-endian machine; save it again on a little-endian one")
+        content = torch_pickle.load(self._bytes("data.pkl"))
+        return self._resolve(content)
+
+    def _folder(self) -> str:
+        if len(self.records) < len(self.zip.infolist()):
+            raise UserError("it has two records of one name")
+        unsafe = [name for name in self.records if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
+        if unsafe:
+            raise UserError(f"it has a record {unsafe[0]!r} that points outside; the file may be hostile")
+        pickles = [name for name in self.records if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise UserError("it is a zip file, and not one of torch.save: it has no data.pkl")
+        return pickles[0].removesuffix("data.pkl")
+
+    def _record(self, name: str) -> zipfile.ZipInfo:
+        info = self.records.get(self.folder + name)
+        if info is None:
+            raise UserError(f"its record {name} is missing")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+            raise UserError(f"its record {name} is compressed or encrypted, which torch.save does not do")
+        return info
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return self.zip.read(self._record(name))
+        except (zipfile.BadZipFile, EOFError, OSError) as error:
+            raise UserError(f"its record {name} is damaged ({error}); fetch the file again") from error
+
+    def _resolve(self, content: Any) -> Any:
+        """The pickle's object with arrays for tensors. Without recursion: a hostile file may nest deeply, or in circles."""
+        root = [content]
+        seen: dict[int, tuple[Any, Any]] = {}  # the object, kept so that its id stays its own, and what replaces it
+        todo: list[tuple[Any, Any]] = [(root, 0)]
+        while todo:
+            parent, key = todo.pop()
+            value = parent[key]
+            if isinstance(value, Tensor):
+                parent[key] = self._array(value)
+            elif isinstance(value, dict | list | tuple):
+                if id(value) not in seen:
+                    container = list(value) if isinstance(value, tuple) else value
+                    seen[id(value)] = value, container
+                    todo += [(container, inner) for inner in (value if isinstance(value, dict) else range(len(value)))]
+                parent[key] = seen[id(value)][1]
+        return root[0]
+
+    def _array(self, tensor: Tensor) -> LazyArray:
+        storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
+        sizes = [storage.size, tensor.offset, *shape, *stride]
+        if not all(type(size) is int and 0 <= size < 2**62 for size in sizes) or len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
+            raise UserError(f"a tensor of storage {storage.key!r} has impossible sizes {shape}, strides {stride} or offset {tensor.offset}")
+        if not re.fullmatch(r"[0-9]+", storage.key):
+            raise UserError(f"a tensor's storage has the name {storage.key!r}, which is no number; the file may be hostile")
+        name = f"data/{storage.key}"
+        if self._record(name).file_size != storage.size * storage.dtype.itemsize:
+            raise UserError(f"its record {name} is not as long as its tensor says")
+        last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        if 0 not in shape and last >= storage.size:
+            raise UserError(f"a tensor reaches outside its storage {storage.key}: sizes {shape}, strides {stride}, offset {tensor.offset}")
+
+        def read() -> np.ndarray:
+            try:
+                flat = np.frombuffer(self._bytes(name), storage.dtype)
+            except UserError as error:
+                raise UserError(f"{os.fspath(self.path)} cannot be read: {error}") from error
+            strides = [step * storage.dtype.itemsize for step in stride]
+            return np.lib.stride_tricks.as_strided(flat[tensor.offset :], shape, strides, writeable=False)
+
+        return LazyArray(tuple(shape), storage.dtype, read)
+
+
+def _check_format(path: str | os.PathLike[str]) -> None:
+    """Tells the formats that torch.save wrote before PyTorch 1.6 from other files that are no zip files."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start.startswith(LEGACY_MAGIC) or start[257:262] == b"ustar":
+        raise UserError("it has the legacy format of PyTorch before 1.6; load it and save it again with torch.save in a current PyTorch")
+    if not start.startswith(b"PK"):
+        raise UserError("it is neither a file of torch.save nor a .safetensors file")

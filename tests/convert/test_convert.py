@@ -1,0 +1,236 @@
+"""Released files to model folders and back, with the recorded models of tests/golden."""
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import golden_models
+import jax
+import numpy as np
+import pytest
+import released
+import safetensors.numpy
+import tiny_models
+import torch_writer
+
+from bitdance_jax import model_folder
+from bitdance_jax.config import ClassConditionalConfig, from_dict, to_dict
+from bitdance_jax.convert.__main__ import main
+from bitdance_jax.convert.convert import convert
+from bitdance_jax.convert.export import export
+from bitdance_jax.errors import UserError
+from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.transformer.stack import unstack
+
+
+def assert_same(actual, expected) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    jax.tree.map(lambda a, b: a.dtype == b.dtype or pytest.fail(f"{a.dtype}, not {b.dtype}"), actual, expected)
+
+
+@pytest.fixture(scope="module")
+def pt(tmp_path_factory):
+    return released.save_pt(tmp_path_factory.mktemp("released") / "weights.pt", "imagenet_4x")
+
+
+@pytest.fixture(scope="module")
+def converted(pt, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "model"
+    convert(str(pt), str(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def ae_pt(tmp_path_factory):
+    """Another tokenizer than the one inside `pt`; its training's discriminator lies beside it."""
+    weights = {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()}
+    state = {"state_dict": weights | {"loss.discriminator.weight": np.zeros(3, np.float32)}, "global_step": 400_000, "optimizer": {}}
+    return torch_writer.save(tmp_path_factory.mktemp("ae") / "ae_d16c8.pt", state)
+
+
+def test_a_released_file_becomes_the_recorded_model(converted):
+    """The parameters are those that the golden tests of the whole model run with, and the sizes too."""
+    folder = model_folder.load(converted, expect="class_conditional")
+    expected, tokenizer = golden_models.class_conditional("imagenet_4x"), golden_models.tokenizer("tokenizer")
+    assert_same(unstack(folder.params["model"]), expected.params)
+    assert_same(folder.params["tokenizer"], tokenizer.params)
+    config = from_dict(ClassConditionalConfig, folder.config)
+    assert config == dataclasses.replace(expected.config, tokenizer=dataclasses.replace(tokenizer.config, num_codebooks=2))
+    assert folder.metadata == {"class_names": None, "weights": "ema", "source": "weights.pt"}
+
+
+@pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_16x"])
+def test_other_patch_sizes_and_no_arguments(name, tmp_path):
+    """Without the release's arguments the shapes tell the sizes."""
+    convert(str(released.save_pt(tmp_path / "x.pt", name, args={})), str(tmp_path / "out"))
+    folder, expected = model_folder.load(tmp_path / "out"), golden_models.class_conditional(name)
+    assert_same(unstack(folder.params["model"]), expected.params)
+    config = from_dict(ClassConditionalConfig, folder.config)
+    for field in ("transformer", "head", "num_classes", "image_size", "tokens_per_step", "class_tokens", "order"):
+        assert getattr(config, field) == getattr(expected.config, field)
+
+
+def test_raw_weights_and_another_tokenizer(pt, ae_pt, converted, tmp_path, capsys):
+    convert(str(pt), str(tmp_path / "out"), weights="model", tokenizer=str(ae_pt))
+    folder, ema = model_folder.load(tmp_path / "out"), model_folder.load(converted)
+    assert folder.metadata["weights"] == "model"
+    assert_same(folder.params["model"], jax.tree.map(lambda a: a + 1, ema.params["model"]))
+    assert_same(folder.params["tokenizer"], jax.tree.map(lambda a: a - 1, ema.params["tokenizer"]))
+
+
+def test_both_directions_are_bit_exact(pt, converted, tmp_path):
+    export(str(converted), str(tmp_path / "model.safetensors"))
+    exported = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    state = released.state_dict("imagenet_4x")
+    assert exported.keys() == state.keys()
+    assert_same(exported, state)
+
+    convert(str(tmp_path / "model.safetensors"), str(tmp_path / "again"))
+    first, second = model_folder.load(converted), model_folder.load(tmp_path / "again")
+    assert_same(second.params, first.params)
+    assert (second.kind, second.config, second.metadata) == (first.kind, first.config, first.metadata)
+
+
+def test_a_trained_model_keeps_its_config_and_class_names(tmp_path):
+    """Sizes that no released model has, and an ablation that shapes do not show, in bfloat16."""
+    config = dataclasses.replace(tiny_models.MODEL, order="token", mask="causal")
+    params = {"model": tiny_models.model_params(config), "tokenizer": tiny_models.tokenizer_params()}
+    params = jax.tree.map(lambda a: np.asarray(a, jax.numpy.bfloat16), params)
+    names = {"class_names": [f"class {i}" for i in range(9)]}
+    model_folder.save(tmp_path / "trained", kind="class_conditional", config=to_dict(config), params=params, metadata=names)
+    export(str(tmp_path / "trained"), str(tmp_path / "trained.safetensors"))
+    convert(str(tmp_path / "trained.safetensors"), str(tmp_path / "again"))
+    again = model_folder.load(tmp_path / "again")
+    assert from_dict(ClassConditionalConfig, again.config) == config and again.metadata == names
+    assert_same(again.params, params)
+
+
+def test_tokenizer_files(ae_pt, tmp_path, capsys):
+    """ae_*.pt, .safetensors with its config, and the diffusers layout are the same tokenizer."""
+    convert(str(ae_pt), str(tmp_path / "a"))
+    assert "left out 1 keys that are not the tokenizer's, such as loss.discriminator.weight" in capsys.readouterr().out
+    export(str(tmp_path / "a"), str(tmp_path / "ae_d16c8.safetensors"))
+    weights = safetensors.numpy.load_file(tmp_path / "ae_d16c8.safetensors")
+    assert_same(weights, {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()})
+
+    # As released, without our own notes in the file: the config beside it tells the number of codebooks.
+    safetensors.numpy.save_file(weights, tmp_path / "ae_d16c8.safetensors")
+    record = json.loads((tmp_path / "ae_d16c8_config.json").read_text())
+    assert record == released.arguments("tokenizer") | {"num_codebooks": 1}
+    (tmp_path / "ae_d16c8_config.json").write_text(json.dumps(record | {"num_codebooks": 2}))
+    convert(str(tmp_path / "ae_d16c8.safetensors"), str(tmp_path / "b"))
+
+    (tmp_path / "t2i" / "autoencoder").mkdir(parents=True)
+    shutil.copy(tmp_path / "ae_d16c8.safetensors", tmp_path / "t2i" / "autoencoder" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "t2i" / "autoencoder" / "config.json").write_text(json.dumps(record["ddconfig"] | {"_class_name": "Autoencoder"}))
+    capsys.readouterr()
+    convert(str(tmp_path / "t2i"), str(tmp_path / "c"))
+    said = capsys.readouterr().out
+    assert "only the tokenizer" in said and "does not fit" not in said
+
+    folders = [model_folder.load(tmp_path / name, expect="tokenizer") for name in "abc"]
+    for folder in folders[1:]:
+        assert_same(folder.params, folders[0].params)
+    assert [folder.config["num_codebooks"] for folder in folders] == [1, 2, 1]
+    model_folder.check_shapes("a", folders[0].params, autoencoder.abstract_params(golden_models.tokenizer("tokenizer").config))
+
+
+def test_gan_tokenizer(tmp_path):
+    params = tiny_models.tokenizer_params(tiny_models.GAN_TOKENIZER)
+    config = to_dict(tiny_models.GAN_TOKENIZER)
+    model_folder.save(tmp_path / "gan", kind="tokenizer", config=config, params=params, metadata={})
+    export(str(tmp_path / "gan"), str(tmp_path / "gan.safetensors"))
+    safetensors.numpy.save_file(safetensors.numpy.load_file(tmp_path / "gan.safetensors"), tmp_path / "gan.safetensors")
+    convert(str(tmp_path / "gan.safetensors"), str(tmp_path / "again"))
+    again = model_folder.load(tmp_path / "again")
+    assert again.config == json.loads(json.dumps(config))
+    assert_same(again.params, jax.tree.map(np.asarray, params))
+
+
+def test_every_wrong_key_is_listed_and_nothing_is_written(tmp_path):
+    state = released.state_dict("imagenet_4x")
+    del state["layers.1.attention.wo.weight"], state["vae.encoder.norm_out.bias"]
+    state["head.net.res_blocks.0.norm.weight"] = state["head.net.res_blocks.0.norm2.weight"]  # of the 1x models
+    state["freqs_cis"] = np.zeros(3, np.float32)
+    state["vae.discriminator.weight"] = np.zeros(3, np.float32)
+    state["layers.0.attention.wqkv.weight"] = state["layers.0.attention.wqkv.weight"].T
+    state["vae.decoder.conv_out.bias"] = np.zeros(4, np.float32)
+    with pytest.raises(UserError) as error:
+        convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", ema=state)), str(tmp_path / "out"))
+    complaint = str(error.value)
+    for problem in (
+        "missing key layers.1.attention.wo.weight",
+        "missing key vae.encoder.norm_out.bias",
+        "unknown key head.net.res_blocks.0.norm.weight",
+        "unknown key freqs_cis",
+        "unknown key vae.discriminator.weight",
+        "layers.0.attention.wqkv.weight has the shape [128, 384], the model's is [384, 128]",
+        "vae.decoder.conv_out.bias has the shape [4], the model's is [3]",
+    ):
+        assert problem in complaint
+    assert complaint.count("key ") == 5 and "\n" not in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
+    """The shapes decide; the head count, which they do not tell, is taken from the arguments."""
+    args = released.arguments("imagenet_4x") | {"n_layer": 24, "n_head": 4, "parallel_mode": "standard"}
+    convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out"))
+    assert "does not fit its weights, which count: n_layer 24, not 2\n" in capsys.readouterr().out
+    config = model_folder.load(tmp_path / "out").config
+    assert (config["transformer"]["num_layers"], config["transformer"]["num_heads"], config["order"]) == (2, 4, "token")
+
+
+def test_places_that_are_no_model_are_not_replaced(ae_pt, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "mine.png").touch()
+    for out in (tmp_path / "pictures", ae_pt):
+        with pytest.raises(UserError, match="is there and is not a model folder"):
+            convert(str(ae_pt), str(out))
+    assert (tmp_path / "pictures" / "mine.png").exists()
+
+
+def test_one_line_for_whatever_else_is_wrong(pt, ae_pt, converted, tmp_path):
+    def complaint(source, match, **flags):
+        with pytest.raises(UserError, match=match):
+            convert(str(source), str(tmp_path / "out"), **flags)
+
+    without = {key: array for key, array in released.state_dict("imagenet_4x").items() if not key.startswith("vae.")}
+    complaint(released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without), "no tokenizer inside .*add --tokenizer")
+    complaint(pt, "is no tokenizer", tokenizer=str(pt))
+    complaint(ae_pt, "is a tokenizer itself", tokenizer=str(ae_pt))
+    complaint(torch_writer.save(tmp_path / "b.pt", {"model": {}}), "no ema weights; try --weights model")
+    complaint(torch_writer.save(tmp_path / "c.pt", [1]), "holds a list")
+    complaint(torch_writer.save(tmp_path / "d.pt", {"state_dict": {"a": 1}}), "not tensors: a")
+    complaint(torch_writer.save(tmp_path / "e.pt", {"a": np.zeros(1)}), "neither a class-conditional model nor a tokenizer.*: a")
+    (tmp_path / "cut.safetensors").write_bytes(safetensors.numpy.save(without)[:10_000_00])
+    complaint(tmp_path / "cut.safetensors", "cut short or damaged")
+    (tmp_path / "empty.pt").touch()
+    complaint(tmp_path / "empty.pt", "is empty")
+    complaint(converted, "is a model folder already; --to torch")
+    complaint(tmp_path, "is a folder; name one of its files: a.pt, b.pt")
+    with pytest.raises(UserError, match=r"name it NAME\.safetensors"):
+        export(str(converted), str(tmp_path / "model.pt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_damage_is_found_on_the_way_and_nothing_is_left_in_place(pt, tmp_path):
+    data = bytearray(pt.read_bytes())
+    data[len(data) // 3] ^= 1
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.pt cannot be read: its record data/\d+ is damaged"):
+        convert(str(tmp_path / "x.pt"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
+    def command(*flags):
+        monkeypatch.setattr(sys, "argv", ["convert", *map(str, flags)])
+        main()
+
+    command(ae_pt, tmp_path / "t")
+    command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
+    assert f"{tmp_path / 't.safetensors'}: 121 tensors" in capsys.readouterr().out
+    with pytest.raises(UserError, match="for released files"):
+        command(tmp_path / "t", tmp_path / "u.safetensors", "--to", "torch", "--weights", "model")

@@ -1,0 +1,90 @@
+"""What is fetched for a Hugging Face id; the hub itself is a folder here."""
+
+import fnmatch
+import shutil
+
+import golden_models
+import huggingface_hub
+import pytest
+import safetensors.numpy
+
+from bitdance_jax import model_folder
+from bitdance_jax.convert import hub
+from bitdance_jax.convert.convert import convert
+from bitdance_jax.errors import UserError
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder that stands for the repository "owner/name"; what is downloaded lies in the folder `cache`."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+
+    def files(name):
+        if name != "owner/name":
+            raise ConnectionError("no route to the hub\n\nCheck your connection")
+        return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+
+    def snapshot(name, *, allow_patterns):
+        for file in files(name):
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / file, tmp_path / "cache" / file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def fill(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def fetched(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_text_to_image_repository_gives_its_tokenizer_alone(repository, tmp_path, capsys):
+    fill(repository, "model_index.json", "text_encoder/model-00001-of-00006.safetensors", "autoencoder/config.json")
+    (repository / "autoencoder" / "config.json").write_text("{}")
+    weights = golden_models.read("tokenizer/weights")
+    safetensors.numpy.save_file(weights, repository / "autoencoder" / "diffusion_pytorch_model.safetensors")
+    convert("owner/name", str(tmp_path / "out"))
+    assert model_folder.load(tmp_path / "out").kind == "tokenizer"
+    assert fetched(tmp_path / "cache") == ["autoencoder/config.json", "autoencoder/diffusion_pytorch_model.safetensors", "model_index.json"]
+    assert "only the tokenizer" in capsys.readouterr().out
+
+
+def test_one_of_several_files_with_its_config(repository, tmp_path):
+    fill(repository, "B_1x.pt", "ae_d16c32.safetensors", "ae_d16c32_config.json", "readme.md")
+    assert hub.download("owner/name/ae_d16c32.safetensors") == tmp_path / "cache" / "ae_d16c32.safetensors"
+    assert fetched(tmp_path / "cache") == ["ae_d16c32.safetensors", "ae_d16c32_config.json"]
+    with pytest.raises(
+        UserError, match=r"owner/name: add one of its files, such as owner/name/B_1x\.pt: B_1x\.pt, ae_d16c32\.safetensors$"
+    ):
+        hub.download("owner/name")
+    with pytest.raises(UserError, match=r"owner/name/L_1x\.pt: the repository has no file L_1x\.pt"):
+        hub.download("owner/name/L_1x.pt")
+
+
+def test_the_only_model_needs_no_name(repository, tmp_path):
+    fill(repository, "B_1x.pt", "readme.md")
+    assert hub.download("owner/name") == tmp_path / "cache" / "B_1x.pt"
+    assert fetched(tmp_path / "cache") == ["B_1x.pt"]
+
+
+@pytest.mark.parametrize("name", ["missing.pt", "missing/ae.safetensors", "/no/such/file", "name", "../x/y", "a b/c"])
+def test_missing_files_are_not_looked_for_on_the_hub(repository, name):
+    with pytest.raises(UserError, match=r"no file or folder .* and it is not a Hugging Face id"):
+        hub.download(name)
+
+
+def test_what_the_hub_says_is_one_line(repository):
+    with pytest.raises(
+        UserError, match=r"no file or folder owner/other, and it could not be downloaded from Hugging Face: no route to the hub$"
+    ):
+        hub.download("owner/other")

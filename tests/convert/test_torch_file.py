@@ -1,0 +1,211 @@
+"""Reading torch's files: what is in them, what is wrong with them, and hostile ones, which must be refused and must not run."""
+
+import os
+import pickle
+import struct
+import zipfile
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch_writer
+from torch_writer import Call, Tensor
+
+from bitdance_jax.convert import torch_file
+from bitdance_jax.errors import UserError
+
+
+def load(path, data: bytes, records: dict[str, bytes] | None = None):
+    """What a torch file with this pickle is read as."""
+    named = {"data.pkl": data} | (records or {})
+    return torch_file.load(torch_writer.write_zip(path / "x.pt", {f"x/{name}": content for name, content in named.items()}))
+
+
+def test_contents(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "float": rng.standard_normal((3, 4, 5)).astype(np.float32),
+        "half": rng.standard_normal(7).astype(ml_dtypes.bfloat16),
+        "scalar": np.array(5),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    args = Call("argparse.Namespace", (), {"lr": 1e-4, "name": "é", "sizes": (1, [2, -300]), "flag": True, "none": None})
+    read = torch_file.load(torch_writer.save(tmp_path / "x.pt", {"ema": arrays, "args": args, "epochs": 2**40}))
+    assert read["args"] == {"lr": 1e-4, "name": "é", "sizes": [1, [2, -300]], "flag": True, "none": None} and read["epochs"] == 2**40
+    for key, array in arrays.items():
+        lazy = read["ema"][key]
+        assert (lazy.shape, lazy.dtype, lazy.nbytes) == (array.shape, array.dtype, array.nbytes)
+        np.testing.assert_array_equal(lazy.read(), array)
+
+
+def test_views_share_a_storage(tmp_path):
+    """Two tensors in one storage, one of them transposed; the same list twice."""
+    shared = [1]
+    data = torch_writer.pickle(
+        {"a": Tensor("float32", "0", 8, 2, (3, 2), (1, 3)), "b": Tensor("float32", "0", 8, 7, (1,), (1,)), "c": shared}
+    )
+    read = load(tmp_path, data, {"data/0": np.arange(8, dtype=np.float32).tobytes()})
+    np.testing.assert_array_equal(read["a"].read(), np.arange(2, 8).reshape(2, 3).T)
+    np.testing.assert_array_equal(read["b"].read(), [7])
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_namespace_as_python_pickles_it(tmp_path, protocol):
+    read = load(tmp_path, pickle.dumps({"args": SimpleNamespace(dim=768), "more": [(), {}, 1.5]}, protocol))
+    assert read == {"args": {"dim": 768}, "more": [[], {}, 1.5]}
+
+
+class Runs:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+STACKED = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."  # names pushed as strings, then STACK_GLOBAL
+RETURNED = torch_writer.pickle(Call("collections.OrderedDict", ()))[:-1] + b")R."  # calls what a call returned
+EXTENSION = b"\x80\x02\x82\x01)R."  # a function by its number in copyreg's registry
+INSTANCE = b"(X\x04\x00\x00\x00trueiposix\nsystem\n."  # INST
+OBJECT = b"(cposix\nsystem\nX\x04\x00\x00\x00trueo."  # OBJ
+PERSISTENT = b"Pposix.system\n."  # PERSID, text
+ATTRIBUTE = b"\x80\x02ctorch\nFloatStorage\n}X\x08\x00\x00\x00__call__K\x01sb."  # BUILD on a known global
+CLASS = b"\x80\x02ccollections\nOrderedDict\n}b."
+OF_ARGUMENTS = torch_writer.pickle({"args": Call("argparse.Namespace", (Call("os.system", ("true",)),))})
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (pickle.dumps({"ema": Runs(os.system, "touch HERE")}, 2), "posix.system"),
+        (pickle.dumps(Runs(eval, "open('HERE', 'w')"), 4), "builtins.eval"),
+        (pickle.dumps(Runs(eval, "open('HERE', 'w')"), 2), "__builtin__.eval"),
+        (pickle.dumps(Runs(getattr, "", "format"), 2), "__builtin__.getattr"),
+        (torch_writer.pickle(Call("copyreg._reconstructor", ())), "copyreg._reconstructor"),
+        (torch_writer.pickle(Call("torch.load", ("x",))), "torch.load"),
+        (torch_writer.pickle(Call("torch._utils.os.system", ("true",))), "torch._utils.os.system"),
+        (torch_writer.pickle(Call("numpy.core.multiarray.scalar", ())), "numpy.core.multiarray.scalar"),
+        (torch_writer.pickle(Call("torch.FloatStorage", (3,))), "calls torch.FloatStorage"),
+        (OF_ARGUMENTS, "os.system"),
+        (STACKED, "posix.system"),
+        (RETURNED, "calls dict"),
+        (EXTENSION, "EXT1"),
+        (INSTANCE, "INST"),
+        (OBJECT, "posix.system"),
+        (PERSISTENT, "PERSID"),
+        (ATTRIBUTE, "sets attributes of a Global"),
+        (CLASS, "sets attributes of a Global"),
+    ],
+)
+def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, data, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"ran {command}"))
+    with pytest.raises(UserError, match=r"x\.pt cannot be read: .*hostile, nothing was run") as error:
+        load(tmp_path, data)
+    assert named in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "HERE").exists()
+
+
+def test_python_would_have_run_them(tmp_path, monkeypatch):
+    """The files above do what they say when torch.load, or pickle, reads them."""
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Runs(os.system, "touch HERE"), 2))
+    assert (tmp_path / "HERE").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (Tensor("float32", "0", 4, 0, (5,), (1,)), "outside its storage"),
+        (Tensor("float32", "0", 4, 1, (4,), (1,)), "outside its storage"),
+        (Tensor("float32", "0", 4, 0, (2, 2), (4, 1)), "outside its storage"),
+        (Tensor("float32", "0", 4, 0, (2**40,), (2**40,)), "outside its storage"),
+        (Tensor("float32", "0", 4, 3, (2,), (-1,)), "impossible"),
+        (Tensor("float32", "0", 4, -1, (2,), (1,)), "impossible"),
+        (Tensor("float32", "0", 4, 0, (-1,), (1,)), "impossible"),
+        (Tensor("float32", "0", 4, 0, (2**70,), (1,)), "impossible"),
+        (Tensor("float32", "0", 4, 0, (2, 2), (1,)), "impossible"),
+        (Tensor("float32", "0", 4, 0, (2.0,), (1,)), "impossible"),
+        (Tensor("float32", "0", 4, 0, 2, (1,)), "other arguments than torch's"),
+        (Tensor("float32", "0", 400, 0, (2,), (1,)), "not as long as its tensor says"),
+        (Tensor("float64", "0", 4, 0, (2,), (1,)), "not as long as its tensor says"),
+        (Tensor("float32", "1", 4, 0, (2,), (1,)), "data/1 is missing"),
+        (Tensor("float32", "../data.pkl", 4, 0, (2,), (1,)), "which is no number"),
+    ],
+)
+def test_tensors_that_point_outside_are_refused(tmp_path, tensor, message):
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, torch_writer.pickle({"ema": tensor}), {"data/0": bytes(16)})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x02}X\x02\x00\x00\x00em", "damaged"),
+        (b"\x80\x02}", "damaged|cut short"),
+        (b"\x80\x02.", "damaged"),
+        (b"\x80\x02s.", "damaged"),
+        (b"\x80\x02h\x05.", "damaged"),
+        (b"\x80\x02u.", "damaged"),
+        (b"not a pickle", "damaged"),
+        (b"\x80\x02}]K\x01s.", "list as its key"),
+        (
+            b"\x80\x02}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00aK\x02X\x01\x00\x00\x00bK\x01X\x01\x00\x00\x00bK\x01u.",
+            "second key a, a second key b",
+        ),
+    ],
+)
+def test_damaged_pickles(tmp_path, data, message):
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, data)
+
+
+def test_deep_and_circular_nesting(tmp_path):
+    """Neither ends in a crash of the interpreter."""
+    deep = load(tmp_path, b"\x80\x02" + 20_000 * b"]" + 19_999 * b"a" + b".")
+    assert len(deep) == 1
+    circle = load(tmp_path, b"\x80\x02]q\x00h\x00a.")
+    assert circle[0] is circle
+
+
+def test_records_outside_or_twice_or_compressed(tmp_path):
+    data = torch_writer.pickle({})
+    with pytest.raises(UserError, match=r"'x/\.\./\.\./etc' that points outside"):
+        load(tmp_path, data, {"../../etc": b""})
+    with zipfile.ZipFile(tmp_path / "twice.pt", "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("x/data.pkl", data)
+        file.writestr("x/data.pkl", torch_writer.pickle({"other": 1}))
+    with pytest.raises(UserError, match="two records of one name"):
+        torch_file.load(tmp_path / "twice.pt")
+    torch_writer.write_zip(tmp_path / "small.pt", {"x/data.pkl": data + bytes(1000)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"data\.pkl is compressed"):
+        torch_file.load(tmp_path / "small.pt")
+    torch_writer.write_zip(tmp_path / "other.zip", {"x/readme": b""})
+    with pytest.raises(UserError, match=r"not one of torch\.save"):
+        torch_file.load(tmp_path / "other.zip")
+    with pytest.raises(UserError, match="big-endian"):
+        load(tmp_path, data, {"byteorder": b"big"})
+
+
+def test_legacy_formats_are_named_with_the_mend(tmp_path):
+    (tmp_path / "legacy.pt").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
+    (tmp_path / "tar.pt").write_bytes(bytes(257) + b"ustar" + bytes(250))
+    for name in ("legacy.pt", "tar.pt"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read: .*before 1\.6; load it and save it again with torch\.save"):
+            torch_file.load(tmp_path / name)
+
+
+def test_cut_and_damaged_files(tmp_path):
+    whole = torch_writer.save(tmp_path / "x.pt", {"a": np.arange(1000, dtype=np.float32)}).read_bytes()
+    for length in (4, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "x.pt").write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"x\.pt cannot be read: it is cut short or damaged .*fetch it again"):
+            torch_file.load(tmp_path / "x.pt")
+    altered = whole.replace(struct.pack("<f", 500), struct.pack("<f", 501))
+    (tmp_path / "x.pt").write_bytes(altered)
+    read = torch_file.load(tmp_path / "x.pt")["a"].read
+    with pytest.raises(UserError, match=r"x\.pt cannot be read: its record data/0 is damaged .*CRC"):
+        read()
