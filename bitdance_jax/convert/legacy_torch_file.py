@@ -1,0 +1,101 @@
+"""Files of torch.save before PyTorch 1.6, read without PyTorch: the published FID Inception-v3 weights are one.
+
+Such a file is five pickles (a magic number, a version, the machine, the object, the keys of its storages), then each storage in the order
+of the keys: its number of elements as an int64, and the elements.
+"""
+
+import os
+import pickletools
+from typing import IO, Any
+
+import numpy as np
+
+from bitdance_jax.convert import torch_pickle
+from bitdance_jax.convert.lazy import LazyArray
+from bitdance_jax.convert.torch_pickle import Storage, Tensor
+from bitdance_jax.errors import UserError
+
+
+MAGIC = 0x1950A86A20F9469CFC6C
+START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The magic number's pickle."""
+VERSION = 1001
+
+
+def is_legacy(path: str | os.PathLike[str]) -> bool:
+    """Whether the file has this format."""
+    with open(path, "rb") as file:
+        return file.read(len(START)) == START
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
+    """The state dict in the file: a `LazyArray` for each tensor; what is no tensor is left out. No code in it is run.
+
+    Raises:
+      UserError: not such a file, cut short, hostile, not a flat state dict, or tensors that lie outside their storage.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic, version, machine, content, keys = (_unpickle(file) for _ in range(5))
+            if magic != MAGIC or version != VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+                raise UserError("it is not a little-endian file of torch.save before PyTorch 1.6")
+            if not isinstance(content, dict) or not isinstance(keys, list):
+                raise UserError("it does not hold a state dict")
+            tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+            starts = _storage_starts(file, keys, {tensor.storage.key: tensor.storage for tensor in tensors.values()})
+        return {name: _lazy(path, tensor, starts) for name, tensor in tensors.items()}
+    except UserError as error:
+        raise type(error)(f"{os.fspath(path)} cannot be read: {error}") from None
+
+
+def _unpickle(file: IO[bytes]) -> Any:
+    """The next pickle's object, by the machine for zip files, which refuses all that no state dict needs."""
+    machine = torch_pickle._Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            if opcode.name == "BINPERSID":
+                *storage, view = machine.stack[-1]
+                if view is not None:
+                    raise UserError("a storage is a view of another one; save the file again in a current PyTorch")
+                machine.stack[-1] = tuple(storage)
+            machine.step(opcode.name, argument)
+    except UserError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(f"its pickle is damaged ({error})") from error
+    raise UserError("its pickle is cut short")
+
+
+def _storage_starts(file: IO[bytes], keys: list[Any], storages: dict[str, Storage]) -> dict[str, int]:
+    """Where each storage's elements begin in the file, which is read from here to its end without them."""
+    starts = {}
+    position, end = file.tell(), os.fstat(file.fileno()).st_size
+    for key in keys:
+        if key not in storages:
+            raise UserError(f"it has a storage {key!r} that belongs to no tensor")
+        file.seek(position)
+        size = int.from_bytes(file.read(8), "little", signed=True)
+        if size != storages[key].size:
+            raise UserError(f"its storage {key} has {size} elements, and its tensor says {storages[key].size}")
+        starts[key] = position + 8
+        position += 8 + size * storages[key].dtype.itemsize
+    if position > end:
+        raise UserError(f"it is cut short: {end} bytes instead of {position}; fetch it again")
+    return starts
+
+
+def _lazy(path: str | os.PathLike[str], tensor: Tensor, starts: dict[str, int]) -> LazyArray:
+    (dtype, key, size), offset, shape, stride = tensor
+    sizes = [size, offset, *shape, *stride]
+    if key not in starts or len(shape) != len(stride) or not all(type(number) is int and 0 <= number < 2**62 for number in sizes):
+        raise UserError(f"a tensor of storage {key} has impossible sizes {shape}, strides {stride} or offset {offset}")
+    if 0 not in shape and offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) >= size:
+        raise UserError(f"a tensor reaches outside its storage {key}: sizes {shape}, strides {stride}, offset {offset}")
+
+    def read() -> np.ndarray:
+        flat = np.fromfile(path, dtype, size, offset=starts[key])
+        return np.lib.stride_tricks.as_strided(flat[offset:], shape, [step * dtype.itemsize for step in stride], writeable=False)
+
+    return LazyArray(tuple(shape), dtype, read)

@@ -1,0 +1,131 @@
+"""Scores pictures, or a tokenizer.
+
+python -m bitdance_jax.evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth
+python -m bitdance_jax.evaluate --reconstruction emoji emoji
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from bitdance_jax import images
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate import inception, metrics, weights
+from bitdance_jax.evaluate.features import BATCH, Extractor
+from bitdance_jax.evaluate.pictures import ArrayPictures, Pictures, open_pictures
+from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
+from bitdance_jax.evaluate.reference import Reference
+from bitdance_jax.sampling.pipeline import EMBEDDED, Tokenizer, load
+
+
+PAIRS_A_ROW = 4
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """FID, sFID, Inception Score, precision and recall by the rules of ADM's suite; or PSNR, SSIM and rFID of a tokenizer.
+
+    Attributes:
+      pictures: an .npz with uint8 pictures in arr_0, or a folder; with --reconstruction also "emoji", the held-out ones.
+      reference: an .npz of ADM's suite (mu, sigma, mu_s, sigma_s, arr_0) or a folder of real pictures, centre-cropped to the samples' size.
+      inception: the published weights of the FID Inception-v3, pt_inception-2015-12-05-6726825d.pth, or the same tensors in a .safetensors.
+      reconstruction: a model folder, or "emoji": encode and decode the pictures with its tokenizer.
+      image_size: crop the pictures of a folder to squares of this side; left out, a class-conditional model's, or they must have one size.
+      batch_size: pictures at a time, over all devices.
+      out: with --reconstruction, a PNG of originals beside reconstructions.
+      show: how many of them.
+    """
+
+    pictures: Annotated[str, tyro.conf.Positional]
+    reference: str | None = None
+    inception: str | None = None
+    reconstruction: str | None = None
+    image_size: int | None = None
+    batch_size: int = BATCH
+    out: str | None = None
+    show: int = 16
+
+    def __post_init__(self) -> None:
+        sizes = {"--batch-size": self.batch_size, "--show": self.show, "--image-size": self.image_size}
+        for flag, value in sizes.items():
+            if value is not None and value < 1:
+                raise UserError(f"{flag} must be positive, got {value}")
+
+
+def main() -> None:
+    arguments = parse(Arguments, prog="python -m bitdance_jax.evaluate")
+    if arguments.reconstruction:
+        _reconstruction(arguments, arguments.reconstruction)
+    else:
+        _samples(arguments)
+
+
+def _samples(arguments: Arguments) -> None:
+    if arguments.reference is None:
+        raise UserError("give --reference, an .npz of ADM's suite or a folder of real pictures (or --reconstruction for a tokenizer)")
+    if arguments.inception is None:
+        raise UserError(f"give --inception, the weights of the FID Inception-v3: {weights.PUBLISHED}")
+    if arguments.out is not None:
+        raise UserError("--out goes with --reconstruction")
+    samples = open_pictures(arguments.pictures, arguments.image_size)
+    reference = Reference(arguments.reference, samples.size)
+    extractor = _inception(arguments.inception, min(arguments.batch_size, len(samples)))
+    sample_features = metrics.collect(extractor.stream(samples, "samples"))
+    reference_features = reference.features(extractor)
+    for name, features in (("samples", sample_features), ("reference", reference_features)):
+        _warn_of_rank(features.pooled.count, name, "FID and sFID")
+    for missing in reference.missing:
+        print(f"note: {missing}", file=sys.stderr)
+    print(metrics.score(sample_features, reference_features, progress=True))
+
+
+def _reconstruction(arguments: Arguments, model: str) -> None:
+    if arguments.reference is not None:
+        raise UserError("--reference does not go with --reconstruction, which compares the pictures with themselves")
+    if arguments.out is not None:
+        images.check_writable(arguments.out)
+    loaded = load(model)
+    tokenizer, size = (loaded, None) if isinstance(loaded, Tokenizer) else (loaded.tokenizer, loaded.config.image_size)
+    pictures = _open(arguments.pictures, arguments.image_size or size)
+    batch_size = min(arguments.batch_size, len(pictures))
+    extractor = _inception(arguments.inception, batch_size) if arguments.inception else None
+    result = evaluate_tokenizer(tokenizer, pictures, extractor, batch_size=batch_size, show=arguments.show)
+    if extractor:
+        _warn_of_rank(len(pictures), "pictures", "rFID")
+    print(result.scores)
+    if arguments.out is not None:
+        enlarge = max(1, 128 // max(pictures.size))
+        images.save_png(arguments.out, images.grid(result.pairs, columns=2 * PAIRS_A_ROW, enlarge=enlarge))
+        print(f"originals beside reconstructions of {len(result.pairs) // 2} pictures in {arguments.out}")
+
+
+def _open(path: str, size: int | None) -> Pictures:
+    if path != EMBEDDED or Path(path).exists():
+        return open_pictures(path, size)
+    emoji = EmojiSource("heldout").arrays["image"]
+    return ArrayPictures(emoji if size is None else np.stack([centre_crop(picture, size) for picture in emoji]))
+
+
+def _inception(path: str, batch_size: int) -> Extractor:
+    return Extractor(inception.features, weights.load(path), batch_size)
+
+
+def _warn_of_rank(count: int | None, name: str, scores: str) -> None:
+    """Too few features for a covariance of full rank (None: a file that does not say how many it is from)."""
+    if count is not None and count <= inception.POOLED:
+        print(
+            f"warning: the {name} are {count} and the features have {inception.POOLED} dimensions: the covariance is singular and {scores} "
+            "too large; published figures are from 50,000",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

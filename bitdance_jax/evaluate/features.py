@@ -1,0 +1,73 @@
+"""Pictures through a feature network, on all devices of this process, one batch after the other."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from bitdance_jax.evaluate.pictures import Pictures
+
+
+BATCH = 64
+
+
+class Features(NamedTuple):
+    """What a network tells of a batch of pictures. A network without spatial features or classes leaves them out.
+
+    Attributes:
+      pooled: what FID, precision and recall compare.
+      spatial: what sFID compares.
+      logits: of a classifier; for the Inception Score.
+    """
+
+    pooled: Float[Array | np.ndarray, "B D"]
+    spatial: Float[Array | np.ndarray, "B S"] | None = None
+    logits: Float[Array | np.ndarray, "B K"] | None = None
+
+
+Network = Callable[[Any, UInt8[Array, "B H W 3"]], Features]
+"""A pure function of parameters and pictures."""
+
+
+class Extractor:
+    """A feature network compiled for batches of one size, which are split over the local devices."""
+
+    def __init__(self, network: Network, params: Any, batch_size: int = BATCH) -> None:
+        """`batch_size` is rounded up to a multiple of the devices."""
+        devices = jax.local_devices()
+        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+        self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        self._network = jax.jit(network)
+
+    def __call__(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Features:
+        """Features, as numpy arrays, of up to `batch_size` pictures."""
+        return _fetch(self._start(pictures), len(pictures))
+
+    def stream(self, pictures: Pictures, description: str, progress: bool = True) -> Iterator[Features]:
+        """Features of all pictures, batch by batch; the devices work on the next batch while one is used."""
+        with tqdm(total=len(pictures), unit="image", desc=description, disable=not progress, dynamic_ncols=True) as bar:
+            running: tuple[Features, int] | None = None
+            for batch in pictures.batches(self.batch_size):
+                started = self._start(batch), len(batch)
+                if running:
+                    yield _fetch(*running)
+                    bar.update(running[1])
+                running = started
+            if running:
+                yield _fetch(*running)
+                bar.update(running[1])
+
+    def _start(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Features:
+        missing = self.batch_size - len(pictures)
+        full = np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), np.uint8)]) if missing else pictures
+        return self._network(self._params, jax.device_put(full, self._sharding))
+
+
+def _fetch(features: Features, count: int) -> Features:
+    return jax.tree.map(lambda x: np.asarray(x)[:count], features)

@@ -1,0 +1,67 @@
+"""Features to scores: what is passed to which formula, and what is left out."""
+
+import numpy as np
+import pytest
+
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate.features import Features
+from bitdance_jax.evaluate.fid import frechet_distance
+from bitdance_jax.evaluate.inception_score import inception_score
+from bitdance_jax.evaluate.metrics import FeatureSet, Scores, collect, score
+from bitdance_jax.evaluate.precision_recall import precision_recall
+from bitdance_jax.evaluate.statistics import gaussian
+
+
+def features(seed, count=30):
+    rng = np.random.default_rng(seed)
+    return Features(*((rng.standard_normal((count, width)) + 0.3 * seed).astype(np.float32) for width in (5, 3, 4)))
+
+
+def in_batches(whole, size):
+    return [Features(*(x if x is None else x[i : i + size] for x in whole)) for i in range(0, len(whole.pooled), size)]
+
+
+def test_collect():
+    whole = features(0)
+    result = collect(in_batches(whole, 7))
+    for computed, expected in ((result.pooled, gaussian(whole.pooled)), (result.spatial, gaussian(whole.spatial))):
+        np.testing.assert_allclose(computed.mean, expected.mean, atol=1e-12)
+        np.testing.assert_allclose(computed.covariance, expected.covariance, atol=1e-12)
+    np.testing.assert_array_equal(result.vectors, whole.pooled)
+    np.testing.assert_array_equal(result.logits, whole.logits)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(30, range(30)), (100, range(30)), (10, range(0, 30, 3)), (4, [0, 7, 15, 22]), (1, [0])])
+def test_collect_keeps_evenly_spaced_vectors(limit, kept):
+    whole = features(0)
+    result = collect(in_batches(whole, 7), max_vectors=limit, count=30)
+    np.testing.assert_array_equal(result.vectors, whole.pooled[list(kept)])
+    np.testing.assert_allclose(result.pooled.mean, gaussian(whole.pooled).mean)
+
+
+def test_score():
+    samples, reference = features(1), features(0, 25)
+    scores = score(collect([samples]), collect([reference]), split=10)
+    assert scores.fid == pytest.approx(frechet_distance(gaussian(samples.pooled), gaussian(reference.pooled)))
+    assert scores.sfid == pytest.approx(frechet_distance(gaussian(samples.spatial), gaussian(reference.spatial)))
+    assert scores.inception_score == pytest.approx(inception_score(samples.logits, 10))
+    assert (scores.precision, scores.recall) == precision_recall(reference.pooled, samples.pooled)
+    assert scores.precision != scores.recall
+
+
+def test_scores_that_the_features_do_not_allow_are_none():
+    pooled_only = Features(features(1).pooled)
+    scores = score(collect([pooled_only]), FeatureSet(gaussian(features(0).pooled)))
+    assert scores == Scores(scores.fid) and scores.fid > 0
+    assert str(scores) == f"FID: {scores.fid:.4f}"
+
+
+def test_the_lines_are_in_the_order_of_adms_suite():
+    assert str(Scores(1.68, 4.2, 297.1, 0.8, 0.62)).splitlines() == [
+        "Inception Score: 297.1000", "FID: 1.6800", "sFID: 4.2000", "Precision: 0.8000", "Recall: 0.6200",
+    ]  # fmt: skip
+
+
+def test_features_of_two_networks():
+    with pytest.raises(UserError, match="different networks"):
+        score(collect([features(1)]), collect([Features(features(0).spatial)]))

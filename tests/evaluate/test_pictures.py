@@ -1,0 +1,136 @@
+"""Pictures out of .npz files and folders, batch by batch, and a line for whatever is wrong with them."""
+
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+
+from bitdance_jax import images
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, NpzPictures, open_pictures
+
+
+def some_pictures(count=7, height=6, width=8):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("batch", [1, 3, 7, 20])
+def test_npz(tmp_path, save, batch):
+    array = some_pictures()
+    save(tmp_path / "s.npz", array, arr_1=np.arange(7))
+    pictures = open_pictures(tmp_path / "s.npz")
+    assert (len(pictures), pictures.size) == (7, (6, 8))
+    for _ in range(2):
+        batches = list(pictures.batches(batch))
+        np.testing.assert_array_equal(np.concatenate(batches), array)
+    assert [len(b) for b in batches] == [len(b) for b in ArrayPictures(array).batches(batch)]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_keeps_memory_flat(tmp_path, save):
+    save(tmp_path / "s.npz", np.zeros((400, 64, 64, 3), np.uint8))  # 4.9 MB
+    tracemalloc.start()
+    for _ in NpzPictures(tmp_path / "s.npz").batches(10):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(3)}, "has no array arr_0, which holds the pictures; it has: mu"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, r"uint8 \[N, H, W, 3\], and is float32 \[2, 4, 4, 3\]"),
+        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"and is uint8 \[2, 3, 4, 4\]"),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"and is uint8 \[0, 4, 4, 3\]"),
+        ({"arr_0": np.zeros((4, 4, 3), np.uint8)}, r"and is uint8 \[4, 4, 3\]"),
+        ({"arr_0": np.asfortranarray(some_pictures())}, "Fortran order"),
+    ],
+)
+def test_npz_with_something_else(tmp_path, arrays, message):
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        NpzPictures(tmp_path / "s.npz")
+
+
+def test_no_npz(tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        open_pictures(tmp_path / "s.npz")
+    (tmp_path / "s.npz").write_text("not a zip file")
+    with pytest.raises(UserError, match=r"cannot be read as an .npz"):
+        open_pictures(tmp_path / "s.npz")
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"nothing of numpy's")
+    with pytest.raises(UserError, match=r"arr_0 of .* is damaged"):
+        open_pictures(tmp_path / "t.npz")
+
+
+def test_npz_damaged_inside(tmp_path):
+    path = tmp_path / "s.npz"
+    np.savez(path, some_pictures())
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is damaged"):
+        list(NpzPictures(path).batches(3))
+
+
+def test_npz_cut_short_inside(tmp_path):
+    """A header that promises more pictures than follow."""
+    np.save(tmp_path / "a.npy", some_pictures())
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
+        archive.writestr("arr_0.npy", (tmp_path / "a.npy").read_bytes()[:-5])
+    with pytest.raises(UserError, match="is cut short"):
+        list(NpzPictures(tmp_path / "s.npz").batches(3))
+
+
+def test_npz_of_another_size(tmp_path):
+    np.savez(tmp_path / "s.npz", some_pictures())
+    with pytest.raises(UserError, match="are 6 x 8, and 6 x 6 are needed"):
+        open_pictures(tmp_path / "s.npz", 6)
+
+
+def save_folder(folder, pictures):
+    for i, picture in enumerate(pictures):
+        images.save_png(folder / f"class {i % 2}" / f"{i}.png", picture)
+    (folder / "class 0" / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("nor this")
+    return folder
+
+
+def test_folder(tmp_path):
+    array = some_pictures()
+    pictures = open_pictures(save_folder(tmp_path, array))
+    assert (len(pictures), pictures.size) == (7, (6, 8))
+    batches = list(pictures.batches(3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), array[[0, 2, 4, 6, 1, 3, 5]])
+
+
+def test_folder_cropped(tmp_path):
+    array = [*some_pictures(2, 12, 8), *some_pictures(1, 5, 9)]
+    pictures = FolderPictures(save_folder(tmp_path, array), crop=6)
+    assert pictures.size == (6, 6)
+    expected = [centre_crop(array[i], 6) for i in (0, 2, 1)]
+    np.testing.assert_array_equal(np.concatenate(list(pictures.batches(2))), expected)
+
+
+def test_folder_of_several_sizes(tmp_path):
+    pictures = FolderPictures(save_folder(tmp_path, [*some_pictures(3), *some_pictures(1, 8, 8)]))
+    with pytest.raises(UserError, match=r"3.png is 8 x 8 and the first picture 6 x 8"):
+        list(pictures.batches(2))
+
+
+def test_folder_without_pictures_or_with_a_damaged_one(tmp_path):
+    with pytest.raises(UserError, match="holds no pictures"):
+        FolderPictures(tmp_path)
+    with pytest.raises(UserError, match="no picture folder"):
+        FolderPictures(tmp_path / "nowhere")
+    pictures = FolderPictures(save_folder(tmp_path, some_pictures()))
+    (tmp_path / "class 1" / "1.png").write_text("damaged")
+    with pytest.raises(UserError, match=r"cannot read the picture .*1.png"):
+        list(pictures.batches(2))
