@@ -23,9 +23,6 @@ from bitdance_jax.tokenizer import autoencoder
 
 Params = dict[str, Any]
 
-MOST_PROBLEMS = 200
-"""Listed of a file that is something else altogether."""
-
 
 def convert(source: str, out: str, *, weights: sources.Weights = "ema", tokenizer: str | None = None) -> None:
     """Writes the model folder `out`, local or gs://.
@@ -119,8 +116,7 @@ def _note_differences(source: Source, inferred: dict[str, Any]) -> None:
 
 def _refuse(source: Source, problems: list[str]) -> None:
     if problems:
-        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-        raise UserError(f"{source.path} is not a model that is known here: {'; '.join(problems[:MOST_PROBLEMS])}{more}")
+        raise UserError(f"{source.path} is not a model that is known here: {'; '.join(problems)}")
 
 
 def _check_out(out: str) -> None:

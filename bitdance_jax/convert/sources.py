@@ -1,6 +1,7 @@
 """What there is to convert: recognised from its contents, its tensors listed without reading them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = 
             headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
+    if twice := _duplicates(path):
+        raise UserError(f"{path} has a second key {', a second key '.join(twice)}")
     odd = [f"{key} is {dtype}" for key, (_, dtype) in headers.items() if dtype not in SAFETENSORS_DTYPES]
     if odd:
         raise UserError(f"{path} has numbers that no released model has: {', '.join(odd)}")
@@ -166,6 +169,14 @@ def _read_json(path: Path | None) -> dict[str, Any]:
         raise UserError(f"{path} is not a tokenizer's config: it must be an object")
     # The sizes lie under `ddconfig`, or flat as diffusers writes them.
     return record if "ddconfig" in record else {**record, "ddconfig": record}
+
+
+def _duplicates(path: Path) -> list[str]:
+    """Keys that a .safetensors file has twice, which its library overlooks."""
+    with open(path, "rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    counts = Counter(key for key, _ in json.loads(header, object_pairs_hook=list))
+    return [key for key, count in counts.items() if count > 1]
 
 
 def _own_record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:

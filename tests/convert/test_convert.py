@@ -173,6 +173,15 @@ def test_every_wrong_key_is_listed_and_nothing_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_keys_that_a_safetensors_file_has_twice(tmp_path):
+    a = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    b = b'"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}'
+    header = b"{" + b",".join([a, b, a, b]) + b"}"
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match="has a second key a, a second key b"):
+        convert(str(tmp_path / "x.safetensors"), str(tmp_path / "out"))
+
+
 def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
     """The shapes decide; the head count, which they do not tell, is taken from the arguments."""
     args = released.arguments("imagenet_4x") | {"n_layer": 24, "n_head": 4, "parallel_mode": "standard"}
