@@ -1,0 +1,272 @@
+"""The score over guidance scale and head steps, with one loaded model: a table and a plot.
+
+python -m bitdance_jax.evaluate.sweep --checkpoint MODEL --guidance 2.5,3.0,3.5 --head-steps 10,25,50 --num-images 10000 \
+    --inception pt_inception-2015-12-05-6726825d.pth --reference VIRTUAL_imagenet256_labeled.npz
+python -m bitdance_jax.evaluate.sweep --guidance 1,2,4 --head-steps 10,25 --num-images 500
+
+The first is FID. The second, without --inception, is a demonstration: a Fréchet distance of features of the model's own tokenizer, which
+compares settings of this one model and nothing else; table, plot and console say so.
+"""
+
+import csv
+import io
+import itertools
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt8
+from tqdm import tqdm
+
+from bitdance_jax import images
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate import inception, plot, weights
+from bitdance_jax.evaluate.features import Extractor, Features
+from bitdance_jax.evaluate.fid import frechet_distance
+from bitdance_jax.evaluate.metrics import collect
+from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures
+from bitdance_jax.evaluate.reference import Reference
+from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
+from bitdance_jax.sampling.data_parallel import DataParallelSampler
+from bitdance_jax.sampling.pipeline import EMBEDDED, ClassConditionalPipeline, fingerprint, load
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+
+
+FID = "FID"
+OWN = "distance of the tokenizer's own features (not ImageNet FID)"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draws the same seed's pictures with every pair of guidance scale and head steps, and scores each against real pictures.
+
+    Started again, it goes on: rows that the table has are not drawn anew.
+
+    Attributes:
+      checkpoint: model folder, local or gs://, or "emoji".
+      guidance: scales with commas between them; the model's own if left out, like the next.
+      head_steps: numbers of steps with commas between them.
+      num_images: pictures of each pair, balanced over the classes.
+      seed: of the pictures.
+      inception: weights of the FID Inception-v3 (as for bitdance_jax.evaluate); without them, a demonstration on the model's own features.
+      reference: what samples are compared with: with --inception as for bitdance_jax.evaluate, otherwise a folder of pictures; "emoji":
+        the embedded training pictures.
+      out: the table; the plot is beside it, with the ending .png.
+      batch_size: pictures drawn at a time on each device.
+      dtype: of weights and activations.
+    """
+
+    checkpoint: str = EMBEDDED
+    guidance: str | None = None
+    head_steps: str | None = None
+    num_images: int = 1000
+    seed: int = 0
+    inception: str | None = None
+    reference: str = EMBEDDED
+    out: str = "sweep.csv"
+    batch_size: int = 24
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise UserError(f"--num-images must be at least 2, got {self.num_images}")
+        if Path(self.out).suffix != ".csv":
+            raise UserError(f"--out is a table and must end in .csv, got {self.out}")
+        if self.inception is not None and self.reference == EMBEDDED:
+            raise UserError("--inception needs --reference, an .npz of ADM's suite or a folder of real pictures")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, all of it text: what was drawn, what it was compared with and how, and the score (lower is better)."""
+
+    checkpoint: str
+    dtype: str
+    seed: str
+    num_images: str
+    solver: str
+    guidance_schedule: str
+    guidance_scale: str
+    head_steps: str
+    reference: str
+    score: str
+    value: str = ""
+
+
+class Table:
+    """Rows in a CSV file. Each new one is on the disk before the next is begun."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path, self._columns = Path(path), list(Row.__dataclass_fields__)
+        self.rows: list[Row] = []
+        if self._path.exists():
+            try:
+                reader = csv.DictReader(io.StringIO(self._path.read_text()))
+                known = reader.fieldnames == self._columns
+                self.rows = [Row(**row) for row in reader] if known else []
+                [float(row.value) for row in self.rows]
+            except (OSError, ValueError, TypeError):
+                known = False
+            if not known:
+                raise UserError(f"{self._path} is there already and no table of a sweep; remove it or give another --out")
+
+    def find(self, wanted: Row) -> float | None:
+        """The score of a row that has none yet, if the table tells."""
+        return next((float(row.value) for row in self.rows if replace(row, value="") == wanted), None)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, self.rows))
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            temporary.write_text(text.getvalue())
+            os.replace(temporary, self._path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+def main() -> int:
+    arguments = parse(Arguments, prog="python -m bitdance_jax.evaluate.sweep")
+    scales = _numbers(arguments.guidance, float, "--guidance", "2.5,3.0,3.5")
+    steps = _numbers(arguments.head_steps, int, "--head-steps", "10,25,50")
+    picture = Path(arguments.out).with_suffix(".png")
+    images.check_writable(picture)
+    table = Table(arguments.out)
+    model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
+    if not isinstance(model, ClassConditionalPipeline):
+        raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
+    pairs = itertools.product(steps or [model.sampler.head_steps], scales or [model.sampler.guidance_scale])
+    samplers = [replace(model.sampler, head_steps=count, guidance_scale=scale) for count, scale in pairs]
+    try:
+        scores = sweep(arguments, model, samplers, table)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    draw_plot(picture, arguments, samplers, scores)
+    best = samplers[int(np.argmin(scores))]
+    print(f"lowest {_score_name(arguments)}: {min(scores):.4g} with guidance {best.guidance_scale:g} and {best.head_steps} head steps")
+    print(f"table in {arguments.out}, plot in {picture}")
+    return 0
+
+
+def sweep(arguments: Arguments, model: ClassConditionalPipeline, samplers: list[SamplerConfig], table: Table) -> list[float]:
+    """The score of every sampler, from the table or drawn and added to it."""
+    rows = [_row(arguments, sampler) for sampler in samplers]
+    missing = any(table.find(row) is None for row in rows)
+    scorer = Scorer(arguments, model) if missing else None
+    scores = []
+    for sampler, row in zip(samplers, rows, strict=True):
+        value = table.find(row)
+        if value is None:
+            assert scorer is not None
+            value = scorer(sampler)
+            table.add(replace(row, value=repr(value)))
+        scores.append(value)
+        print(f"guidance {sampler.guidance_scale:g}, {sampler.head_steps} head steps: {row.score} {value:.4g}", flush=True)
+    return scores
+
+
+class Scorer:
+    """Draws pictures with a sampler and compares them with real ones; model, feature network and the real features are there once."""
+
+    def __init__(self, arguments: Arguments, model: ClassConditionalPipeline) -> None:
+        self._count, self._seed = arguments.num_images, arguments.seed
+        self._sampler = DataParallelSampler(model, arguments.batch_size)
+        make = _own_features if arguments.inception is None else _inception_features
+        self._extractor, self._reference = make(arguments, model, self._sampler.batch_size)
+
+    def __call__(self, sampler: SamplerConfig) -> float:
+        features = RunningGaussian()
+        title = f"guidance {sampler.guidance_scale:g}, {sampler.head_steps} steps"
+        with tqdm(total=self._count, unit="image", desc=title, dynamic_ncols=True) as bar:
+            for pictures in self._sampler.batches(self._seed, 0, self._count, sampler):
+                features.add(np.asarray(self._extractor(pictures).pooled))
+                bar.update(len(pictures))
+        return frechet_distance(features.result(), self._reference)
+
+
+def _inception_features(arguments: Arguments, model: ClassConditionalPipeline, batch_size: int) -> tuple[Extractor, Gaussian]:
+    """Inception-v3, and the reference's Gaussian of its pooled features."""
+    assert arguments.inception is not None
+    if arguments.num_images <= inception.POOLED:
+        print(f"warning: {arguments.num_images} pictures cannot fill {inception.POOLED} dimensions: FID is far too large", file=sys.stderr)
+    real = Reference(arguments.reference, (model.config.image_size, model.config.image_size))
+    extractor = Extractor(inception.features, weights.load(arguments.inception), batch_size)
+    return extractor, real.features(extractor).pooled
+
+
+def _own_features(arguments: Arguments, model: ClassConditionalPipeline, batch_size: int) -> tuple[Extractor, Gaussian]:
+    """Mean and spread over a picture of the tokenizer's values before the sign, 2 K features; and those of real pictures."""
+    print(f"no --inception: the score is the {OWN}; it compares settings of this model only", file=sys.stderr)
+    size = model.config.image_size
+    if arguments.reference == EMBEDDED:
+        pictures: Pictures = ArrayPictures(np.stack([centre_crop(picture, size) for picture in EmojiSource("train").arrays["image"]]))
+    else:
+        pictures = FolderPictures(arguments.reference, size)
+    encoder = Autoencoder(model.tokenizer.config)
+
+    def network(params: Any, pictures: UInt8[Array, "B H W 3"]) -> Features:
+        z: Any = encoder.apply({"params": params}, images.to_model(pictures), method="encode")
+        return Features(jnp.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1))
+
+    extractor = Extractor(network, model.tokenizer.params, batch_size)
+    return extractor, collect(extractor.stream(pictures, "reference")).pooled
+
+
+def draw_plot(path: Path, arguments: Arguments, samplers: list[SamplerConfig], scores: list[float]) -> None:
+    by_scale: dict[str, list[tuple[float, float]]] = {}
+    by_steps: dict[str, list[tuple[float, float]]] = {}
+    for sampler, value in zip(samplers, scores, strict=True):
+        by_scale.setdefault(f"{sampler.head_steps} head steps", []).append((sampler.guidance_scale, value))
+        by_steps.setdefault(f"guidance scale {sampler.guidance_scale:g}", []).append((float(sampler.head_steps), value))
+    title = f"{_score_name(arguments)}, {arguments.num_images} pictures each"
+    images.save_png(path, plot.draw(title, [plot.Panel("guidance scale", by_scale), plot.Panel("head steps", by_steps)]))
+
+
+def _row(arguments: Arguments, sampler: SamplerConfig) -> Row:
+    return Row(
+        checkpoint=fingerprint(arguments.checkpoint),
+        dtype=arguments.dtype,
+        seed=str(arguments.seed),
+        num_images=str(arguments.num_images),
+        solver=sampler.solver,
+        guidance_schedule=sampler.guidance_schedule,
+        guidance_scale=repr(float(sampler.guidance_scale)),
+        head_steps=str(sampler.head_steps),
+        reference=arguments.reference,
+        score=_score_name(arguments),
+    )
+
+
+def _score_name(arguments: Arguments) -> str:
+    return OWN if arguments.inception is None else FID
+
+
+def _numbers(text: str | None, kind: Any, flag: str, example: str) -> list[Any]:
+    """The numbers of a list with commas, each once."""
+    if text is None:
+        return []
+    try:
+        numbers = [kind(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{flag} takes numbers with commas between them, such as {example}, got {text!r}")
+    return list(dict.fromkeys(numbers))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,241 @@
+"""The sweep: a table that it goes on with, a plot, the right distance, and no word of FID where it is none."""
+
+import dataclasses
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import tiny_models
+from PIL import Image
+
+from bitdance_jax import images
+from bitdance_jax.command_line import run
+from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.evaluate import plot, sweep
+from bitdance_jax.evaluate.features import Features
+from bitdance_jax.sampling.data_parallel import DataParallelSampler
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+
+
+OWN = "distance of the tokenizer's own features (not ImageNet FID)"
+MODEL = dataclasses.replace(
+    tiny_models.MODEL,
+    transformer=dataclasses.replace(tiny_models.MODEL.transformer, num_layers=1),
+    head=dataclasses.replace(tiny_models.MODEL.head, num_blocks=1),
+)
+SAMPLER = SamplerConfig(head_steps=2, guidance_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    tiny_models.save_model(root / "model", MODEL, sampler=to_dict(SAMPLER))
+    tiny_models.save_tokenizer(root / "tokenizer")
+    return root
+
+
+@pytest.fixture
+def command(folders, monkeypatch, capsys, tmp_path):
+    """Runs the sweep in an empty folder: exit status, stdout, stderr. {models} in a flag is the folder of models."""
+
+    def command(*flags):
+        flags = [str(flag).format(models=folders) for flag in flags]
+        if "--checkpoint" not in flags:
+            flags += ["--checkpoint", str(folders / "model")]
+        monkeypatch.setattr(sys, "argv", ["sweep", *flags])
+        status = run(sweep.main)
+        return status, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return command
+
+
+@pytest.fixture
+def quick_scores(monkeypatch):
+    """A score without drawing; a list of the samplers that it was asked for."""
+    asked = []
+
+    class Scorer:
+        def __init__(self, arguments, model):
+            pass
+
+        def __call__(self, sampler):
+            asked.append((sampler.guidance_scale, sampler.head_steps))
+            return 10 * sampler.guidance_scale + 1 / sampler.head_steps
+
+    monkeypatch.setattr(sweep, "Scorer", Scorer)
+    return asked
+
+
+def pictures_of(sampler, seed, count):
+    """Stands for the drawn pictures: other ones for each sampler and seed."""
+    rng = np.random.default_rng((seed, sampler.head_steps, int(10 * sampler.guidance_scale)))
+    return rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    def batches(self, seed, first, count, sampler=None):
+        pictures = pictures_of(sampler, seed, count)
+        return (pictures[row : row + self.batch_size] for row in range(first, count, self.batch_size))
+
+    monkeypatch.setattr(DataParallelSampler, "batches", batches)
+
+
+def frechet(a, b):
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+
+
+def test_table_plot_and_console(command, quick_scores, tmp_path):
+    status, out, _ = command("--guidance", "2.5,1,2.5", "--head-steps", "10,25", "--num-images", "50", "--out", "new/s.csv")
+    assert status == 0
+    assert quick_scores == [(2.5, 10), (1.0, 10), (2.5, 25), (1.0, 25)]
+    lines = (tmp_path / "new" / "s.csv").read_text().splitlines()
+    assert lines[0] == "checkpoint,dtype,seed,num_images,solver,guidance_schedule,guidance_scale,head_steps,reference,score,value"
+    assert len(lines) == 5
+    assert lines[1].endswith(f",float32,0,50,euler_maruyama,linear,2.5,10,emoji,{OWN},25.1")
+    assert out.splitlines() == [
+        f"guidance 2.5, 10 head steps: {OWN} 25.1",
+        f"guidance 1, 10 head steps: {OWN} 10.1",
+        f"guidance 2.5, 25 head steps: {OWN} 25.04",
+        f"guidance 1, 25 head steps: {OWN} 10.04",
+        f"lowest {OWN}: 10.04 with guidance 1 and 25 head steps",
+        "table in new/s.csv, plot in new/s.png",
+    ]
+    with Image.open(tmp_path / "new" / "s.png") as picture:
+        assert picture.width == 2 * plot.WIDTH
+
+
+def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
+    command("--guidance", "1,2", "--head-steps", "10")
+    before = (tmp_path / "sweep.csv").read_text()
+    quick_scores.clear()
+    assert command("--guidance", "1,2,3", "--head-steps", "10,25")[0] == 0
+    assert quick_scores == [(3.0, 10), (1.0, 25), (2.0, 25), (3.0, 25)]
+    assert (tmp_path / "sweep.csv").read_text().startswith(before)
+    quick_scores.clear()
+    status, out, _ = command("--guidance", "2", "--head-steps", "25")
+    assert (status, quick_scores, out.splitlines()[0]) == (0, [], f"guidance 2, 25 head steps: {OWN} 20.04")
+    for other in (["--seed", "1"], ["--num-images", "70"], ["--dtype", "bfloat16"], ["--reference", "pictures"]):
+        quick_scores.clear()
+        command("--guidance", "2", "--head-steps", "25", *other)
+        assert quick_scores == [(2.0, 25)], other
+    assert (tmp_path / "sweep.csv").read_text().count("\n") == 1 + 6 + 4
+
+
+def test_stopped_it_keeps_its_rows(command, monkeypatch, tmp_path):
+    def stop(self, sampler):
+        if sampler.guidance_scale == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(sweep.Scorer, "__init__", lambda self, *arguments: None)
+    monkeypatch.setattr(sweep.Scorer, "__call__", stop)
+    status, _, error = command("--guidance", "1,2,3,4")
+    assert (status, error) == (130, "stopped; the same command goes on\n")
+    assert (tmp_path / "sweep.csv").read_text().count("\n") == 3
+
+
+def test_without_lists_it_scores_the_model_as_it_was_saved(command, quick_scores):
+    assert command()[0] == 0
+    assert quick_scores == [(2.0, 2)]
+
+
+def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_pictures, tmp_path):
+    status, out, error = command("--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32")
+    assert status == 0
+
+    def features(pictures):
+        parameters = {"params": tiny_models.tokenizer_params()}
+        z = np.asarray(Autoencoder(tiny_models.TOKENIZER).apply(parameters, jnp.asarray(images.to_model(pictures)), method="encode"))
+        return np.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1).astype(np.float64)
+
+    real = np.stack([centre_crop(picture, 16) for picture in EmojiSource("train").arrays["image"]])
+    expected = frechet(features(pictures_of(SAMPLER, 4, 70)), features(real))
+    value = float((tmp_path / "sweep.csv").read_text().strip().rpartition(",")[2])
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    assert f"no --inception: the score is the {OWN}; it compares settings of this model only" in error
+    assert out.count("FID") == out.count("not ImageNet FID") == 2
+
+
+def test_with_inception_it_is_fid_against_the_reference(command, quick_pictures, monkeypatch, tmp_path):
+    """A little network stands for Inception-v3: its own tests are elsewhere."""
+
+    def network(params, pictures):
+        return Features(params * pictures[:, :2, :2].astype(jnp.float32).reshape(len(pictures), -1))
+
+    monkeypatch.setattr(sweep.weights, "load", lambda path: jnp.float32(0.5) if path == "inception.pth" else None)
+    monkeypatch.setattr(sweep.inception, "features", network)
+    (tmp_path / "real").mkdir()
+    real = np.random.default_rng(9).integers(0, 256, (30, 16, 16, 3), np.uint8)
+    for number, picture in enumerate(real):
+        images.save_png(tmp_path / "real" / f"{number:02}.png", picture)
+    status, out, error = command("--guidance", "2,3", "--num-images", "40", "--inception", "inception.pth", "--reference", "real")
+    assert status == 0
+    corner = [0.5 * x[:, :2, :2].reshape(len(x), -1).astype(np.float64) for x in (real, *(pictures_of(s, 0, 40) for s in guided(2, 3)))]
+    values = [float(line.rpartition(",")[2]) for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]]
+    np.testing.assert_allclose(values, [frechet(x, corner[0]) for x in corner[1:]], rtol=1e-6)
+    assert out.startswith(f"guidance 2, 2 head steps: FID {values[0]:.4g}\n") and "not ImageNet" not in out
+    assert "warning: 40 pictures cannot fill 2048 dimensions: FID is far too large" in error
+
+
+def guided(*scales):
+    return [dataclasses.replace(SAMPLER, guidance_scale=float(scale)) for scale in scales]
+
+
+@pytest.mark.slow
+def test_it_draws_with_each_setting(command, tmp_path):
+    status, out, _ = command("--head-steps", "1,2", "--num-images", "30", "--batch-size", "8")
+    assert status == 0, out
+    values = [float(line.rpartition(",")[2]) for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]]
+    assert len(values) == 2 and 0 < values[0] != values[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--guidance", "2,x"], "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got '2,x'"),
+        (["--guidance", "nan"], "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got 'nan'"),
+        (["--guidance", ""], "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got ''"),
+        (["--head-steps", "10;25"], "--head-steps takes numbers with commas between them, such as 10,25,50, got '10;25'"),
+        (["--head-steps", "2.5"], "--head-steps takes numbers with commas between them, such as 10,25,50, got '2.5'"),
+        (["--head-steps", "10,0"], "head_steps must be positive, got 0"),
+        (["--guidance", "1,-1"], "guidance_scale must not be negative, got -1.0"),
+        (["--num-images", "1"], "--num-images must be at least 2, got 1"),
+        (["--out", "sweep.txt"], "--out is a table and must end in .csv, got sweep.txt"),
+        (["--inception", "x.pth"], "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures"),
+        (["--checkpoint", "{models}/tokenizer"], "is a tokenizer, which draws nothing by itself; give a class-conditional model"),
+        (["--checkpoint", "nowhere"], "no model folder nowhere"),
+        (["--reference", "nowhere"], "no picture folder nowhere"),
+        (["--batch-size", "0"], "batch_size must be positive, got 0"),
+    ],
+)
+def test_bad_input_is_one_line(command, tmp_path, flags, message):
+    status, out, error = command(*flags)
+    assert (status, out) == (2, "")
+    assert error.splitlines()[-1].startswith("error: ") and message in error.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "notes", "\0"])
+def test_another_table_is_refused(command, tmp_path, text):
+    (tmp_path / "sweep.csv").write_text(text)
+    status, _, error = command()
+    assert (status, error) == (2, "error: sweep.csv is there already and no table of a sweep; remove it or give another --out\n")
+    assert (tmp_path / "sweep.csv").read_text() == text
+
+
+def test_points_are_where_their_values_are():
+    """Three points on a falling line: left and high, middle, right and low; and a single point in the middle."""
+    picture = plot.draw("title", [plot.Panel("x", {"a": [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]}), plot.Panel("y", {"b": [(5.0, 2.0)]})])
+    blue = (picture == (31, 119, 180)).all(-1)[plot.TOP : plot.HEIGHT]
+    rows, columns = np.nonzero(blue[:, : plot.WIDTH])
+    assert np.corrcoef(rows, columns)[0, 1] > 0.99
+    rows, columns = np.nonzero(blue[:, plot.WIDTH :])
+    assert abs(columns.mean() - (plot.LEFT + plot.WIDTH - plot.RIGHT) / 2) < 2
+    assert abs(rows.mean() - (plot.HEIGHT - plot.BOTTOM) / 2) < 2
