@@ -79,7 +79,7 @@ def _samples(arguments: Arguments) -> None:
     extractor = _inception(arguments.inception, min(arguments.batch_size, len(samples)))
     sample_features = metrics.collect(extractor.stream(samples, "samples"))
     reference_features = reference.features(extractor)
-    for name, features in (("samples", sample_features), ("reference", reference_features)):
+    for name, features in (("samples", sample_features), ("reference pictures", reference_features)):
         _warn_of_rank(features.pooled.count, name, "FID and sFID")
     for missing in reference.missing:
         print(f"note: {missing}", file=sys.stderr)
@@ -121,7 +121,7 @@ def _warn_of_rank(count: int | None, name: str, scores: str) -> None:
     """Too few features for a covariance of full rank (None: a file that does not say how many it is from)."""
     if count is not None and count <= inception.POOLED:
         print(
-            f"warning: the {name} are {count} and the features have {inception.POOLED} dimensions: the covariance is singular and {scores} "
+            f"warning: {count} {name} cannot fill the features' {inception.POOLED} dimensions: their covariance is singular, and {scores} "
             "too large; published figures are from 50,000",
             file=sys.stderr,
         )

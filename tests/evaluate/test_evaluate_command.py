@@ -66,8 +66,8 @@ def test_samples(monkeypatch, capsys, toy_network, files, reference):
     scores = figures(out)
     assert status == 0 and list(scores) == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
     assert scores["FID"] > 0 and scores["sFID"] > 0 and 0 < scores["Precision"] < 1 and 0 < scores["Recall"] < 1
-    assert "warning: the samples are 60 and the features have 2048 dimensions" in err
-    assert "warning: the reference are 60" in err
+    assert "warning: 60 samples cannot fill the features' 2048 dimensions" in err
+    assert "warning: 60 reference pictures" in err
 
 
 def test_samples_against_themselves(monkeypatch, capsys, toy_network, files):
@@ -99,7 +99,7 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
     arguments = ["--reconstruction", save(tmp_path / "model"), "emoji", "--inception", "w", "--out", tmp_path / "pairs.png", "--show", 5]
     status, out, err = evaluate(monkeypatch, capsys, *arguments, "--batch-size", 25)
     assert status == 0 and list(figures(out)) == ["PSNR", "SSIM", "rFID"]
-    assert "warning: the pictures are 100" in err and "originals beside reconstructions of 5 pictures" in out
+    assert "warning: 100 pictures" in err and "originals beside reconstructions of 5 pictures" in out
     side = 2 * 64 + 4 if kind == "tokenizer" else 8 * 16 + 4
     assert Image.open(tmp_path / "pairs.png").size == (8 * side, 2 * side)
 
