@@ -1,0 +1,64 @@
+"""The model that ships with the package: its size, its figures, and that its pictures are of their labels."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bitdance_jax
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.evaluate.psnr import psnr
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "bitdance_jax" / "assets" / "emoji" / "model"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bitdance_jax.load()
+
+
+def test_it_is_the_model_of_the_committed_config_in_12_megabytes(model):
+    spec = importlib.util.spec_from_file_location("emoji_4x", ROOT / "configs" / "emoji_4x.py")
+    config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config)
+    assert model.config == config.get_config().model
+    assert model.class_names == EmojiSource("all").class_names
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 12e6
+
+
+def test_held_out_pictures_come_back_at_24_decibels(model):
+    pictures = EmojiSource("heldout").arrays["image"]
+    assert len(pictures) == 100
+    assert np.mean(psnr(model.tokenizer.decode(model.tokenizer.encode(pictures)), pictures)) >= 24
+
+
+def test_samples_look_like_their_labels(model):
+    """The training picture nearest to a sample, at 16 x 16 pixels, mostly has the sample's label: chance is 1 in 9, held-out pictures 0.62."""
+    source = EmojiSource("train").arrays
+    labels = np.repeat(np.arange(9), 4)
+    samples = model.sample(labels.tolist(), seed=1, batch_size=len(labels), progress=False)
+
+    def shrink(pictures):
+        return pictures.reshape(-1, 16, 4, 16, 4, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+
+    distances = np.square(shrink(samples)[:, None] - shrink(source["image"])[None]).mean(axis=-1)
+    nearest = source["label"][distances.argmin(axis=1)]
+    assert np.mean(nearest == labels) >= 0.5
+
+
+@pytest.mark.slow
+def test_readme_command_draws_the_grid_within_a_minute(tmp_path):
+    start = time.perf_counter()
+    command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "samples.png")]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 60
+    assert "72 pictures of 9 labels" in process.stdout
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.width > 8 * 128 and picture.height > 9 * 128
