@@ -40,7 +40,7 @@ def test_held_out_pictures_come_back_at_24_decibels(model):
 
 
 def test_samples_look_like_their_labels(model):
-    """The training picture nearest to a sample, at 16 x 16 pixels, mostly has the sample's label: chance is 1 in 9, held-out pictures 0.62."""
+    """The training picture nearest to a sample, at 16 x 16 pixels, mostly has its label: chance is 1 in 9, held-out pictures reach 0.62."""
     source = EmojiSource("train").arrays
     labels = np.repeat(np.arange(9), 4)
     samples = model.sample(labels.tolist(), seed=1, batch_size=len(labels), progress=False)
