@@ -17,8 +17,9 @@ from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, image_keys
 class DataParallelSampler:
     """Draws pictures of a seed in order; picture i has label i % num_classes.
 
-    Each device draws `per_device` consecutive pictures at a time, and a device's program and rows are the same on any number of devices:
-    so are the pictures, bit for bit, on devices of one kind. Another `per_device` may change a pixel by rounding.
+    Each device draws `per_device` consecutive pictures at a time: its program and its rows are the same on any number of devices, and so
+    are the pictures, bit for bit, on devices of one kind. Another `per_device` may change a pixel by rounding; so may CPUs that are made
+    to be more devices than they have cores, because XLA then splits sums over more threads.
 
     Attributes:
       batch_size: pictures drawn at a time on all devices together.
