@@ -5,7 +5,6 @@ of the keys: its number of elements as an int64, and the elements.
 """
 
 import os
-import pickletools
 from typing import IO, Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
     """
     try:
         with open(path, "rb") as file:
-            magic, version, machine, content, keys = (_unpickle(file) for _ in range(5))
+            magic, version, machine, content, keys = (torch_pickle.load(file, _zip_reference) for _ in range(5))
             if magic != MAGIC or version != VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
                 raise UserError("it is not a little-endian file of torch.save before PyTorch 1.6")
             if not isinstance(content, dict) or not isinstance(keys, list):
@@ -48,24 +47,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
         raise type(error)(f"{os.fspath(path)} cannot be read: {error}") from None
 
 
-def _unpickle(file: IO[bytes]) -> Any:
-    """The next pickle's object, by the machine for zip files, which refuses all that no state dict needs."""
-    machine = torch_pickle._Machine()
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            if opcode.name == "BINPERSID":
-                *storage, view = machine.stack[-1]
-                if view is not None:
-                    raise UserError("a storage is a view of another one; save the file again in a current PyTorch")
-                machine.stack[-1] = tuple(storage)
-            machine.step(opcode.name, argument)
-    except UserError:
-        raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"its pickle is damaged ({error})") from error
-    raise UserError("its pickle is cut short")
+def _zip_reference(reference: Any) -> Any:
+    *storage, view = reference
+    if view is not None:
+        raise UserError("a storage is a view of another one; save the file again in a current PyTorch")
+    return tuple(storage)
 
 
 def _storage_starts(file: IO[bytes], keys: list[Any], storages: dict[str, Storage]) -> dict[str, int]:
@@ -87,15 +73,12 @@ def _storage_starts(file: IO[bytes], keys: list[Any], storages: dict[str, Storag
 
 
 def _lazy(path: str | os.PathLike[str], tensor: Tensor, starts: dict[str, int]) -> LazyArray:
-    (dtype, key, size), offset, shape, stride = tensor
-    sizes = [size, offset, *shape, *stride]
-    if key not in starts or len(shape) != len(stride) or not all(type(number) is int and 0 <= number < 2**62 for number in sizes):
-        raise UserError(f"a tensor of storage {key} has impossible sizes {shape}, strides {stride} or offset {offset}")
-    if 0 not in shape and offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) >= size:
-        raise UserError(f"a tensor reaches outside its storage {key}: sizes {shape}, strides {stride}, offset {offset}")
+    tensor.check()
+    dtype, key, size = tensor.storage
+    if key not in starts:
+        raise UserError(f"a tensor's storage {key} is missing")
 
     def read() -> np.ndarray:
-        flat = np.fromfile(path, dtype, size, offset=starts[key])
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, [step * dtype.itemsize for step in stride], writeable=False)
+        return tensor.view(np.fromfile(path, dtype, size, offset=starts[key]))
 
-    return LazyArray(tuple(shape), dtype, read)
+    return LazyArray(tuple(tensor.shape), dtype, read)

@@ -16,8 +16,6 @@ from bitdance_jax.errors import UserError
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that opens a file of torch.save before PyTorch 1.6; before 0.2 it wrote tar files."""
 
-MAX_DIMENSIONS = 32
-
 
 def load(path: str | os.PathLike[str]) -> Any:
     """The object in the file: dicts, lists, tuples, scalars, strings, and a `LazyArray` for every tensor. No code in it is run.
@@ -93,28 +91,22 @@ class _File:
         return root[0]
 
     def _array(self, tensor: Tensor) -> LazyArray:
-        storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
-        sizes = [storage.size, tensor.offset, *shape, *stride]
-        if not all(type(size) is int and 0 <= size < 2**62 for size in sizes) or len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
-            raise UserError(f"a tensor of storage {storage.key!r} has impossible sizes {shape}, strides {stride} or offset {tensor.offset}")
+        tensor.check()
+        storage = tensor.storage
         if not re.fullmatch(r"[0-9]+", storage.key):
             raise UserError(f"a tensor's storage has the name {storage.key!r}, which is no number; the file may be hostile")
         name = f"data/{storage.key}"
         if self._record(name).file_size != storage.size * storage.dtype.itemsize:
             raise UserError(f"its record {name} is not as long as its tensor says")
-        last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if 0 not in shape and last >= storage.size:
-            raise UserError(f"a tensor reaches outside its storage {storage.key}: sizes {shape}, strides {stride}, offset {tensor.offset}")
 
         def read() -> np.ndarray:
             try:
                 flat = np.frombuffer(self._bytes(name), storage.dtype)
             except UserError as error:
                 raise UserError(f"{os.fspath(self.path)} cannot be read: {error}") from error
-            strides = [step * storage.dtype.itemsize for step in stride]
-            return np.lib.stride_tricks.as_strided(flat[tensor.offset :], shape, strides, writeable=False)
+            return tensor.view(flat)
 
-        return LazyArray(tuple(shape), storage.dtype, read)
+        return LazyArray(tuple(tensor.shape), storage.dtype, read)
 
 
 def _check_format(path: str | os.PathLike[str]) -> None:

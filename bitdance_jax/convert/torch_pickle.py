@@ -7,7 +7,7 @@ a dict. Any other name, call or instruction is refused.
 
 import pickletools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +31,8 @@ DTYPES = {f"torch.{name}" for name in "float32 float64 float16 bfloat16 int64 in
 NAMESPACES = {"argparse.Namespace", "types.SimpleNamespace"}
 CALLABLE = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size", "collections.OrderedDict"} | NAMESPACES
 
+MAX_DIMENSIONS = 32
+
 
 class Refused(UserError):
     """The pickle asks for more than data."""
@@ -45,12 +47,27 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and stride count numbers, not bytes. Not checked against the storage."""
+    """A view of a storage; offset and stride count numbers, not bytes. Nothing of it is checked before `check`."""
 
     storage: Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    def check(self) -> None:
+        """Raises a UserError if the view is impossible or reaches outside of its storage."""
+        storage, offset, shape, stride = self
+        sizes = [storage.size, offset, *shape, *stride]
+        if not all(type(size) is int and 0 <= size < 2**62 for size in sizes) or len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
+            raise UserError(f"a tensor of storage {storage.key!r} has impossible sizes {shape}, strides {stride} or offset {offset}")
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        if 0 not in shape and last >= storage.size:
+            raise UserError(f"a tensor reaches outside its storage {storage.key}: sizes {shape}, strides {stride}, offset {offset}")
+
+    def view(self, numbers: np.ndarray) -> np.ndarray:
+        """The tensor, of the storage's numbers; `check` it first."""
+        strides = [step * self.storage.dtype.itemsize for step in self.stride]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
 
 class Global(NamedTuple):
@@ -66,14 +83,18 @@ class Namespace(dict):
 MARK = object()
 
 
-def load(data: bytes) -> Any:
-    """The object in a torch file's data.pkl: dicts, lists, tuples, scalars, strings and `Tensor`s.
+def load(data: bytes | IO[bytes], reference: Callable[[Any], Any] = lambda reference: reference) -> Any:
+    """The object in a torch file's pickle: dicts, lists, tuples, scalars, strings and `Tensor`s.
+
+    Args:
+      data: the pickle, or a file that is read up to the pickle's end.
+      reference: turns a storage's persistent id into the five parts that zip files give it.
 
     Raises:
       Refused: an instruction, a name or a call that no state dict needs; it says which.
       UserError: not a complete pickle.
     """
-    machine = _Machine()
+    machine = _Machine(reference)
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
@@ -89,7 +110,8 @@ def load(data: bytes) -> Any:
 class _Machine:
     """The stack and memory of a pickle program."""
 
-    def __init__(self) -> None:
+    def __init__(self, reference: Callable[[Any], Any]) -> None:
+        self.reference = reference
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.duplicates: list[str] = []
@@ -163,7 +185,7 @@ class _Machine:
         self.append_items([self.stack.pop()])
 
     def persistent(self) -> None:
-        self.stack.append(_storage(self.stack.pop()))
+        self.stack.append(_storage(self.reference(self.stack.pop())))
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
