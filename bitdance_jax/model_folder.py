@@ -57,7 +57,11 @@ def save(folder: str | os.PathLike[str], *, kind: Kind, config: dict[str, Any], 
     new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    _write(new, params, header)
+    try:
+        _write(new, params, header)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     if target.exists():
         os.rename(target, old)
     os.rename(new, target)

@@ -66,6 +66,7 @@ def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
             model_folder.load(tmp_path / "model")
     else:
         assert model_folder.load(tmp_path / "model").config == {"bits": 8}
+        assert os.listdir(tmp_path) == ["model"]
     save(tmp_path / "model", bits=32)
     assert model_folder.load(tmp_path / "model").config == {"bits": 32}
     assert os.listdir(tmp_path) == ["model"]
