@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import replacing
 
 
 # numpy stays numpy and JAX stays JAX.
@@ -71,17 +72,8 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) ->
     Raises:
       UserError: it cannot be written (permissions, full disk).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            Image.fromarray(image).save(temporary, format="PNG")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    with replacing(path, "the picture ") as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
 
 
 def grid(

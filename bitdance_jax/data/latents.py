@@ -1,7 +1,6 @@
 """Bits instead of pictures, so that the tokenizer need not run in every epoch: packed 8 to a byte, made once and kept in a file."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from bitdance_jax.data.loader import BatchIterator, make_loader
 from bitdance_jax.data.sources import ArraySource, PictureSource
-from bitdance_jax.errors import UserError
+from bitdance_jax.files import replacing
 from bitdance_jax.sampling.pipeline import Tokenizer
 
 
@@ -102,12 +101,5 @@ def _read(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the latents {path}: {error.strerror or error}") from error
+    with replacing(path, "the latents ") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)

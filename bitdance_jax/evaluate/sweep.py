@@ -36,6 +36,7 @@ from bitdance_jax.evaluate.metrics import collect
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
+from bitdance_jax.files import replacing
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.sampling.pipeline import EMBEDDED, ClassConditionalPipeline, fingerprint, load
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -129,13 +130,8 @@ class Table:
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, self.rows))
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
+        with replacing(self._path) as temporary:
             temporary.write_text(text.getvalue())
-            os.replace(temporary, self._path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
 
 
 def main() -> int:

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tensorboardX import SummaryWriter
 
+from bitdance_jax import images
+
 
 class MetricsFile:
     """A CSV table with one row a logged step. The same run writes the same file, resumed or not.
@@ -66,12 +68,10 @@ class MetricsWriter:
 
     def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Writes pictures/NAME_STEP.png for each uint8 [H, W, 3] picture, and draws curves.png anew."""
-        folder = self._workdir / "pictures"
-        folder.mkdir(exist_ok=True)
         for name, picture in pictures.items():
-            _save_png(Image.fromarray(picture), folder / f"{name}_{step:07d}.png")
+            images.save_png(self._workdir / "pictures" / f"{name}_{step:07d}.png", picture)
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
-        _save_png(draw_curves(self._table.rows), self._workdir / "curves.png")
+        images.save_png(self._workdir / "curves.png", np.asarray(draw_curves(self._table.rows)))
 
     def close(self) -> None:
         self._tensorboard.close()
@@ -108,9 +108,3 @@ def draw_curves(rows: list[dict[str, str]], width: int = 640, height: int = 160)
         draw.text((10, panel * height + 6), title, fill="black")
         draw.line([(float(a), float(b)) for a, b in zip(x, y, strict=True)], fill=(31, 119, 180), width=2)
     return sheet
-
-
-def _save_png(picture: Image.Image, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    picture.save(temporary, format="png")
-    os.replace(temporary, path)

@@ -112,12 +112,14 @@ class ClassConditionalTask:
     def __init__(self, config: ClassConditionalTraining) -> None:
         self._config = config
         self._tokenizer = _load_tokenizer(config)
-        classes = len(open_source(config.data, "train").class_names)
+        source = open_source(config.data, "train")
+        classes = len(source.class_names)
         if classes != config.model.num_classes:
             raise UserError(
                 f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
             )
-        self._source, self._held_out = self._open("train"), self._open("heldout")
+        self._source = self._cached(source, "train")
+        self._held_out = self._cached(open_source(config.data, "heldout"), "heldout")
         remat = None if config.run.remat == "none" else config.run.remat
         dtype = jnp.dtype(config.run.compute_dtype)
         self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=dtype, kernel=config.run.attention)
@@ -168,9 +170,8 @@ class ClassConditionalTask:
     def batches(self) -> Batches:
         return self._batches(self._source, self._config.data.batch_size, training=True)
 
-    def _open(self, split: Split) -> PictureSource:
+    def _cached(self, source: PictureSource, split: Split) -> PictureSource:
         config = self._config
-        source = open_source(config.data, split)
         if not config.data.cache_latents:
             return source
         path = Path(config.run.workdir) / f"latents_{split}.npz"

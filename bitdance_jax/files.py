@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitdance_jax.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
+    """Gives a place beside `path` to write to, which becomes `path` when the block ends and is removed if it fails.
+
+    The folder is made if needed. `kind` stands before the path in the message, for example "the picture ".
+
+    Raises:
+      UserError: it cannot be written (permissions, full disk).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {kind}{path}: {error.strerror or error}") from error
