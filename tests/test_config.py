@@ -65,7 +65,7 @@ TOY = ClassConditionalConfig(
         (RunConfig(workdir="runs", steps=1), {"steps": 0}, "steps must be positive, got 0"),
         (RunConfig(workdir="runs", steps=1), {"keep": 0}, "keep must be positive, got 0"),
         (
-            TokenizerTraining(RunConfig(workdir="runs", steps=1), TokenizerConfig(), image_size=64),
+            TokenizerTraining(run=RunConfig(workdir="runs", steps=1), model=TokenizerConfig(), image_size=64),
             {"image_size": 72},
             "image_size must be a multiple of the downsampling 16, got 72",
         ),
@@ -85,13 +85,13 @@ def test_bad_values(config, fields, message):
         TokenizerConfig.d32c128(),
         ClassConditionalConfig.imagenet("h_1x"),
         TokenizerTraining(
-            RunConfig(workdir="runs/a", steps=10),
-            TokenizerConfig(),
+            run=RunConfig(workdir="runs/a", steps=10),
+            model=TokenizerConfig(),
             image_size=64,
             data=DataConfig(source="folder", path="pictures", augment=AugmentConfig(decay_start=1.0, decay_end=2.5)),
             optimizer=OptimizerConfig(clip_norm=None, decay_start=7),
         ),
-        ClassConditionalTraining(RunConfig(workdir="runs/b", steps=10), TOY, tokenizer="runs/a/model"),
+        ClassConditionalTraining(run=RunConfig(workdir="runs/b", steps=10), model=TOY, tokenizer="runs/a/model"),
     ],
     ids=lambda config: type(config).__name__,
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
 from bitdance_jax.sampling.pipeline import sample_labels
@@ -28,7 +29,7 @@ def shape(*sizes, dtype=jnp.float32):
 
 
 def count(function, *sizes):
-    return arithmetic.traced_flops(function, *(shape(*size) for size in sizes))
+    return traced_flops(function, *(shape(*size) for size in sizes))
 
 
 def test_products():
@@ -101,7 +102,7 @@ def test_the_sampler_does_hardly_more_than_it_must(name):
     sampler = SamplerConfig(head_steps=10, guidance_scale=3.0)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     function = functools.partial(sample_labels, ClassConditional(config), sampler=sampler)
-    traced = arithmetic.traced_flops(function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys)
+    traced = traced_flops(function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys)
     assert 1 <= traced / arithmetic.minimal_sampler_flops(config, sampler, batch) < 1.03
 
 

@@ -1,0 +1,40 @@
+"""Every size and hyper-parameter, as frozen dataclasses.
+
+A config is plain data: it turns to and from JSON (`to_dict`, `from_dict`) and is what `config.json` of a model folder holds.
+"""
+
+from bitdance_jax.config.data import AugmentConfig, DataConfig
+from bitdance_jax.config.model import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
+from bitdance_jax.config.plain import ConfigError, from_dict, to_dict
+from bitdance_jax.config.training import (
+    ClassConditionalTraining,
+    HostsConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerLossConfig,
+    TokenizerTraining,
+    Training,
+)
+
+
+__all__ = [
+    "AugmentConfig",
+    "ClassConditionalConfig",
+    "ClassConditionalTraining",
+    "ConfigError",
+    "DataConfig",
+    "FlowHeadConfig",
+    "HostsConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "TokenizerConfig",
+    "TokenizerLossConfig",
+    "TokenizerTraining",
+    "TransformerConfig",
+    "Training",
+    "from_dict",
+    "to_dict",
+]

@@ -1,0 +1,58 @@
+"""Where training pictures come from, and how they are cropped."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitdance_jax.config.plain import require
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation (SPEC 4): ADM's random resized crop and a horizontal flip, fading to centre crops.
+
+    Attributes:
+      min_crop: smallest share of the (resized) shorter side that a crop keeps; 1 means the largest square, always.
+      flip: probability of a horizontal flip.
+      decay_start, decay_end: epochs between which the share of augmented pictures falls from 1 to 0; None: never.
+    """
+
+    min_crop: float = 0.8
+    flip: float = 0.5
+    decay_start: float | None = None
+    decay_end: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.min_crop <= 1, f"min_crop must be in (0, 1], got {self.min_crop}")
+        require(0 <= self.flip <= 1, f"flip must be between 0 and 1, got {self.flip}")
+        require((self.decay_start is None) == (self.decay_end is None), "decay_start and decay_end go together")
+        if self.decay_start is not None and self.decay_end is not None:
+            require(0 <= self.decay_start <= self.decay_end, "decay_start must not be after decay_end")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training pictures come from.
+
+    Attributes:
+      source: "emoji" (embedded, 64px, 9 categories) or "folder" (one sub-folder a class).
+      path: the folder, for "folder".
+      batch_size: pictures a step.
+      augment: see AugmentConfig.
+      workers: loader processes; 0 loads in the training process.
+      cache_latents: for class-conditional training: run the tokenizer once over the pictures and keep the bits in the run's folder.
+        Crops are then the centre ones; a flip chooses between two cached versions.
+    """
+
+    source: Literal["emoji", "folder"] = "emoji"
+    path: str | None = None
+    batch_size: int = 32
+    augment: AugmentConfig = AugmentConfig()
+    workers: int = 0
+    cache_latents: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require(self.workers >= 0, f"workers must not be negative, got {self.workers}")
+        require(
+            self.source != "folder" or self.path is not None, "data.source folder needs --data.path, a folder with one sub-folder a class"
+        )

@@ -1,0 +1,227 @@
+"""Sizes of the tokenizer and of the class-conditional models, and how they are sampled; the released ones as named presets.
+
+Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and of the published release.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from bitdance_jax.config.plain import ConfigError, require
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The CNN tokenizer (paper 3.1). The field names after `bits` are those of the release's `ddconfig`.
+
+    Attributes:
+      bits: bits of one token (`z_channels`).
+      ch: width of the finest level; a multiple of 32, the number of GroupNorm groups.
+      ch_mult: width multiplier of each level, finest first. Each level but the last halves the image.
+      num_res_blocks: residual blocks of each level and of the middle.
+      image_channels: channels of a picture.
+      decoder: "plain", or "gan": the decoder also takes normal noise of the code's shape.
+      num_codebooks: groups the bits are split into for the entropy terms; it must divide `bits`.
+    """
+
+    bits: int = 32
+    ch: int = 256
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 4
+    image_channels: int = 3
+    decoder: Literal["plain", "gan"] = "plain"
+    num_codebooks: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.bits > 0, f"bits must be positive, got {self.bits}")
+        require(self.ch > 0 and self.ch % 32 == 0, f"ch must be a positive multiple of 32 (GroupNorm groups), got {self.ch}")
+        require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, f"ch_mult must be positive integers, got {self.ch_mult}")
+        require(self.num_res_blocks > 0, f"num_res_blocks must be positive, got {self.num_res_blocks}")
+        require(
+            self.num_codebooks > 0 and self.bits % self.num_codebooks == 0,
+            f"num_codebooks must divide bits, got {self.num_codebooks} and {self.bits}",
+        )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along one side of a token."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @classmethod
+    def d16c32(cls) -> Self:
+        """The released `ae_d16c32` (460M): 32 bits for 16x16 pixels."""
+        return cls(bits=32, ch=256, ch_mult=(1, 1, 2, 2, 4), num_res_blocks=4)
+
+    @classmethod
+    def d32c128(cls) -> Self:
+        """The released `ae_d32c128` (421M): 128 bits for 32x32 pixels, GAN decoder."""
+        return cls(bits=128, ch=128, ch_mult=(1, 1, 2, 2, 4, 8), num_res_blocks=4, decoder="gan", num_codebooks=16)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The block-causal transformer of the class-conditional models (paper 3.3, table of sizes in 4.2).
+
+    Attributes:
+      num_layers: pre-norm blocks.
+      dim: width.
+      num_heads: attention heads; `dim / num_heads` must be a multiple of 4 (2-D rotary pairs).
+      rope_base: base of the rotary frequencies.
+      norm_eps: epsilon of every RMSNorm.
+    """
+
+    num_layers: int
+    dim: int
+    num_heads: int
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(min(self.num_layers, self.dim, self.num_heads) > 0, "num_layers, dim and num_heads must be positive")
+        require(self.dim % (4 * self.num_heads) == 0, f"dim must be a multiple of 4 * num_heads, got {self.dim} and {self.num_heads} heads")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width inside the SwiGLU: int(8 dim / 3) rounded up to a multiple of 256."""
+        return -(-int(2 * 4 * self.dim / 3) // 256) * 256
+
+
+@dataclass(frozen=True)
+class FlowHeadConfig:
+    """The binary diffusion head (paper 3.2): a DiT over the tokens of one patch, an MLP when a patch is one token.
+
+    Attributes:
+      width: width of the blocks.
+      num_blocks: blocks in all.
+      num_groups: adaLN linear layers; each is shared by `num_blocks / num_groups` consecutive blocks.
+      head_dim: size of an attention head (unused when a patch is one token).
+      use_swiglu: SwiGLU inside the blocks, or Linear, silu, Linear.
+      squash_output: map the output through 2 sigmoid(o) - 1 (the text-to-image heads).
+      time_distribution: of the training times: "logit_normal" or "uniform".
+      time_mean, time_std: t = sigmoid(time_std n + time_mean).
+      time_shift: s of t <- (1/s) / (1/s + 1/t - 1), in training and sampling.
+    """
+
+    width: int
+    num_blocks: int
+    num_groups: int
+    head_dim: int = 64
+    use_swiglu: bool = True
+    squash_output: bool = False
+    time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    time_mean: float = -0.8
+    time_std: float = 0.8
+    time_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(min(self.width, self.num_blocks, self.num_groups) > 0, "width, num_blocks and num_groups must be positive")
+        require(self.num_blocks % self.num_groups == 0, f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}")
+        require(self.width % self.head_dim == 0, f"head_dim must divide width, got {self.head_dim} and {self.width}")
+        require(self.width % 2 == 0, f"width must be even, got {self.width}")
+        require(self.time_shift > 0, f"time_shift must be positive, got {self.time_shift}")
+
+
+@dataclass(frozen=True)
+class ClassConditionalConfig:
+    """Class-conditional BitDance (paper 3 and 4.2): tokenizer, transformer and head together.
+
+    Attributes:
+      tokenizer, transformer, head: the three parts.
+      num_classes: labels are 0 ... num_classes - 1; `num_classes` itself is the unconditional one.
+      image_size: side of the square pictures, in pixels.
+      tokens_per_step: P, a square number; p = sqrt(P) tokens along a patch's side.
+      class_tokens: prefix tokens made from one class embedding row.
+      order: "patch" raster, or "token" raster cut into runs of P (Table 14).
+      mask: "block_causal", or "causal" (the ablation without block visibility).
+      bit_flip_rate: an input bit flips with probability u * rate, u uniform for each bit.
+      label_drop_rate: share of the labels replaced by the unconditional one.
+      head_repeats: fresh times and noises for each target (`diff_batch_mul`).
+    """
+
+    tokenizer: TokenizerConfig
+    transformer: TransformerConfig
+    head: FlowHeadConfig
+    num_classes: int
+    image_size: int
+    tokens_per_step: int
+    class_tokens: int = 64
+    order: Literal["patch", "token"] = "patch"
+    mask: Literal["block_causal", "causal"] = "block_causal"
+    bit_flip_rate: float = 0.1
+    label_drop_rate: float = 0.1
+    head_repeats: int = 4
+
+    def __post_init__(self) -> None:
+        down = self.tokenizer.downsampling
+        require(self.num_classes > 0, f"num_classes must be positive, got {self.num_classes}")
+        require(self.class_tokens > 0, f"class_tokens must be positive, got {self.class_tokens}")
+        require(self.head_repeats > 0, f"head_repeats must be positive, got {self.head_repeats}")
+        require(self.patch_side**2 == self.tokens_per_step, f"tokens_per_step must be a square number, got {self.tokens_per_step}")
+        require(
+            self.image_size > 0 and self.image_size % (down * self.patch_side) == 0,
+            f"image_size must be a multiple of {down * self.patch_side} (downsampling {down} x patch side {self.patch_side}), "
+            f"got {self.image_size}",
+        )
+        for name in ("bit_flip_rate", "label_drop_rate"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be between 0 and 1, got {getattr(self, name)}")
+
+    @property
+    def patch_side(self) -> int:
+        return round(self.tokens_per_step**0.5)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of a picture."""
+        return self.image_size // self.tokenizer.downsampling
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid**2
+
+    @property
+    def num_steps(self) -> int:
+        """Autoregressive steps of one picture."""
+        return self.num_tokens // self.tokens_per_step
+
+    @classmethod
+    def imagenet(cls, name: str) -> Self:
+        """An ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (SPEC 2). Published: B-1x, B-4x, B-16x, L-1x, H-1x."""
+        sizes = {"b": (24, 768, 12, 6, 2), "l": (32, 1024, 16, 8, 2), "h": (40, 1280, 20, 12, 3)}
+        size, _, parallel = name.lower().replace("-", "_").partition("_")
+        if size not in sizes or parallel not in ("1x", "4x", "16x"):
+            names = ", ".join(f"{s}_{p}" for s in sizes for p in ("1x", "4x", "16x"))
+            raise ConfigError(f"unknown ImageNet model {name!r}; one of: {names}")
+        layers, dim, heads, blocks, groups = sizes[size]
+        return cls(
+            tokenizer=TokenizerConfig.d16c32(),
+            transformer=TransformerConfig(num_layers=layers, dim=dim, num_heads=heads),
+            head=FlowHeadConfig(width=dim, num_blocks=blocks, num_groups=groups),
+            num_classes=1000,
+            image_size=256,
+            tokens_per_step=int(parallel[:-1]),
+            bit_flip_rate=0.1 if size == "b" else 0.05,
+        )
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How the head is solved and guided (paper 3.2; SPEC 3).
+
+    Attributes:
+      head_steps: N; the head runs N + 1 times for each patch with "euler_maruyama", N times with "euler".
+      solver: "euler_maruyama" as released, or "euler" as in the paper's equation 4.
+      guidance_scale: classifier-free guidance s on the velocity; 1 means none.
+      guidance_schedule: "linear", s_i = 1 + (s - 1) i / steps at step i, or "constant".
+    """
+
+    head_steps: int = 100
+    solver: Literal["euler_maruyama", "euler"] = "euler_maruyama"
+    guidance_scale: float = 1.0
+    guidance_schedule: Literal["linear", "constant"] = "linear"
+
+    def __post_init__(self) -> None:
+        require(self.head_steps > 0, f"head_steps must be positive, got {self.head_steps}")
+        require(self.guidance_scale >= 0, f"guidance_scale must not be negative, got {self.guidance_scale}")

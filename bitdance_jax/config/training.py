@@ -1,0 +1,191 @@
+"""Training runs: optimizer, run, mesh; a file in `configs/` returns one of these."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bitdance_jax.config.data import DataConfig
+from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig, TokenizerConfig
+from bitdance_jax.config.plain import require
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, clipping and an exponential moving average (SPEC 4).
+
+    Attributes:
+      learning_rate: peak value, reached after `warmup_steps` from 0.
+      schedule: after the warm-up, "constant", or "cosine" to `end_learning_rate` at the last step, starting at `decay_start` (None: right
+        after the warm-up).
+      weight_decay: on tensors of two or more dimensions, less the connector, class embedding and query tokens.
+      clip_norm: global gradient norm; None: no clipping.
+      ema_decay: of the exponential moving average kept in float32, started from the initial weights.
+    """
+
+    learning_rate: float = 6e-4
+    warmup_steps: int = 20_000
+    schedule: Literal["cosine", "constant"] = "constant"
+    end_learning_rate: float = 1e-5
+    decay_start: int | None = None
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.05
+    clip_norm: float | None = 1.0
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training run shares: length, precision, and when it logs, saves and draws.
+
+    Attributes:
+      workdir: folder of the run: checkpoints, metrics, pictures, and at the end the model folder `model/`.
+      steps: optimizer steps in all.
+      seed: of the initial weights, the order of the data and every noise.
+      compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
+      export_dtype: of the finished model folder's weights.
+      remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
+      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA devices in bfloat16.
+      accumulate: parts that a batch is cut into; their gradients are summed one after the other, which saves memory.
+      spike: the run stops when a step's loss is this many times the usual one (the median of the last hundred); None: it never does.
+      log_every, save_every, preview_every: in steps.
+      keep: newest checkpoints kept.
+    """
+
+    workdir: str
+    steps: int
+    seed: int = 0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "nothing"] = "none"
+    attention: Literal["xla", "cudnn"] = "xla"
+    accumulate: int = 1
+    spike: float | None = 5.0
+    log_every: int = 10
+    save_every: int = 500
+    preview_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "save_every", "preview_every", "keep"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.spike is None or self.spike > 1, f"spike must be more than 1, got {self.spike}")
+        require(
+            self.attention == "xla" or self.compute_dtype == "bfloat16",
+            "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Weights of the tokenizer's training terms (SPEC 1): reconstruction + entropy + commitment.
+
+    Attributes:
+      l1, l2: weights of the mean absolute and mean squared pixel error.
+      entropy: weight of per-sample minus codebook entropy.
+      commitment: weight of mean((z - code)^2).
+      temperature: of the codebook logits.
+    """
+
+    l1: float = 0.0
+    l2: float = 1.0
+    entropy: float = 0.02
+    commitment: float = 0.05
+    temperature: float = 0.01
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out (`bitdance_jax.sharding`). The product must be their number; -1, once, stands for the rest.
+
+    Attributes:
+      data: copies of the weights; each reads its own part of the batch.
+      fsdp: parts that weights, optimizer state and EMA are cut into; each reads its own part of the batch too.
+      tensor: parts that each layer's width is cut into; these read the same part of the batch.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        require(all(n > 0 or n == -1 for n in sizes), f"mesh axes must be positive, or -1 for the rest, got {sizes}")
+        require(sizes.count(-1) <= 1, f"only one mesh axis can be -1, got {sizes}")
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """How this process finds those on other hosts. Cloud TPUs, Slurm and Open MPI tell JAX by themselves; these are for elsewhere.
+
+    Attributes:
+      coordinator: host:port of process 0.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
+        require(all(given) or not any(given), "hosts.coordinator, hosts.num_processes and hosts.process_id go together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training run has.
+
+    Attributes:
+      mesh: how the devices are laid out; a run may be resumed on another mesh.
+      hosts: how the processes find each other.
+      profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's folder; None: no trace.
+    """
+
+    run: RunConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
+    profile: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.profile is None or 0 < self.profile[0] <= self.profile[1], f"profile must be two steps in order, got {self.profile}")
+        batch, accumulate = self.data.batch_size, self.run.accumulate
+        require(batch % accumulate == 0, f"data.batch_size must be a multiple of run.accumulate, got {batch} and {accumulate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraining(TrainingConfig):
+    """One tokenizer training run: what a file in `configs/` returns."""
+
+    model: TokenizerConfig
+    image_size: int
+    loss: TokenizerLossConfig = TokenizerLossConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        down = self.model.downsampling
+        require(self.image_size % down == 0, f"image_size must be a multiple of the downsampling {down}, got {self.image_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConditionalTraining(TrainingConfig):
+    """One class-conditional training run: what a file in `configs/` returns.
+
+    Attributes:
+      tokenizer: a model folder with the trained tokenizer (frozen here); its sizes must be `model.tokenizer`.
+      preview: how the sample grids are drawn while it trains.
+    """
+
+    model: ClassConditionalConfig
+    tokenizer: str
+    preview: SamplerConfig = field(default_factory=lambda: SamplerConfig(head_steps=20, guidance_scale=2.0))
+
+
+Training = TokenizerTraining | ClassConditionalTraining
