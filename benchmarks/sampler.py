@@ -16,8 +16,8 @@ import numpy as np
 from arithmetic import minimal_sampler_flops
 from tqdm import tqdm
 
-from bitdance_jax.command_line import parse, run
 from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params

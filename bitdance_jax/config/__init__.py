@@ -33,8 +33,8 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerLossConfig",
     "TokenizerTraining",
-    "TransformerConfig",
     "Training",
+    "TransformerConfig",
     "from_dict",
     "to_dict",
 ]
