@@ -2,8 +2,9 @@
 
 A row is a regular expression for the release's key, and the path where it goes, with the groups filled in. Each group appears once, in the
 same order, in both, so that a row reads both ways (`release_key`). A path that ends in "weight" is a norm's scale or a kernel, and becomes
-"scale" as it is, or "kernel" in our layout: torch's [out, in, h, w] as [h, w, in, out], [out, in] as [in, out]. Any other array stays as it
-is, unless the row says how to change it, and how to undo that.
+"scale" as it is, or "kernel" in our layout: torch's [out, in, h, w] as [h, w, in, out], [out, in] as [in, out]. Where `parts` linear layers
+are fused, the outputs get an axis for them: [parts out, in] as [in, parts, out], biases [parts out] as [parts, out]. Any other array stays as
+it is, unless the row says how to change it, and how to undo that.
 """
 
 import functools
@@ -25,6 +26,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 class Row(NamedTuple):
     pattern: str
     path: str
+    parts: int = 1
     change: Callable[[np.ndarray], np.ndarray] = _same
     undo: Callable[[np.ndarray], np.ndarray] = _same
 
@@ -49,8 +51,8 @@ def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") ->
         Row(net + r"time_embed\.mlp\.0\.(weight|bias)", r"time_embed/fc1/\1"),
         Row(net + r"time_embed\.mlp\.2\.(weight|bias)", r"time_embed/fc2/\1"),
         Row(net + r"(cond_embed|input_proj)\.(weight|bias)", r"\1/\2"),
-        Row(net + r"ada_ln_blocks\.(\d+)\.(weight|bias)", r"groups_\1/ada_ln/\2"),
-        Row(net + r"final_layer\.ada_ln_modulation\.(weight|bias)", r"final_ada_ln/\1"),
+        Row(net + r"ada_ln_blocks\.(\d+)\.(weight|bias)", r"groups_\1/ada_ln/\2", parts=6 if tokens_per_step > 1 else 3),
+        Row(net + r"final_layer\.ada_ln_modulation\.(weight|bias)", r"final_ada_ln/\1", parts=2),
         Row(net + r"final_layer\.linear\.(weight|bias)", r"final_linear/\1"),
     ]
     blocks = config.num_blocks // config.num_groups
@@ -60,9 +62,10 @@ def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") ->
         rows += [
             Row(theirs + r"norm1\.(weight|bias)", ours + r"attention_norm/\1"),
             Row(theirs + mlp_norm + r"\.(weight|bias)", ours + r"mlp_norm/\1"),
-            Row(theirs + r"attn\.wqkv\.(weight|bias)", ours + r"attention/qkv/\1"),
+            Row(theirs + r"attn\.wqkv\.(weight|bias)", ours + r"attention/qkv/\1", parts=3),
             Row(theirs + r"attn\.wo\.(weight|bias)", ours + r"attention/out/\1"),
-            Row(theirs + r"(w[12])\.(weight|bias)", ours + r"mlp/\1/\2"),
+            Row(theirs + r"w1\.(weight|bias)", ours + r"mlp/w1/\1", parts=2 if config.use_swiglu else 1),
+            Row(theirs + r"w2\.(weight|bias)", ours + r"mlp/w2/\1"),
         ]
     return tuple(rows)
 
@@ -80,16 +83,18 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
     head = tuple(row._replace(path=f"head/{row.path}") for row in flow_head(config.head, config.tokens_per_step, prefix=r"head\."))
     return (
         Row(r"cls_embedding\.weight", "class_embedding/embedding"),
-        Row(r"query_token", "query_tokens", lambda array: array[0], lambda array: array[None]),
+        Row(r"query_token", "query_tokens", change=lambda array: array[0], undo=lambda array: array[None]),
         Row(r"pos_for_diff\.weight", "position_embedding"),
-        Row(r"proj_in\.(w[12])\.(weight|bias)", r"connector/\1/\2"),
+        Row(r"proj_in\.w1\.(weight|bias)", r"connector/w1/\1", parts=2),
+        Row(r"proj_in\.w2\.(weight|bias)", r"connector/w2/\1"),
         Row(r"emb_norm\.weight", "transformer/embedding_norm/weight"),
         Row(r"norm\.weight", "transformer/norm/weight"),
         Row(r"layers\.(\d+)\.attention_norm\.weight", r"transformer/layers_\1/attention_norm/weight"),
         Row(r"layers\.(\d+)\.ffn_norm\.weight", r"transformer/layers_\1/mlp_norm/weight"),
-        Row(r"layers\.(\d+)\.attention\.wqkv\.weight", r"transformer/layers_\1/attention/qkv/weight", halves, neighbours),
+        Row(r"layers\.(\d+)\.attention\.wqkv\.weight", r"transformer/layers_\1/attention/qkv/weight", 3, halves, neighbours),
         Row(r"layers\.(\d+)\.attention\.wo\.weight", r"transformer/layers_\1/attention/out/weight"),
-        Row(r"layers\.(\d+)\.feed_forward\.(w[12])\.weight", r"transformer/layers_\1/mlp/\2/weight"),
+        Row(r"layers\.(\d+)\.feed_forward\.w1\.weight", r"transformer/layers_\1/mlp/w1/weight", parts=2),
+        Row(r"layers\.(\d+)\.feed_forward\.w2\.weight", r"transformer/layers_\1/mlp/w2/weight"),
         *head,
     )
 
@@ -144,13 +149,15 @@ def release_key(path: str, table: Table) -> tuple[str, Row]:
 def to_ours(array: np.ndarray, row: Row, leaf: str) -> np.ndarray:
     """An array of the release as the parameter that ends in `leaf`."""
     array = row.change(array)
-    if leaf != "kernel":
-        return array
-    return array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
+    if leaf == "kernel":
+        array = array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
+    return array if row.parts == 1 else array.reshape(*array.shape[:-1], row.parts, -1)
 
 
 def to_release(array: np.ndarray, row: Row, leaf: str) -> np.ndarray:
     """Inverse of `to_ours`."""
+    if row.parts > 1:
+        array = array.reshape(*array.shape[:-2], -1)
     if leaf == "kernel":
         array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
     return row.undo(array)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from bitdance_jax.config import FlowHeadConfig
 from bitdance_jax.transformer import attention
-from bitdance_jax.transformer.layers import SwiGLU, head_init
+from bitdance_jax.transformer.layers import FusedDense, SwiGLU, head_init
 from bitdance_jax.transformer.stack import stacked
 
 
@@ -63,8 +63,8 @@ class PatchAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        qkv = nn.Dense(3 * self.config.width, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b p (three n d) -> three b n p d", three=3, d=self.config.head_dim)
+        qkv = FusedDense(3, self.config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
+        q, k, v = (rearrange(part, "b p (n d) -> b n p d", d=self.config.head_dim) for part in qkv)
         out = attention.attend(q, k, v, mask=None)
         project = nn.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
         return project(rearrange(out, "b n p d -> b p (n d)"))
@@ -106,8 +106,7 @@ class HeadGroup(nn.Module):
     def __call__(self, x: Float[Array, "B P D"], y: Float[Array, "B P D"]) -> tuple[Float[Array, "B P D"], None]:
         config = self.config
         vectors = 6 if self.tokens_per_step > 1 else 3
-        ada_ln = nn.Dense(vectors * config.width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="ada_ln")
-        modulation = jnp.split(ada_ln(y), vectors, axis=-1)
+        modulation = FusedDense(vectors, config.width, True, nn.initializers.zeros, self.dtype, name="ada_ln")(y)
         blocks = config.num_blocks // config.num_groups
         arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.dtype)
         if self.scan:
@@ -149,7 +148,7 @@ class FlowHead(nn.Module):
         else:
             self.groups = [HeadGroup(*arguments) for _ in range(config.num_groups)]
         self.final_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=self.dtype)
-        self.final_ada_ln = nn.Dense(2 * config.width, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+        self.final_ada_ln = FusedDense(2, config.width, True, nn.initializers.zeros, self.dtype)
         self.final_linear = nn.Dense(self.bits, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
 
     def embed_time(self, t: Float[Array, "*B"]) -> Float[Array, "*B D"]:
@@ -175,7 +174,7 @@ class FlowHead(nn.Module):
         else:
             for group in self.groups:
                 x, _ = group(x, y)
-        scale, shift = jnp.split(self.final_ada_ln(y), 2, axis=-1)
+        scale, shift = self.final_ada_ln(y)
         out = self.final_linear(modulate(self.final_norm(x), scale, shift))
         return 2 * nn.sigmoid(out) - 1 if self.config.squash_output else out
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bitdance_jax.config import TransformerConfig
 from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache
-from bitdance_jax.transformer.layers import SwiGLU, transformer_init
+from bitdance_jax.transformer.layers import FusedDense, SwiGLU, transformer_init
 from bitdance_jax.transformer.stack import stacked
 
 
@@ -36,8 +36,8 @@ class SelfAttention(nn.Module):
         cache: KVCache | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
-        qkv = nn.Dense(3 * self.config.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b s (three n d) -> three b n s d", three=3, n=self.config.num_heads)
+        qkv = FusedDense(3, self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
+        q, k, v = (rearrange(part, "b s (n d) -> b n s d", n=self.config.num_heads) for part in qkv)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         if cache is not None:
             cache = attention.write_cache(cache, k, v, start)

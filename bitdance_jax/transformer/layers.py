@@ -11,6 +11,26 @@ transformer_init = nn.initializers.normal(0.02)
 head_init = nn.initializers.xavier_uniform()
 
 
+class FusedDense(nn.Module):
+    """`parts` linear layers of the same input as one product; kernel [C, parts, features], bias [parts, features].
+
+    The parts have an axis of their own so that cutting `features` over devices cuts every part alike.
+    """
+
+    parts: int
+    features: int
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer = transformer_init
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B C"]) -> list[Float[Array, "*B D"]]:
+        shape = (self.parts, self.features)
+        y = nn.DenseGeneral(shape, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype)
+        nn.share_scope(self, y)
+        return [part.squeeze(-2) for part in jnp.split(y(x), self.parts, axis=-2)]
+
+
 class SwiGLU(nn.Module):
     """Linear to two halves, silu(first) * second, Linear: the gated MLP with its first layer fused."""
 
@@ -22,8 +42,6 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
-        def linear(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
-
-        gate, up = jnp.split(linear(2 * self.hidden, "w1")(x), 2, axis=-1)
-        return linear(self.features, "w2")(nn.silu(gate) * up)
+        gate, up = FusedDense(2, self.hidden, self.use_bias, self.kernel_init, self.dtype, name="w1")(x)
+        w2 = nn.Dense(self.features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="w2")
+        return w2(nn.silu(gate) * up)
