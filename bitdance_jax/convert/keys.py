@@ -3,7 +3,7 @@
 A row is a regular expression for the release's key, and the path where it goes, with the groups filled in. Each group appears once, in the
 same order, in both, so that a row reads both ways (`release_key`). A path that ends in "weight" is a norm's scale or a kernel, and becomes
 "scale" as it is, or "kernel" in our layout: torch's [out, in, h, w] as [h, w, in, out], [out, in] as [in, out]. Where `parts` linear layers
-are fused, the outputs get an axis for them: [parts out, in] as [in, parts, out], biases [parts out] as [parts, out]. Any other array stays as
+are fused, they get an axis of their own: [parts out, in] as [in, parts, out], biases [parts out] as [parts, out]. Any other array stays as
 it is, unless the row says how to change it, and how to undo that.
 """
 
@@ -57,6 +57,7 @@ def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") ->
     ]
     blocks = config.num_blocks // config.num_groups
     mlp_norm = "norm" if tokens_per_step == 1 else "norm2"
+    first, second = ("w1", "w2") if config.use_swiglu else ("fc1", "fc2")
     for n in range(config.num_blocks):
         theirs, ours = net + rf"res_blocks\.{n}\.", f"groups_{n // blocks}/blocks_{n % blocks}/"
         rows += [
@@ -64,8 +65,8 @@ def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") ->
             Row(theirs + mlp_norm + r"\.(weight|bias)", ours + r"mlp_norm/\1"),
             Row(theirs + r"attn\.wqkv\.(weight|bias)", ours + r"attention/qkv/\1", parts=3),
             Row(theirs + r"attn\.wo\.(weight|bias)", ours + r"attention/out/\1"),
-            Row(theirs + r"w1\.(weight|bias)", ours + r"mlp/w1/\1", parts=2 if config.use_swiglu else 1),
-            Row(theirs + r"w2\.(weight|bias)", ours + r"mlp/w2/\1"),
+            Row(theirs + r"w1\.(weight|bias)", ours + rf"mlp/{first}/\1", parts=2 if config.use_swiglu else 1),
+            Row(theirs + r"w2\.(weight|bias)", ours + rf"mlp/{second}/\1"),
         ]
     return tuple(rows)
 

@@ -51,8 +51,8 @@ class PlainMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
-        y = nn.Dense(self.hidden, kernel_init=head_init, dtype=self.dtype, name="w1")(x)
-        return nn.Dense(self.features, kernel_init=head_init, dtype=self.dtype, name="w2")(nn.silu(y))
+        y = nn.Dense(self.hidden, kernel_init=head_init, dtype=self.dtype, name="fc1")(x)
+        return nn.Dense(self.features, kernel_init=head_init, dtype=self.dtype, name="fc2")(nn.silu(y))
 
 
 class PatchAttention(nn.Module):

@@ -116,10 +116,10 @@ def test_without_swiglu():
     y = silu(time[:, None] + linear(np.asarray(z), params["cond_embed"]))
     x = linear(np.asarray(x_t), params["input_proj"])
     group, block = params["groups_0"], params["groups_0"]["blocks_0"]
-    assert block["mlp"]["w1"]["kernel"].shape == (32, 48)
+    assert block["mlp"]["fc1"]["kernel"].shape == (32, 48)
     scale, shift, gate = np.moveaxis(linear(y, group["ada_ln"]), -2, 0)
     normed = norm(x) * block["mlp_norm"]["scale"] + block["mlp_norm"]["bias"]
-    x = x + gate * linear(silu(linear(normed * (1 + scale) + shift, block["mlp"]["w1"])), block["mlp"]["w2"])
+    x = x + gate * linear(silu(linear(normed * (1 + scale) + shift, block["mlp"]["fc1"])), block["mlp"]["fc2"])
     scale, shift = np.moveaxis(linear(y, params["final_ada_ln"]), -2, 0)
     assert_close(prediction, linear(norm(x) * (1 + scale) + shift, params["final_linear"]), 1e-5)
 
