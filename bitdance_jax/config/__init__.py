@@ -6,6 +6,7 @@ A config is plain data: it turns to and from JSON (`to_dict`, `from_dict`) and i
 from bitdance_jax.config.data import AugmentConfig, DataConfig
 from bitdance_jax.config.model import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
 from bitdance_jax.config.plain import ConfigError, from_dict, to_dict
+from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (
     ClassConditionalTraining,
     HostsConfig,
@@ -26,10 +27,13 @@ __all__ = [
     "DataConfig",
     "FlowHeadConfig",
     "HostsConfig",
+    "ImageTokens",
     "MeshConfig",
     "OptimizerConfig",
+    "Qwen3Config",
     "RunConfig",
     "SamplerConfig",
+    "TextToImageConfig",
     "TokenizerConfig",
     "TokenizerLossConfig",
     "TokenizerTraining",

@@ -51,21 +51,24 @@ def attend(
     q: Float[Array, "B N S D"],
     k: Float[Array, "B M T D"],
     v: Float[Array, "B M T D"],
-    mask: Bool[Array, "S T"] | Bool[np.ndarray, "S T"] | None,
+    mask: Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"] | None,
     kernel: Kernel = "xla",
 ) -> Float[Array, "B N S D"]:
     """Scaled dot-product attention, softmax in float32. M key heads serve N query heads, N / M neighbours each.
+
+    The mask is the same for all rows, or has a row each. A query that sees nothing, such as padding, gets the mean of the values.
 
     Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA devices, for float16 and bfloat16.
     """
     if kernel == "cudnn":
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        mask = None if mask is None else jnp.asarray(mask)[None, None]
+        mask = None if mask is None else jnp.asarray(mask).reshape(-1, 1, *mask.shape[-2:])
         return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn"), 1, 2)
     heads = rearrange(q * q.shape[-1] ** -0.5, "b (m g) s d -> b m (g s) d", m=k.shape[1])
     scores = jnp.einsum("bmsd,bmtd->bmst", heads, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = scores + jnp.tile(jnp.where(mask, 0.0, -1e30).astype(jnp.float32), (q.shape[1] // k.shape[1], 1))
+        bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)[..., None, :, :]
+        scores = scores + jnp.tile(bias, (q.shape[1] // k.shape[1], 1))
     # Normalizing after the second product touches S x D numbers in place of S x T.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum("bmst,bmtd->bmsd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)

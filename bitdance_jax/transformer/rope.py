@@ -6,7 +6,7 @@ The release's class-conditional models pair neighbouring dimensions instead; con
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def rotary_angles_2d(xy: np.ndarray, head_dim: int, base: float) -> np.ndarray:
@@ -15,7 +15,18 @@ def rotary_angles_2d(xy: np.ndarray, head_dim: int, base: float) -> np.ndarray:
     return np.concatenate([xy[:, :1] * frequencies, xy[:, 1:] * frequencies], axis=-1).astype(np.float32)
 
 
-def rotate(x: Float[Array, "B N T D"], cos: Float[Array, "T half"], sin: Float[Array, "T half"]) -> Float[Array, "B N T D"]:
-    """Turn every head's pairs (i, i + D/2) by the angles of its token; computed in float32, returned in x's dtype."""
+def rotary_1d(positions: Int[Array, "*B T"], head_dim: int, base: float) -> tuple[Float[Array, "*B T half"], Float[Array, "*B T half"]]:
+    """Cosines and sines of positions in a text; half = head_dim / 2."""
+    frequencies = (base ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B N T D"], cos: Float[Array, "*#B T half"], sin: Float[Array, "*#B T half"]) -> Float[Array, "B N T D"]:
+    """Turn every head's pairs (i, i + D/2) by the angles of its token; computed in float32, returned in x's dtype.
+
+    The tables are the same for all rows, or have a row each.
+    """
+    cos, sin = cos[..., None, :, :], sin[..., None, :, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

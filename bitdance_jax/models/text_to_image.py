@@ -1,0 +1,235 @@
+"""Text-to-image BitDance (paper 4.3): a language model reads the prompt and the bits; the head draws the next patch.
+
+A row is the prompt's tokens, `<|vision_start|>`, `<|res_h|>`, `<|res_w|>` (h and w in tokens), P - 1 queries, then the visual tokens except
+the last P. `<|res_w|>` and the queries are the first block: their outputs stand for the first patch. Rows of one batch have prompts of any
+lengths: they are padded on the left, so that the same patch of every row lies in the same slots of the key-value cache.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from bitdance_jax.config import SamplerConfig, TextToImageConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.flow_head.head import FlowHead
+from bitdance_jax.sampling import next_patch
+from bitdance_jax.tokenizer import lfq
+from bitdance_jax.transformer import attention, order
+from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.layers import transformer_init
+from bitdance_jax.transformer.qwen3 import Mask, Qwen3
+
+
+Params = Any
+
+PREFIX_LENGTHS = (64, 128, 256, 512, 1024)
+"""Lengths, prompt with `<|vision_start|>` and `<|res_h|>`, that rows are padded to: one compiled sampler serves all prompts up to each."""
+
+MAX_PROMPT = PREFIX_LENGTHS[-1] - 2
+"""Tokens of the longest prompt."""
+
+
+class Connector(nn.Module):
+    """Bits to the language model's width: Linear, tanh-gelu, Linear."""
+
+    dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
+        x = nn.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc1")(bits)
+        return nn.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=True))
+
+
+class TextToImage(nn.Module):
+    """The parameters and the two halves of the model; the functions below put them together.
+
+    Attributes:
+      config: sizes.
+      scan: stacked parameters and scanned layers (training), or unrolled (sampling).
+      remat: what the backward pass keeps (`transformer.stack.remat_policy`).
+      dtype: compute type.
+      kernel: the language model's attention kernel.
+    """
+
+    config: TextToImageConfig
+    scan: bool = False
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    def setup(self) -> None:
+        config = self.config
+        self.text = Qwen3(config.text, self.scan, self.remat, self.dtype, self.kernel)
+        self.connector = Connector(config.text.dim, self.dtype)
+        self.head = FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step, self.scan, self.remat, self.dtype)
+
+    def embed_prefix(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return self.text.embed(tokens)
+
+    def embed_bits(self, bits: Float[Array, "B S K"], xy: Int[Array, "S 2"]) -> Float[Array, "B S D"]:
+        """Visual tokens at (x, y) of the grid as the language model reads them."""
+        x = self.connector(bits)
+        return x + sinusoidal_2d(xy, self.config.text.dim).astype(x.dtype)
+
+    def read(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "#B S"],
+        mask: Mask,
+        cache: list[KVCache] | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
+        return self.text(x, positions, mask, cache, start)
+
+    def condition(self, hidden: Float[Array, "B S D"], xy: Int[Array, "S 2"]) -> Float[Array, "B S D"]:
+        """The head's condition for the visual tokens at (x, y): hidden state plus position embedding."""
+        return hidden + sinusoidal_2d(xy, self.config.text.dim).astype(hidden.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        xy: Int[Array, "T 2"],
+        bits: Float[Array, "B T K"],
+        x_t: Float[Array, "N P K"],
+        t: Float[Array, "N"],
+    ) -> tuple[Float[Array, "N P K"], Float[Array, "B S V"]]:
+        """Teacher-forced: every patch's clean bits from its noisy ones, image by image, and the text's logits. No padding."""
+        length, block = tokens.shape[1], self.config.tokens_per_step
+        inputs = bits.shape[1] - block
+        x = jnp.concatenate([self.embed_prefix(tokens), self.embed_bits(bits[:, :inputs], xy[:inputs])], axis=1)
+        mask = attention.block_causal_mask(length + inputs, length - block, block)
+        hidden, _ = self.read(x, jnp.arange(length + inputs)[None], mask[None])
+        patches = rearrange(self.condition(hidden[:, length - block :], xy), "b (n p) c -> (b n) p c", p=block)
+        return self.head(x_t, t, patches), self.text.logits(hidden[:, :length])
+
+
+def sinusoidal_2d(xy: Int[Array, "S 2"], dim: int) -> Float[Array, "S D"]:
+    """The position embedding, float32: dim / 2 features of x, then of y; each has the sines first, base 10000."""
+    frequencies = (10000.0 ** -(np.arange(dim // 4) / (dim // 4))).astype(np.float32)
+    angles = xy[..., None].astype(jnp.float32) * frequencies
+    return rearrange(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), "s xy d -> s (xy d)")
+
+
+class Prefixes(NamedTuple):
+    """What a batch of rows says before its first patch.
+
+    Attributes:
+      tokens: ids; the last P are the first block.
+      padding: how many at the start of each row are padding, whose ids count for nothing.
+    """
+
+    tokens: Int[Array, "R S"] | Int[np.ndarray, "R S"]
+    padding: Int[Array, "R"] | Int[np.ndarray, "R"]
+
+
+def prefix_rows(config: TextToImageConfig, prompts: Sequence[Sequence[int]], height: int, width: int) -> Prefixes:
+    """The rows of tokenized prompts for images of height x width pixels, padded to the first of PREFIX_LENGTHS that holds them all.
+
+    Raises:
+      UserError: the size is none that the model draws, or a prompt is empty or longer than MAX_PROMPT.
+    """
+    check_size(config, height, width)
+    longest, ids, down = max(map(len, prompts)), config.image_tokens, config.tokenizer.downsampling
+    if not all(prompts):
+        raise UserError("a prompt is empty; write what the image shall show")
+    if longest > MAX_PROMPT:
+        raise UserError(f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; make it shorter")
+    sides = [ids.first_resolution - 1 + side // down for side in (height, width)]
+    image = [ids.vision_start, *sides, *range(ids.first_query, ids.first_query + config.tokens_per_step - 1)]
+    length = next(n for n in PREFIX_LENGTHS if n >= longest + 2) + config.tokens_per_step
+    padding = np.array([length - len(prompt) - len(image) for prompt in prompts], np.int32)
+    rows = [[0] * pad + [*prompt, *image] for pad, prompt in zip(padding, prompts, strict=True)]
+    return Prefixes(np.array(rows, np.int32), padding)
+
+
+def check_size(config: TextToImageConfig, height: int, width: int) -> None:
+    """Raises a UserError unless images of height x width pixels can be drawn."""
+    multiple, largest = config.size_multiple, config.image_tokens.num_resolutions * config.tokenizer.downsampling
+    if any(side <= 0 or side % multiple or side > largest for side in (height, width)):
+        raise UserError(f"height and width must be multiples of {multiple} up to {largest} pixels, got {height} x {width}")
+
+
+def token_positions(config: TextToImageConfig, height: int, width: int) -> Int[np.ndarray, "T 2"]:
+    """(x, y) on the grid of every visual token of an image of height x width pixels, in sequence order."""
+    down = config.tokenizer.downsampling
+    return order.token_positions(height // down, width // down, config.patch_side, "patch").astype(np.int32)
+
+
+def init_params(model: TextToImage, key: Array) -> Params:
+    """Fresh parameters, float32; stacked or not as the model says."""
+    config, block = model.config, model.config.tokens_per_step
+    bits = jnp.zeros((1, block, config.tokenizer.bits))
+    tokens, xy = jnp.zeros((1, block), jnp.int32), jnp.zeros((block, 2), jnp.int32)
+    return model.init(key, tokens, xy, bits, bits, jnp.zeros(1))["params"]
+
+
+def abstract_params(config: TextToImageConfig, scan: bool = True) -> Params:
+    """Shapes of the parameters, float32, without making any. Sampling reads all but `text/lm_head`."""
+    return jax.eval_shape(functools.partial(init_params, TextToImage(config, scan)), jax.random.key(0))
+
+
+def sample_codes(
+    model: TextToImage,
+    params: Params,
+    prefixes: Prefixes,
+    xy: Int[Array, "T 2"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+) -> Float[Array, "B T K"]:
+    """Codes in {-1, 1} of one image for each conditional row, in sequence order (`order.sequence_to_grid` lays them out).
+
+    One program serves all sizes with as many tokens. See `sample_values`.
+    """
+    return rearrange(lfq.quantize(sample_values(model, params, prefixes, xy, noise, sampler)), "n b p k -> b (n p) k")
+
+
+def sample_values(
+    model: TextToImage,
+    params: Params,
+    prefixes: Prefixes,
+    xy: Int[Array, "T 2"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+) -> Float[Array, "N B P K"]:
+    """The sampler's values before the sign, patch by patch.
+
+    Args:
+      model: with unrolled layers; `params` likewise, with or without `text/lm_head`.
+      prefixes: `prefix_rows` of the B prompts, or of the B prompts and then B times the unconditional one if the guidance scale is not 1.
+      xy: `token_positions`.
+      noise: for example `next_patch.noise_from_keys`.
+      sampler: solver and guidance; the released models were made for the constant schedule.
+    """
+    config, block = model.config, model.config.tokens_per_step
+    bound = model.bind({"params": params})
+    rows, length = prefixes.tokens.shape
+    slots = jnp.arange(length + xy.shape[0] - block)
+    padding = jnp.asarray(prefixes.padding)[:, None]
+    positions, filled = jnp.maximum(slots - padding, 0), slots >= padding
+
+    def read(
+        bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache] | None
+    ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
+        start = length + patch * block
+        mask = jnp.broadcast_to((filled & (slots < start + block))[:, None], (rows, block, slots.shape[0]))
+        x = bound.embed_bits(bits, jax.lax.dynamic_slice_in_dim(xy, patch * block, block))
+        hidden, cache = bound.read(x, jax.lax.dynamic_slice_in_dim(positions, start, block, axis=1), mask, cache, start)
+        return bound.condition(hidden, jax.lax.dynamic_slice_in_dim(xy, (patch + 1) * block, block)), cache
+
+    text = config.text
+    empty = attention.empty_cache(rows, slots.shape[0], text.num_kv_heads, text.head_dim, jnp.dtype(model.dtype))
+    mask = attention.block_causal_mask(length, length - block, block) & filled[:, None, :length]
+    x = bound.embed_prefix(jnp.asarray(prefixes.tokens))
+    hidden, cache = bound.read(x, positions[:, :length], mask, [empty] * text.num_layers)
+    head = next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
+    states = bound.condition(hidden[:, -block:], xy[:block])
+    return next_patch.sample_patches(head, states, cache, xy.shape[0] // block, noise, sampler)

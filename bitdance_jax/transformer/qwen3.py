@@ -1,0 +1,152 @@
+"""Qwen3 (paper 4.3): grouped-query attention with q/k norms and rotate-half RoPE, a gated MLP, pre-norm blocks, an untied output layer."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from bitdance_jax.config import Qwen3Config
+from bitdance_jax.transformer import attention, rope
+from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.layers import transformer_init
+from bitdance_jax.transformer.stack import stacked
+
+
+Mask = Bool[Array, "#B S T"] | Bool[np.ndarray, "#B S T"]
+Rotary = tuple[Float[Array, "#B S half"], Float[Array, "#B S half"]]
+
+
+class GroupedQueryAttention(nn.Module):
+    """Rotary attention with fewer key heads than query heads, RMSNorm on each query and key; over its own tokens or over a cache."""
+
+    config: Qwen3Config
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], rotary: Rotary, mask: Mask, cache: KVCache | None = None, start: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+        config = self.config
+
+        def linear(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
+
+        def heads(name: str, count: int) -> Float[Array, "B N S D"]:
+            return rearrange(linear(count * config.head_dim, name)(x), "b s (n d) -> b n s d", n=count)
+
+        q = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="q_norm")(heads("q", config.num_heads))
+        k = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="k_norm")(heads("k", config.num_kv_heads))
+        v = heads("v", config.num_kv_heads)
+        q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
+        if cache is not None:
+            cache = attention.write_cache(cache, k, v, start)
+            visible = mask.shape[-1]
+            k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
+        out = attention.attend(q, k, v, mask, self.kernel)
+        return linear(config.dim, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
+
+
+class GatedMLP(nn.Module):
+    """silu(gate) * up, Linear: SwiGLU with two first layers, as Qwen3 stores them."""
+
+    config: Qwen3Config
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        def linear(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
+
+        hidden = nn.silu(linear(self.config.hidden_dim, "gate")(x)) * linear(self.config.hidden_dim, "up")(x)
+        return linear(self.config.dim, "down")(hidden)
+
+
+class Qwen3Block(nn.Module):
+    """Pre-norm attention and gated MLP. Its two results are the scan's carry and output."""
+
+    config: Qwen3Config
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], rotary: Rotary, mask: Mask, cache: KVCache | None = None, start: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+        config = self.config
+        y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="attention_norm")(x)
+        y, cache = GroupedQueryAttention(config, self.dtype, self.kernel, name="attention")(y, rotary, mask, cache, start)
+        x = x + y
+        y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
+        return x + GatedMLP(config, self.dtype, name="mlp")(y), cache
+
+
+class Qwen3(nn.Module):
+    """Token ids to embeddings, embeddings to hidden states, hidden states to logits.
+
+    Attributes:
+      config: sizes.
+      scan: parameters stacked and layers scanned, for training; else one by one, which a cache needs.
+      remat: what the backward pass keeps (`stack.remat_policy`); None keeps everything.
+      dtype: compute type.
+      kernel: attention kernel.
+    """
+
+    config: Qwen3Config
+    scan: bool = False
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    kernel: attention.Kernel = "xla"
+
+    def setup(self) -> None:
+        config = self.config
+        self.embed_tokens = nn.Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=transformer_init)
+        arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
+        if self.scan:
+            self.layers: Any = stacked(Qwen3Block, config.num_layers, self.remat)(*arguments)
+        else:
+            self.layers = [Qwen3Block(*arguments) for _ in range(config.num_layers)]
+        self.norm = nn.RMSNorm(config.norm_eps, dtype=self.dtype)
+        self.lm_head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype)
+
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return self.embed_tokens(tokens)
+
+    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """The next token's logits. Only training on text needs them: sampling does without the weights of `lm_head`."""
+        return self.lm_head(hidden)
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "#B S"],
+        mask: Mask,
+        cache: list[KVCache] | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
+        """Hidden states of S new tokens, written into the cache's slots from `start` on.
+
+        Args:
+          positions: of the new tokens, for the rotary embedding; rows may differ.
+          mask: which of the first T slots each new token sees; T = S without a cache.
+          cache: one per layer.
+
+        Returns:
+          Hidden states after the final norm, and the cache with the new tokens.
+        """
+        rotary = rope.rotary_1d(positions, self.config.head_dim, self.config.rope_base)
+        if self.scan:
+            if cache is not None:
+                raise ValueError("scanned layers keep no cache; unstack the parameters and use scan=False")
+            x, _ = self.layers(x, rotary, mask)
+        else:
+            new_cache: list[Any] = []
+            for i, layer in enumerate(self.layers):
+                x, layer_cache = layer(x, rotary, mask, None if cache is None else cache[i], start)
+                new_cache.append(layer_cache)
+            cache = None if cache is None else new_cache
+        return self.norm(x), cache
