@@ -135,9 +135,9 @@ def _write(out: str, source: Source, kind: model_folder.Kind, config: dict[str, 
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="converting", dynamic_ncols=True) as bar:
 
         def counted(array: LazyArray) -> LazyArray:
-            def read() -> np.ndarray:
-                values = array.read()
-                bar.update(array.nbytes)
+            def read(*index: int) -> np.ndarray:
+                values = array.read(*index)
+                bar.update(values.nbytes)
                 return values
 
             return dataclasses.replace(array, read=read)

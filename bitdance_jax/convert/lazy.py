@@ -1,4 +1,4 @@
-"""Arrays that are read when they are needed, and how Orbax writes them: one at a time."""
+"""Arrays that are read when they are needed, and how Orbax writes them: a part at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,25 +6,35 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging
 
 
 BATCH_BYTES = 64 * 2**20
 """Each batch is one commit to the disk, and makes files of its own: small arrays are better written together."""
 
+CHUNK_BYTES = 32 * 2**20
+"""Arrays are stored in blocks of at most so many bytes, so that a host may read its share of a sharded array and little else."""
+
+
+Band = tuple[tuple[int | slice, ...], np.ndarray]
+"""A region of an array, and what it holds."""
+
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array in a file.
+    """An array in a file, or a stack of such.
 
     Attributes:
       shape, dtype: known without reading.
-      read: reads it.
+      read: reads it; a stack's part at the indices given as arguments, one for each of the stacked axes.
+      stacked_axes: leading axes along which the parts lie; 0 for a single array.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    read: Callable[..., np.ndarray]
+    stacked_axes: int = 0
 
     @property
     def size(self) -> int:
@@ -34,29 +44,77 @@ class LazyArray:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    def chunk(self) -> tuple[int, ...]:
+        """The shape of its blocks in a checkpoint: within one part, the longest axes halved until CHUNK_BYTES hold one."""
+        sides = list(self.shape[self.stacked_axes :])
+        while np.prod(sides, dtype=np.int64) * self.dtype.itemsize > CHUNK_BYTES:
+            longest = sides.index(max(sides))
+            sides[longest] = -(-sides[longest] // 2)
+        return (1,) * self.stacked_axes + tuple(sides)
+
+    def bands(self) -> Iterator[Band]:
+        """All of it: one part after the other, cut along its first axis into whole blocks."""
+        height = self.chunk()[self.stacked_axes] if self.stacked_axes < len(self.shape) else 1
+        for index in np.ndindex(*self.shape[: self.stacked_axes]):
+            part = self.read(*index)
+            for start in range(0, len(part) if part.ndim else 1, height):
+                rows = (slice(start, min(start + height, len(part))),) if part.ndim else ()
+                yield index + rows, part[rows]
+
+    def whole(self) -> np.ndarray:
+        """All of it at once."""
+        out = np.empty(self.shape, self.dtype)
+        for index, band in self.bands():
+            out[index] = band
+        return out
+
 
 class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
-    """Saves as Orbax saves numpy arrays, with BATCH_BYTES of them in memory at a time, or one larger."""
+    """Saves as Orbax saves numpy arrays, with little more than BATCH_BYTES of them in memory at a time, or one part.
+
+    Nothing is read while something is being written, so that a source that turns out to be damaged leaves no writing behind.
+    """
 
     def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
 
     async def serialize(self, values: Sequence[LazyArray], infos: Sequence[Any], args: Sequence[Any] | None = None) -> Sequence[Any]:
         args = args or [ocp.SaveArgs()] * len(values)
-        for part in _batches(values):
-            for writing in await super().serialize([value.read() for value in values[part]], infos[part], args[part]):
+        for part in _batches([value.nbytes for value in values]):
+            batch = [value.whole() for value in values[part]] if part.stop - part.start > 1 else values[part]
+            for writing in await super().serialize(batch, infos[part], args[part]):
                 writing.result()
         return []
 
+    async def _open_and_write(self, value: LazyArray | np.ndarray, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
+        """Takes the place of Orbax's writing of an array; everything around it stays Orbax's."""
+        if isinstance(value, np.ndarray):
+            return await super()._open_and_write(value, tspec, ts_context)
+        tspec["metadata"]["chunks"] = value.chunk()
+        store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+        bands = value.bands()
+        while batch := list(_take(bands)):
+            for writing in [store[index].write(band, can_reference_source_data_indefinitely=True) for index, band in batch]:
+                await writing
 
-def _batches(values: Sequence[LazyArray]) -> Iterator[slice]:
-    start, size = 0, 0
-    for i, value in enumerate(values):
-        if i > start and size + value.nbytes > BATCH_BYTES:
+
+def _take(bands: Iterator[Band]) -> Iterator[Band]:
+    """The next bands, BATCH_BYTES or a little more of them."""
+    size = 0
+    while size < BATCH_BYTES and (band := next(bands, None)):
+        size += band[1].nbytes
+        yield band
+
+
+def _batches(sizes: Sequence[int]) -> Iterator[slice]:
+    """Runs of neighbours that BATCH_BYTES hold together, or single ones."""
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > BATCH_BYTES:
             yield slice(start, i)
-            start, size = i, 0
-        size += value.nbytes
-    yield slice(start, len(values))
+            start, total = i, 0
+        total += size
+    yield slice(start, len(sizes))
 
 
 def register() -> None:

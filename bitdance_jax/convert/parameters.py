@@ -42,7 +42,7 @@ def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, 
 
 
 def from_release(tensors: Tensors, abstract: Params, table: keys.Table) -> Params:
-    """Our stacked parameters, to be read one at a time; in each the layers are read one at a time. The tensors have no `problems`."""
+    """Our stacked parameters, of which one layer's part is read at a time. The tensors have no `problems`."""
     flat = traverse_util.flatten_dict(abstract)
     return traverse_util.unflatten_dict({path: _stacked(tensors, path, leaf.shape, table) for path, leaf in flat.items()})
 
@@ -62,16 +62,14 @@ def num_bytes(params: Params) -> int:
 
 
 def _stacked(tensors: Tensors, path: tuple[str, ...], shape: tuple[int, ...], table: keys.Table) -> LazyArray:
-    layers = [(index, *keys.release_key(layer, table)) for index, layer in _layers(path, shape)]
-    dtype = np.result_type(*{tensors[key].dtype for _, key, _ in layers})
+    layers = {index: keys.release_key(layer, table) for index, layer in _layers(path, shape)}
+    dtype = np.result_type(*{tensors[key].dtype for key, _ in layers.values()})
 
-    def read() -> np.ndarray:
-        out = np.empty(shape, dtype)
-        for index, key, row in layers:
-            out[index] = keys.to_ours(tensors[key].read(), row, path[-1])
-        return out
+    def read(*index: int) -> np.ndarray:
+        key, row = layers[index]
+        return keys.to_ours(tensors[key].read(), row, path[-1]).astype(dtype, copy=False)
 
-    return LazyArray(shape, dtype, read)
+    return LazyArray(shape, dtype, read, stacked_axes(path))
 
 
 def _layers(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:

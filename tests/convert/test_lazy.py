@@ -30,5 +30,4 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
 
 def test_batches_hold_what_fits(monkeypatch):
     monkeypatch.setattr(lazy, "BATCH_BYTES", 10)
-    values = [LazyArray((size,), np.dtype(np.int8), lambda: np.zeros(1)) for size in (4, 6, 1, 30, 9, 1)]
-    assert list(lazy._batches(values)) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
+    assert list(lazy._batches([4, 6, 1, 30, 9, 1])) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
