@@ -1,7 +1,6 @@
 """The training loop: resume, step, log, draw, save, export."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -21,9 +20,10 @@ from tqdm import tqdm
 from bitdance_jax.config import OptimizerConfig, RunConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
-from bitdance_jax.train.metrics import MetricsWriter, Speedometer
+from bitdance_jax.train.performance import Speedometer
+from bitdance_jax.train.recorder import Recorder
 from bitdance_jax.train.state import TrainState, init_state, learning_rate_schedule, make_optimizer
-from bitdance_jax.train.step import Metrics, make_train_step
+from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.task import Batch, Batches, Task
 
 
@@ -80,13 +80,16 @@ def _train_steps(task: Task, run: RunConfig, config: OptimizerConfig, checkpoint
         _say(f"resuming {run.workdir} after step {start}")
 
     feed = _Feed(task.batches(), place)
-    with closing(_Recorder(task, run, checkpoints, start)) as recorder, _stop_signals() as signals:
+    if start < run.steps:
+        feed.read_ahead()
+    speed = Speedometer(feed.batch_size, flops=0, peak=None)
+    with closing(Recorder(task, run, checkpoints, start, speed)) as recorder, _stop_signals() as signals:
         for step in range(start + 1, run.steps + 1):
             state, metrics = train_step(state, feed.take(), noise_key)
             stopping = bool(signals)
             if not stopping:
                 feed.read_ahead()  # While the device works on this step.
-            recorder.after_step(step, state, metrics, feed, stopping)
+            recorder.after_step(step, state, metrics, feed.place, stopping)
             if stopping and step < run.steps:
                 name = signal.Signals(signals[0]).name
                 message = f"stopped by {name}; step {step} is saved in {run.workdir}, the same command goes on from there"
@@ -99,7 +102,7 @@ class _Feed:
 
     Attributes:
       place: the data's place after the batch last taken (not the one read ahead): what a checkpoint keeps.
-      batch_size: of the batch last taken.
+      batch_size: of the batch last read.
     """
 
     def __init__(self, batches: Batches, place: dict[str, Any] | None) -> None:
@@ -116,58 +119,12 @@ class _Feed:
         assert self._ahead is not None
         batch, self.place = self._ahead
         self._ahead = None
-        self.batch_size = len(next(iter(batch.values())))
         return batch
 
     def read_ahead(self) -> None:
         batch = jax.device_put(next(self._batches))
+        self.batch_size = len(next(iter(batch.values())))
         self._ahead = batch, self._batches.get_state()
-
-
-class _Recorder:
-    """Logs, draws and saves, each at its interval and all at the last step; only then does the host wait for the device."""
-
-    def __init__(self, task: Task, run: RunConfig, checkpoints: Checkpoints, step: int) -> None:
-        self._task, self._run, self._checkpoints = task, run, checkpoints
-        self._writer = MetricsWriter(Path(run.workdir), step)
-        self._progress = tqdm(total=run.steps, initial=step, unit="step", dynamic_ncols=True)
-        self._speed = Speedometer(step)
-
-    def after_step(self, step: int, state: TrainState, metrics: Metrics, feed: _Feed, stopping: bool) -> None:
-        """Rows and pictures of a step are written before its checkpoint: a resumed run has no gap in them."""
-        self._progress.update()
-        run, last = self._run, step == self._run.steps
-        previews = last or step % run.preview_every == 0
-        logs = previews or step % run.log_every == 0
-        saves = last or stopping or step % run.save_every == 0
-        if not (logs or saves):
-            return
-        figures = self._fetch(step, metrics)
-        speed = self._speed.read(step, feed.batch_size)
-        self._progress.set_postfix_str(f"loss {figures['loss']:.4g}, {speed['images_per_second']:.4g} images/s")
-        if previews:
-            figures |= {f"eval_{name}": float(value) for name, value in self._task.evaluate(state.ema).items()}
-        if logs:
-            self._writer.write(step, {"epoch": step / self._task.steps_per_epoch, **figures}, speed)
-        if previews:
-            self._writer.write_pictures(step, self._task.preview(state.ema, step))
-        if saves:
-            self._checkpoints.save(step, state, feed.place)
-        self._speed.restart(step)
-
-    def close(self) -> None:
-        self._progress.close()
-        self._writer.close()
-
-    def _fetch(self, step: int, metrics: Metrics) -> dict[str, float]:
-        figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(figures[name]):
-                kept = f"step {self._checkpoints.steps[-1]} is saved" if self._checkpoints.steps else "nothing is saved yet"
-                raise UserError(
-                    f"{name} is {figures[name]} at step {step} ({kept}); try a lower optimizer.learning_rate or a longer warm-up"
-                )
-        return figures
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,10 +58,10 @@ class MetricsWriter:
         self._table = MetricsFile(workdir / "metrics.csv", last_step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 
-    def write(self, step: int, figures: Mapping[str, float], speed: Mapping[str, float]) -> None:
-        """Logs a step. The speeds go to TensorBoard only: metrics.csv holds what a resumed run repeats exactly."""
+    def write(self, step: int, figures: Mapping[str, float], performance: Mapping[str, float]) -> None:
+        """Logs a step. Speed and memory go to TensorBoard only: metrics.csv holds what a resumed run repeats exactly."""
         self._table.append(step, figures)
-        for name, value in {**figures, **speed}.items():
+        for name, value in {**figures, **performance}.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
 
@@ -75,20 +74,6 @@ class MetricsWriter:
 
     def close(self) -> None:
         self._tensorboard.close()
-
-
-class Speedometer:
-    """Training speed since the last `restart`, so that previews and saves do not count."""
-
-    def __init__(self, step: int) -> None:
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._step, self._time = step, time.monotonic()
-
-    def read(self, step: int, batch_size: int) -> dict[str, float]:
-        rate = (step - self._step) / max(time.monotonic() - self._time, 1e-9)
-        return {"steps_per_second": rate, "images_per_second": rate * batch_size}
 
 
 def draw_curves(rows: list[dict[str, str]], width: int = 640, height: int = 160) -> Image.Image:

@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(toy, tmp_path):
             loss, metrics = super().loss(params, batch, key)
             return loss + jnp.where(batch["x"].mean() > -10, jnp.nan, 0.0), metrics
 
-    with pytest.raises(UserError, match=r"loss is nan at step 2 \(nothing is saved yet\)"):
+    with pytest.raises(UserError, match=r"loss is nan at step 1 \(nothing is saved yet\)"):
         train(Diverging(), run_config(toy, tmp_path), toy.OPTIMIZER)
     train(toy.ToyTask(), run_config(toy, tmp_path), toy.OPTIMIZER)  # Nothing of it is in the way.
 

@@ -1,0 +1,57 @@
+"""When a run is stopped for its losses."""
+
+import numpy as np
+import pytest
+
+from bitdance_jax.train.divergence import FEWEST, WINDOW, DivergenceCheck
+
+
+def complaints(losses, spike=5.0):
+    check = DivergenceCheck(spike)
+    return {step: text for step, loss in enumerate(losses, start=1) if (text := check.complaint(float(loss), 1.0))}
+
+
+def usual(count, centre=1.0, scatter=0.1):
+    return centre + scatter * np.random.default_rng(0).normal(size=count)
+
+
+def test_what_is_not_finite_is_named_with_its_value():
+    check = DivergenceCheck(None)
+    assert check.complaint(float("nan"), 1.0) == "loss is nan"
+    assert check.complaint(1.0, float("inf")) == "grad_norm is inf"
+    assert check.complaint(1e9, 1e9) is None
+
+
+def test_a_loss_of_several_times_the_median_is_a_spike():
+    assert complaints([*usual(150), 4.5]) == {}
+    assert list(complaints([*usual(150), 5.5])) == [151]
+    assert complaints([*usual(150), 5.5], spike=6.0) == complaints([*usual(150), 1e6], spike=None) == {}
+    assert complaints([*np.ones(150), 7.25])[151] == "loss is 7.25, where 1 is usual,"
+
+
+def test_a_run_that_learns_is_no_spike():
+    assert complaints(10 * np.exp(-np.arange(500) / 50) + usual(500, 0.1, 0.02)) == {}
+
+
+def test_losses_around_zero_are_measured_by_their_scatter():
+    assert complaints(usual(2000, centre=0.0)) == {}
+    assert complaints(usual(2000, centre=-0.05)) == {}
+    assert list(complaints([*usual(150, centre=0.0), 3.0])) == [151]
+
+
+def test_it_waits_for_a_usual_loss_and_forgets_old_ones():
+    assert complaints([*np.ones(FEWEST - 1), 100.0]) == {}
+    assert list(complaints([*np.ones(FEWEST), 100.0])) == [FEWEST + 1]
+    assert list(complaints([*(100 * np.ones(1000)), *(np.ones(WINDOW)), 100.0])) == [1000 + WINDOW + 1]
+
+
+def test_a_spike_does_not_become_usual():
+    check = DivergenceCheck(5.0)
+    for _ in range(WINDOW):
+        check.complaint(1.0, 1.0)
+    assert all(check.complaint(10.0, 1.0) for _ in range(WINDOW))
+
+
+@pytest.mark.parametrize("loss", [0.0, -1.0, 1e-30])
+def test_a_constant_loss_passes(loss):
+    assert complaints([loss] * 200) == {}

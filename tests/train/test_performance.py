@@ -1,0 +1,62 @@
+"""Arithmetic of a step, speed, utilisation and memory."""
+
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bitdance_jax.train.performance import Speedometer, memory, training_flops
+
+
+class TwoLayers:
+    """A trained layer of 8 x 16 on a frozen one of 4 x 8, rematerialised, scanned three times; and a product of two trained factors."""
+
+    def init(self, key):
+        return {"kernel": jnp.zeros((8, 16)), "bias": jnp.zeros(16)}
+
+    def abstract_frozen(self):
+        return {"kernel": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
+
+    def abstract_batch(self, batch_size):
+        return {"x": jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)}
+
+    def loss(self, params, frozen, batch, keys):
+        x = batch["x"] @ frozen["kernel"] + jax.vmap(jax.random.normal)(keys)[:, None]
+
+        @jax.checkpoint
+        def layer(total, _):
+            y = jnp.tanh(x @ params["kernel"] + params["bias"])
+            return total + jnp.einsum("bi,bi->", y, y), None
+
+        return jax.lax.scan(layer, 0.0, None, length=3)[0], {}
+
+
+def test_what_trains_counts_three_times_less_the_gradients_that_nobody_asks_for():
+    frozen, layer, square = 2 * 4 * 8, 2 * 8 * 16, 2 * 16
+    # The trained layer's input does not depend on the parameters: forward, and the weights' gradient.
+    assert training_flops(TwoLayers(), 5) == 5 * (frozen + 3 * (2 * layer + 3 * square))
+
+
+def test_speed_and_utilisation(monkeypatch):
+    clock = iter([100.0, 102.0, 110.0, 114.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    speed = Speedometer(batch_size=32, flops=3 * 10**12, peak=2e13)
+    speed.restart(4)
+    assert speed.read(4) == {}
+    assert speed.read(8) == {"steps_per_second": 2.0, "images_per_second": 64.0, "model_flop_utilisation": pytest.approx(0.3)}
+    speed.restart(8)
+    assert speed.read(10)["images_per_second"] == 16.0
+
+
+def test_an_unknown_peak_gives_no_utilisation():
+    speed = Speedometer(batch_size=32, flops=10, peak=None)
+    speed.restart(0)
+    assert set(speed.read(1)) == {"steps_per_second", "images_per_second"}
+
+
+def test_memory_is_that_of_the_fullest_device():
+    devices = [SimpleNamespace(memory_stats=lambda n=n: {"bytes_in_use": n * 2**30, "peak_bytes_in_use": 2 * n * 2**30}) for n in (1, 3)]
+    assert memory(devices) == {"memory_gib": 3.0, "peak_memory_gib": 6.0}
+    assert memory([SimpleNamespace(memory_stats=lambda: None)]) == memory([SimpleNamespace(memory_stats=dict)]) == {}

@@ -1,0 +1,118 @@
+"""What the recorder fetches, checks, writes and saves after each step."""
+
+import csv
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitdance_jax.config import RunConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.train.checkpoint import Checkpoints
+from bitdance_jax.train.performance import Speedometer
+from bitdance_jax.train.recorder import Recorder
+from bitdance_jax.train.state import TrainState
+
+
+class SavedSteps(Checkpoints):
+    """Keeps the steps, and no state."""
+
+    steps = None
+
+    def __init__(self):
+        self.steps = []
+
+    def save(self, step, state, place):
+        assert place == {"next_batch": step}
+        self.steps.append(step)
+
+
+@pytest.fixture
+def record(toy, tmp_path):
+    """Runs a recorder through the steps of the given losses; returns the steps that were saved."""
+    config = RunConfig(workdir=str(tmp_path), steps=40, log_every=8, save_every=20, preview_every=40)
+    checkpoints = SavedSteps()
+
+    class Task(toy.ToyTask):
+        def evaluate(self, ema_params):
+            return {"score": 0.5}
+
+        def preview(self, ema_params, step):
+            return {"picture": np.zeros((4, 4, 3), np.uint8)}
+
+    def run(losses, start=0, stop_at=None, **changes):
+        recorder = Recorder(Task(), dataclasses.replace(config, **changes), checkpoints, start, Speedometer(32, flops=10, peak=1e12))
+        try:
+            for step, loss in enumerate(losses, start=start + 1):
+                metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
+                recorder.after_step(step, TrainState(step, None, None, None), metrics, {"next_batch": step}, stopping=step == stop_at)
+        finally:
+            recorder.close()
+        return checkpoints.steps
+
+    return run
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_and_checkpoints_come_at_their_intervals(record, tmp_path):
+    losses = np.linspace(1, 0.5, 40, dtype=np.float32)
+    assert record(losses) == [20, 40]
+    assert [int(row["step"]) for row in rows(tmp_path)] == [8, 16, 24, 32, 40]
+    assert [float(row["loss"]) for row in rows(tmp_path)] == [float(losses[step - 1]) for step in (8, 16, 24, 32, 40)]
+    assert rows(tmp_path)[-1]["eval_score"] == "0.5"
+    assert (tmp_path / "pictures" / "picture_0000040.png").exists()
+
+
+def test_a_resumed_run_writes_the_same_rows(record, tmp_path):
+    losses = np.linspace(1, 0.5, 40)
+    record(losses)
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    assert record(losses[:13], stop_at=13)[-1] == 13  # In the middle of an interval.
+    record(losses[13:], start=13)
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
+
+
+def test_the_step_that_went_wrong_is_named_and_nothing_after_it_is_saved(record, tmp_path):
+    losses = np.ones(40)
+    losses[26] = np.nan
+    with pytest.raises(UserError, match=r"^loss is nan at step 27 \(the last checkpoint is of step 20\); try "):
+        record(losses)
+    assert [int(row["step"]) for row in rows(tmp_path)] == [8, 16, 24]
+
+
+def test_a_spike_stops_the_run_even_where_the_next_losses_are_fine(record):
+    losses = np.ones(40)
+    losses[37] = 9.0
+    with pytest.raises(UserError, match=r"^loss is 9, where 1 is usual, at step 38 \(the last checkpoint is of step 20\)"):
+        record(losses)
+    assert record(losses, spike=None)[-1] == 40
+
+
+def test_a_signal_does_not_save_a_state_that_diverged(record):
+    with pytest.raises(UserError, match=r"at step 2 \(nothing is saved yet\)"):
+        record([1.0, np.inf, 1.0], stop_at=3)
+
+
+def test_between_intervals_nothing_is_fetched(record, monkeypatch):
+    fetched, fetch = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(len(tree)) or fetch(tree))
+    record(np.ones(40))
+    assert fetched == [8, 8, 4, 4, 8, 8]  # Logs every 8 steps, saves every 20.
+
+
+def test_only_process_0_writes(record, monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert record(np.ones(40)) == [20, 40]  # Each process writes its part of a checkpoint.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bar_says_how_it_goes(record, capfd):
+    record(np.ones(40))
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "40/40" in last and "loss 1" in last and "images/s" in last and "MFU" in last
