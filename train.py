@@ -40,7 +40,7 @@ def launch() -> None:
     quiet_orbax()
     default = load_config(path)
     config = parse(type(default), flags, default, prog=f"train.py {path}")
-    train(make_task(config), config.run, config.optimizer, to_dict(config))
+    train(make_task(config), config.run, config.optimizer, to_dict(config), config.profile)
 
 
 def main() -> int:

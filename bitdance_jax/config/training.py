@@ -155,7 +155,11 @@ class TrainingConfig:
     profile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        require(self.profile is None or 0 < self.profile[0] <= self.profile[1], f"profile must be two steps in order, got {self.profile}")
+        first, last = self.profile or (1, 1)
+        require(
+            0 < first <= last and first <= self.run.steps,
+            f"profile must be two steps in order, from 1 to run.steps ({self.run.steps}), got {self.profile}",
+        )
         batch, accumulate = self.data.batch_size, self.run.accumulate
         require(batch % accumulate == 0, f"data.batch_size must be a multiple of run.accumulate, got {batch} and {accumulate}")
 

@@ -21,6 +21,7 @@ from bitdance_jax.config import OptimizerConfig, RunConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.performance import Speedometer
+from bitdance_jax.train.profiling import Profile
 from bitdance_jax.train.recorder import Recorder
 from bitdance_jax.train.state import TrainState, init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
@@ -28,8 +29,8 @@ from bitdance_jax.train.task import Batch, Batches, Task
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
-_RUN_MAY_CHANGE = ("workdir", "steps", "log_every", "save_every", "preview_every", "keep", "export_dtype")
-_MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|preview\..*")
+_RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "export_dtype")
+_MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
 
 
 class Interrupted(Exception):
@@ -40,7 +41,13 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
-def train(task: Task, run: RunConfig, optimizer: OptimizerConfig, config: dict[str, Any] | None = None) -> None:
+def train(
+    task: Task,
+    run: RunConfig,
+    optimizer: OptimizerConfig,
+    config: dict[str, Any] | None = None,
+    profile: tuple[int, int] | None = None,
+) -> None:
     """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
 
     A run that is killed at any moment and started again gives the same losses and weights as one that is not. The workdir holds
@@ -51,6 +58,7 @@ def train(task: Task, run: RunConfig, optimizer: OptimizerConfig, config: dict[s
       run: length, intervals, seed.
       optimizer: see OptimizerConfig.
       config: the whole training config as plain data (default: `run` and `optimizer`), kept as config.json; it must not change on resuming.
+      profile: first and last step to trace into `profile/`.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
@@ -61,12 +69,14 @@ def train(task: Task, run: RunConfig, optimizer: OptimizerConfig, config: dict[s
         workdir.mkdir(parents=True, exist_ok=True)
         with Checkpoints(workdir / "checkpoints", run.keep) as checkpoints:
             _record_config(workdir, config or {"run": asdict(run), "optimizer": asdict(optimizer)}, resuming=bool(checkpoints.steps))
-            state = _train_steps(task, run, optimizer, checkpoints)
+            state = _train_steps(task, run, optimizer, checkpoints, profile)
         task.export(state.ema, str(workdir / "model"))
     _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
 
 
-def _train_steps(task: Task, run: RunConfig, config: OptimizerConfig, checkpoints: Checkpoints) -> TrainState:
+def _train_steps(
+    task: Task, run: RunConfig, config: OptimizerConfig, checkpoints: Checkpoints, profile: tuple[int, int] | None
+) -> TrainState:
     schedule = learning_rate_schedule(config, run.steps)
     optimizer = make_optimizer(config, schedule, task)
     train_step = make_train_step(task, optimizer, schedule, config.ema_decay)
@@ -83,9 +93,12 @@ def _train_steps(task: Task, run: RunConfig, config: OptimizerConfig, checkpoint
     if start < run.steps:
         feed.read_ahead()
     speed = Speedometer(feed.batch_size, flops=0, peak=None)
-    with closing(Recorder(task, run, checkpoints, start, speed)) as recorder, _stop_signals() as signals:
+    trace = Profile(profile, Path(run.workdir) / "profile", start)
+    with closing(Recorder(task, run, checkpoints, start, speed)) as recorder, trace, _stop_signals() as signals:
         for step in range(start + 1, run.steps + 1):
-            state, metrics = train_step(state, feed.take(), noise_key)
+            trace.before_step(step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, feed.take(), noise_key)
             stopping = bool(signals)
             if not stopping:
                 feed.read_ahead()  # While the device works on this step.
