@@ -15,10 +15,14 @@ def rotary_angles_2d(xy: np.ndarray, head_dim: int, base: float) -> np.ndarray:
     return np.concatenate([xy[:, :1] * frequencies, xy[:, 1:] * frequencies], axis=-1).astype(np.float32)
 
 
+def frequencies_1d(head_dim: int, base: float) -> np.ndarray:
+    """base^(-2i / head_dim), float32 [head_dim / 2]."""
+    return (base ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+
+
 def rotary_1d(positions: Int[Array, "*B T"], head_dim: int, base: float) -> tuple[Float[Array, "*B T half"], Float[Array, "*B T half"]]:
     """Cosines and sines of positions in a text; half = head_dim / 2."""
-    frequencies = (base ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None].astype(jnp.float32) * frequencies_1d(head_dim, base)
     return jnp.cos(angles), jnp.sin(angles)
 
 
