@@ -1,16 +1,28 @@
 """Every file in configs/ is a run that can start."""
 
 import importlib.util
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, from_dict, to_dict
+import bitdance_jax
+from bitdance_jax.command_line import parse
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    ClassConditionalTraining,
+    SamplerConfig,
+    TokenizerTraining,
+    from_dict,
+    to_dict,
+)
 from bitdance_jax.data.sources import open_source
 
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
+IMAGENET = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}  # SPEC 4: guidance scales.
 
 
 def read(path):
@@ -21,7 +33,7 @@ def read(path):
 
 
 def test_there_are_configs():
-    assert {"emoji_tokenizer.py", "emoji_4x.py"} <= {path.name for path in FILES}
+    assert {path.stem for path in FILES} == {"emoji_tokenizer", "emoji_4x", *(f"imagenet_{name}" for name in IMAGENET)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -52,3 +64,37 @@ def test_the_emoji_model_takes_the_emoji_tokenizer():
     assert model.model.tokenizer == tokenizer.model
     assert model.model.image_size == tokenizer.image_size
     assert model.tokenizer == f"{tokenizer.run.workdir}/model"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_an_imagenet_config_is_the_papers_recipe(name):
+    _, config = read(ROOT / "configs" / f"imagenet_{name}.py")
+    assert config.model == ClassConditionalConfig.imagenet(name)
+    assert config.preview == SamplerConfig(head_steps=100, guidance_scale=IMAGENET[name], guidance_schedule="linear")
+    assert config.run.steps * config.data.batch_size == pytest.approx(800 * 1_281_167, rel=1e-6)
+    assert config.run.compute_dtype == "bfloat16"
+    augment = config.data.augment
+    assert (augment.min_crop, augment.flip, augment.decay_start, augment.decay_end) == (0.8, 0.5, 700, 750)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.schedule, optimizer.end_learning_rate) == (
+        6e-4,
+        20_000,
+        "cosine",
+        1e-5,
+    )
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm, optimizer.ema_decay) == (0.9, 0.95, 0.05, 1.0, 0.9999)
+
+
+def trial(name):
+    """The config of the trial that the file's docstring gives."""
+    module, config = read(ROOT / "configs" / f"imagenet_{name}.py")
+    (command,) = re.findall(rf"    python train.py configs/imagenet_{name}.py (.*)", module.__doc__, re.DOTALL)
+    return parse(type(config), shlex.split(command.replace("\\\n", "")), config)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_an_imagenet_config_has_a_trial_on_the_emoji(name):
+    config = trial(name)
+    assert config.data.source == config.tokenizer == "emoji"
+    assert config.model.tokens_per_step == ClassConditionalConfig.imagenet(name).tokens_per_step
+    assert config.model.tokenizer == bitdance_jax.load("emoji").tokenizer.config
