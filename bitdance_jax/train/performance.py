@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.hardware import chip_of
 
 
 def training_flops(objective: Any, batch_size: int) -> int:
@@ -23,6 +25,18 @@ def training_flops(objective: Any, batch_size: int) -> int:
         return jax.jvp(lambda p: objective.loss(p, frozen, batch, keys)[0], (params,), (direction,))
 
     return traced_flops(loss_and_derivative, params, params, frozen, batch, keys)
+
+
+def peak_flops(mesh: Mesh) -> float | None:
+    """bfloat16 operations a second of all devices together; None where a device's are not known."""
+    chips = [chip_of(device) for device in mesh.devices.flat]
+    return None if None in chips else sum(chip.flops for chip in chips if chip)
+
+
+def peak_flops(mesh: Mesh) -> float | None:
+    """Operations a second of all devices of a mesh, in bfloat16; None where that is not known, as of CPUs."""
+    chips = [chip_of(device) for device in mesh.devices.flat]
+    return sum(chip.flops for chip in chips if chip) if all(chips) else None
 
 
 def memory(devices: Sequence[Any]) -> dict[str, float]:

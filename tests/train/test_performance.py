@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bitdance_jax.train.performance import Speedometer, memory, training_flops
+from bitdance_jax import hardware, sharding
+from bitdance_jax.train import performance
+from bitdance_jax.train.performance import Speedometer, memory, peak_flops, training_flops
 
 
 class TwoLayers:
@@ -54,6 +56,13 @@ def test_an_unknown_peak_gives_no_utilisation():
     speed = Speedometer(batch_size=32, flops=10, peak=None)
     speed.restart(0)
     assert set(speed.read(1)) == {"steps_per_second", "images_per_second"}
+
+
+def test_the_peak_is_that_of_all_devices(monkeypatch):
+    mesh = sharding.make_mesh()
+    assert peak_flops(mesh) is None
+    monkeypatch.setattr(performance, "chip_of", lambda device: hardware.CHIPS[0])
+    assert peak_flops(mesh) == hardware.CHIPS[0].flops * jax.device_count()
 
 
 def test_memory_is_that_of_the_fullest_device():
