@@ -2,6 +2,8 @@
 
 import functools
 import json
+import lzma
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +13,20 @@ import numpy as np
 import safetensors.numpy
 from jax.typing import ArrayLike
 
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, TokenizerConfig, TransformerConfig
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    FlowHeadConfig,
+    ImageTokens,
+    Qwen3Config,
+    TextToImageConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from bitdance_jax.convert import keys
 
 
 GOLDEN = Path(__file__).parent / "golden"
+TEXT_TO_IMAGE = ("t2i_4x", "t2i_16x")
 CLASS_CONDITIONAL = ("imagenet_1x", "imagenet_4x", "imagenet_16x", "imagenet_4x_token_raster")
 
 
@@ -32,9 +43,25 @@ class ClassConditionalModel(NamedTuple):
     table: keys.Table
 
 
+class TextToImageModel(NamedTuple):
+    """A toy text-to-image model: `params` unrolled and without the tokenizer, and the recorded prompt (`prompt.json`)."""
+
+    config: TextToImageConfig
+    params: dict[str, Any]
+    prompt: dict[str, Any]
+
+
 def read(name: str) -> dict[str, np.ndarray]:
-    """The tensors of tests/golden/{name}.safetensors; bfloat16 becomes float32."""
-    tensors = safetensors.numpy.load_file(GOLDEN / f"{name}.safetensors")
+    """The tensors of tests/golden/{name}.safetensors, or .safetensors.xz; bfloat16 becomes float32."""
+    path = GOLDEN / f"{name}.safetensors"
+    packed = path.with_name(path.name + ".xz")
+    if packed.exists():
+        with tempfile.NamedTemporaryFile() as file:  # safetensors reads bfloat16 from files alone
+            file.write(_unpacked(packed))
+            file.flush()
+            tensors = safetensors.numpy.load_file(file.name)
+    else:
+        tensors = safetensors.numpy.load_file(path)
     return {key: value.astype(np.float32) if value.dtype.name == "bfloat16" else value for key, value in tensors.items()}
 
 
@@ -72,6 +99,61 @@ def class_conditional(name: str) -> ClassConditionalModel:
     return ClassConditionalModel(config, keys.convert(weights, table), table)
 
 
+@functools.cache
+def text_to_image(name: str) -> TextToImageModel:
+    """One of the models in TEXT_TO_IMAGE."""
+    text, head = (json.loads((GOLDEN / name / "model" / file).read_text()) for file in ("config.json", "vision_head_config.json"))
+    added = json.loads((GOLDEN / name / "model" / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in added}
+    config = TextToImageConfig(
+        tokenizer=tokenizer("tokenizer").config,
+        text=Qwen3Config(
+            num_layers=text["num_hidden_layers"],
+            dim=text["hidden_size"],
+            num_heads=text["num_attention_heads"],
+            num_kv_heads=text["num_key_value_heads"],
+            head_dim=text["head_dim"],
+            hidden_dim=text["intermediate_size"],
+            vocab_size=text["vocab_size"],
+        ),
+        head=FlowHeadConfig(
+            width=head["ch_latent"],
+            num_blocks=head["depth_latent"],
+            num_groups=head["depth_adanln"],
+            head_dim=128,
+            squash_output=True,
+            time_mean=head["P_mean"],
+            time_std=head["P_std"],
+        ),
+        image_tokens=ImageTokens(
+            vision_start=ids["<|vision_start|>"],
+            first_resolution=ids["<|res_1|>"],
+            num_resolutions=sum(token.startswith("<|res_") for token in ids),
+            first_query=ids["<|query_1|>"],
+        ),
+        tokens_per_step=head["parallel_num"],
+    )
+    state: dict[str, np.ndarray] = {}
+    for shard in (1, 2, 3):
+        state |= read(f"{name}/model/model-0000{shard}-of-00003")
+    for part in ("vision_head", "projector"):  # the same in both models
+        state |= {f"{part}.{key}": array for key, array in read(f"t2i_4x/model/{part}").items()}
+    prompt = json.loads((GOLDEN / name / "prompt.json").read_text())
+    return TextToImageModel(config, keys.convert(state, keys.text_to_image(config)), prompt)
+
+
+def release_folder(name: str, target: Path) -> Path:
+    """The folder `target` with one of TEXT_TO_IMAGE as it was released; what models share is stored once, .safetensors packed."""
+    target.mkdir()
+    (target / "ae.safetensors").write_bytes(_unpacked(GOLDEN / "tokenizer" / "weights.safetensors.xz"))
+    for file in [*(GOLDEN / "t2i_4x" / "model").glob("*.xz"), *(GOLDEN / name / "model").iterdir()]:
+        if file.suffix == ".xz":
+            (target / file.stem).write_bytes(_unpacked(file))
+        else:
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
 def manifest() -> dict[str, dict[str, list[int]]]:
     """Every key and shape of the official full-size state dicts."""
     return json.loads((GOLDEN / "manifest.json").read_text())
@@ -91,6 +173,10 @@ def largest_error(actual: ArrayLike, desired: ArrayLike) -> float:
 def assert_close(actual: ArrayLike, desired: ArrayLike, tolerance: float = 1e-4) -> None:
     error = largest_error(actual, desired)
     assert error <= tolerance, f"differs by {error:.2e} of the largest value, more than {tolerance:.0e}"
+
+
+def _unpacked(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes())
 
 
 def _recorded_config(name: str) -> dict[str, Any]:

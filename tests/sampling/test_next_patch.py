@@ -24,7 +24,6 @@ from bitdance_jax.transformer import order
 RECORDED = {
     "nocfg": SamplerConfig(head_steps=4),
     "cfg": SamplerConfig(head_steps=4, guidance_scale=3.0, guidance_schedule="linear"),
-    "cfgconst": SamplerConfig(head_steps=4, guidance_scale=2.5, guidance_schedule="constant"),
 }
 
 TOY = ClassConditionalConfig(
@@ -156,7 +155,11 @@ def test_noise_from_keys():
     np.testing.assert_array_equal(noise_from_keys(keys[1:], 5, 4, 6)(0, True), apart[:, 1::2])
 
 
-@pytest.mark.parametrize("guidance", [SamplerConfig(), *RECORDED.values()], ids=["default", *RECORDED])
+@pytest.mark.parametrize(
+    "guidance",
+    [SamplerConfig(), *RECORDED.values(), SamplerConfig(guidance_scale=2.5, guidance_schedule="constant")],
+    ids=["default", *RECORDED, "constant"],
+)
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler_maruyama", 8), ("euler", 7)])
 def test_how_often_everything_runs(solver, evaluations, guidance):
     """N = 7: the head N + 1 or N times for a patch, the times embedded once, the condition once for a patch."""

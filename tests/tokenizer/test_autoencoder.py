@@ -43,7 +43,7 @@ def test_decode(toy, io):
 
 
 def test_decode_of_sampled_codes(toy):
-    sample = golden_models.read("imagenet_16x/sample_cfg")
+    sample = golden_models.read("t2i_4x/sample_nocfg")
     pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(toy.variables, nhwc(sample["codes"]))
     assert_close(pictures, nhwc(sample["image"]))
 
