@@ -1,22 +1,176 @@
 """Devices and hosts: the mesh, how arrays lie on it, and what only one host may do.
 
-The mesh has one axis, "data", over all devices of all hosts: batches are split over it, weights are on every device.
+The mesh has three axes. Rows of a batch are split over "data" and "fsdp"; parameters, and whatever has their shape (gradients, optimizer
+state, EMA), over "fsdp" and "tensor", by one table of rules (`RULES`); activations inside a layer over "tensor". Models never name
+these axes: they say what an activation's axes are (`constrain`), and the tables here say where those go.
 """
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
+from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 
 
-DATA = "data"
+DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
+BATCH = (DATA, FSDP)
+"""The axes that a batch's rows are split over."""
+
+RULES: tuple[tuple[str, P], ...] = (
+    # Layers that widen cut their outputs, those that narrow their inputs: between the two, activations are cut and nothing is moved.
+    (r"(qkv|w1|ada_ln|final_ada_ln)/kernel", P(FSDP, None, TENSOR)),
+    (r"(fc1|cond_embed|q|k|v|gate|up|lm_head)/kernel", P(FSDP, TENSOR)),
+    (r"(out|w2|fc2|down)/kernel", P(TENSOR, FSDP)),
+    (r"final_linear/kernel", P(FSDP, None)),
+    (r"input_proj/kernel", P(None, FSDP)),
+    (r"class_embedding/embedding", P(None, FSDP)),
+    (r"embed_tokens/embedding", P(TENSOR, FSDP)),
+    (r"position_embedding|query_tokens", P(None, FSDP)),
+    # The tokenizer: convolutions [h, w, in, out], and its adaptive norms.
+    (r"(conv\w*|nin_shortcut|\w+_(down|up)sample)/kernel", P(None, None, FSDP, TENSOR)),
+    (r"(gamma|beta)/kernel", P(None, FSDP)),
+    (r"bias|scale", P()),
+)
+"""What the end of a parameter's path matches -> its axes, counted from the last; layers stacked in front are never cut."""
+
+ACTIVATIONS = {"batch": BATCH, "heads": TENSOR, "hidden": TENSOR}
+"""What an activation's axis is -> the mesh axes that it is split over; any other is whole."""
+
+LARGE = 2**20
+"""A parameter of more elements than this must be cut as its rule says; a smaller one may stay whole where its size does not divide."""
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | None = None) -> Mesh:
+    """The devices (default: all of all hosts) as a mesh with the axes AXES.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = int(np.prod([size for size in sizes if size != -1]))
+    if len(devices) % given or (-1 not in sizes and given != len(devices)):
+        layout = " x ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
+        raise UserError(f"a mesh of {layout} does not divide {len(devices)} devices; change --mesh.data, --mesh.fsdp or --mesh.tensor")
+    shape = [len(devices) // given if size == -1 else size for size in sizes]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over "data" and "fsdp"."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Parts that a batch's rows are split into."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Raises a UserError unless each device gets as many rows of every micro-batch."""
+    parts = batch_parts(mesh) * accumulate
+    if batch_size % parts:
+        each = f"{batch_parts(mesh)} devices (data x fsdp)" + (f" and {accumulate} micro-batches" if accumulate > 1 else "")
+        raise UserError(f"a batch of {batch_size} cannot be split over {each}; make --data.batch-size a multiple of {parts}")
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Where each array of a tree lies: parameters by RULES, arrays outside of any dict (steps, counters) whole on every device.
+
+    Args:
+      tree: arrays or shapes: nested dicts of parameters, or states of such (training state, optax state).
+
+    Raises:
+      UserError: a parameter that no rule knows, or a large one that an axis does not divide.
+    """
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = "/".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
+        return NamedSharding(mesh, parameter_spec(mesh, name, leaf.shape) if name else P())
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def parameter_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
+    """The axes of the parameter at a path such as "transformer/layers/mlp/w1/kernel"; see `shardings`."""
+    rule = next((spec for pattern, spec in RULES if re.search(rf"(^|/)({pattern})$", name)), None)
+    if rule is None:
+        raise UserError(f"no rule says how to cut the parameter {name}; add one to bitdance_jax/sharding.py")
+    axes = [None] * (len(shape) - len(rule)) + list(rule)
+    for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        if axis is None or size % mesh.shape[axis] == 0:
+            continue
+        if np.prod(shape) > LARGE:
+            raise UserError(f"{name} {list(shape)} cannot be cut into {mesh.shape[axis]} parts; make --mesh.{axis} a divisor of {size}")
+        axes[i] = None
+    return P(*axes)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Tells the compiler where an activation lies; without a mesh, or inside shard_map, nothing.
+
+    Args:
+      axes: what each axis of `x` is (ACTIVATIONS), None for one that is not split. An axis that the devices do not divide stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return x
+
+    def split(axis: str | None, size: int) -> Any:
+        names = ACTIVATIONS.get(axis or "", ())
+        names = (names,) if isinstance(names, str) else names
+        return names if size % int(np.prod([mesh.shape[name] for name in names])) == 0 else None
+
+    spec = [split(axis, size) for axis, size in zip(axes, x.shape, strict=True)]
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+    """Every array of a batch [B, ...] as [parts, B / parts, ...]; part i has the rows i, i + parts, ...: none leaves its device."""
+
+    def split(x: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+        return constrain(x, None, "batch", *[None] * (x.ndim - 2))
+
+    return jax.tree.map(split, tree)
+
+
+def map_rows(function: Callable[[Array], Array], x: Array, rows: int) -> Array:
+    """`function` of a batch, so many rows a device at a time, to bound the memory that it takes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    here = len(x) // (1 if mesh.empty else batch_parts(mesh))
+    parts = next(parts for parts in range(1, here + 1) if here % parts == 0 and here // parts <= rows)
+    if parts == 1:
+        return function(x)
+    y = jnp.moveaxis(jax.lax.map(function, split_rows(x, parts)), 0, 1)
+    return constrain(y.reshape(-1, *y.shape[2:]), "batch", *[None] * (y.ndim - 2))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a batch lie on this process's devices, int64, sorted. Processes that share a row have it both."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
+
+
+def put(mesh: Mesh, params: Any) -> Any:
+    """Parameters that every process has whole, as numpy arrays, laid out as `shardings` says."""
+    return jax.tree.map(lambda x, place: jax.make_array_from_callback(x.shape, place, lambda i: x[i]), params, shardings(mesh, params))
+
+
+def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
+    """This process's rows (`local_rows`) of every array of a batch, as arrays of `batch_size` rows over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), batch)
 
 
 def start_multi_host() -> None:
@@ -36,36 +190,9 @@ def start_multi_host() -> None:
         raise UserError(f"cannot join the other hosts ({str(error).splitlines()[0]}); is {wanted} set on each?") from error
 
 
-def data_mesh() -> Mesh:
-    """All devices of all hosts in one axis, "data"."""
-    return jax.make_mesh((jax.device_count(),), (DATA,), axis_types=(AxisType.Auto,))
-
-
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The arrays of a tree on every device. On several hosts each must give the same ones."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
-
-
-def shard_batch(mesh: Mesh, batch: Any, *, whole: bool = False) -> Any:
-    """A tree of numpy arrays as JAX arrays whose rows are split over the mesh.
-
-    Args:
-      mesh: `data_mesh`.
-      batch: rows of this host alone, which become a part of the global batch; every host gives as many.
-      whole: every host gives the whole global batch instead; each takes its own rows.
-
-    Raises:
-      UserError: the rows cannot be split evenly.
-    """
-    sharding = NamedSharding(mesh, P(DATA))
-    devices = mesh.size if whole else len(mesh.local_devices)
-
-    def shard(array: np.ndarray) -> jax.Array:
-        if len(array) % devices:
-            raise UserError(f"a batch of {len(array)} cannot be split over {devices} devices; make it a multiple of {devices}")
-        return jax.make_array_from_process_local_data(sharding, array, array.shape if whole else None)
-
-    return jax.tree.map(shard, batch)
 
 
 def gather(array: jax.Array) -> np.ndarray:

@@ -16,6 +16,7 @@ from bitdance_jax.config.training import (
     TokenizerLossConfig,
     TokenizerTraining,
     Training,
+    TrainingConfig,
 )
 
 
@@ -38,6 +39,7 @@ __all__ = [
     "TokenizerLossConfig",
     "TokenizerTraining",
     "Training",
+    "TrainingConfig",
     "TransformerConfig",
     "from_dict",
     "to_dict",

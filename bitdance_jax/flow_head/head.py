@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from bitdance_jax.config import FlowHeadConfig
+from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention
 from bitdance_jax.transformer.layers import FusedDense, SwiGLU, head_init
 from bitdance_jax.transformer.stack import stacked
@@ -64,7 +65,7 @@ class PatchAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         qkv = FusedDense(3, self.config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (rearrange(part, "b p (n d) -> b n p d", d=self.config.head_dim) for part in qkv)
+        q, k, v = (constrain(rearrange(y, "b p (n d) -> b n p d", d=self.config.head_dim), "batch", "heads", None, None) for y in qkv)
         out = attention.attend(q, k, v, mask=None)
         project = nn.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
         return project(rearrange(out, "b n p d -> b p (n d)"))
@@ -90,7 +91,7 @@ class HeadBlock(nn.Module):
             x = x + gate * PatchAttention(config, self.dtype, name="attention")(y)
         scale, shift, gate = modulation[-3:]
         y = modulate(nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="mlp_norm")(x), scale, shift)
-        return x + gate * mlp(y), None
+        return constrain(x + gate * mlp(y), "batch", None, None), None
 
 
 class HeadGroup(nn.Module):
@@ -155,7 +156,7 @@ class FlowHead(nn.Module):
         """Times in [0, 1] to vectors of the head's width."""
         return self.time_embed(t)
 
-    def embed_condition(self, z: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
+    def embed_condition(self, z: Float[Array, "*B P C"]) -> Float[Array, "*B P D"]:
         """The transformer's states at a patch to vectors of the head's width."""
         return self.cond_embed(z)
 

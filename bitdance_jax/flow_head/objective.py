@@ -29,12 +29,12 @@ def training_times(normal: Float[Array, "*B"], config: FlowHeadConfig) -> Float[
     return shift_time(t, config.time_shift)
 
 
-def interpolate(bits: Float[Array, "B P K"], noise: Float[Array, "B P K"], t: Float[Array, "B"]) -> Float[Array, "B P K"]:
+def interpolate(bits: Float[Array, "*#B P K"], noise: Float[Array, "*#B P K"], t: Float[Array, "*B"]) -> Float[Array, "*B P K"]:
     """x_t = t x + (1 - t) e: noise at t = 0, data at t = 1."""
-    t = t[:, None, None]
+    t = t[..., None, None]
     return t * bits + (1 - t) * noise
 
 
-def velocity_loss(predicted: Float[Array, "B P K"], bits: Float[Array, "B P K"], t: Float[Array, "B"]) -> Float[Array, "B P K"]:
+def velocity_loss(predicted: Float[Array, "*B P K"], bits: Float[Array, "*#B P K"], t: Float[Array, "*B"]) -> Float[Array, "*B P K"]:
     """Squared error of the velocity (f - x_t) / max(1 - t, 0.05), element by element; x_t cancels."""
-    return jnp.square((bits - predicted) / remaining_time(t)[:, None, None])
+    return jnp.square((bits - predicted) / remaining_time(t)[..., None, None])

@@ -94,11 +94,14 @@ class ClassConditional(nn.Module):
         return hidden[:, -config.num_tokens :]
 
     def __call__(
-        self, labels: Int[Array, "B"], bits: Float[Array, "B T K"], x_t: Float[Array, "N P K"], t: Float[Array, "N"]
-    ) -> Float[Array, "N P K"]:
-        """Teacher-forced prediction of every patch's clean bits from its noisy ones; N patches as `to_patches` orders them."""
-        condition = to_patches(self.condition(self.hidden(labels, bits)), self.config)
-        return self.head(x_t, t, jnp.tile(condition, (x_t.shape[0] // condition.shape[0], 1, 1)))
+        self, labels: Int[Array, "B"], bits: Float[Array, "B T K"], x_t: Float[Array, "B R N P K"], t: Float[Array, "B R N"]
+    ) -> Float[Array, "B R N P K"]:
+        """Teacher-forced prediction of the clean bits of every image's N patches, from R noisy versions of each."""
+        z = to_patches(self.condition(self.hidden(labels, bits)), self.config)
+        condition = repeat(self.head.embed_condition(z), "b n p d -> (b r n) p d", r=x_t.shape[1])
+        time = rearrange(self.head.embed_time(t), "b r n d -> (b r n) 1 d")
+        predicted = self.head.denoise(rearrange(x_t, "b r n p k -> (b r n) p k"), time, condition)
+        return predicted.reshape(x_t.shape)
 
 
 def rotary(config: ClassConditionalConfig) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
@@ -118,39 +121,42 @@ def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
     return attention.block_causal_mask(total, config.class_tokens - 1, block)
 
 
-def to_patches(tokens: Float[Array, "B T C"], config: ClassConditionalConfig) -> Float[Array, "N P C"]:
-    """The patches of all images, one image after the other."""
-    return rearrange(tokens, "b (n p) c -> (b n) p c", p=config.tokens_per_step)
+def to_patches(tokens: Float[Array, "B T C"], config: ClassConditionalConfig) -> Float[Array, "B N P C"]:
+    return rearrange(tokens, "b (n p) c -> b n p c", p=config.tokens_per_step)
 
 
 class Draws(NamedTuple):
-    """Every random number of one training step; R = head_repeats * B * patches.
+    """Every random number of one training step; R is `head_repeats`, N the patches of an image.
 
     Attributes:
       flip_u1, flip_u2: uniform; a bit flips where u1 < rate * u2.
       label_drop: uniform; a label is dropped where it is below the rate.
-      time_normal, noise: standard normal, for the head's times and noisy bits; whole batches repeat one after the other.
+      time_normal, noise: standard normal, for the head's times and noisy bits.
     """
 
     flip_u1: Float[Array, "B T K"]
     flip_u2: Float[Array, "B T K"]
     label_drop: Float[Array, "B"]
-    time_normal: Float[Array, "R"]
-    noise: Float[Array, "R P K"]
+    time_normal: Float[Array, "B R N"]
+    noise: Float[Array, "B R N P K"]
 
 
-def draw(key: Array, config: ClassConditionalConfig, batch: int) -> Draws:
-    """The draws of one step for a batch of images."""
-    bits = (batch, config.num_tokens, config.tokenizer.bits)
-    patches = config.head_repeats * batch * config.num_steps
-    keys = jax.random.split(key, 5)
-    return Draws(
-        jax.random.uniform(keys[0], bits),
-        jax.random.uniform(keys[1], bits),
-        jax.random.uniform(keys[2], (batch,)),
-        jax.random.normal(keys[3], (patches,)),
-        jax.random.normal(keys[4], (patches, config.tokens_per_step, config.tokenizer.bits)),
-    )
+def draw(keys: Array, config: ClassConditionalConfig) -> Draws:
+    """The draws of one step from one key for each image: they do not depend on how a batch is split over devices or in time."""
+    bits = (config.num_tokens, config.tokenizer.bits)
+    patches = (config.head_repeats, config.num_steps)
+
+    def of_image(key: Array) -> Draws:
+        first, second, drop, time, noise = jax.random.split(key, 5)
+        return Draws(
+            jax.random.uniform(first, bits),
+            jax.random.uniform(second, bits),
+            jax.random.uniform(drop, ()),
+            jax.random.normal(time, patches),
+            jax.random.normal(noise, (*patches, config.tokens_per_step, config.tokenizer.bits)),
+        )
+
+    return jax.vmap(of_image)(keys)
 
 
 def class_conditional_loss(
@@ -167,7 +173,7 @@ def class_conditional_loss(
     target = order.grid_to_sequence(codes, config.patch_side, config.order)
     flipped = draws.flip_u1 < config.bit_flip_rate * draws.flip_u2
     labels = jnp.where(draws.label_drop < config.label_drop_rate, config.num_classes, labels)
-    clean = jnp.tile(to_patches(target, config), (config.head_repeats, 1, 1))
+    clean = to_patches(target, config)[:, None]
     t = objective.training_times(draws.time_normal, config.head)
     x_t = objective.interpolate(clean, draws.noise, t)
     predicted: Any = model.apply({"params": params}, labels, jnp.where(flipped, -target, target), x_t, t)
@@ -178,7 +184,7 @@ def init_params(model: ClassConditional, key: Array) -> Params:
     """Fresh parameters, float32; stacked or not as the model says."""
     config, patch = model.config, (model.config.num_steps, model.config.tokens_per_step, model.config.tokenizer.bits)
     bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
-    return model.init(key, jnp.zeros((1,), jnp.int32), bits, jnp.zeros(patch), jnp.zeros(patch[:1]))["params"]
+    return model.init(key, jnp.zeros((1,), jnp.int32), bits, jnp.zeros((1, 1, *patch)), jnp.zeros((1, 1, patch[0])))["params"]
 
 
 def abstract_params(config: ClassConditionalConfig, scan: bool = True) -> Params:

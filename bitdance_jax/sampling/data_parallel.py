@@ -29,7 +29,7 @@ class DataParallelSampler:
         """Puts the weights on every device; samplers may then differ from call to call."""
         if per_device < 1:
             raise UserError(f"batch_size must be positive, got {per_device}")
-        self._model, self._mesh = model, sharding.data_mesh()
+        self._model, self._mesh = model, sharding.make_mesh()
         self._params = sharding.replicate(self._mesh, model.params)
         self._draw = jax.jit(self._draw_sharded, static_argnames="sampler")
         self.batch_size = per_device * self._mesh.size
@@ -46,16 +46,18 @@ class DataParallelSampler:
 
     def _start_batch(self, seed: int, start: int, sampler: SamplerConfig) -> Array:
         """A full batch, the last one too: pictures past the end are drawn and dropped, to keep one compiled shape."""
-        keys = jax.random.key_data(image_keys(seed, start, self.batch_size))
-        rows = balanced_labels(start, self.batch_size, self._model.config.num_classes).astype(np.int32), np.asarray(keys)
-        return self._draw(self._params, *sharding.shard_batch(self._mesh, rows, whole=True), sampler=sampler)
+        keys = np.asarray(jax.random.key_data(image_keys(seed, start, self.batch_size)))
+        labels = balanced_labels(start, self.batch_size, self._model.config.num_classes).astype(np.int32)
+        mine = sharding.local_rows(self._mesh, self.batch_size)
+        rows = sharding.put_batch(self._mesh, (labels[mine], keys[mine]), self.batch_size)
+        return self._draw(self._params, *rows, sampler=sampler)
 
     def _draw_sharded(self, params: Any, labels: Array, key_data: Array, sampler: SamplerConfig) -> Array:
         def one_device(params: Any, labels: Array, key_data: Array) -> Array:
             return self._model.draw(params, labels, jax.random.wrap_key_data(key_data), sampler)
 
         # Not left to the partitioner: the guidance rows, joined to the batch, would travel between devices. Nothing here does.
-        rows = P(sharding.DATA)
+        rows = P(sharding.BATCH)
         split = jax.shard_map(one_device, mesh=self._mesh, in_specs=(P(), rows, rows), out_specs=rows, check_vma=False)
         return split(params, labels, key_data)
 

@@ -3,28 +3,28 @@
 import json
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 from flax import traverse_util
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bitdance_jax.config import OptimizerConfig, RunConfig
+from bitdance_jax import sharding
+from bitdance_jax.config import TrainingConfig, to_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
-from bitdance_jax.train.performance import Speedometer
+from bitdance_jax.train.evaluation import Evaluation, on_host
+from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
 from bitdance_jax.train.profiling import Profile
 from bitdance_jax.train.recorder import Recorder
-from bitdance_jax.train.state import TrainState, init_state, learning_rate_schedule, make_optimizer
+from bitdance_jax.train.state import TrainState, abstract_state, init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.stopping import StopSignals
 from bitdance_jax.train.task import Batch, Batches, Task
 
 
@@ -33,98 +33,86 @@ _RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "prev
 _MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
 
 
-class Interrupted(Exception):
-    """A signal stopped the run, which is saved. `exit_code` is the shell's for that signal: 128 + its number."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-def train(
-    task: Task,
-    run: RunConfig,
-    optimizer: OptimizerConfig,
-    config: dict[str, Any] | None = None,
-    profile: tuple[int, int] | None = None,
-) -> None:
+def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
     """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
 
-    A run that is killed at any moment and started again gives the same losses and weights as one that is not. The workdir holds
-    config.json, checkpoints/, metrics.csv, curves.png, pictures/, tensorboard/ and, at the end, the model folder model/.
+    A run that is killed at any moment and started again gives the same losses and weights as one that is not; on another mesh, the same but
+    for rounding. The workdir holds config.json, checkpoints/, metrics.csv, curves.png, pictures/, tensorboard/ and, at the end, the model
+    folder model/.
 
     Args:
       task: what is trained.
-      run: length, intervals, seed.
-      optimizer: see OptimizerConfig.
-      config: the whole training config as plain data (default: `run` and `optimizer`), kept as config.json; it must not change on resuming.
-      profile: first and last step to trace into `profile/`.
+      config: kept as config.json; what decides the result must not change on resuming.
+      mesh: devices of all processes (`sharding.make_mesh`); every process calls this alike.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
       UserError: the workdir holds another run, the loss is not finite, or the disk is full.
     """
+    run = config.run
     workdir = Path(run.workdir)
+    sharding.check_batch(mesh, task.batch_size, run.accumulate)
     with _disk_full_is_user_error(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with Checkpoints(workdir / "checkpoints", run.keep) as checkpoints:
-            _record_config(workdir, config or {"run": asdict(run), "optimizer": asdict(optimizer)}, resuming=bool(checkpoints.steps))
-            state = _train_steps(task, run, optimizer, checkpoints, profile)
-        task.export(state.ema, str(workdir / "model"))
+            if jax.process_index() == 0:
+                _record_config(workdir, to_dict(config), resuming=bool(checkpoints.steps))
+            state, figures = _train_steps(task, config, mesh, checkpoints)
+        params = on_host(state.ema, mesh)
+        if jax.process_index() == 0:
+            task.export(params, figures, str(workdir / "model"))
     _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
 
 
-def _train_steps(
-    task: Task, run: RunConfig, config: OptimizerConfig, checkpoints: Checkpoints, profile: tuple[int, int] | None
-) -> TrainState:
-    schedule = learning_rate_schedule(config, run.steps)
-    optimizer = make_optimizer(config, schedule, task)
-    train_step = make_train_step(task, optimizer, schedule, config.ema_decay)
+def _train_steps(task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, float]]:
+    """The state after the last step, and its held-out figures."""
+    run, objective = config.run, task.objective
+    schedule = learning_rate_schedule(config.optimizer, run.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, objective)
+    train_step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate)
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
-    init = jax.jit(lambda key: init_state(task, optimizer, key))
+    places = sharding.shardings(mesh, abstract := abstract_state(objective, optimizer, mesh))
 
-    restored = checkpoints.restore(jax.eval_shape(init, init_key))
-    state, place = restored or (init(init_key), None)
+    restored = checkpoints.restore(abstract)
+    state, place = restored or (jax.jit(lambda key: init_state(objective, optimizer, key), out_shardings=places)(init_key), None)
     start = int(state.step)
     if start:
         _say(f"resuming {run.workdir} after step {start}")
 
-    feed = _Feed(task.batches(), place)
-    if start < run.steps:
-        feed.read_ahead()
-    speed = Speedometer(feed.batch_size, flops=0, peak=None)
-    trace = Profile(profile, Path(run.workdir) / "profile", start)
-    with closing(Recorder(task, run, checkpoints, start, speed)) as recorder, trace, _stop_signals() as signals:
+    frozen = sharding.put(mesh, task.frozen)
+    evaluation = Evaluation(task, frozen, mesh)
+    feed = _Feed(task.batches(sharding.local_rows(mesh, task.batch_size)), place, mesh, task.batch_size)
+    speed = Speedometer(task.batch_size, training_flops(objective, task.batch_size), peak_flops(mesh))
+    trace = Profile(config.profile, Path(run.workdir) / "profile", start)
+    with closing(Recorder(task, run, checkpoints, start, speed, evaluation)) as recorder, trace, StopSignals() as signals:
         for step in range(start + 1, run.steps + 1):
             trace.before_step(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, feed.take(), noise_key)
-            stopping = bool(signals)
+                state, metrics = train_step(state, frozen, feed.take(), noise_key)
+            stopping = signals.reached(step)
             if not stopping:
-                feed.read_ahead()  # While the device works on this step.
+                feed.read_ahead()  # While the devices work on this step.
+            checkpoints.check()
             recorder.after_step(step, state, metrics, feed.place, stopping)
             if stopping and step < run.steps:
-                name = signal.Signals(signals[0]).name
-                message = f"stopped by {name}; step {step} is saved in {run.workdir}, the same command goes on from there"
-                raise Interrupted(message, 128 + signals[0])
-    return state
+                checkpoints.wait()
+                raise signals.interruption(f"step {step} is saved in {run.workdir}")
+    return state, evaluation.figures(state.ema)
 
 
 class _Feed:
-    """Batches on the device, read one ahead.
+    """Batches on the devices, read one ahead.
 
     Attributes:
       place: the data's place after the batch last taken (not the one read ahead): what a checkpoint keeps.
-      batch_size: of the batch last read.
     """
 
-    def __init__(self, batches: Batches, place: dict[str, Any] | None) -> None:
-        self._batches = batches
+    def __init__(self, batches: Batches, place: dict[str, Any] | None, mesh: Mesh, batch_size: int) -> None:
+        self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
         if place is not None:
             batches.set_state(place)
         self._ahead: tuple[Batch, dict[str, Any]] | None = None
         self.place: dict[str, Any] = {}
-        self.batch_size = 0
 
     def take(self) -> Batch:
         if self._ahead is None:
@@ -135,34 +123,8 @@ class _Feed:
         return batch
 
     def read_ahead(self) -> None:
-        batch = jax.device_put(next(self._batches))
-        self.batch_size = len(next(iter(batch.values())))
+        batch = sharding.put_batch(self._mesh, next(self._batches), self._batch_size)
         self._ahead = batch, self._batches.get_state()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT or SIGTERM into the list instead of dying of it; a second one kills as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python allows signal handlers in the main thread only.
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 @contextmanager
@@ -200,4 +162,5 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)

@@ -28,12 +28,6 @@ def training_flops(objective: Any, batch_size: int) -> int:
 
 
 def peak_flops(mesh: Mesh) -> float | None:
-    """bfloat16 operations a second of all devices together; None where a device's are not known."""
-    chips = [chip_of(device) for device in mesh.devices.flat]
-    return None if None in chips else sum(chip.flops for chip in chips if chip)
-
-
-def peak_flops(mesh: Mesh) -> float | None:
     """Operations a second of all devices of a mesh, in bfloat16; None where that is not known, as of CPUs."""
     chips = [chip_of(device) for device in mesh.devices.flat]
     return sum(chip.flops for chip in chips if chip) if all(chips) else None

@@ -10,6 +10,7 @@ from bitdance_jax.config import RunConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.divergence import DivergenceCheck
+from bitdance_jax.train.evaluation import Evaluation
 from bitdance_jax.train.metrics import MetricsWriter
 from bitdance_jax.train.performance import Speedometer, memory
 from bitdance_jax.train.state import TrainState
@@ -25,9 +26,11 @@ class Recorder:
     wherever it was saved.
     """
 
-    def __init__(self, task: Task, run: RunConfig, checkpoints: Checkpoints, start: int, speed: Speedometer) -> None:
+    def __init__(
+        self, task: Task, run: RunConfig, checkpoints: Checkpoints, start: int, speed: Speedometer, evaluation: Evaluation
+    ) -> None:
         """`start`: steps done already."""
-        self._task, self._run, self._checkpoints, self._speed = task, run, checkpoints, speed
+        self._task, self._run, self._checkpoints, self._speed, self._evaluation = task, run, checkpoints, speed, evaluation
         self._writes = jax.process_index() == 0
         self._writer = MetricsWriter(Path(run.workdir), start) if self._writes else None
         self._progress = tqdm(total=run.steps, initial=start, unit="step", dynamic_ncols=True, desc="compiling", disable=not self._writes)
@@ -85,6 +88,7 @@ class Recorder:
         for number, row in enumerate(rows, start=step - len(rows) + 1):
             complaint = self._divergence.complaint(float(row["loss"]), float(row["grad_norm"]))
             if complaint:
+                self._checkpoints.wait()
                 steps = self._checkpoints.steps
                 kept = f"the last checkpoint is of step {steps[-1]}" if steps else "nothing is saved yet"
                 mend = "a lower optimizer.learning_rate or a longer warm-up, in another workdir"
@@ -97,8 +101,8 @@ class Recorder:
         self._progress.set_postfix_str(_summary(figures, used))
         pictures = {}
         if previews:
-            figures |= {f"eval_{name}": float(value) for name, value in self._task.evaluate(state.ema).items()}
-            pictures = self._task.preview(state.ema, step)
+            figures |= {f"eval_{name}": value for name, value in self._evaluation.figures(state.ema).items()}
+            pictures = self._evaluation.pictures(state.ema, step)
         if self._writer:
             self._writer.write(step, {"epoch": step / self._task.steps_per_epoch, **figures}, used)
             if previews:

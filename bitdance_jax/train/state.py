@@ -6,9 +6,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from bitdance_jax import sharding
 from bitdance_jax.config import ConfigError, OptimizerConfig
-from bitdance_jax.train.task import Params, Task
+from bitdance_jax.train.task import Objective, Params
 
 
 @flax.struct.dataclass
@@ -28,10 +30,22 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def init_state(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step."""
-    params = task.init(key)
+    params = objective.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state as jax.ShapeDtypeStructs that say where every array lies (`sharding.shardings`)."""
+    state = jax.eval_shape(lambda key: init_state(objective, optimizer, key), jax.random.key(0))
+    return on_mesh(mesh, state)
+
+
+def on_mesh(mesh: Mesh, tree: Any) -> Any:
+    """Shapes with the places where `sharding.shardings` puts them."""
+    places = sharding.shardings(mesh, tree)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -48,13 +62,13 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.join_schedules(schedules, boundaries)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, task: Task) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, objective: Objective) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; weight decay is decoupled and scaled by the learning rate."""
 
     def decayed(params: Params) -> Params:
-        def decays(path: tuple[jax.tree_util.DictKey, ...], param: jax.Array) -> bool:
+        def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
             names = tuple(str(key.key) for key in path)
-            return param.ndim - task.stacked_axes(names) >= 2 and not task.no_decay(names)
+            return names[-1] not in ("bias", "scale") and not objective.no_decay(names)
 
         return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the thing it trains."""
+"""What training needs to know of the thing it trains: an objective, which is pure, and a task, which has data and weights."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -8,9 +8,9 @@ import numpy as np
 
 
 Params = Any
-"""Parameters: nested dicts of float32 arrays."""
+"""Parameters: nested dicts of arrays."""
 Batch = dict[str, Any]
-"""A batch: name -> array; the first axis of every array is the batch's. Numpy from the loader, jax arrays inside `Task.loss`."""
+"""A batch: name -> array; the first axis of every array is the batch's. Numpy from the loader, jax arrays inside an objective."""
 
 
 @runtime_checkable
@@ -25,35 +25,63 @@ class Batches(Iterator[Batch], Protocol):
 
 
 @runtime_checkable
-class Task(Protocol):
-    """What is trained.
-
-    Attributes:
-      steps_per_epoch: steps in one pass over the training pictures, for the `epoch` column of the metrics.
-    """
-
-    steps_per_epoch: float
+class Objective(Protocol):
+    """What a training step computes: pure functions of arrays, traced inside jit. It needs neither data nor saved weights."""
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters, float32. Called inside jit."""
+        """Initial parameters, float32."""
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss and further scalar metrics. Pure; jitted as part of the train step."""
+    def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The scalar loss, a mean over the batch's rows, and further scalar metrics.
+
+        Args:
+          params: what trains.
+          frozen: weights that do not, as `abstract_frozen`.
+          batch: as `abstract_batch`.
+          keys: one for each row; all of a row's randomness comes from its own.
+        """
+
+    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+        """Scalar figures of a held-out batch."""
 
     def no_decay(self, path: tuple[str, ...]) -> bool:
-        """Whether the parameter at `path` gets no weight decay, besides those with fewer than two dimensions."""
+        """Whether the parameter at `path` gets no weight decay, besides biases and the scales of norms."""
 
-    def stacked_axes(self, path: tuple[str, ...]) -> int:
-        """How many leading axes of the parameter at `path` come from stacking layers: they do not count as dimensions for weight decay."""
+    def abstract_batch(self, batch_size: int) -> Batch:
+        """Shapes and dtypes of a batch."""
+
+    def abstract_frozen(self) -> Params:
+        """Shapes and dtypes of the frozen weights."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """An objective with its data and frozen weights, and what comes out of a run.
+
+    Attributes:
+      frozen: weights that do not train, as `objective.abstract_frozen()`.
+      batch_size: rows of a batch, over all processes.
+      steps_per_epoch: steps in one pass over the training pictures, for the `epoch` column of the metrics.
+      held_out_size: pictures kept back for evaluation.
+    """
+
+    frozen: Params
+    batch_size: int
+    steps_per_epoch: float
+    held_out_size: int
+
+    @property
+    def objective(self) -> Objective:
+        """What a step computes."""
+
+    def batches(self, rows: np.ndarray) -> Batches:
+        """The training batches from the start; of each only the given rows, this process's."""
+
+    def held_out(self, rows: np.ndarray) -> Batches:
+        """The held-out batches, likewise, in a fixed order that starts again after the last picture."""
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        """Pictures to look at while it trains: name -> uint8 [H, W, 3]."""
+        """Pictures to look at while it trains: name -> uint8 [H, W, 3]. The parameters lie whole on one local device."""
 
-    def evaluate(self, ema_params: Params) -> dict[str, float]:
-        """Figures on the held-out split, logged with the previews."""
-
-    def export(self, ema_params: Params, folder: str) -> None:
-        """Writes the finished model folder."""
-
-    def batches(self) -> Batches:
-        """The training batches from the start."""
+    def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
+        """Writes the finished model folder; `figures` are the last held-out ones. The parameters are numpy arrays."""

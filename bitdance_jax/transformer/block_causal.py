@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import TransformerConfig
+from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache
 from bitdance_jax.transformer.layers import FusedDense, SwiGLU, transformer_init
@@ -37,7 +38,7 @@ class SelfAttention(nn.Module):
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         qkv = FusedDense(3, self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (rearrange(part, "b s (n d) -> b n s d", n=self.config.num_heads) for part in qkv)
+        q, k, v = (constrain(rearrange(x, "b s (n d) -> b n s d", n=self.config.num_heads), "batch", "heads", None, None) for x in qkv)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         if cache is not None:
             cache = attention.write_cache(cache, k, v, start)
@@ -64,7 +65,8 @@ class Block(nn.Module):
         y, cache = SelfAttention(config, self.dtype, self.kernel, name="attention")(y, rotary, mask, cache, start)
         x = x + y
         y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
-        return x + SwiGLU(config.hidden_dim, config.dim, use_bias=False, dtype=self.dtype, name="mlp")(y), cache
+        x = x + SwiGLU(config.hidden_dim, config.dim, use_bias=False, dtype=self.dtype, name="mlp")(y)
+        return constrain(x, "batch", None, None), cache
 
 
 class BlockCausalTransformer(nn.Module):

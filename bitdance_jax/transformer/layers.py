@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from bitdance_jax.sharding import constrain
+
 
 # GPT-2's scale, for the transformers; the flow head follows DiT (Xavier, and zeros where a block shall start as the identity).
 transformer_init = nn.initializers.normal(0.02)
@@ -43,5 +45,5 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
         gate, up = FusedDense(2, self.hidden, self.use_bias, self.kernel_init, self.dtype, name="w1")(x)
-        w2 = nn.Dense(self.features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="w2")
-        return w2(nn.silu(gate) * up)
+        inner = constrain(nn.silu(gate) * up, "batch", *[None] * (x.ndim - 2), "hidden")
+        return nn.Dense(self.features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="w2")(inner)

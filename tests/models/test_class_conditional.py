@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 from flax.traverse_util import flatten_dict
 from golden_models import CLASS_CONDITIONAL, assert_close, largest_error, nhwc
 
@@ -39,9 +40,13 @@ class Case(NamedTuple):
 def run(name: str, recorded: dict[str, np.ndarray], dtype: Any, scan: bool) -> Results:
     config, params, _ = golden_models.class_conditional(name)
     model = ClassConditional(config, scan=scan, remat="dots" if scan else None, dtype=dtype)
+    # The release repeats whole batches one after the other.
+    noise = jnp.asarray(recorded["noise"], dtype)
+    of_patch = {"r": config.head_repeats, "n": config.num_steps}
     draws = Draws(
-        *(jnp.asarray(recorded[key], dtype) for key in ("flip_u1", "flip_u2", "label_drop_u", "t_normal")),
-        jnp.asarray(recorded["noise"], dtype).reshape(-1, config.tokens_per_step, config.tokenizer.bits),
+        *(jnp.asarray(recorded[key], dtype) for key in ("flip_u1", "flip_u2", "label_drop_u")),
+        rearrange(jnp.asarray(recorded["t_normal"], dtype).reshape(-1), "(r b n) -> b r n", **of_patch),
+        rearrange(noise.reshape(-1, config.tokens_per_step, config.tokenizer.bits), "(r b n) p k -> b r n p k", **of_patch),
     )
     labels, codes = jnp.asarray(recorded["label"], jnp.int32), nhwc(recorded["codes"]).astype(dtype)
 
@@ -108,25 +113,26 @@ def test_released_sizes(name, millions):
 
 def toy_arguments(config: ClassConditionalConfig, batch: int) -> tuple[jax.Array, ...]:
     bits = jnp.ones((batch, config.num_tokens, config.tokenizer.bits))
-    patches = batch * config.num_steps
-    x_t = jnp.zeros((patches, config.tokens_per_step, config.tokenizer.bits))
+    patches = (batch, 1, config.num_steps)
+    x_t = jnp.zeros((*patches, config.tokens_per_step, config.tokenizer.bits))
     return jnp.zeros(batch, jnp.int32), bits, x_t, jnp.zeros(patches)
 
 
 def test_draws():
     """As many as the loss takes; uniform and normal as they should be; another key gives others."""
     config = golden_models.class_conditional("imagenet_4x").config
-    draws = class_conditional.draw(jax.random.key(0), config, batch=3)
-    patches = config.head_repeats * 3 * 16
-    assert [x.shape for x in draws] == [(3, 64, 8), (3, 64, 8), (3,), (patches,), (patches, 4, 8)]
+    draws = class_conditional.draw(jax.random.split(jax.random.key(0), 3), config)
+    repeats = config.head_repeats
+    assert [x.shape for x in draws] == [(3, 64, 8), (3, 64, 8), (3,), (3, repeats, 16), (3, repeats, 16, 4, 8)]
     for uniform in draws[:2]:
         assert 0 <= uniform.min() < 0.05
         assert 0.95 < uniform.max() < 1
         assert abs(uniform.mean() - 0.5) < 0.05
     assert abs(draws.noise.mean()) < 0.1
     assert abs(draws.noise.std() - 1) < 0.1
-    others = class_conditional.draw(jax.random.key(1), config, batch=3)
+    others = class_conditional.draw(jax.random.split(jax.random.key(1), 3), config)
     assert all(not np.any(a == b) for a, b in zip(draws, others, strict=True))
+    assert all(not np.any(x[0] == x[1]) for x in draws)
 
 
 def test_targets_are_clean_and_inputs_flipped():
@@ -134,7 +140,7 @@ def test_targets_are_clean_and_inputs_flipped():
     config, params, _ = golden_models.class_conditional("imagenet_16x")
     config = dataclasses.replace(config, bit_flip_rate=1.0, label_drop_rate=1.0)
     model = ClassConditional(config)
-    draws = class_conditional.draw(jax.random.key(0), config, batch=2)
+    draws = class_conditional.draw(jax.random.split(jax.random.key(0), 2), config)
     draws = draws._replace(flip_u1=jnp.zeros_like(draws.flip_u1), flip_u2=jnp.ones_like(draws.flip_u2))
     codes = jnp.sign(jax.random.normal(jax.random.key(1), (2, 8, 8, 8)))
 
@@ -142,12 +148,12 @@ def test_targets_are_clean_and_inputs_flipped():
     def both(params):
         loss = class_conditional.class_conditional_loss(model, params, jnp.array([1, 2]), codes, draws)
         target = order.grid_to_sequence(codes, config.patch_side, config.order)
-        clean = jnp.tile(class_conditional.to_patches(target, config), (config.head_repeats, 1, 1))
+        clean = class_conditional.to_patches(target, config)[:, None]
         t = jax.nn.sigmoid(0.8 * draws.time_normal - 0.8)
-        x_t = t[:, None, None] * clean + (1 - t[:, None, None]) * draws.noise
+        x_t = t[..., None, None] * clean + (1 - t[..., None, None]) * draws.noise
         unconditional = jnp.full(2, config.num_classes)
         predicted = model.apply({"params": params}, unconditional, -target, x_t, t)
-        return loss, jnp.mean(((clean - predicted) / jnp.maximum(1 - t, 0.05)[:, None, None]) ** 2)
+        return loss, jnp.mean(((clean - predicted) / jnp.maximum(1 - t, 0.05)[..., None, None]) ** 2)
 
     loss, expected = both(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
