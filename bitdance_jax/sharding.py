@@ -29,12 +29,14 @@ BATCH = (DATA, FSDP)
 RULES: tuple[tuple[str, P], ...] = (
     # Layers that widen cut their outputs, those that narrow their inputs: between the two, activations are cut and nothing is moved.
     (r"(qkv|w1|ada_ln|final_ada_ln)/kernel", P(FSDP, None, TENSOR)),
-    (r"(fc1|cond_embed|q|k|v|gate|up|lm_head)/kernel", P(FSDP, TENSOR)),
+    (r"(fc1|cond_embed|q|k|v|gate|up)/kernel", P(FSDP, TENSOR)),
     (r"(out|w2|fc2|down)/kernel", P(TENSOR, FSDP)),
     (r"final_linear/kernel", P(FSDP, None)),
     (r"input_proj/kernel", P(None, FSDP)),
     (r"class_embedding/embedding", P(None, FSDP)),
-    (r"embed_tokens/embedding", P(TENSOR, FSDP)),
+    # The width alone: the released vocabulary, 151988, is 4 x 37997.
+    (r"embed_tokens/embedding", P(None, (FSDP, TENSOR))),
+    (r"lm_head/kernel", P((FSDP, TENSOR), None)),
     (r"position_embedding|query_tokens", P(None, FSDP)),
     # The tokenizer: convolutions [h, w, in, out], and its adaptive norms.
     (r"(conv\w*|nin_shortcut|\w+_(down|up)sample)/kernel", P(None, None, FSDP, TENSOR)),
@@ -108,10 +110,13 @@ def parameter_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
         raise UserError(f"no rule says how to cut the parameter {name}; add one to bitdance_jax/sharding.py")
     axes = [None] * (len(shape) - len(rule)) + list(rule)
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-        if axis is None or size % mesh.shape[axis] == 0:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        parts = int(np.prod([mesh.shape[axis] for axis in names]))
+        if size % parts == 0:
             continue
         if np.prod(shape) > LARGE:
-            raise UserError(f"{name} {list(shape)} cannot be cut into {mesh.shape[axis]} parts; make --mesh.{axis} a divisor of {size}")
+            flags = " x ".join(f"--mesh.{axis}" for axis in names)
+            raise UserError(f"{name} {list(shape)} cannot be cut into {parts} parts; make {flags} a divisor of {size}")
         axes[i] = None
     return P(*axes)
 
