@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import Qwen3Config
+from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache
 from bitdance_jax.transformer.layers import transformer_init
@@ -37,7 +38,8 @@ class GroupedQueryAttention(nn.Module):
             return nn.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
 
         def heads(name: str, count: int) -> Float[Array, "B N S D"]:
-            return rearrange(linear(count * config.head_dim, name)(x), "b s (n d) -> b n s d", n=count)
+            y = rearrange(linear(count * config.head_dim, name)(x), "b s (n d) -> b n s d", n=count)
+            return constrain(y, "batch", "heads", None, None)
 
         q = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="q_norm")(heads("q", config.num_heads))
         k = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="k_norm")(heads("k", config.num_kv_heads))
@@ -63,7 +65,7 @@ class GatedMLP(nn.Module):
             return nn.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
 
         hidden = nn.silu(linear(self.config.hidden_dim, "gate")(x)) * linear(self.config.hidden_dim, "up")(x)
-        return linear(self.config.dim, "down")(hidden)
+        return linear(self.config.dim, "down")(constrain(hidden, "batch", None, "hidden"))
 
 
 class Qwen3Block(nn.Module):
@@ -82,7 +84,7 @@ class Qwen3Block(nn.Module):
         y, cache = GroupedQueryAttention(config, self.dtype, self.kernel, name="attention")(y, rotary, mask, cache, start)
         x = x + y
         y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
-        return x + GatedMLP(config, self.dtype, name="mlp")(y), cache
+        return constrain(x + GatedMLP(config, self.dtype, name="mlp")(y), "batch", None, None), cache
 
 
 class Qwen3(nn.Module):
