@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,14 +14,27 @@ from etils import epath
 from bitdance_jax import model_folder
 from bitdance_jax.config import ClassConditionalConfig, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.convert import keys, lazy, parameters, sizes, sources
+from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.convert.sources import Source
 from bitdance_jax.errors import UserError
-from bitdance_jax.models import class_conditional
+from bitdance_jax.models import class_conditional, text_to_image
+from bitdance_jax.text import prompt_tokenizer
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.tokenizer import autoencoder
 
 
 Params = dict[str, Any]
+
+
+class Converted(NamedTuple):
+    """What a model folder is written of."""
+
+    kind: model_folder.Kind
+    config: dict[str, Any]
+    params: Params
+    metadata: dict[str, Any]
+    files: dict[str, bytes]
 
 
 def convert(source: str, out: str, *, weights: sources.Weights = "ema", tokenizer: str | None = None) -> None:
@@ -30,7 +43,7 @@ def convert(source: str, out: str, *, weights: sources.Weights = "ema", tokenize
     Args:
       source: see `sources.open_source`.
       weights: of a .pt file with both.
-      tokenizer: a file or id whose tokenizer is taken instead of the one inside a class-conditional model's.
+      tokenizer: a file or id whose tokenizer is taken instead of the model's own.
 
     Raises:
       UserError: the source cannot be read or is not one of the models, listing all its wrong keys; nothing is written then.
@@ -39,28 +52,35 @@ def convert(source: str, out: str, *, weights: sources.Weights = "ema", tokenize
     opened = sources.open_source(source, weights)
     if opened.kind == "tokenizer":
         if tokenizer is not None:
-            raise UserError(f"{opened.path} is a tokenizer itself; --tokenizer goes with a class-conditional model")
-        config, abstract = _tokenizer_sizes(opened)
-        _refuse(opened, parameters.problems(opened.tensors, abstract, keys.TOKENIZER))
-        params = parameters.from_release(opened.tensors, abstract, keys.TOKENIZER)
-        _write(out, opened, "tokenizer", to_dict(config), params, _metadata(opened))
-        return
-    model_config, params = _class_conditional(opened, _its_tokenizer(opened, tokenizer, weights))
-    _write(out, opened, "class_conditional", to_dict(model_config), params, _metadata(opened, model_config, weights))
+            raise UserError(f"{opened.path} is a tokenizer itself; --tokenizer goes with a model that has one")
+        converted = _tokenizer(opened)
+    elif opened.kind == "class_conditional":
+        converted = _class_conditional(opened, _its_tokenizer(opened, tokenizer, weights), weights)
+    else:
+        converted = _text_to_image(opened, _its_tokenizer(opened, tokenizer, weights))
+    _write(out, opened, converted)
 
 
 def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weights) -> Source:
-    """The tokenizer that lies inside a class-conditional model's file, under `vae.`, or the one given instead."""
+    """The tokenizer that lies inside a model's state dict, or the one given instead."""
     if tokenizer is not None:
         given = sources.open_source(tokenizer, weights)
         if given.kind != "tokenizer":
             raise UserError(f"--tokenizer {tokenizer} is no tokenizer")
         return given
-    inner = {key.removeprefix("vae."): array for key, array in source.tensors.items() if key.startswith("vae.")}
+    prefix = sources.INNER_TOKENIZER[source.kind]
+    inner = {key.removeprefix(prefix): array for key, array in source.tensors.items() if key.startswith(prefix)}
     if not inner:
-        raise UserError(f"{source.path} has no tokenizer inside (no keys under vae.); add --tokenizer ae_d16c32.safetensors")
+        raise UserError(f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer ae_d16c32.safetensors")
     own = source.own and {"config": source.own["config"]["tokenizer"]}
     return dataclasses.replace(source, kind="tokenizer", tensors=inner, own=own, notes=())
+
+
+def _tokenizer(source: Source) -> Converted:
+    config, abstract = _tokenizer_sizes(source)
+    _refuse(source, parameters.problems(source.tensors, abstract, keys.TOKENIZER))
+    params = parameters.from_release(source.tensors, abstract, keys.TOKENIZER)
+    return Converted("tokenizer", to_dict(config), params, _metadata(source, {}), {})
 
 
 def _tokenizer_sizes(source: Source) -> tuple[TokenizerConfig, Params]:
@@ -72,9 +92,9 @@ def _tokenizer_sizes(source: Source) -> tuple[TokenizerConfig, Params]:
     return config, autoencoder.abstract_params(config)
 
 
-def _class_conditional(source: Source, tokenizer: Source) -> tuple[ClassConditionalConfig, Params]:
+def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weights) -> Converted:
     tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
-    tensors = {key: array for key, array in source.tensors.items() if not key.startswith("vae.")}
+    tensors = _without_tokenizer(source)
     if source.own:
         config = from_dict(ClassConditionalConfig, source.own["config"], f"{source.path}: config")
         config = dataclasses.replace(config, tokenizer=tokenizer_config)
@@ -82,31 +102,55 @@ def _class_conditional(source: Source, tokenizer: Source) -> tuple[ClassConditio
         config = sizes.class_conditional_config(_shapes(tensors), source.record, tokenizer_config)
         _note_differences(source, sizes.class_conditional_record(config))
     table, abstract = keys.class_conditional(config), class_conditional.abstract_params(config)
-    prefix = "vae." if tokenizer.path == source.path else ""
+    params = _params(source, tensors, abstract, table, tokenizer, tokenizer_abstract)
+    metadata: dict[str, Any] = {"class_names": None, "weights": weights}
+    if known := sizes.published(config):
+        name, sampler = known
+        metadata |= {"name": name, "sampler": to_dict(sampler)}
+    return Converted("class_conditional", to_dict(config), params, _metadata(source, metadata), {})
+
+
+def _text_to_image(source: Source, tokenizer: Source) -> Converted:
+    assert source.text_tokenizer is not None
+    tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
+    tensors, text, head = _without_tokenizer(source), source.record["text"], source.record["vision_head"]
+    prompts = PromptTokenizer(source.text_tokenizer, release_sizes.tokens_per_step(head))
+    config = release_sizes.text_to_image_config(_shapes(tensors), text, head, tokenizer_config, prompts)
+    _note_differences(source, {"text": release_sizes.text_record(config.text), "vision_head": release_sizes.vision_head_record(config)})
+    table, abstract = keys.text_to_image(config), text_to_image.abstract_params(config)
+    params = _params(source, tensors, abstract, table, tokenizer, tokenizer_abstract)
+    metadata = _metadata(source, {"sampler": to_dict(release_sizes.SAMPLER)})
+    return Converted("text_to_image", to_dict(config), params, metadata, prompt_tokenizer.read_files(source.text_tokenizer))
+
+
+def _params(
+    source: Source, tensors: parameters.Tensors, abstract: Params, table: keys.Table, tokenizer: Source, tokenizer_abstract: Params
+) -> Params:
+    """Of a model with its tokenizer; a UserError that lists all that is wrong with either's keys."""
+    prefix = sources.INNER_TOKENIZER[source.kind] if tokenizer.path == source.path else ""
     tokenizer_problems = parameters.problems(tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER, prefix)
     _refuse(source, parameters.problems(tensors, abstract, table) + tokenizer_problems)
-    return config, {
+    return {
         "model": parameters.from_release(tensors, abstract, table),
         "tokenizer": parameters.from_release(tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER),
     }
+
+
+def _without_tokenizer(source: Source) -> parameters.Tensors:
+    return {key: array for key, array in source.tensors.items() if not key.startswith(sources.INNER_TOKENIZER[source.kind])}
 
 
 def _shapes(tensors: parameters.Tensors) -> dict[str, tuple[int, ...]]:
     return {key: array.shape for key, array in tensors.items()}
 
 
-def _metadata(source: Source, config: ClassConditionalConfig | None = None, weights: sources.Weights | None = None) -> dict[str, Any]:
-    """Of the model folder: as it was before an export, or where the weights come from, and a published model's sampler."""
-    if source.own:
-        return source.own["metadata"]
-    metadata: dict[str, Any] = {"source": source.path.name}
-    if config is None:
-        return metadata
-    metadata |= {"class_names": None, "weights": weights}
-    if known := sizes.published(config):
-        name, sampler = known
-        metadata |= {"name": name, "sampler": to_dict(sampler)}
-    return metadata
+def _metadata(source: Source, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Of the model folder: as it was before an export, or where the weights come from, and what else is known."""
+    return source.own["metadata"] if source.own else {"source": _name(source), **metadata}
+
+
+def _name(source: Source) -> str:
+    return source.name or os.path.basename(os.path.abspath(source.path))
 
 
 def _note_differences(source: Source, inferred: dict[str, Any]) -> None:
@@ -126,11 +170,11 @@ def _check_out(out: str) -> None:
         raise UserError(f"{out} is there and is not a model folder; give another place, or remove it first")
 
 
-def _write(out: str, source: Source, kind: model_folder.Kind, config: dict[str, Any], params: Params, metadata: dict[str, Any]) -> None:
+def _write(out: str, source: Source, converted: Converted) -> None:
     for note in source.notes:
         print(f"note: {note}")
     lazy.register()
-    total = parameters.num_bytes(params)
+    total = parameters.num_bytes(converted.params)
     _check_space(out, total)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="converting", dynamic_ncols=True) as bar:
 
@@ -143,10 +187,10 @@ def _write(out: str, source: Source, kind: model_folder.Kind, config: dict[str, 
             return dataclasses.replace(array, read=read)
 
         try:
-            model_folder.save(out, kind=kind, config=config, params=jax.tree.map(counted, params), metadata=metadata)
+            model_folder.save(out, **converted._replace(params=jax.tree.map(counted, converted.params))._asdict())
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error})") from error
-    print(f"{out}: {kind} model, {total / 2**30:.2f} GiB of weights from {source.path.name}")
+    print(f"{out}: {converted.kind} model, {total / 2**30:.2f} GiB of weights from {_name(source)}")
 
 
 def _check_space(out: str, needed: int) -> None:

@@ -7,18 +7,16 @@ from pathlib import Path, PurePosixPath
 
 import huggingface_hub
 
+from bitdance_jax.convert import release_folder
 from bitdance_jax.errors import UserError
 
 
-TOKENIZERS = {
-    "autoencoder/diffusion_pytorch_model.safetensors": "autoencoder/config.json",
-    "ae.safetensors": "ae_config.json",
-}
-"""Where text-to-image repositories have theirs, and its config."""
+TEXT_TO_IMAGE_FILES = (".safetensors", ".json", ".txt", ".jinja")
+"""Endings of the files that make a text-to-image model: weights, configs, the prompts' tokenizer."""
 
 
 def download(name: str) -> Path:
-    """The local copy of what "owner/repository" or "owner/repository/file" names: a file, or a folder with a tokenizer.
+    """The local copy of what "owner/repository" or "owner/repository/file" names: a file, or a folder with a text-to-image model.
 
     Raises:
       UserError: not such a name, nothing found there, or several files to choose from.
@@ -32,7 +30,7 @@ def download(name: str) -> Path:
     wanted = _choose(name, files, file)
     with _one_line(name):
         folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
-    return folder if wanted[0] in TOKENIZERS else folder / wanted[0]
+    return folder if file is None and release_folder.layout(set(files)) else folder / wanted[0]
 
 
 @contextlib.contextmanager
@@ -48,11 +46,11 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 def _choose(name: str, files: list[str], file: str | None) -> list[str]:
-    """The files to fetch, the one with the tensors first."""
+    """The files to fetch: all of a text-to-image model's, or the one with the tensors first."""
     if file is None:
-        for tokenizer, config in TOKENIZERS.items():
-            if tokenizer in files:
-                return [tokenizer, config, "model_index.json"]
+        if layout := release_folder.layout(set(files)):
+            folders = {layout.text_tokenizer, *(getattr(layout, part).folder for part in release_folder.PREFIXES)}
+            return [other for other in files if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders]
         models = [other for other in files if other.endswith((".pt", ".safetensors"))]
         if len(models) != 1:
             choice = (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig
+from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
 
 
@@ -97,6 +97,25 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
         Row(r"layers\.(\d+)\.feed_forward\.w1\.weight", r"transformer/layers_\1/mlp/w1/weight", parts=2),
         Row(r"layers\.(\d+)\.feed_forward\.w2\.weight", r"transformer/layers_\1/mlp/w2/weight"),
         *head,
+    )
+
+
+def text_to_image(config: TextToImageConfig) -> Table:
+    """The text-to-image models, without the tokenizer; unrolled layers. The state dict is that of `release_folder`."""
+    head = flow_head(config.head, config.tokens_per_step, prefix=r"vision_head\.")
+    layer, ours = r"model\.layers\.(\d+)\.", r"text/layers_\1/"
+    return (
+        Row(r"model\.embed_tokens\.weight", "text/embed_tokens/embedding"),
+        Row(layer + r"input_layernorm\.weight", ours + "attention_norm/weight"),
+        Row(layer + r"self_attn\.(q|k|v)_proj\.weight", ours + r"attention/\2/weight"),
+        Row(layer + r"self_attn\.(q|k)_norm\.weight", ours + r"attention/\2_norm/weight"),
+        Row(layer + r"self_attn\.o_proj\.weight", ours + "attention/out/weight"),
+        Row(layer + r"post_attention_layernorm\.weight", ours + "mlp_norm/weight"),
+        Row(layer + r"mlp\.(gate|up|down)_proj\.weight", ours + r"mlp/\2/weight"),
+        Row(r"model\.norm\.weight", "text/norm/weight"),
+        Row(r"lm_head\.weight", "text/lm_head/weight"),
+        Row(r"projector\.(fc[12])\.(weight|bias)", r"connector/\1/\2"),
+        *(row._replace(path=f"head/{row.path}") for row in head),
     )
 
 

@@ -10,14 +10,14 @@ import tensorstore
 from absl import logging
 
 
-BATCH_BYTES = 64 * 2**20
+BATCH_BYTES = 256 * 2**20
 """Each batch is one commit to the disk, and makes files of its own: small arrays are better written together."""
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """Arrays are stored in blocks of at most so many bytes, so that a host may read its share of a sharded array and little else."""
 
 
-Band = tuple[tuple[int | slice, ...], np.ndarray]
+Block = tuple[tuple[int | slice, ...], np.ndarray]
 """A region of an array, and what it holds."""
 
 
@@ -52,20 +52,20 @@ class LazyArray:
             sides[longest] = -(-sides[longest] // 2)
         return (1,) * self.stacked_axes + tuple(sides)
 
-    def bands(self) -> Iterator[Band]:
-        """All of it: one part after the other, cut along its first axis into whole blocks."""
-        height = self.chunk()[self.stacked_axes] if self.stacked_axes < len(self.shape) else 1
+    def blocks(self) -> Iterator[Block]:
+        """All of it, one part after the other."""
+        chunk = self.chunk()[self.stacked_axes :]
         for index in np.ndindex(*self.shape[: self.stacked_axes]):
             part = self.read(*index)
-            for start in range(0, len(part) if part.ndim else 1, height):
-                rows = (slice(start, min(start + height, len(part))),) if part.ndim else ()
-                yield index + rows, part[rows]
+            for number in np.ndindex(*(-(-side // size) for side, size in zip(part.shape, chunk, strict=True))):
+                region = tuple(slice(n * size, min((n + 1) * size, side)) for n, size, side in zip(number, chunk, part.shape, strict=True))
+                yield index + region, part[region]
 
     def whole(self) -> np.ndarray:
         """All of it at once."""
         out = np.empty(self.shape, self.dtype)
-        for index, band in self.bands():
-            out[index] = band
+        for index, values in self.blocks():
+            out[index] = values
         return out
 
 
@@ -92,18 +92,18 @@ class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
             return await super()._open_and_write(value, tspec, ts_context)
         tspec["metadata"]["chunks"] = value.chunk()
         store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
-        bands = value.bands()
-        while batch := list(_take(bands)):
-            for writing in [store[index].write(band, can_reference_source_data_indefinitely=True) for index, band in batch]:
+        blocks = value.blocks()
+        while batch := list(_take(blocks)):
+            for writing in [store[index].write(values, can_reference_source_data_indefinitely=True) for index, values in batch]:
                 await writing
 
 
-def _take(bands: Iterator[Band]) -> Iterator[Band]:
-    """The next bands, BATCH_BYTES or a little more of them."""
+def _take(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The next blocks, BATCH_BYTES or a little more of them."""
     size = 0
-    while size < BATCH_BYTES and (band := next(bands, None)):
-        size += band[1].nbytes
-        yield band
+    while size < BATCH_BYTES and (block := next(blocks, None)):
+        size += block[1].nbytes
+        yield block
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[slice]:

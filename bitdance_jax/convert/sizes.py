@@ -29,23 +29,23 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
     Raises:
       UserError: a tensor that tells the sizes is missing.
     """
-    ch, image_channels = _shape(shapes, "encoder.conv_in.weight", 4)[:2]
-    bits = _shape(shapes, "encoder.conv_out.weight", 4)[0]
-    decoder_inputs = _shape(shapes, "decoder.conv_in.weight", 4)[1]
-    levels = _count(shapes, r"encoder\.down\.(\d+)\..*")
-    widths = [_shape(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    ch, image_channels = shape_of(shapes, "encoder.conv_in.weight", 4)[:2]
+    bits = shape_of(shapes, "encoder.conv_out.weight", 4)[0]
+    decoder_inputs = shape_of(shapes, "decoder.conv_in.weight", 4)[1]
+    levels = count(shapes, r"encoder\.down\.(\d+)\..*")
+    widths = [shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     sizes = TokenizerConfig(
         bits=bits,
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\..*"),
+        num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\..*"),
         image_channels=image_channels,
         decoder="gan" if decoder_inputs == 2 * bits else "plain",
         num_codebooks=1,
     )
     released = {dataclasses.replace(preset, num_codebooks=1): preset for preset in (TokenizerConfig.d16c32(), TokenizerConfig.d32c128())}
     default = released.get(sizes, sizes).num_codebooks
-    return dataclasses.replace(sizes, num_codebooks=_recorded(record, "num_codebooks", default))
+    return dataclasses.replace(sizes, num_codebooks=recorded(record, "num_codebooks", default))
 
 
 def class_conditional_config(shapes: Shapes, record: Mapping[str, Any], tokenizer: TokenizerConfig) -> ClassConditionalConfig:
@@ -59,35 +59,35 @@ def class_conditional_config(shapes: Shapes, record: Mapping[str, Any], tokenize
     Raises:
       UserError: a tensor that tells the sizes is missing, or they cannot be.
     """
-    classes, class_width = _shape(shapes, "cls_embedding.weight", 2)
-    tokens, dim = _shape(shapes, "pos_for_diff.weight", 2)
-    width = _shape(shapes, "head.net.input_proj.weight", 2)[0]
+    classes, class_width = shape_of(shapes, "cls_embedding.weight", 2)
+    tokens, dim = shape_of(shapes, "pos_for_diff.weight", 2)
+    width = shape_of(shapes, "head.net.input_proj.weight", 2)[0]
     grid = math.isqrt(tokens)
     if grid**2 != tokens or class_width % dim:
         raise UserError(f"pos_for_diff and cls_embedding cannot be of one model: [{tokens}, {dim}] and [{classes}, {class_width}]")
-    tokens_per_step = 1 + _shape(shapes, "query_token", 3)[1] if "query_token" in shapes else 1
+    tokens_per_step = 1 + shape_of(shapes, "query_token", 3)[1] if "query_token" in shapes else 1
     return ClassConditionalConfig(
         tokenizer=tokenizer,
         transformer=TransformerConfig(
-            num_layers=_count(shapes, r"layers\.(\d+)\..*"), dim=dim, num_heads=_recorded(record, "n_head", max(1, dim // HEAD_DIM))
+            num_layers=count(shapes, r"layers\.(\d+)\..*"), dim=dim, num_heads=recorded(record, "n_head", max(1, dim // HEAD_DIM))
         ),
         head=FlowHeadConfig(
             width=width,
-            num_blocks=_count(shapes, r"head\.net\.res_blocks\.(\d+)\..*"),
-            num_groups=_count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),
+            num_blocks=count(shapes, r"head\.net\.res_blocks\.(\d+)\..*"),
+            num_groups=count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),
             head_dim=HEAD_DIM,
-            use_swiglu=_shape(shapes, "head.net.res_blocks.0.w1.weight", 2)[0] == 2 * int(1.5 * width),
-            time_mean=float(_recorded(record, "P_mean", -0.8)),
-            time_std=float(_recorded(record, "P_std", 0.8)),
+            use_swiglu=shape_of(shapes, "head.net.res_blocks.0.w1.weight", 2)[0] == 2 * int(1.5 * width),
+            time_mean=float(recorded(record, "P_mean", -0.8)),
+            time_std=float(recorded(record, "P_std", 0.8)),
         ),
         num_classes=classes - 1,
         image_size=grid * tokenizer.downsampling,
         tokens_per_step=tokens_per_step,
         class_tokens=class_width // dim,
         order="token" if record.get("parallel_mode") == "standard" else "patch",
-        bit_flip_rate=float(_recorded(record, "perturb_rate", 0.1 if dim <= 768 else 0.05)),
-        label_drop_rate=float(_recorded(record, "class_dropout_prob", 0.1)),
-        head_repeats=_recorded(record, "diff_batch_mul", 4),
+        bit_flip_rate=float(recorded(record, "perturb_rate", 0.1 if dim <= 768 else 0.05)),
+        label_drop_rate=float(recorded(record, "class_dropout_prob", 0.1)),
+        head_repeats=recorded(record, "diff_batch_mul", 4),
     )
 
 
@@ -158,14 +158,15 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
     return None
 
 
-def _recorded(record: Mapping[str, Any], name: str, default: Any) -> Any:
+def recorded(record: Mapping[str, Any], name: str, default: Any) -> Any:
     """A recorded number of the default's kind, or the default."""
     value = record.get(name, default)
     numbers = (int, float) if isinstance(default, float) else int
     return value if isinstance(value, numbers) and not isinstance(value, bool) else default
 
 
-def _shape(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
+    """A tensor's shape; a UserError if there is none or it cannot be."""
     if key not in shapes:
         raise UserError(f"the key {key} is missing, which tells the model's sizes")
     if len(shapes[key]) != dimensions or 0 in shapes[key]:
@@ -173,9 +174,9 @@ def _shape(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
     return shapes[key]
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number in the matching keys."""
-    count = 1 + max((int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))), default=-1)
-    if count > len(shapes):
-        raise UserError(f"a key like {pattern} has the number {count - 1}, which cannot be")
-    return count
+    number = 1 + max((int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))), default=-1)
+    if number > len(shapes):
+        raise UserError(f"a key like {pattern} has the number {number - 1}, which cannot be")
+    return number

@@ -1,17 +1,13 @@
 """What there is to convert: recognised from its contents, its tensors listed without reading them."""
 
+import dataclasses
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
-import numpy as np
-import safetensors
-
-from bitdance_jax.convert import hub, torch_file
+from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
 from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.errors import UserError
 
@@ -21,7 +17,10 @@ Weights = Literal["ema", "model"]
 OWN_RECORD = "bitdance_jax"
 """Name under which `export` notes config and metadata in a .safetensors file."""
 
-SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
+
+INNER_TOKENIZER = {"class_conditional": "vae.", "text_to_image": release_folder.PREFIXES["ae"]}
+"""How the keys of a model's own tokenizer begin."""
 
 
 @dataclass(frozen=True)
@@ -29,52 +28,62 @@ class Source:
     """A released file or folder.
 
     Attributes:
-      path: the file that has the tensors.
+      path: the file that has the tensors, or the folder.
       kind: what they are.
       tensors: the state dict.
-      record: what was noted with them: the release's arguments, a tokenizer's config.
+      record: what was noted with them: the release's arguments, a tokenizer's config, a text-to-image model's configs by part.
       own: config and metadata of the model folder that `export` wrote the file from.
       notes: lines for the user.
+      text_tokenizer: the folder with a text-to-image model's tokenizer files.
+      name: the Hugging Face id of a downloaded folder.
     """
 
     path: Path
-    kind: Literal["class_conditional", "tokenizer"]
+    kind: Kind
     tensors: dict[str, LazyArray]
     record: Mapping[str, Any]
     own: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    text_tokenizer: Path | None = None
+    name: str = ""
 
 
 def open_source(source: str, weights: Weights = "ema") -> Source:
-    """Opens a .pt file, a .safetensors file, a text-to-image folder (its tokenizer), or a Hugging Face id, which is downloaded first.
+    """Opens a .pt file, a .safetensors file, a text-to-image folder, or a Hugging Face id, which is downloaded first.
 
     Raises:
       UserError: no such thing, or nothing that can be converted.
     """
     path = Path(source)
-    if not path.exists():
-        path = hub.download(source)
+    if path.exists():
+        return _open_path(path, weights)
+    opened = _open_path(hub.download(source), weights)
+    return dataclasses.replace(opened, name=source) if opened.path.is_dir() else opened
+
+
+def _open_path(path: Path, weights: Weights) -> Source:
     if path.is_dir():
         return _open_folder(path)
     if not path.stat().st_size:
         raise UserError(f"{path} is empty; fetch it again")
-    return _open_safetensors(path, _config_beside(path)) if _is_safetensors(path) else _open_torch(path, weights)
+    return _open_safetensors(path, _config_beside(path)) if safetensors_file.is_safetensors(path) else _open_torch(path, weights)
 
 
 def _open_folder(path: Path) -> Source:
-    """A text-to-image release: in the diffusers layout, or the plain one."""
-    note = f"only the tokenizer in {path} is converted; the text-to-image parts come in a later version"
-    tokenizers = [
-        (path / "autoencoder" / "diffusion_pytorch_model.safetensors", path / "autoencoder" / "config.json"),
-        (path / "diffusion_pytorch_model.safetensors", path / "config.json"),
-        (path / "ae.safetensors", path / "ae_config.json"),
-    ]
-    for weights, config in tokenizers:
-        if weights.is_file():
-            notes = () if weights.name.startswith("diffusion") and weights.parent == path else (note,)
-            return _open_safetensors(weights, config, notes)
     if (path / "config.json").is_file() and (path / "weights").is_dir():
-        raise UserError(f"{path} is a model folder already; --to torch writes it as a .safetensors file")
+        raise UserError(f"{path} is a model folder already; --to torch writes it in the release's form")
+    if layout := release_folder.layout({str(file.relative_to(path)) for file in path.glob("*/*")} | {file.name for file in path.iterdir()}):
+        release = release_folder.load(path, layout)
+        own = _own_record(path, release.metadata)
+        record = _tokenizer_record(release.configs["ae"]) | release.configs
+        return Source(path, "text_to_image", release.tensors, record, own, text_tokenizer=release.text_tokenizer)
+    tokenizers = [
+        (path / folder / f"{release_folder.STEMS[0]}.safetensors", path / folder / "config.json") for folder in ("autoencoder", "")
+    ]
+    for weights, config in [*tokenizers, (path / "ae.safetensors", path / "ae_config.json")]:
+        if weights.is_file():
+            note = f"{path} has no language model: its tokenizer alone is converted"
+            return _open_safetensors(weights, config, () if weights == tokenizers[1][0] else (note,))
     files = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
     if not files:
         raise UserError(f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files; nothing to convert")
@@ -82,29 +91,9 @@ def _open_folder(path: Path) -> Source:
 
 
 def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = ()) -> Source:
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            slices = {key: file.get_slice(key) for key in file.keys()}
-            headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
-    if twice := _duplicates(path):
-        raise UserError(f"{path} has a second key {', a second key '.join(twice)}")
-    odd = [f"{key} is {dtype}" for key, (_, dtype) in headers.items() if dtype not in SAFETENSORS_DTYPES]
-    if odd:
-        raise UserError(f"{path} has numbers that no released model has: {', '.join(odd)}")
-
-    def tensor(key: str) -> LazyArray:
-        def read() -> np.ndarray:
-            with safetensors.safe_open(path, framework="np") as file:
-                return file.get_tensor(key)
-
-        shape, dtype = headers[key]
-        return LazyArray(shape, np.dtype(SAFETENSORS_DTYPES[dtype]), read)
-
-    tensors = {key: tensor(key) for key in headers}
-    return Source(path, _kind(path, tensors), tensors, _read_json(config), _own_record(path, metadata), notes)
+    tensors, metadata = safetensors_file.load(path)
+    record = {} if config is None or not config.is_file() else release_folder.read_json(config)
+    return Source(path, _kind(path, tensors), tensors, _tokenizer_record(record), _own_record(path, metadata), notes)
 
 
 def _open_torch(path: Path, weights: Weights) -> Source:
@@ -137,7 +126,7 @@ def _tensors(path: Path, state: Any) -> dict[str, LazyArray]:
     return state
 
 
-def _kind(path: Path, keys: Iterable[str]) -> Literal["class_conditional", "tokenizer"]:
+def _kind(path: Path, keys: Iterable[str]) -> Kind:
     keys = list(keys)
     if "cls_embedding.weight" in keys:
         return "class_conditional"
@@ -146,37 +135,15 @@ def _kind(path: Path, keys: Iterable[str]) -> Literal["class_conditional", "toke
     raise UserError(f"{path} is neither a class-conditional model nor a tokenizer; its first keys are: {', '.join(keys[:5]) or 'none'}")
 
 
-def _is_safetensors(path: Path) -> bool:
-    with open(path, "rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
-
-
 def _config_beside(path: Path) -> Path | None:
     """`ae_d16c32_config.json` for `ae_d16c32.safetensors`."""
     config = path.with_name(f"{path.stem}_config.json")
     return config if config.is_file() else None
 
 
-def _read_json(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is not a tokenizer's config: it must be an object")
-    # The sizes lie under `ddconfig`, or flat as diffusers writes them.
+def _tokenizer_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer's config, whose sizes lie under `ddconfig`, or flat as diffusers writes them."""
     return record if "ddconfig" in record else {**record, "ddconfig": record}
-
-
-def _duplicates(path: Path) -> list[str]:
-    """Keys that a .safetensors file has twice, which its library overlooks."""
-    with open(path, "rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    counts = Counter(key for key, _ in json.loads(header, object_pairs_hook=list))
-    return [key for key, count in counts.items() if count > 1]
 
 
 def _own_record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:

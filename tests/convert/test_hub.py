@@ -48,15 +48,45 @@ def fetched(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-def test_a_text_to_image_repository_gives_its_tokenizer_alone(repository, tmp_path, capsys):
-    fill(repository, "model_index.json", "text_encoder/model-00001-of-00006.safetensors", "autoencoder/config.json")
-    (repository / "autoencoder" / "config.json").write_text("{}")
-    weights = golden_models.read("tokenizer/weights")
-    safetensors.numpy.save_file(weights, repository / "autoencoder" / "diffusion_pytorch_model.safetensors")
-    convert("owner/name", str(tmp_path / "out"))
+DIFFUSERS = [
+    "autoencoder/diffusion_pytorch_model.safetensors",
+    "diffusion_head/config.json",
+    "projector/config.json",
+    "text_encoder/model-00001-of-00002.safetensors",
+    "text_encoder/model.safetensors.index.json",
+    "tokenizer/merges.txt",
+]
+PLAIN = [
+    "ae_config.json",
+    "chat_template.jinja",
+    "config.json",
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "vision_head.safetensors",
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwanted"),
+    [
+        (DIFFUSERS, ["model_index.json", "readme.md", "samples/cat.png", "text_encoder/model.bin", "ema/model.safetensors"]),
+        (PLAIN, ["readme.md", "model.gguf", "onnx/model.safetensors"]),
+    ],
+)
+def test_a_text_to_image_repository_is_fetched_whole(repository, tmp_path, wanted, unwanted):
+    fill(repository, *wanted, *unwanted)
+    assert hub.download("owner/name") == tmp_path / "cache"
+    assert fetched(tmp_path / "cache") == wanted
+
+
+def test_a_tokenizer_of_a_text_to_image_repository(repository, tmp_path):
+    """It is fetched alone when it is named."""
+    safetensors.numpy.save_file(golden_models.read("tokenizer/weights"), repository / "ae.safetensors")
+    fill(repository, "vision_head.safetensors", "model.safetensors.index.json")
+    convert("owner/name/ae.safetensors", str(tmp_path / "out"))
     assert model_folder.load(tmp_path / "out").kind == "tokenizer"
-    assert fetched(tmp_path / "cache") == ["autoencoder/config.json", "autoencoder/diffusion_pytorch_model.safetensors", "model_index.json"]
-    assert "only the tokenizer" in capsys.readouterr().out
+    assert fetched(tmp_path / "cache") == ["ae.safetensors"]
 
 
 def test_one_of_several_files_with_its_config(repository, tmp_path):

@@ -1,15 +1,13 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_models import manifest
 
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, TokenizerConfig
+from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.convert import keys
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head.head import FlowHead
-from bitdance_jax.models.class_conditional import ClassConditional
-from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.models import class_conditional, text_to_image
+from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.transformer.stack import unstack
 
 
@@ -19,16 +17,13 @@ def converted_shapes(shapes: dict[str, list[int]], table: keys.Table) -> dict:
     return jax.tree.map(np.shape, keys.convert(state, table))
 
 
-def shapes_of(model, *arguments) -> dict:
-    """Of the model's parameters, unrolled."""
-    # Scanned layers are traced once, whatever their number.
-    shapes = jax.eval_shape(lambda: unstack(model.init(jax.random.key(0), *arguments)["params"]))
-    return jax.tree.map(np.shape, shapes)
+def unrolled_shapes(abstract: dict) -> dict:
+    return jax.tree.map(np.shape, jax.eval_shape(unstack, abstract))
 
 
 @pytest.fixture(scope="module")
 def d16c32() -> dict:
-    return shapes_of(Autoencoder(TokenizerConfig.d16c32()), jnp.zeros((1, 32, 32, 3)))
+    return jax.tree.map(np.shape, autoencoder.abstract_params(TokenizerConfig.d16c32()))
 
 
 @pytest.mark.parametrize("name", ["B_1x", "B_4x", "B_16x", "L_1x", "H_1x"])
@@ -39,18 +34,20 @@ def test_released_class_conditional_models(name, d16c32):
     assert converted_shapes(tokenizer, keys.TOKENIZER) == d16c32
 
     config = ClassConditionalConfig.imagenet(name)
-    patches, bits = (1, config.tokens_per_step, config.tokenizer.bits), jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
-    model = ClassConditional(config, scan=True)
-    expected = shapes_of(model, jnp.zeros(1, jnp.int32), bits, jnp.zeros((config.num_steps, *patches[1:])), jnp.zeros(config.num_steps))
     rest = {key: shape for key, shape in shapes.items() if not key.startswith("vae.")}
-    assert converted_shapes(rest, keys.class_conditional(config)) == expected
+    assert converted_shapes(rest, keys.class_conditional(config)) == unrolled_shapes(class_conditional.abstract_params(config))
 
 
-def test_released_text_to_image_parts(d16c32):
-    assert converted_shapes(manifest()["BitDance-14B/ae"], keys.TOKENIZER) == d16c32
-    config = FlowHeadConfig(width=5120, num_blocks=6, num_groups=2, head_dim=128, squash_output=True)
-    expected = shapes_of(FlowHead(config, 32, 16, scan=True), jnp.zeros((1, 16, 32)), jnp.zeros(1), jnp.zeros((1, 16, 5120)))
-    assert converted_shapes(manifest()["BitDance-14B/vision_head"], keys.flow_head(config, 16)) == expected
+@pytest.mark.parametrize("name", ["14b_16x", "14b_64x"])
+def test_released_text_to_image_models(name, d16c32):
+    config, released = TextToImageConfig.released(name), manifest()
+    assert converted_shapes(released["BitDance-14B/ae"], keys.TOKENIZER) == d16c32
+    parts = {part: released[f"BitDance-14B/{part}"] for part in ("vision_head", "projector")}
+    shapes = {f"{part}.{key}": shape for part, shapes in parts.items() for key, shape in shapes.items()}
+    # The manifest is of the 64x model, whose vocabulary has 48 more queries.
+    rows = {"model.embed_tokens.weight", "lm_head.weight"}
+    shapes |= {key: [config.text.vocab_size, *shape[1:]] if key in rows else shape for key, shape in released["BitDance-14B/llm"].items()}
+    assert converted_shapes(shapes, keys.text_to_image(config)) == unrolled_shapes(text_to_image.abstract_params(config))
 
 
 def test_unknown_keys_are_listed_all_at_once():

@@ -1,0 +1,97 @@
+"""Reads .safetensors files, of one piece or in shards: what is in them first, each tensor when it is needed."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from bitdance_jax.convert.lazy import LazyArray
+from bitdance_jax.errors import UserError
+
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+Tensors = dict[str, LazyArray]
+
+
+class SafetensorsFile(NamedTuple):
+    """The tensors, and the strings noted with them."""
+
+    tensors: Tensors
+    metadata: dict[str, str]
+
+
+def is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def load(path: Path) -> SafetensorsFile:
+    """Opens one file.
+
+    Raises:
+      UserError: it is cut short or damaged, has a key twice, or numbers of another kind than a released model.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np"):  # checks the header and the file's length
+            pass
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries: list[tuple[str, list[tuple[str, Any]]]] = json.loads(file.read(length), object_pairs_hook=list)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
+    if twice := [key for key, count in Counter(key for key, _ in entries).items() if count > 1]:
+        raise UserError(f"{path} has a second key {', a second key '.join(twice)}")
+    headers = {key: dict(entry) for key, entry in entries}
+    metadata = headers.pop("__metadata__", {})
+    odd = [f"{key} is {header['dtype']}" for key, header in headers.items() if header["dtype"] not in DTYPES]
+    if odd:
+        raise UserError(f"{path} has numbers that no released model has: {', '.join(odd)}")
+    return SafetensorsFile({key: _tensor(path, 8 + length, **header) for key, header in headers.items()}, metadata)
+
+
+def load_shards(folder: Path, stem: str) -> SafetensorsFile:
+    """Opens `{stem}.safetensors.index.json` and the files that it names, or `{stem}.safetensors`.
+
+    Raises:
+      UserError: a file is missing, or like those of `load`; a key lies in two files.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return load(folder / f"{stem}.safetensors")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: it must have a weight_map from keys to files; fetch it again") from error
+    if outside or not names:
+        raise UserError(f"{index} is damaged: it names {outside[0] if outside else 'no files'}; fetch it again")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(f"{index} names {', '.join(missing)}, not to be found in {folder}; fetch what is missing")
+    tensors: Tensors = {}
+    metadata: dict[str, str] = {}
+    for name in names:
+        shard = load(folder / name)
+        if twice := sorted(tensors.keys() & shard.tensors.keys()):
+            raise UserError(f"{folder / name} has a second key {', a second key '.join(twice)}, which another shard has too")
+        tensors |= shard.tensors
+        metadata |= shard.metadata
+    return SafetensorsFile(tensors, metadata)
+
+
+def _tensor(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> LazyArray:
+    kind = np.dtype(DTYPES[dtype])
+
+    def read() -> np.ndarray:
+        size = int(np.prod(shape, dtype=np.int64))
+        values = np.fromfile(path, kind, count=size, offset=start + data_offsets[0])
+        if values.size != size:
+            raise UserError(f"{path} cannot be read; it was cut short meanwhile")
+        return values.reshape(shape)
+
+    return LazyArray(tuple(shape), kind, read)

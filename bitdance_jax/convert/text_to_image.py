@@ -1,0 +1,128 @@
+"""Sizes of a released text-to-image model: from the shapes of its tensors, its config files and its prompts' tokenizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitdance_jax.config import FlowHeadConfig, Qwen3Config, SamplerConfig, TextToImageConfig, TokenizerConfig
+from bitdance_jax.convert.sizes import Shapes, count, recorded, shape_of
+from bitdance_jax.errors import UserError
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+
+
+HEAD_DIM = 128
+"""Of an attention head in the flow head of every released text-to-image model."""
+
+SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
+"""The released models' (SPEC 5)."""
+
+Record = Mapping[str, Any]
+
+
+def tokens_per_step(vision_head: Record) -> int | None:
+    """P, if the head's config says it; else the prompts' tokenizer tells."""
+    return recorded(vision_head, "parallel_num", 0) or None
+
+
+def text_to_image_config(
+    shapes: Shapes, text: Record, vision_head: Record, tokenizer: TokenizerConfig, prompts: PromptTokenizer
+) -> TextToImageConfig:
+    """Sizes of a text-to-image model.
+
+    Args:
+      shapes: of the state dict, without the tokenizer.
+      text: the language model's config.json: what shapes do not tell, and whether it is a plain Qwen3.
+      vision_head: the head's config.
+      tokenizer: sizes of its tokenizer.
+      prompts: the prompts' tokenizer.
+
+    Raises:
+      UserError: a tensor that tells the sizes is missing, they cannot be, or the language model is another.
+    """
+    return TextToImageConfig(
+        tokenizer=tokenizer,
+        text=_qwen3(shapes, text),
+        head=_head(shapes, vision_head),
+        image_tokens=prompts.image_tokens,
+        tokens_per_step=prompts.tokens_per_step,
+    )
+
+
+def text_record(config: Qwen3Config) -> dict[str, Any]:
+    """A language model's config.json in the release's form."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.dim,
+        "intermediate_size": config.hidden_dim,
+        "model_type": "qwen3",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_scaling": None,
+        "rope_theta": config.rope_base,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
+    """A head's vision_head_config.json in the release's form."""
+    head = config.head
+    return {
+        "ch_target": config.tokenizer.bits,
+        "ch_cond": config.text.dim,
+        "ch_latent": head.width,
+        "depth_latent": head.num_blocks,
+        "depth_adanln": head.num_groups,
+        "time_shift": head.time_shift,
+        "time_schedule": head.time_distribution,
+        "P_mean": head.time_mean,
+        "P_std": head.time_std,
+        "parallel_num": config.tokens_per_step,
+        "use_swiglu": head.use_swiglu,
+    }
+
+
+def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
+    rope = record.get("rope_parameters") or {}  # where later versions of Transformers write what stood at the top
+    plain = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "rope_scaling": None, "use_sliding_window": False}
+    odd = [f"{name} {record[name]}" for name, value in plain.items() if record.get(name, value) != value]
+    odd += [f"rope_type {rope['rope_type']}"] if rope.get("rope_type", "default") != "default" else []
+    if odd:
+        raise UserError(f"the language model is not a plain Qwen3: its config.json has {', '.join(odd)}")
+    vocab_size, dim = shape_of(shapes, "model.embed_tokens.weight", 2)
+    first = "model.layers.0."
+    head_dim = shape_of(shapes, first + "self_attn.q_norm.weight", 1)[0]
+    heads, kv_heads = (shape_of(shapes, f"{first}self_attn.{name}_proj.weight", 2)[0] // head_dim for name in "qk")
+    return Qwen3Config(
+        num_layers=count(shapes, r"model\.layers\.(\d+)\..*"),
+        dim=dim,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden_dim=shape_of(shapes, first + "mlp.gate_proj.weight", 2)[0],
+        vocab_size=vocab_size,
+        rope_base=float(recorded(record, "rope_theta", recorded(rope, "rope_theta", 1e6))),
+        norm_eps=float(recorded(record, "rms_norm_eps", 1e-6)),
+    )
+
+
+def _head(shapes: Shapes, record: Record) -> FlowHeadConfig:
+    net = "vision_head.net."
+    width = shape_of(shapes, net + "input_proj.weight", 2)[0]
+    return FlowHeadConfig(
+        width=width,
+        num_blocks=count(shapes, r"vision_head\.net\.res_blocks\.(\d+)\..*"),
+        num_groups=count(shapes, r"vision_head\.net\.ada_ln_blocks\.(\d+)\..*"),
+        head_dim=HEAD_DIM,
+        use_swiglu=shape_of(shapes, net + "res_blocks.0.w1.weight", 2)[0] == 2 * int(1.5 * width),
+        squash_output=True,
+        time_distribution="uniform" if record.get("time_schedule") == "uniform" else "logit_normal",
+        time_mean=float(recorded(record, "P_mean", -0.8)),
+        time_std=float(recorded(record, "P_std", 0.8)),
+        time_shift=float(recorded(record, "time_shift", 1.0)),
+    )

@@ -1,0 +1,124 @@
+"""Prompts to ids: the release's recorded ones, what users may write, and files that do not serve."""
+
+import json
+
+import pytest
+import tokenizers
+
+from bitdance_jax import toy_text_to_image
+from bitdance_jax.config import ImageTokens
+from bitdance_jax.errors import UserError
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer, read_files
+
+
+PROMPTS = [
+    "a red circle on a blue square",
+    "一只猫坐在红色的椅子上，高清摄影",
+    "  spaces, \n\n lines\tand tabs \n",
+    "\nfirst a line",
+    "naïve café 😀 don't 12345",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(toy_text_to_image.tokenizer_json(tokens_per_step=4))
+    return tmp_path
+
+
+def change(folder, edit):
+    """Edits the content of tokenizer.json in place."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    edit(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_template_is_read_as_one_text(folder, prompt):
+    """As by the tokenizers library alone, which finds the special tokens in the text."""
+    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    assert PromptTokenizer(folder).encode(prompt, max_tokens=200) == whole.encode(text).ids
+    assert PromptTokenizer(folder).unconditional() == whole.encode("<|im_start|>assistant\n").ids
+
+
+def test_a_prompt_cannot_write_special_tokens(folder):
+    tokenizer = PromptTokenizer(folder)
+    start, *_ = tokenizer.unconditional()
+    ids = tokenizer.encode("<|im_start|><|res_3|><|query_1|>", max_tokens=200)
+    assert ids.count(start) == 2 and max(ids) < tokenizer.image_tokens.vision_start
+
+
+def test_special_tokens_are_looked_up(folder):
+    assert PromptTokenizer(folder).tokens_per_step == 4
+    first = PromptTokenizer(folder).image_tokens
+    assert first == toy_text_to_image.config(4).image_tokens
+
+    def move(content):
+        for token in content["added_tokens"]:
+            token["id"] += 10
+
+    # Ten more ordinary tokens, so that all special ones have other ids.
+    change(folder, lambda content: content["model"]["vocab"].update({f"token{n}": 256 + n for n in range(10)}))
+    change(folder, move)
+    moved = PromptTokenizer(folder, tokens_per_step=4)
+    assert moved.image_tokens == ImageTokens(
+        first.vision_start + 10, first.first_resolution + 10, first.num_resolutions, first.first_query + 10
+    )
+    assert moved.unconditional()[0] == 266
+
+
+def test_tokens_that_only_tokenizer_config_knows(folder):
+    """As Transformers reads them."""
+    expected = PromptTokenizer(folder).image_tokens
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    change(folder, lambda content: content.update(added_tokens=tokens[:3]))
+    with pytest.raises(UserError, match=r"lacks special tokens that text-to-image needs: <\|res_1\|>; take"):
+        PromptTokenizer(folder)
+    decoder = {str(token.pop("id")): token for token in tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    assert PromptTokenizer(folder, tokens_per_step=4).image_tokens == expected
+    assert set(read_files(folder)) == {"text_tokenizer/tokenizer.json", "text_tokenizer/tokenizer_config.json"}
+
+    del decoder["300"]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    with pytest.raises(UserError, match="different ids"):
+        PromptTokenizer(folder)
+
+
+def test_prompts_that_will_not_do(folder):
+    tokenizer = PromptTokenizer(folder)
+    for prompt in ("", " \n"):
+        with pytest.raises(UserError, match=r"^a prompt is empty"):
+            tokenizer.encode(prompt, max_tokens=200)
+    with pytest.raises(UserError, match=r"^the prompt 'ab\\udcff' has bytes that are no UTF-8 text$"):
+        tokenizer.encode("ab\udcff", max_tokens=200)
+    fits = len(tokenizer.encode("猫" * 30, max_tokens=200))
+    assert len(tokenizer.encode("猫" * 30, max_tokens=fits)) == fits
+    message = rf"^the prompt '{'猫' * 30}' has {fits} tokens with its template, and at most {fits - 1} fit; shorten it$"
+    with pytest.raises(UserError, match=message):
+        tokenizer.encode("猫" * 30, max_tokens=fits - 1)
+
+
+def test_files_that_will_not_do(folder):
+    with pytest.raises(UserError, match=r"lacks special tokens that text-to-image needs: <\|query_4\|>, <\|query_5\|>"):
+        PromptTokenizer(folder, tokens_per_step=6)
+
+    def swap(content):
+        named = {token["content"]: token for token in content["added_tokens"]}
+        named["<|res_5|>"]["content"], named["<|res_6|>"]["content"] = "<|res_6|>", "<|res_5|>"
+
+    change(folder, swap)
+    with pytest.raises(UserError, match=r"tokens <\|res_N\|> out of order"):
+        PromptTokenizer(folder)
+    change(folder, lambda content: content.update(added_tokens=[]))
+    with pytest.raises(
+        UserError, match=r"needs: <\|im_start\|>, <\|im_end\|>, <\|vision_start\|>, <\|res_1\|>; take the model's own files$"
+    ):
+        PromptTokenizer(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot be read .*fetch them again"):
+        PromptTokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        PromptTokenizer(folder)
