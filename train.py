@@ -2,12 +2,13 @@
 
 import sys
 
-from bitdance_jax import sharding
+from bitdance_jax import hosts, sharding
 from bitdance_jax.command_line import parse, run
 from bitdance_jax.config.file import load_config
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.checkpoint import quiet_orbax
-from bitdance_jax.train.loop import Interrupted, train
+from bitdance_jax.train.loop import train
+from bitdance_jax.train.run_folder import check_config
 from bitdance_jax.train.tasks import make_task
 
 
@@ -21,9 +22,13 @@ def launch() -> None:
     quiet_orbax()
     default = load_config(path)
     config = parse(type(default), flags, default, prog=f"train.py {path}")
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)
-    train(make_task(config), config, mesh)
+    hosts.start(config.hosts)
+    with hosts.together():
+        # What takes a moment to find comes before what takes minutes: indexing pictures, loading weights, compiling.
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)
+        check_config(config)
+        train(make_task(config), config, mesh)
 
 
 def main() -> int:

@@ -1,8 +1,5 @@
 """The training loop: resume, step, log, draw, save, export."""
 
-import json
-import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,27 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bitdance_jax import sharding
-from bitdance_jax.config import TrainingConfig, to_dict
+from bitdance_jax.config import TrainingConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.evaluation import Evaluation, on_host
 from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
 from bitdance_jax.train.profiling import Profile
 from bitdance_jax.train.recorder import Recorder
+from bitdance_jax.train.run_folder import check_config, record_config
 from bitdance_jax.train.state import TrainState, abstract_state, init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.stopping import StopSignals
 from bitdance_jax.train.task import Batch, Batches, Task
-
-
-# What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
-_RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "export_dtype")
-_MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
 
 
 def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
@@ -52,11 +44,12 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
     run = config.run
     workdir = Path(run.workdir)
     sharding.check_batch(mesh, task.batch_size, run.accumulate)
+    check_config(config)
     with _disk_full_is_user_error(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with Checkpoints(workdir / "checkpoints", run.keep) as checkpoints:
             if jax.process_index() == 0:
-                _record_config(workdir, to_dict(config), resuming=bool(checkpoints.steps))
+                record_config(config)
             state, figures = _train_steps(task, config, mesh, checkpoints)
         params = on_host(state.ema, mesh)
         if jax.process_index() == 0:
@@ -135,30 +128,6 @@ def _disk_full_is_user_error(workdir: Path) -> Iterator[None]:
         if is_disk_full(error):
             raise UserError(f"the disk of {workdir} is full; make room and run the same command again: it resumes") from error
         raise
-
-
-def _record_config(workdir: Path, config: dict[str, Any], resuming: bool) -> None:
-    """Writes config.json; when resuming, one that differs in what must not change is a UserError that names the fields."""
-    path = workdir / "config.json"
-    text = json.dumps(config, indent=2) + "\n"
-    if resuming and path.exists():
-        try:
-            recorded = _flat(json.loads(path.read_text()))
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON; restore it, or give the run another workdir") from error
-        wanted = _flat(json.loads(text))
-        # A field that the recorded config lacks came with a newer version of this package, and its default with the old behaviour.
-        names = sorted(n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n))
-        if names:
-            changes = ", ".join(f"{name} was {recorded[name]!r}, now {wanted.get(name)!r}" for name in names)
-            raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
-    temporary = path.with_name("config.json.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(config, sep=".")
 
 
 def _say(message: str) -> None:

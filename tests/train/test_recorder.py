@@ -23,10 +23,14 @@ class SavedSteps(Checkpoints):
 
     def __init__(self):
         self.steps = []
+        self.complete = False
 
     def save(self, step, state, place):
         assert place == {"next_batch": step}
         self.steps.append(step)
+
+    def wait(self):
+        self.complete = True
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+"""The config that a run's folder was begun with: `config.json`, and what may differ from it when the run goes on."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+
+from bitdance_jax.config import TrainingConfig, to_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.files import replacing
+
+
+# What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
+_RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "export_dtype")
+_MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
+
+
+def check_config(config: TrainingConfig) -> None:
+    """Raises a UserError if `run.workdir` has checkpoints of a run with another config; it names the fields."""
+    workdir = Path(config.run.workdir)
+    path = workdir / "config.json"
+    if not path.exists() or not any(folder.name.isdecimal() for folder in (workdir / "checkpoints").glob("*")):
+        return
+    try:
+        recorded = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON; restore it, or give the run another workdir") from error
+    wanted = _flat(json.loads(_text(config)))
+    # A field that the recorded config lacks came with a newer version of this package, and its default with the old behaviour.
+    names = sorted(n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n))
+    if names:
+        changes = ", ".join(f"{name} was {recorded[name]!r}, now {wanted.get(name)!r}" for name in names)
+        raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
+
+
+def record_config(config: TrainingConfig) -> None:
+    """Writes config.json."""
+    with replacing(Path(config.run.workdir) / "config.json") as path:
+        path.write_text(_text(config))
+
+
+def _text(config: TrainingConfig) -> str:
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(config, sep=".")
