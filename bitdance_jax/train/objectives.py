@@ -1,5 +1,6 @@
 """The two things that train: the tokenizer, and the class-conditional model on a frozen tokenizer's bits."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -56,6 +57,9 @@ class TokenizerObjective:
     def abstract_frozen(self) -> Params:
         return {}
 
+    def without_fused_kernels(self) -> "TokenizerObjective":
+        return self
+
     def _decoder_noise(self, keys: jax.Array) -> jax.Array | None:
         config = self._config
         if config.model.decoder == "plain":
@@ -101,6 +105,10 @@ class ClassConditionalObjective:
             return {}
         encoder = autoencoder.abstract_params(self._config.model.tokenizer)["encoder"]
         return {"encoder": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self._encoder.dtype), encoder)}
+
+    def without_fused_kernels(self) -> "ClassConditionalObjective":
+        run = dataclasses.replace(self._config.run, attention="xla")
+        return ClassConditionalObjective(dataclasses.replace(self._config, run=run))
 
     def _codes(self, frozen: Params, batch: Batch) -> jax.Array:
         """Codes [B, h, w, K] in {-1, 1}."""

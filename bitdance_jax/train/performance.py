@@ -9,14 +9,16 @@ from jax.sharding import Mesh
 
 from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.hardware import chip_of
+from bitdance_jax.train.task import Objective
 
 
-def training_flops(objective: Any, batch_size: int) -> int:
+def training_flops(objective: Objective, batch_size: int) -> int:
     """Operations of the products that one training step needs: forward and backward of what trains, forward of what is frozen.
 
     They are those of the loss and its derivative along one direction, which takes as many products as the gradient: one for each factor
     that depends on the parameters. So nothing counts twice that rematerialisation computes twice. Traced only: nothing is compiled.
     """
+    objective = objective.without_fused_kernels()
     params = jax.eval_shape(objective.init, jax.random.key(0))
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), jax.random.key(0))
     frozen, batch = objective.abstract_frozen(), objective.abstract_batch(batch_size)

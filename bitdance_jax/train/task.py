@@ -53,6 +53,9 @@ class Objective(Protocol):
     def abstract_frozen(self) -> Params:
         """Shapes and dtypes of the frozen weights."""
 
+    def without_fused_kernels(self) -> "Objective":
+        """The same computation, of operations that can be looked into and counted."""
+
 
 @runtime_checkable
 class Task(Protocol):

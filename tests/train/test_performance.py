@@ -6,9 +6,15 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_models import MODEL, TOKENIZER
 
 from bitdance_jax import hardware, sharding
+from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
+from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import performance
+from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.performance import Speedometer, memory, peak_flops, training_flops
 
 
@@ -20,6 +26,15 @@ class TwoLayers:
 
     def abstract_frozen(self):
         return {"kernel": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
+
+    def without_fused_kernels(self):
+        return self
+
+    def no_decay(self, path):
+        return False
+
+    def evaluate(self, params, frozen, batch, keys):
+        return {}
 
     def abstract_batch(self, batch_size):
         return {"x": jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)}
@@ -39,6 +54,28 @@ def test_what_trains_counts_three_times_less_the_gradients_that_nobody_asks_for(
     frozen, layer, square = 2 * 4 * 8, 2 * 8 * 16, 2 * 16
     # The trained layer's input does not depend on the parameters: forward, and the weights' gradient.
     assert training_flops(TwoLayers(), 5) == 5 * (frozen + 3 * (2 * layer + 3 * square))
+
+
+def class_conditional(data=DataConfig(), **run):
+    return make_objective(ClassConditionalTraining(run=RunConfig(workdir="", steps=1, **run), model=MODEL, tokenizer="", data=data))
+
+
+def test_what_a_step_computes_twice_or_in_a_fused_kernel_counts_once():
+    flops = training_flops(class_conditional(), 4)
+    assert training_flops(class_conditional(remat="nothing"), 4) == flops
+    assert training_flops(class_conditional(attention="cudnn", compute_dtype="bfloat16"), 4) == flops
+    assert training_flops(class_conditional(), 12) == 3 * flops
+
+
+def test_the_frozen_encoder_counts_forward_only():
+    encoder = autoencoder.abstract_params(TOKENIZER)["encoder"]
+    pictures = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
+    forward = traced_flops(lambda p, x: Autoencoder(TOKENIZER).apply({"params": {"encoder": p}}, x, method="encode"), encoder, pictures)
+    assert (
+        training_flops(class_conditional(), 4) - training_flops(class_conditional(DataConfig(source="tokens", path="tokens")), 4)
+        == forward
+        > 0
+    )
 
 
 def test_speed_and_utilisation(monkeypatch):
