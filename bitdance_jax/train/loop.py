@@ -75,7 +75,10 @@ def _train_steps(task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Ch
     frozen = sharding.put(mesh, task.frozen)
     evaluation = Evaluation(task, frozen, mesh)
     feed = _Feed(task.batches(sharding.local_rows(mesh, task.batch_size)), place, mesh, task.batch_size)
-    speed = Speedometer(task.batch_size, training_flops(objective, task.batch_size), peak_flops(mesh))
+    peak = peak_flops(mesh)
+    if peak is None:
+        _say(f"model FLOP utilisation is left out: the peak of {mesh.devices.flat[0].device_kind} is not known")
+    speed = Speedometer(task.batch_size, training_flops(objective, task.batch_size), peak)
     trace = Profile(config.profile, Path(run.workdir) / "profile", start)
     with closing(Recorder(task, run, checkpoints, start, speed, evaluation)) as recorder, trace, StopSignals() as signals:
         for step in range(start + 1, run.steps + 1):

@@ -11,6 +11,7 @@ import pytest
 from bitdance_jax.config import RunConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints
+from bitdance_jax.train.evaluation import Evaluation
 from bitdance_jax.train.performance import Speedometer
 from bitdance_jax.train.recorder import Recorder
 from bitdance_jax.train.state import TrainState
@@ -33,21 +34,28 @@ class SavedSteps(Checkpoints):
         self.complete = True
 
 
+class Look(Evaluation):
+    """Needs no weights."""
+
+    def __init__(self):
+        pass
+
+    def figures(self, ema_params):
+        return {"score": 0.5}
+
+    def pictures(self, ema_params, step):
+        return {"picture": np.zeros((4, 4, 3), np.uint8)}
+
+
 @pytest.fixture
 def record(toy, tmp_path):
     """Runs a recorder through the steps of the given losses; returns the steps that were saved."""
     config = RunConfig(workdir=str(tmp_path), steps=40, log_every=8, save_every=20, preview_every=40)
-    checkpoints = SavedSteps()
-
-    class Task(toy.ToyTask):
-        def evaluate(self, ema_params):
-            return {"score": 0.5}
-
-        def preview(self, ema_params, step):
-            return {"picture": np.zeros((4, 4, 3), np.uint8)}
+    task, checkpoints = toy.ToyTask(), SavedSteps()
 
     def run(losses, start=0, stop_at=None, **changes):
-        recorder = Recorder(Task(), dataclasses.replace(config, **changes), checkpoints, start, Speedometer(32, flops=10, peak=1e12))
+        speed = Speedometer(32, flops=10, peak=1e12)
+        recorder = Recorder(task, dataclasses.replace(config, **changes), checkpoints, start, speed, Look())
         try:
             for step, loss in enumerate(losses, start=start + 1):
                 metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
@@ -84,7 +92,7 @@ def test_a_resumed_run_writes_the_same_rows(record, tmp_path):
 
 def test_the_step_that_went_wrong_is_named_and_nothing_after_it_is_saved(record, tmp_path):
     losses = np.ones(40)
-    losses[26] = np.nan
+    losses[26] = np.nan  # In an interval of the log, which ends at step 32.
     with pytest.raises(UserError, match=r"^loss is nan at step 27 \(the last checkpoint is of step 20\); try "):
         record(losses)
     assert [int(row["step"]) for row in rows(tmp_path)] == [8, 16, 24]
