@@ -11,21 +11,23 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from bitdance_jax import sharding
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
-from bitdance_jax.train.state import TrainState, init_state
+from bitdance_jax.train.state import TrainState, abstract_state, init_state
 
 
 OPTIMIZER = optax.adamw(optax.constant_schedule(1e-3), mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
+MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def make_state(toy, step: int, width: int = 16) -> TrainState:
-    state = init_state(toy.ToyTask(width=width), OPTIMIZER, jax.random.key(0))
+def make_state(toy, step: int, width: int = 512) -> TrainState:
+    state = init_state(toy.ToyObjective(width), OPTIMIZER, jax.random.key(0))
     return state.replace(step=jnp.int32(step), ema=jax.tree.map(lambda x: x + step, state.ema))
 
 
-def abstract(toy, **kwargs) -> TrainState:
-    return jax.eval_shape(lambda: make_state(toy, 0, **kwargs))
+def abstract(toy, width: int = 512, optimizer=OPTIMIZER) -> TrainState:
+    return abstract_state(toy.ToyObjective(width), optimizer, MESH)
 
 
 @pytest.fixture
@@ -65,18 +67,22 @@ def damage(folder: Path, how: str) -> None:
             weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 3])
         case "empty weights":
             weights.write_bytes(b"")
+        case "changed weights":
+            data = bytearray(weights.read_bytes())
+            data[len(data) // 2] ^= 16
+            weights.write_bytes(data)
         case "no index":
             (folder / "state/manifest.ocdbt").unlink()
         case "cut list of arrays":
             (folder / "state/_METADATA").write_text("{")
         case "no place in the data":
-            shutil.rmtree(folder / "data")
+            shutil.rmtree(folder / "place")
         case "nothing inside":
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-DAMAGES = ["cut weights", "empty weights", "no index", "cut list of arrays", "no place in the data", "nothing inside"]
+DAMAGES = ["cut weights", "empty weights", "changed weights", "no index", "cut list of arrays", "no place in the data", "nothing inside"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's pending reads, after a failed one.
@@ -106,15 +112,14 @@ def test_all_damaged_is_one_line_and_nothing_is_touched(toy, folder):
 
 
 def test_another_models_checkpoint_is_one_line(toy, folder):
-    with pytest.raises(UserError, match=r"is of another model: ema/hidden/bias is float32\[16\] there and float32\[32\] in this run"):
+    with pytest.raises(UserError, match=r"is of another model: ema/fc1/bias is float32\[512\] there and float32\[32\] in this run"):
         restore(folder, abstract(toy, width=32))
     assert {"2", "3"} <= {path.name for path in folder.iterdir()}
 
 
 def test_another_optimizers_checkpoint_is_one_line(toy, folder):
-    other = jax.eval_shape(lambda: init_state(toy.ToyTask(), optax.sgd(0.1, momentum=0.9), jax.random.key(0)))
     with pytest.raises(UserError, match=r"is of another model: opt_state/.* missing"):
-        restore(folder, other)
+        restore(folder, abstract(toy, optimizer=optax.sgd(0.1, momentum=0.9)))
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(toy, folder, monkeypatch):

@@ -1,89 +1,134 @@
-"""Trains a little MLP, as a process that the tests can kill: `python toy_run.py WORKDIR STEPS SECONDS_A_STEP`."""
+"""Trains a little MLP, as processes that the tests can kill: `python toy_run.py WORKDIR STEPS SECONDS_A_STEP [FULL_AT]`.
 
+Several of them find each other as those of train.py do. FULL_AT: the batch at which process 1's disk is full.
+"""
+
+import errno
 import sys
 import time
-from typing import Any
+from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax.config import OptimizerConfig, RunConfig
-from bitdance_jax.errors import UserError
+from bitdance_jax import hosts, sharding
+from bitdance_jax.command_line import run
+from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
+from bitdance_jax.errors import Interrupted
 from bitdance_jax.train.checkpoint import quiet_orbax
-from bitdance_jax.train.loop import Interrupted, train
-from bitdance_jax.train.task import Batch, Batches, Params
+from bitdance_jax.train.loop import train
+from bitdance_jax.train.task import Batch, Params
 
 
-class ToyTask:
+ROWS, BATCH = 40, 8
+
+
+class ToyObjective:
     """Regression of a fixed function with a noisy loss: it shows any slip of the data's order or of the noise."""
 
-    steps_per_epoch = 5.0
-
-    def __init__(self, seconds_a_step: float = 0.0, width: int = 16) -> None:
-        self._seconds, self._width = seconds_a_step, width
+    def __init__(self, width: int) -> None:
+        self._width = width
 
     def init(self, key: jax.Array) -> Params:
         first, second = jax.random.split(key)
-        shape = (8, self._width)
         return {
-            "hidden": {"kernel": jax.random.normal(first, shape), "bias": jnp.zeros(self._width)},
-            "out": {"kernel": jax.random.normal(second, (self._width, 1))},
+            "fc1": {"kernel": jax.random.normal(first, (8, self._width)), "bias": jnp.zeros(self._width)},
+            "fc2": {"kernel": jax.random.normal(second, (self._width, 1)) / self._width**0.5},
         }
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
-        hidden = jax.nn.gelu(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-        error = (hidden @ params["out"]["kernel"])[:, 0] - jnp.sin(batch["x"].sum(-1))
+    def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = batch["x"] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (8,)))(keys)
+        hidden = jax.nn.gelu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+        error = (hidden @ params["fc2"]["kernel"])[:, 0] - jnp.sin(batch["x"].sum(-1))
         return (error**2).mean(), {"largest_error": jnp.abs(error).max()}
 
-    def no_decay(self, path: tuple[str, ...]) -> bool:
-        return path == ("out", "kernel")
+    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+        return {"norm": jnp.linalg.norm(params["fc2"]["kernel"])}
 
-    def stacked_axes(self, path: tuple[str, ...]) -> int:
-        return 0
+    def no_decay(self, path: tuple[str, ...]) -> bool:
+        return path == ("fc2", "kernel")
+
+    def abstract_batch(self, batch_size: int) -> Batch:
+        return {"x": jax.ShapeDtypeStruct((batch_size, 8), jnp.float32)}
+
+    def abstract_frozen(self) -> Params:
+        return {}
+
+    def without_fused_kernels(self) -> "ToyObjective":
+        return self
+
+
+class ToyBatches:
+    """The same 40 rows, in another order in each epoch."""
+
+    def __init__(self, rows: np.ndarray, seconds: float, full_at: int | None) -> None:
+        self._rows, self._seconds, self._full_at, self._next = rows, seconds, full_at, 0
+        self._x = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
+
+    def __iter__(self) -> "ToyBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        time.sleep(self._seconds)
+        if self._next == self._full_at and jax.process_index() == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        epoch, place = divmod(self._next, ROWS // BATCH)
+        order = np.random.default_rng(epoch).permutation(ROWS)[place * BATCH :][:BATCH]
+        self._next += 1
+        return {"x": self._x[order[self._rows]]}
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_batch": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._next = state["next_batch"]
+
+
+class ToyTask:
+    frozen: Params = {}  # noqa: RUF012
+    batch_size = held_out_size = BATCH
+    steps_per_epoch = ROWS / BATCH
+
+    def __init__(self, seconds_a_step: float = 0.0, width: int = 16, full_at: int | None = None) -> None:
+        self.objective = ToyObjective(width)
+        self._seconds, self._full_at = seconds_a_step, full_at
+
+    def batches(self, rows: np.ndarray) -> ToyBatches:
+        return ToyBatches(rows, self._seconds, self._full_at)
+
+    def held_out(self, rows: np.ndarray) -> ToyBatches:
+        return ToyBatches(rows, 0.0, None)
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        grey = np.clip(np.asarray(ema_params["hidden"]["kernel"]) * 50 + 128, 0, 255).astype(np.uint8)
+        grey = np.clip(np.asarray(ema_params["fc1"]["kernel"]) * 50 + 128, 0, 255).astype(np.uint8)
         return {"kernel": np.repeat(grey[..., None], 3, -1)}
 
-    def evaluate(self, ema_params: Params) -> dict[str, float]:
-        return {"norm": float(jnp.linalg.norm(ema_params["out"]["kernel"]))}
-
-    def export(self, ema_params: Params, folder: str) -> None:
+    def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
         np.savez(folder, **{"/".join(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(ema_params)})
 
-    def batches(self) -> Batches:
-        rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 
-        def record(row: Any) -> dict[str, np.ndarray]:
-            time.sleep(self._seconds / 8)
-            return {"x": row}
-
-        return iter(grain.MapDataset.source(rows).seed(1).shuffle().repeat().map(record).batch(8).to_iter_dataset())
+def training_config(workdir: Path | str, steps: int, **run_changes: object) -> TrainingConfig:
+    """Saves every 7 steps. The weights are cut over the devices there are."""
+    run_config = RunConfig(**{"workdir": str(workdir), "steps": steps, "log_every": 1, "save_every": 7, "preview_every": 20} | run_changes)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=10, schedule="cosine", ema_decay=0.9)
+    return TrainingConfig(run=run_config, data=DataConfig(batch_size=BATCH), optimizer=optimizer, mesh=MeshConfig(data=1, fsdp=-1))
 
 
-OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=10, schedule="cosine", ema_decay=0.9)
-
-
-def run_config(workdir: str, steps: int) -> RunConfig:
-    return RunConfig(workdir=workdir, steps=steps, log_every=1, save_every=7, preview_every=20)
-
-
-def main() -> int:
-    workdir, steps, seconds_a_step = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+def main() -> None:
+    workdir, steps, seconds_a_step, *full_at = sys.argv[1:]
     quiet_orbax()
-    try:
-        train(ToyTask(seconds_a_step), run_config(workdir, steps), OPTIMIZER)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    hosts.start()
+    config = training_config(workdir, int(steps))
+    with hosts.together():
+        train(
+            ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None), config, sharding.make_mesh(config.mesh)
+        )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(run(main))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)

@@ -1,0 +1,143 @@
+"""Two processes that train together, killed, stopped and failed, end as one that runs alone. Real processes, real signals.
+
+The tests go on with one run, each from where the one before it left it.
+"""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+STEPS = 40
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """A run of one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    (process,) = start(workdir, 1)
+    assert process.wait(60) == 0, said(workdir, 0)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("together")
+
+
+def start(workdir: Path, count: int, seconds_a_step: float = 0.0, full_at: int | None = None) -> list[subprocess.Popen]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        coordinator = f"127.0.0.1:{server.getsockname()[1]}"
+    command = [sys.executable, str(Path(__file__).with_name("toy_run.py")), str(workdir), str(STEPS), str(seconds_a_step)]
+    command += [] if full_at is None else [str(full_at)]
+    processes = []
+    for number in range(count):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+        if count > 1:
+            environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+        with (workdir / f"{number}.log").open("w") as log:
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    return processes
+
+
+def said(workdir: Path, number: int) -> str:
+    return (workdir / f"{number}.log").read_text()
+
+
+def read(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def wait_until(processes: list[subprocess.Popen], workdir: Path, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert all(process.poll() is None for process in processes), [said(workdir, number) for number in range(len(processes))]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
+    """Until these processes, and not those before them, which may have come further, have logged a step."""
+    started, path = time.time(), workdir / "metrics.csv"
+    wait_until(processes, workdir, lambda: path.stat().st_mtime > started and int(read(workdir)[-1]["step"]) >= step)
+
+
+def ends(processes: list[subprocess.Popen], seconds: float) -> list[int]:
+    """Exit codes; no process takes longer."""
+    deadline = time.monotonic() + seconds
+    return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in processes]
+
+
+def complete(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+@pytest.mark.parametrize(("victim", "step"), [(1, 7), (0, 14)])
+def test_a_killed_process_stops_the_other_with_one_line(workdir, victim, step):
+    processes = start(workdir, 2, seconds_a_step=0.05)
+    wait_until(processes, workdir, (workdir / f"checkpoints/{step}").exists)
+    processes[victim].kill()
+    assert ends(processes, 20)[1 - victim] == 2
+    line = f"error: process {victim} is gone (killed, or its host is down); start all of them again: the same command goes on"
+    assert line in said(workdir, 1 - victim)
+    assert "Traceback" not in said(workdir, 1 - victim)
+
+
+def test_an_error_of_one_process_stops_both_with_its_line(workdir):
+    processes = start(workdir, 2, seconds_a_step=0.05, full_at=20)
+    assert ends(processes, 60) == [2, 2]
+    line = f"the disk of {workdir} is full; make room and run the same command again: it resumes"
+    assert f"\nerror: process 1: {line}\n" in said(workdir, 0)
+    assert f"\nerror: {line}\n" in said(workdir, 1)
+    assert "resuming" in said(workdir, 0) and "resuming" not in said(workdir, 1)
+
+
+def test_a_signal_to_one_process_saves_and_stops_both_at_the_same_step(workdir):
+    processes = start(workdir, 2, seconds_a_step=0.1)
+    wait_for_step(processes, workdir, 19)
+    processes[1].send_signal(signal.SIGTERM)
+    assert ends(processes, 30) == [128 + signal.SIGTERM] * 2
+    last = complete(workdir)[-1]
+    assert int(read(workdir)[-1]["step"]) == last < STEPS
+    for number in range(2):
+        assert f"stopped by SIGTERM to one of the processes; step {last} is saved in {workdir}" in said(workdir, number)
+        assert "Traceback" not in said(workdir, number)
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two(workdir):
+    last = complete(workdir)[-1]
+    (process,) = start(workdir, 1, seconds_a_step=0.1)
+    wait_for_step([process], workdir, last + 3)
+    process.send_signal(signal.SIGINT)
+    assert ends([process], 30) == [128 + signal.SIGINT]
+    assert f"resuming {workdir} after step {last}\n" in said(workdir, 0)
+    assert complete(workdir)[-1] >= last + 3
+
+
+def test_two_go_on_from_that_of_one_and_leave_out_a_damaged_one(alone, workdir):
+    last, before = complete(workdir)[-1], complete(workdir)[-2]
+    weights = max((workdir / f"checkpoints/{last}/state").rglob("d/*"), key=lambda file: file.stat().st_size)
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 3])
+    processes = start(workdir, 2)
+    assert ends(processes, 60) == [0, 0], (said(workdir, 0), said(workdir, 1))
+    assert f"checkpoint {workdir}/checkpoints/{last} is damaged and left out" in said(workdir, 0)
+    assert f"resuming {workdir} after step {before}\n" in said(workdir, 0)
+    assert [row["step"] for row in read(workdir)] == [row["step"] for row in read(alone)] == [str(step) for step in range(1, STEPS + 1)]
+    for name in ("loss", "grad_norm", "largest_error"):
+        one, two = (np.array([float(row[name]) for row in read(folder)]) for folder in (alone, workdir))
+        np.testing.assert_allclose(two, one, rtol=1e-6 if name == "loss" else 1e-5)
+    with np.load(alone / "model.npz") as one, np.load(workdir / "model.npz") as two:
+        assert set(one) == set(two)
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], atol=1e-6)
