@@ -13,6 +13,7 @@ import pytest
 
 from bitdance_jax import model_folder
 from bitdance_jax.errors import UserError
+from bitdance_jax.transformer.stack import unstack
 
 
 PARAMS = {
@@ -151,4 +152,41 @@ def test_weights_that_orbax_cannot_read_are_one_line(tmp_path):
     assert_same(model_folder.load(tmp_path / "model").params)
     (tmp_path / "model/weights/manifest.ocdbt").unlink()
     with pytest.raises(UserError, match="cannot be read; fetch"):
+        model_folder.load(tmp_path / "model")
+
+
+STACKED = {"text": {"layers": {"q": {"kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}}, "lm_head": {"kernel": np.ones(5)}}}
+
+
+def test_arrays_are_placed_one_by_one(tmp_path):
+    """As they lie on the disk, and read by parts: sharded arrays without a whole copy, and some not at all."""
+    save(tmp_path / "model", STACKED)
+    read = []
+
+    def place(path, array):
+        if "lm_head" in path:
+            return None
+        assert (array.shape, array.dtype) == ((2, 3, 4), np.float32)
+        np.testing.assert_array_equal(array[1, 0:2], STACKED["text"]["layers"]["q"]["kernel"][1, :2])
+        np.testing.assert_array_equal(array[...], STACKED["text"]["layers"]["q"]["kernel"])
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: read.append(index) or array[index])
+
+    params = model_folder.load(tmp_path / "model", abstract=STACKED, place=place).params
+    assert len(read) == 1 and params["text"].keys() == {"layers"}
+    np.testing.assert_array_equal(params["text"]["layers"]["q"]["kernel"], STACKED["text"]["layers"]["q"]["kernel"])
+
+
+def test_stacked_layers_are_placed_one_by_one(tmp_path):
+    save(tmp_path / "model", STACKED)
+    params = model_folder.load(tmp_path / "model", place=lambda _, array: array[...], unrolled=True).params
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, unstack(STACKED)))
+
+
+def test_further_files_are_kept_and_checked(tmp_path):
+    files = {"text_tokenizer/tokenizer.json": b"{}"}
+    model_folder.save(tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files)
+    model_folder.load(tmp_path / "model")
+    (tmp_path / "model/text_tokenizer/tokenizer.json").write_bytes(b"[]")
+    with pytest.raises(UserError, match=r"the model folder is damaged: .*text_tokenizer/tokenizer\.json"):
         model_folder.load(tmp_path / "model")

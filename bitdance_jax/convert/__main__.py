@@ -17,11 +17,11 @@ class Arguments:
     """Converts released BitDance weights to a model folder, or a model folder to a state dict of the release.
 
     Attributes:
-      source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder (its tokenizer), or a Hugging Face id,
-        owner/repository or owner/repository/file; with --to torch, a model folder.
-      out: the model folder, local or gs://; with --to torch, a .safetensors file.
+      source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder in the plain or the diffusers layout, or a
+        Hugging Face id, owner/repository or owner/repository/file; with --to torch, a model folder.
+      out: the model folder, local or gs://; with --to torch, a .safetensors file, or a text-to-image model's new folder.
       weights: of a .pt that has both: the averaged ones, or the raw ones.
-      tokenizer: take this tokenizer (.pt, .safetensors) instead of the one inside the .pt.
+      tokenizer: take this tokenizer (.pt, .safetensors) instead of the model's own.
       to: "jax" for a model folder, "torch" for the release's keys and layouts.
     """
 

@@ -1,61 +1,125 @@
-"""A model folder to a state dict of the release, as a .safetensors file."""
+"""A model folder back to the release's form: a .safetensors file, or a text-to-image model's folder."""
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
+from etils import epath
 
 from bitdance_jax import model_folder
-from bitdance_jax.config import ClassConditionalConfig, TokenizerConfig, from_dict
-from bitdance_jax.convert import keys, parameters, sizes
-from bitdance_jax.convert.sources import OWN_RECORD
+from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig, from_dict
+from bitdance_jax.convert import keys, parameters, release_folder, safetensors_file, sizes
+from bitdance_jax.convert import text_to_image as release_sizes
+from bitdance_jax.convert.parameters import Tensors
+from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
 from bitdance_jax.errors import UserError
-from bitdance_jax.models import class_conditional
+from bitdance_jax.files import replacing
+from bitdance_jax.model_folder import ModelFolder
+from bitdance_jax.models import class_conditional, text_to_image
+from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.tokenizer import autoencoder
 
 
+SHARD_BYTES = 5 * 10**9
+"""Of a text-to-image model's language model, as Hugging Face cuts them."""
+
+
 def export(folder: str, out: str) -> None:
-    """Writes the model of a model folder as the .safetensors file `out`, with the release's keys and layouts.
+    """Writes the model of a model folder with the release's keys and layouts, one tensor in memory at a time.
+
+    Args:
+      folder: any model folder.
+      out: a .safetensors file; for a text-to-image model a new folder, in the plain layout of the release.
 
     A class-conditional model's tokenizer lies under `vae.`, as in the released files; a tokenizer gets its `*_config.json` beside it. The
-    dtype is the folder's. `convert` turns the file into the same folder again, config and metadata with it.
+    dtype is the folder's. `convert` turns what is written into the same folder again, config and metadata with it.
 
     Raises:
-      UserError: not a model folder, or no place for the file.
+      UserError: not a model folder, or no place for what is written.
     """
-    target = Path(out)
-    if "://" in out or target.suffix != ".safetensors":
-        raise UserError(f"--to torch writes a local .safetensors file, got {out}; name it NAME.safetensors")
-    saved = model_folder.load(folder)
-    own = json.dumps({"config": saved.config, "metadata": saved.metadata})
-    state, record = _state(folder, saved)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.new")
-        safetensors.numpy.save_file(state, temporary, metadata={"format": "pt", OWN_RECORD: own})
-        if saved.kind == "tokenizer":
-            config = temporary.with_suffix(".json")
-            config.write_text(json.dumps(record, indent=2) + "\n")
-            os.replace(config, target.with_name(f"{target.stem}_config.json"))
-        os.replace(temporary, target)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{out} cannot be written ({error})") from error
-    print(f"{out}: {len(state)} tensors, {sum(array.nbytes for array in state.values()) / 2**30:.2f} GiB")
+    saved = model_folder.load(folder, place=lambda _, array: array)
+    if "://" in out:
+        raise UserError(f"--to torch writes to a local disk, got {out}")
+    if saved.kind == "text_to_image":
+        tensors = _export_text_to_image(folder, saved, Path(out))
+    else:
+        tensors = _export_file(folder, saved, Path(out))
+    print(f"{out}: {len(tensors)} tensors, {sum(array.nbytes for array in tensors.values()) / 2**30:.2f} GiB")
 
 
-def _state(folder: str, saved: model_folder.ModelFolder) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The release's state dict and arguments."""
+def _export_file(folder: str, saved: ModelFolder, target: Path) -> Tensors:
+    if target.suffix != ".safetensors":
+        raise UserError(f"--to torch writes a {saved.kind} model as a .safetensors file, got {target}; name it NAME.safetensors")
     where = f"{folder}/config.json: config"
     if saved.kind == "tokenizer":
         config = from_dict(TokenizerConfig, saved.config, where)
-        model_folder.check_shapes(folder, saved.params, autoencoder.abstract_params(config))
-        return parameters.to_release(saved.params, keys.TOKENIZER), sizes.tokenizer_record(config)
-    model_config = from_dict(ClassConditionalConfig, saved.config, where)
-    model = class_conditional.abstract_params(model_config)
-    model_folder.check_shapes(folder, saved.params, {"model": model, "tokenizer": autoencoder.abstract_params(model_config.tokenizer)})
-    tokenizer = parameters.to_release(saved.params["tokenizer"], keys.TOKENIZER)
-    state = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
-    return state | {f"vae.{key}": array for key, array in tokenizer.items()}, sizes.class_conditional_record(model_config)
+        tensors = _tokenizer(folder, saved.params, config)
+        with replacing(target.with_name(f"{target.stem}_config.json")) as temporary:
+            temporary.write_text(json.dumps(sizes.tokenizer_record(config), indent=2) + "\n")
+    else:
+        model_config = from_dict(ClassConditionalConfig, saved.config, where)
+        model_folder.check_shapes(folder, saved.params["model"], class_conditional.abstract_params(model_config))
+        tensors = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
+        tensors |= _inner_tokenizer(folder, saved, model_config.tokenizer)
+    with replacing(target) as temporary:
+        safetensors_file.save(temporary, tensors, _own_record(saved))
+    return tensors
+
+
+def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tensors:
+    config = from_dict(TextToImageConfig, saved.config, f"{folder}/config.json: config")
+    model_folder.check_shapes(folder, saved.params["model"], text_to_image.abstract_params(config))
+    tensors = parameters.to_release(saved.params["model"], keys.text_to_image(config)) | _inner_tokenizer(folder, saved, config.tokenizer)
+    parts: dict[str, Tensors] = {name: {} for name in release_folder.PREFIXES}
+    for key, array in tensors.items():
+        name = next((name for name, prefix in release_folder.PREFIXES.items() if prefix and key.startswith(prefix)), "text")
+        parts[name][key.removeprefix(release_folder.PREFIXES[name])] = array
+    records = {
+        "config.json": release_sizes.text_record(config.text),
+        "vision_head_config.json": release_sizes.vision_head_record(config),
+        "ae_config.json": sizes.tokenizer_record(config.tokenizer),
+    }
+    with _new_folder(target) as new:
+        for name, content in prompt_tokenizer.read_files(epath.Path(folder) / prompt_tokenizer.FOLDER).items():
+            (new / Path(name).name).write_bytes(content)
+        for name, record in records.items():
+            (new / name).write_text(json.dumps(record, indent=2) + "\n")
+        safetensors_file.save_shards(new, "model", parts.pop("text"), SHARD_BYTES)
+        for name, part in parts.items():
+            safetensors_file.save(new / f"{name}.safetensors", part, _own_record(saved) if name == "vision_head" else {})
+    return tensors
+
+
+def _inner_tokenizer(folder: str, saved: ModelFolder, config: TokenizerConfig) -> Tensors:
+    prefix = INNER_TOKENIZER[saved.kind]
+    return {prefix + key: array for key, array in _tokenizer(folder, saved.params["tokenizer"], config).items()}
+
+
+def _tokenizer(folder: str, params: Any, config: TokenizerConfig) -> Tensors:
+    model_folder.check_shapes(folder, params, autoencoder.abstract_params(config))
+    return parameters.to_release(params, keys.TOKENIZER)
+
+
+def _own_record(saved: ModelFolder) -> dict[str, str]:
+    return {"format": "pt", OWN_RECORD: json.dumps({"config": saved.config, "metadata": saved.metadata})}
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, which becomes it when the block ends."""
+    new = target.with_name(f".{target.name}.new")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target} is there already; give a place for a new folder")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        os.replace(new, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

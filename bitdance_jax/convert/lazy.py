@@ -91,11 +91,11 @@ class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
         if isinstance(value, np.ndarray):
             return await super()._open_and_write(value, tspec, ts_context)
         tspec["metadata"]["chunks"] = value.chunk()
-        store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+        store = tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context).result()
         blocks = value.blocks()
         while batch := list(_take(blocks)):
             for writing in [store[index].write(values, can_reference_source_data_indefinitely=True) for index, values in batch]:
-                await writing
+                writing.result()  # there is nothing else to do: the array is alone in its batch
 
 
 def _take(blocks: Iterator[Block]) -> Iterator[Block]:

@@ -1,6 +1,7 @@
 """State dicts of the release to our stacked parameters, array by array, and back; all by the key table of a model."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.transformer.stack import STACKED, stacked_axes
 
 
-Tensors = Mapping[str, LazyArray]
+Tensors = dict[str, LazyArray]
 Params = dict[str, Any]
 
 
@@ -47,14 +48,20 @@ def from_release(tensors: Tensors, abstract: Params, table: keys.Table) -> Param
     return traverse_util.unflatten_dict({path: _stacked(tensors, path, leaf.shape, table) for path, leaf in flat.items()})
 
 
-def to_release(params: Params, table: keys.Table) -> dict[str, np.ndarray]:
-    """The release's state dict of our stacked parameters; the inverse of `from_release`."""
+def to_release(params: Params, table: keys.Table) -> dict[str, LazyArray]:
+    """The release's state dict of our stacked parameters (arrays, or `model_folder.StoredArray`); the inverse of `from_release`."""
     state = {}
     for path, array in traverse_util.flatten_dict(params).items():
+        one_byte = np.broadcast_to(np.int8(0), array.shape[stacked_axes(path) :])
         for index, layer in _layers(path, array.shape):
             key, row = keys.release_key(layer, table)
-            state[key] = np.ascontiguousarray(keys.to_release(array[index], row, path[-1]))
+            read = functools.partial(_released, array, index, row, path[-1])
+            state[key] = LazyArray(keys.to_release(one_byte, row, path[-1]).shape, array.dtype, read)
     return state
+
+
+def _released(array: Any, index: tuple[int, ...], row: keys.Row, leaf: str) -> np.ndarray:
+    return keys.to_release(array[index], row, leaf)
 
 
 def num_bytes(params: Params) -> int:

@@ -1,4 +1,4 @@
-"""Reads .safetensors files, of one piece or in shards: what is in them first, each tensor when it is needed."""
+"""Reads and writes .safetensors files, of one piece or in shards, with one tensor in memory at a time."""
 
 import json
 from collections import Counter
@@ -82,6 +82,39 @@ def load_shards(folder: Path, stem: str) -> SafetensorsFile:
         tensors |= shard.tensors
         metadata |= shard.metadata
     return SafetensorsFile(tensors, metadata)
+
+
+def save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Writes one file."""
+    names = {np.dtype(kind): name for name, kind in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for key, array in tensors.items():
+        start, end = end, end + array.nbytes
+        header[key] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            np.ascontiguousarray(array.read()).tofile(file)
+
+
+def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> None:
+    """Writes `{stem}-0000N-of-0000M.safetensors` of at most `shard_bytes` (or one tensor) each, and their index."""
+    shards: list[Tensors] = [{}]
+    for key, array in tensors.items():
+        if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + array.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][key] = array
+    names = [f"{stem}-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save(folder / name, shard, {"format": "pt"})
+    index = {
+        "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
+        "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _tensor(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> LazyArray:

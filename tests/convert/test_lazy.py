@@ -31,3 +31,27 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
 def test_batches_hold_what_fits(monkeypatch):
     monkeypatch.setattr(lazy, "BATCH_BYTES", 10)
     assert list(lazy._batches([4, 6, 1, 30, 9, 1])) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
+
+
+def test_stacks_are_written_part_by_part(tmp_path, monkeypatch):
+    """Large arrays are cut into blocks, and each of a stack's parts is read once, when the one before has been written."""
+    monkeypatch.setattr(lazy, "BATCH_BYTES", 100)
+    monkeypatch.setattr(lazy, "CHUNK_BYTES", 64)
+    rng = np.random.default_rng(0)
+    arrays = {"stack": rng.standard_normal((2, 3, 5, 7)).astype(np.float32), "one": rng.standard_normal((11, 9)), "scalar": np.ones(())}
+    reads: list[tuple[int, ...]] = []
+
+    def stack(*index: int) -> np.ndarray:
+        reads.append(index)
+        return arrays["stack"][index]
+
+    params = {
+        "stack": LazyArray((2, 3, 5, 7), np.dtype(np.float32), stack, stacked_axes=2),
+        "one": LazyArray((11, 9), np.dtype(np.float64), lambda: arrays["one"]),
+        "scalar": LazyArray((), np.dtype(np.float64), lambda: arrays["scalar"]),
+    }
+    assert [value.chunk() for value in params.values()] == [(1, 1, 3, 4), (2, 3), ()]
+    lazy.register()
+    model_folder.save(tmp_path / "model", kind="tokenizer", config={}, params=params, metadata={})
+    jax.tree.map(np.testing.assert_array_equal, model_folder.load(tmp_path / "model").params, arrays)
+    assert reads == list(np.ndindex(2, 3))
