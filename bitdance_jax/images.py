@@ -1,5 +1,6 @@
 """Pictures in and out: reading, writing, the models' number range, and grids of samples."""
 
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -30,15 +31,24 @@ def to_uint8(image: Float[T, "*B H W C"]) -> UInt8[T, "*B H W C"]:
     return (127.5 * image + 128).clip(0, 255).astype("uint8")
 
 
+class DamagedPicture(UserError):
+    """A picture that cannot be read; the loader of training pictures goes on without it."""
+
+
 def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
     """A picture file as RGB: turned upright by its EXIF orientation, transparency on white.
 
     Raises:
-      UserError: the file is missing, damaged or no picture.
+      DamagedPicture: the file is missing, damaged or no picture.
     """
+    return decode_image(path, os.fspath(path))
+
+
+def decode_image(file: str | os.PathLike[str] | io.BytesIO, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """As `load_image`, also of a file in memory; `name` stands in the message."""
     try:
-        with Image.open(path) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
+        with Image.open(file) as opened:
+            image: Image.Image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
@@ -46,7 +56,7 @@ def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise UserError(f"cannot read the picture {os.fspath(path)} ({error}); remove or replace it") from error
+        raise DamagedPicture(f"cannot read the picture {name} ({error}); remove or replace it") from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -6,6 +6,14 @@ from typing import Literal
 from bitdance_jax.config.plain import require
 
 
+# What `DataConfig.path` is, for sources that need it.
+_PATHS = {
+    "folder": "a folder with one sub-folder a class",
+    "imagenet_tar": "ILSVRC2012_img_train.tar",
+    "tokens": "a folder that `python -m bitdance_jax.data.tokenize` wrote",
+}
+
+
 @dataclass(frozen=True)
 class AugmentConfig:
     """Training augmentation (SPEC 4): ADM's random resized crop and a horizontal flip, fading to centre crops.
@@ -34,17 +42,23 @@ class DataConfig:
     """Where training pictures come from.
 
     Attributes:
-      source: "emoji" (embedded, 64px, 9 categories) or "folder" (one sub-folder a class).
-      path: the folder, for "folder".
+      source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder a class), "imagenet_tar" (the official training tar, read in
+        place), "tfds" (a prepared TensorFlow Dataset), or "tokens" (made from one of these by `python -m bitdance_jax.data.tokenize`).
+      path: the folder, the tar, or the folder of tokens; for "tfds" where datasets are prepared (None: TFDS's own place).
+      dataset: for "tfds": its name.
+      held_out: what is evaluated on: a folder or tar, or a folder of tokens, with the same classes; for "tfds" a split such as
+        "validation". None: a fixed part of the training data is kept back (`data.records.split_indices`).
       batch_size: pictures a step.
       augment: see AugmentConfig.
-      workers: loader processes; 0 loads in the training process.
-      cache_latents: for class-conditional training: run the tokenizer once over the pictures and keep the bits in the run's folder.
+      workers: loader processes; 0 loads in threads of the training process.
+      cache_latents: for class-conditional training: run the tokenizer once over the pictures and keep the tokens in the run's folder.
         Crops are then the centre ones; a flip chooses between two cached versions.
     """
 
-    source: Literal["emoji", "folder"] = "emoji"
+    source: Literal["emoji", "folder", "imagenet_tar", "tfds", "tokens"] = "emoji"
     path: str | None = None
+    dataset: str = "imagenet2012"
+    held_out: str | None = None
     batch_size: int = 32
     augment: AugmentConfig = AugmentConfig()
     workers: int = 0
@@ -53,6 +67,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
         require(self.workers >= 0, f"workers must not be negative, got {self.workers}")
-        require(
-            self.source != "folder" or self.path is not None, "data.source folder needs --data.path, a folder with one sub-folder a class"
-        )
+        needed = _PATHS.get(self.source)
+        require(needed is None or self.path is not None, f"data.source {self.source} needs --data.path, {needed}")
+        for name, value in (("path", self.path), ("held_out", self.held_out)):
+            flag = "--data." + name.replace("_", "-")
+            require(self.source != "emoji" or value is None, f"{flag} {value} needs --data.source too: folder, imagenet_tar or tokens")
+        require(not (self.cache_latents and self.source == "tokens"), "data.source tokens needs no --data.cache-latents; leave it out")
+
+    @property
+    def gives_codes(self) -> bool:
+        """Whether batches hold the tokenizer's bits, not pictures."""
+        return self.cache_latents or self.source == "tokens"

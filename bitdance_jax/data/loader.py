@@ -1,66 +1,257 @@
 """Batches from a source: shuffled, cropped, endless and exactly resumable.
 
 Batch n is a function of (source, seed, n) alone: the order of an epoch depends on (seed, epoch), the random draws of a record on
-(seed, epoch, record). So the iterator's whole state is the number of its next batch, and a run may be resumed with another number of
-workers.
+(seed, epoch, record), and a damaged picture's place is taken by the next of the source that is whole. So the iterator's whole state is
+the number of its next batch, and a run may be resumed with another number of processes and workers.
 """
 
 import functools
+import gc
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
+from tqdm import tqdm
 
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
-from bitdance_jax.data.sources import PictureSource
+from bitdance_jax.data.records import PictureSource
+from bitdance_jax.errors import UserError
+from bitdance_jax.images import DamagedPicture
 
 
-# Batches are read ahead by threads in each process; more than this only costs memory.
-READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+# Records that a thread or worker process loads at a time. Batches are cut so that all of them work on the batch that is needed next, and
+# one does not wait for the other's; fewer than this, and handing them over costs as much as reading tokens.
+CHUNK = 16
+BATCHES_AHEAD = 2
+MAX_THREADS = 16
 
 # Epochs of an endless loader, and the period of grain's shuffles. (grain's own endless length overflows with batches of one.)
 ENDLESS = 2**32
 
+# A source is given up when more than this share of so many records, or this many in a row, are damaged.
+WINDOW, DAMAGED_SHARE, DAMAGED_IN_A_ROW = 1000, 0.1, 20
 
-class BatchIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
-    """Iterates over a dataset of batches; its state is {"next_batch": int}."""
+Record = dict[str, Any]
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
-        super().__init__()
-        self._batches = batches
+
+class BatchIterator:
+    """Batches of an endless or finite sequence of records; its state is {"next_batch": int}.
+
+    Damaged pictures are named on stderr, each once, by the process that met them.
+
+    Attributes:
+      skipped: the complaint about each, and how often it was met.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], tuple[Record, tuple[str, ...]]],
+        length: int,
+        batch_size: int,
+        rows: Int[np.ndarray, "R"] | None = None,
+        workers: int = 0,
+    ) -> None:
+        """Args:
+        load: the record at a position, arrays of the same shapes for all, and complaints about those it stands in for.
+        length: how many there are.
+        batch_size: records in a batch.
+        rows: which rows of each batch are loaded, in ascending order; None: all.
+        workers: processes that load; 0: threads of this one.
+        """
+        self._chunks = _Chunks(load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows))
         self._workers = workers
+        self.skipped: dict[str, int] = {}
+        self._read, self._damaged = 0, 0
+        self._running: list[grain.DatasetIterator] = []  # one, or none once closed
+        weakref.finalize(self, _close, self._running, workers)  # at the interpreter's end too
         self._start(0)
 
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator)
+        chunks = []
+        for _ in range(self._chunks.per_batch):
+            try:
+                records, skipped = next(self._running[0])
+            except StopIteration:
+                break
+            chunks.append(records)
+            self._report(skipped, len(records["label"]))
+        if not chunks:
+            raise StopIteration
         self._next_batch += 1
-        return batch
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def get_state(self) -> dict[str, int]:
         return {"next_batch": self._next_batch}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._iterator.close()
+        self.close()
         self._start(state["next_batch"])
 
     def close(self) -> None:
         """Ends the worker processes."""
-        self._iterator.close()
+        _close(self._running, self._workers)
 
     def _start(self, next_batch: int) -> None:
         # grain's worker processes read absl's flags, which only absl's own programs parse.
         if self._workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         self._next_batch = next_batch
-        rest = self._batches.slice(slice(next_batch, None)).to_iter_dataset(READ_OPTIONS)
-        workers = grain.MultiprocessingOptions(num_workers=self._workers)
-        self._iterator = iter(rest.mp_prefetch(workers, worker_init_fn=_start_worker))
+        per_batch = self._chunks.per_batch
+        rest = grain.MapDataset.source(self._chunks).slice(slice(next_batch * per_batch, None))
+        ahead = BATCHES_AHEAD * per_batch
+        if not self._workers:
+            threads = min(os.cpu_count() or 1, MAX_THREADS)
+            self._running.append(iter(rest.to_iter_dataset(grain.ReadOptions(threads, max(ahead, threads)))))
+            return
+        dataset = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=math.ceil(ahead / self._workers))
+        self._running.append(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
+
+    def _report(self, skipped: tuple[str, ...], records: int) -> None:
+        for complaint in skipped:
+            self.skipped[complaint] = self.skipped.get(complaint, 0) + 1
+            if self.skipped[complaint] == 1:
+                tqdm.write(f"warning: {complaint}; the next one takes its place ({len(self.skipped)} skipped so far)", file=sys.stderr)
+        self._read += records
+        self._damaged += len(skipped)
+        if self._damaged > WINDOW * DAMAGED_SHARE:
+            raise UserError(f"{self._damaged} of the last {self._read} pictures could not be read, {skipped[-1]}; is the data whole?")
+        if self._read >= WINDOW:
+            self._read, self._damaged = 0, 0
+
+
+class _Chunks:
+    """Random access to the parts, of CHUNK rows or less, that the local rows of each batch are cut into."""
+
+    def __init__(
+        self, load: Callable[[int], tuple[Record, tuple[str, ...]]], length: int, batch_size: int, rows: Int[np.ndarray, "R"]
+    ) -> None:
+        if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) <= 0).any():
+            raise ValueError(f"rows must be ascending numbers of rows of a batch of {batch_size}, got {rows}")
+        self._load, self._batch_size, self._rows = load, batch_size, rows
+        self.per_batch = -(-len(rows) // CHUNK)
+        # What is left for a last smaller batch cannot be shared out evenly.
+        self._length = length if len(rows) == batch_size else length - length % batch_size
+
+    def __len__(self) -> int:
+        full, rest = divmod(self._length, self._batch_size)
+        return full * self.per_batch + -(-rest // CHUNK)
+
+    def __getitem__(self, number: int) -> tuple[Record, tuple[str, ...]]:
+        batch, part = divmod(number, self.per_batch)
+        positions = batch * self._batch_size + self._rows[part * CHUNK : (part + 1) * CHUNK]
+        loaded = [self._load(int(position)) for position in positions[positions < self._length]]
+        records = {name: np.stack([record[name] for record, _ in loaded]) for name in loaded[0][0]}
+        return records, tuple(complaint for _, skipped in loaded for complaint in skipped)
+
+
+def make_loader(
+    source: PictureSource,
+    *,
+    batch_size: int,
+    seed: int,
+    image_size: int | None = None,
+    augment: AugmentConfig | None = None,
+    workers: int = 0,
+    shuffle: bool = True,
+    repeat: bool = True,
+    rows: Int[np.ndarray, "R"] | None = None,
+) -> BatchIterator:
+    """An iterator over batches {"image": uint8 [B, size, size, 3], "label": int32 [B]}, or {"codes", "label"} of a source of tokens.
+
+    Tokens may come in several versions (`data.tokens.Versions`): a batch holds one of them, chosen where a picture would be augmented.
+
+    Args:
+      source: random access to records.
+      batch_size: records in a batch of the whole job. Batches run on over the end of an epoch; without `repeat` the last one may be
+        smaller.
+      seed: of the order and of every random draw.
+      image_size: side of the pictures in pixels; not used by tokens.
+      augment: random crops and flips; None: centre crops.
+      workers: processes that load; 0: threads of this one.
+      shuffle: a new order each epoch, which holds every record once.
+      repeat: go on for ever, or stop after one epoch.
+      rows: which rows of each batch this process loads, in ascending order (`sharding.local_rows`); None: all. Without `repeat` and
+        with some of the rows, a last smaller batch is left out.
+
+    Raises:
+      UserError: when read, too many pictures are damaged: a tenth of a thousand, or 20 in a row.
+    """
+    order = grain.MapDataset.range(len(source))
+    if shuffle:
+        order = order.seed(seed).shuffle()
+    if repeat:
+        order = order.repeat(ENDLESS)
+    load = functools.partial(_load, order=order, source=source, seed=seed, image_size=image_size, augment=augment)
+    return BatchIterator(load, len(order), batch_size, rows, workers)
+
+
+def read_whole(source: PictureSource, index: int) -> tuple[Record, tuple[str, ...]]:
+    """Record `index`, or where it is damaged the next one that is not; and the complaints about those passed over.
+
+    Raises:
+      UserError: too many in a row are damaged.
+    """
+    skipped: list[str] = []
+    for step in range(min(len(source), DAMAGED_IN_A_ROW)):
+        try:
+            return dict(source[(index + step) % len(source)]), tuple(skipped)
+        except DamagedPicture as error:
+            skipped.append(str(error))
+    raise UserError(f"{len(skipped)} of {len(skipped)} pictures in a row are damaged; the last: {skipped[-1]}")
+
+
+def _load(
+    position: int,
+    *,
+    order: grain.MapDataset,
+    source: PictureSource,
+    seed: int,
+    image_size: int | None,
+    augment: AugmentConfig | None,
+) -> tuple[Record, tuple[str, ...]]:
+    """The record at `position` of the endless sequence."""
+    index, epoch = order[position], position // len(source)
+    rng = np.random.default_rng((seed, epoch, index))
+    if augment is not None and rng.random() >= transforms.augmented_share(augment, epoch):
+        augment = None
+    record, skipped = read_whole(source, index)
+    label = np.int32(record["label"])
+    if "codes" in record:
+        return {"codes": _version(record, augment, rng), "label": label}, skipped
+    image = record["image"]
+    if image_size is not None:
+        image = transforms.centre_crop(image, image_size) if augment is None else transforms.augment(image, image_size, augment, rng)
+    return {"image": image, "label": label}, skipped
+
+
+def _version(record: Record, augment: AugmentConfig | None, rng: np.random.Generator) -> np.ndarray:
+    if augment is not None and "codes_crops" in record:
+        return record["codes_crops"][rng.integers(len(record["codes_crops"]))]
+    if augment is not None and "codes_flipped" in record and rng.random() < augment.flip:
+        return record["codes_flipped"]
+    return record["codes"]
+
+
+def _close(running: list[grain.DatasetIterator], workers: int) -> None:
+    while running:
+        running.pop().close()
+    if workers:
+        gc.collect()  # grain's iterators refer to each other; left to the interpreter's end, theirs is a stack trace
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -74,60 +265,3 @@ def _start_worker(index: int, count: int) -> None:
         os._exit(0)
 
     threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def make_loader(
-    source: PictureSource,
-    *,
-    batch_size: int,
-    seed: int,
-    image_size: int | None = None,
-    augment: AugmentConfig | None = None,
-    workers: int = 0,
-    shuffle: bool = True,
-    repeat: bool = True,
-) -> BatchIterator:
-    """An iterator over batches {"image": uint8 [B, size, size, 3], "label": int32 [B]}, or over cached latents.
-
-    Cached latents may come in two versions, "codes" of the picture and "codes_flipped" of its mirror image: a batch then holds one of
-    them as "codes", chosen as a flip is.
-
-    Args:
-      source: random access to records.
-      batch_size: records in a batch. Batches run on over the end of an epoch; without `repeat` the last one may be smaller.
-      seed: of the order and of every random draw.
-      image_size: side of the pictures in pixels; not used by cached latents.
-      augment: random crops and flips; None: centre crops.
-      workers: processes that load; 0: threads of this one.
-      shuffle: a new order each epoch, which holds every record once.
-      repeat: go on for ever, or stop after one epoch.
-    """
-    records = grain.MapDataset.range(len(source))
-    if shuffle:
-        records = records.seed(seed).shuffle()
-    if repeat:
-        records = records.repeat(ENDLESS)
-    load = functools.partial(_load, source=source, seed=seed, image_size=image_size, augment=augment)
-    return BatchIterator(records.map_with_index(load).batch(batch_size), workers)
-
-
-def _load(
-    position: int, index: int, *, source: PictureSource, seed: int, image_size: int | None, augment: AugmentConfig | None
-) -> dict[str, Any]:
-    """Record `index` of the source, as it is at `position` of the endless sequence of records."""
-    epoch = position // len(source)
-    rng = np.random.default_rng((seed, epoch, index))
-    if augment is not None and rng.random() >= transforms.augmented_share(augment, epoch):
-        augment = None
-
-    record = dict(source[index])
-    flipped_codes = record.pop("codes_flipped", None)
-    if flipped_codes is not None and augment is not None and rng.random() < augment.flip:
-        record["codes"] = flipped_codes
-    if "image" in record and image_size is not None:
-        image = record["image"]
-        record["image"] = (
-            transforms.centre_crop(image, image_size) if augment is None else transforms.augment(image, image_size, augment, rng)
-        )
-    record["label"] = np.int32(record["label"])
-    return record

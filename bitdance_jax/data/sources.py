@@ -1,52 +1,28 @@
-"""Where records come from: random-access sources, as grain reads them.
-
-Every HELD_OUT-th record of a source is kept back for evaluation: of 19 records in source order, the last. Both sources list a class's
-pictures together, so the held-out ones spread over all classes; of the 1,906 emoji they are 100.
-"""
+"""Where records come from: random-access sources, as grain reads them."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bitdance_jax.config import DataConfig
+from bitdance_jax.data.imagenet_tar import ImagenetTarSource
+from bitdance_jax.data.records import Names, PictureSource, Split, reading, select, split_indices
+from bitdance_jax.data.tfds import TfdsSource
+from bitdance_jax.data.tokens import TokensSource
 from bitdance_jax.errors import UserError
 from bitdance_jax.images import load_image
 
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
-HELD_OUT = 19
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-
-Split = Literal["train", "heldout", "all"]
-
-
-@runtime_checkable
-class PictureSource(Protocol):
-    """A sequence of records: {"image": uint8 [H, W, 3] of any size, "label": int32}, or cached latents in place of the image.
-
-    Attributes:
-      class_names: name of each label.
-    """
-
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-def split_indices(count: int, split: Split) -> np.ndarray:
-    """Which of `count` records belong to a split, in order: every 19th is held out."""
-    indices = np.arange(count)
-    held_out = indices % HELD_OUT == HELD_OUT - 1
-    return {"train": indices[~held_out], "heldout": indices[held_out], "all": indices}[split]
 
 
 class ArraySource:
-    """Records held in memory: record i is row i of every array (pictures and labels, or cached latents and labels)."""
+    """Records held in memory: record i is row i of every array (pictures and labels, for example)."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], class_names: tuple[str, ...]):
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -73,38 +49,30 @@ class EmojiSource(ArraySource):
 
 
 class FolderSource:
-    """A folder with one sub-folder a class, which holds the class's pictures at any depth.
+    """A folder with one sub-folder a class, which holds the class's pictures at any depth: the layout of torchvision's ImageFolder.
 
-    Labels number the sub-folders in sorted order; pictures are sorted by path. Hidden files and folders are passed over.
+    Labels number the sub-folders in sorted order; pictures are sorted by path. Hidden files and folders are passed over. The tree is
+    listed once, without a look at the files themselves.
 
     Raises:
-      UserError: the folder is missing, or its layout is another; or, when read, a picture is damaged.
+      UserError: the folder is missing or unreadable, or its layout is another.
     """
 
-    def __init__(self, path: str | os.PathLike[str], split: Split = "all"):
+    def __init__(self, path: str | os.PathLike[str]):
         root = Path(path)
-        if not root.is_dir():
-            raise UserError(f"no picture folder at {root}; give a folder with one sub-folder a class")
-        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-        stray = [entry.name for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
-        if stray:
-            raise UserError(f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class")
-        folders = [entry for entry in entries if entry.is_dir()]
-        if not folders:
-            raise UserError(f"{root} has no sub-folders; put the pictures of each class into a sub-folder of their own")
-        pictures = [_pictures_below(folder) for folder in folders]
-        for folder, files in zip(folders, pictures, strict=True):
-            if not files:
-                raise UserError(f"the class folder {folder} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
-
-        paths = [file for files in pictures for file in files]
-        labels = np.repeat(np.arange(len(folders), dtype=np.int32), [len(files) for files in pictures])
-        rows = split_indices(len(paths), split)
-        if len(rows) == 0:
-            raise UserError(f"{root} holds only {len(paths)} pictures; every {HELD_OUT}th is held out, so give at least {HELD_OUT}")
-        self.class_names = tuple(folder.name for folder in folders)
-        self._paths = [paths[row] for row in rows]
-        self._labels = labels[rows]
+        self.class_names = _class_folders(root)
+        paths: list[str] = []
+        counts = []
+        with reading(root):
+            # The bar is for large trees on slow disks.
+            for name in tqdm(self.class_names, desc=f"listing {root}", unit="class", delay=2, dynamic_ncols=True):
+                pictures = _pictures_below(root / name)
+                if not pictures:
+                    raise UserError(f"the class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
+                paths += pictures
+                counts.append(len(pictures))
+        self._paths = Names.of(paths)
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -114,16 +82,83 @@ class FolderSource:
 
 
 def open_source(config: DataConfig, split: Split) -> PictureSource:
-    """The source that a config names."""
+    """One split of the source that a config names; for both, `open_sources` opens what they share once.
+
+    "all" is the whole of `config.path`. Where `config.held_out` is given, "train" is that too, and "heldout" the whole of the other;
+    otherwise see `split_indices`.
+
+    Raises:
+      UserError: the data is missing, unreadable or laid out in another way; or the held-out data has other classes.
+    """
     if config.source == "emoji":
         return EmojiSource(split)
+    if config.held_out is None:
+        return select(_open(config), split)
+    if split != "heldout":
+        return _open(config)
+    return open_sources(config)[1]
+
+
+def open_sources(config: DataConfig) -> tuple[PictureSource, PictureSource]:
+    """Training records and held-out ones; see `open_source`."""
+    if config.source == "emoji":
+        return EmojiSource("train"), EmojiSource("heldout")
+    whole = _open(config)
+    if config.held_out is None:
+        return select(whole, "train"), select(whole, "heldout")
+    held_out = _open_held_out(config)
+    if held_out.class_names != whole.class_names:
+        names = sorted(set(held_out.class_names) ^ set(whole.class_names))
+        raise UserError(
+            f"the held-out data {config.held_out} has {len(held_out.class_names)} classes and the training data "
+            f"{len(whole.class_names)}, or in another order; the first that only one of them has: {(names or ['none'])[0]}"
+        )
+    return whole, held_out
+
+
+def _open(config: DataConfig) -> PictureSource:
+    if config.source == "tfds":
+        return TfdsSource(config.dataset, config.path, "train")
     assert config.path is not None  # checked by DataConfig
-    return FolderSource(config.path, split)
+    if config.source == "folder":
+        return FolderSource(config.path)
+    return ImagenetTarSource(config.path) if config.source == "imagenet_tar" else TokensSource(config.path)
+
+
+def _open_held_out(config: DataConfig) -> PictureSource:
+    assert config.held_out is not None
+    if config.source == "tfds":
+        return TfdsSource(config.dataset, config.path, config.held_out)
+    if config.source == "tokens":
+        return TokensSource(config.held_out)
+    return ImagenetTarSource(config.held_out) if os.path.isfile(config.held_out) else FolderSource(config.held_out)
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the sub-folders, sorted."""
+    if not root.is_dir():
+        raise UserError(f"no picture folder at {root}; give a folder with one sub-folder a class")
+    with reading(root), os.scandir(root) as entries:
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    stray = [name for name, is_folder in visible if not is_folder and name.lower().endswith(SUFFIXES)]
+    if stray:
+        raise UserError(f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class")
+    folders = tuple(name for name, is_folder in visible if is_folder)
+    if not folders:
+        raise UserError(f"{root} has no sub-folders; put the pictures of each class into a sub-folder of their own")
+    return folders
 
 
 def _pictures_below(folder: Path) -> list[str]:
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    found, pending = [], [str(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                # Known by its name before the file system is asked, which on some network disks costs a call a file.
+                if entry.name.lower().endswith(SUFFIXES):
+                    found.append(entry.path)
+                elif entry.is_dir():
+                    pending.append(entry.path)
     return sorted(found)

@@ -1,24 +1,17 @@
-"""Bits in files: packing, when a cached file is made again, and the same batches with and without one."""
-
-import errno
-import json
+"""Bits for the model: unpacking, and when the tokens in a run's folder are made again."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
 
-from bitdance_jax.config import AugmentConfig
-from bitdance_jax.data import latents
-from bitdance_jax.data.latents import EncodedBatches, cached_latents, pack, unpack
-from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data import token_writer
+from bitdance_jax.data.latents import cached_latents, unpack
 from bitdance_jax.data.sources import ArraySource
-from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import Tokenizer
 
 
 SIZE = 8
-UNCHANGED = AugmentConfig(min_crop=1.0, flip=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,192 +21,75 @@ def source():
     return ArraySource(arrays, ("a", "b", "c"))
 
 
-class CountingTokenizer(Tokenizer):
-    """Notes how many pictures each call encodes."""
-
-    def __init__(self, params):
-        super().__init__(tiny_models.TOKENIZER, params)
-        self.encoded = []
-
-    def encode(self, pictures):
-        self.encoded.append(len(pictures))
-        return super().encode(pictures)
-
-
 @pytest.fixture(scope="module")
-def shared_tokenizer():
-    return CountingTokenizer(tiny_models.tokenizer_params())
+def tokenizer():
+    return Tokenizer(tiny_models.TOKENIZER, tiny_models.tokenizer_params())
 
 
 @pytest.fixture
-def tokenizer(shared_tokenizer):
-    shared_tokenizer.encoded.clear()
-    return shared_tokenizer
-
-
-@pytest.fixture(scope="module")
-def cache_bytes(tmp_path_factory, shared_tokenizer, source):
-    path = tmp_path_factory.mktemp("cache") / "latents.npz"
-    cached_latents(path, source, shared_tokenizer, SIZE, flips=True)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def path(tmp_path, cache_bytes):
-    """A finished file of `source` with both versions."""
-    path = tmp_path / "latents.npz"
-    path.write_bytes(cache_bytes)
-    return path
+def encoded(monkeypatch):
+    """How many pictures each shard written held."""
+    counts = []
+    write = token_writer._shard_writer
+    monkeypatch.setattr(token_writer, "_shard_writer", lambda path, records: counts.append(records) or write(path, records))
+    return counts
 
 
 @pytest.mark.parametrize("bits", [8, 12, 32])
-def test_packing_round_trip(bits):
+def test_packed_bits_are_unpacked(bits):
     codes = np.random.default_rng(bits).choice(np.int8([-1, 1]), (2, 3, 4, bits))
-    packed = pack(codes)
-    assert packed.dtype == np.uint8 and packed.shape == (2, 3, 4, -(-bits // 8))
-    unpacked = unpack(jnp.asarray(packed), bits)
+    unpacked = unpack(jnp.asarray(np.packbits(codes > 0, axis=-1)), bits)
     assert unpacked.dtype == np.float32
     np.testing.assert_array_equal(unpacked, codes)
 
 
-def test_the_first_bit_is_the_highest():
-    codes = np.full((1, 1, 1, 12), -1, np.int8)
-    codes[..., [0, 7, 8]] = 1
-    np.testing.assert_array_equal(pack(codes)[0, 0, 0], [0b10000001, 0b10000000])
-
-
-def test_the_cache_holds_every_picture_in_both_versions(path, source, tokenizer):
-    cached = cached_latents(path, source, tokenizer, SIZE, flips=True)
-    assert tokenizer.encoded == []
-    assert cached.class_names == source.class_names and len(cached) == 20
+def test_tokens_are_made_once(tmp_path, source, tokenizer, encoded):
+    folder = tmp_path / "run" / "tokens"
+    cached = cached_latents(folder, source, tokenizer, SIZE, flips=True)
+    assert encoded == [20] and len(cached) == 20 and cached.class_names == source.class_names
     images = source.arrays["image"]
-    np.testing.assert_array_equal(cached.arrays["label"], source.arrays["label"])
-    np.testing.assert_array_equal(cached.arrays["codes"], pack(tokenizer.encode(images)))
-    np.testing.assert_array_equal(cached.arrays["codes_flipped"], pack(tokenizer.encode(images[:, :, ::-1])))
+    for name, pictures in (("codes", images), ("codes_flipped", images[:, :, ::-1])):
+        np.testing.assert_array_equal(
+            [record[name] for record in map(cached.__getitem__, range(20))], np.packbits(tokenizer.encode(pictures) > 0, -1)
+        )
+    assert [cached[i]["label"] for i in range(20)] == source.arrays["label"].tolist()
+    again = cached_latents(folder, source, tokenizer, SIZE, flips=True)
+    assert encoded == [20] and again[7].keys() == {"codes", "codes_flipped", "label"}
 
 
-def test_the_file_is_read_again(tmp_path, source, tokenizer):
-    path = tmp_path / "run" / "latents.npz"
-    made = cached_latents(path, source, tokenizer, SIZE, flips=False)
-    assert sum(tokenizer.encoded) == 20 and set(made.arrays) == {"codes", "label"}
-    again = cached_latents(path, source, tokenizer, SIZE, flips=False)
-    assert sum(tokenizer.encoded) == 20
-    assert made.arrays.keys() == again.arrays.keys()
-    for name, array in made.arrays.items():
-        np.testing.assert_array_equal(again.arrays[name], array)
-    assert [file.name for file in path.parent.iterdir()] == ["latents.npz"]
+def test_another_tokenizer_source_size_or_choice_makes_them_again(tmp_path, source, tokenizer, encoded):
+    def params(part):
+        changed = tiny_models.tokenizer_params()
+        changed[part]["conv_out"]["bias"] = changed[part]["conv_out"]["bias"] + 1
+        return changed
 
+    cached_latents(tmp_path, source, tokenizer, SIZE, flips=True)
+    other_decoder = Tokenizer(tiny_models.TOKENIZER, params("decoder"))
+    cached_latents(tmp_path, source, other_decoder, SIZE, flips=True)
+    assert encoded == [20]
 
-def test_another_tokenizer_makes_it_again(path, source):
-    params = tiny_models.tokenizer_params()
-    params["encoder"]["conv_out"]["bias"] = params["encoder"]["conv_out"]["bias"] + 1
-    other = CountingTokenizer(params)
-    cached = cached_latents(path, source, other, SIZE, flips=True)
-    assert sum(other.encoded) == 40
-    np.testing.assert_array_equal(cached.arrays["codes"], pack(other.encode(source.arrays["image"])))
-
-
-def test_the_decoder_does_not_count(path, source):
-    params = tiny_models.tokenizer_params()
-    params["decoder"]["conv_out"]["bias"] = params["decoder"]["conv_out"]["bias"] + 1
-    other = CountingTokenizer(params)
-    cached_latents(path, source, other, SIZE, flips=True)
-    assert other.encoded == []
-
-
-def test_other_pictures_sizes_or_flips_make_it_again(path, source, tokenizer):
-    other = ArraySource(source.arrays | {"image": source.arrays["image"][::-1]}, source.class_names)
+    other_encoder = Tokenizer(tiny_models.TOKENIZER, params("encoder"))
+    reversed_source = ArraySource(source.arrays | {"image": source.arrays["image"][::-1]}, source.class_names)
     renamed = ArraySource(source.arrays, ("a", "b", "d"))
-    whole = path.read_bytes()
-    for pictures, size, flips in ((source, SIZE, False), (other, SIZE, True), (renamed, SIZE, True), (source, 4, True)):
-        tokenizer.encoded.clear()
-        path.write_bytes(whole)
-        cached = cached_latents(path, pictures, tokenizer, size, flips=flips)
-        assert sum(tokenizer.encoded) == (40 if flips else 20)
-        assert cached.arrays["codes"].shape == (20, size // 2, size // 2, 1)
-        assert ("codes_flipped" in cached.arrays) == flips
+    for pictures, encoder, size, flips in (
+        (source, other_encoder, SIZE, True),
+        (source, tokenizer, SIZE, False),
+        (reversed_source, tokenizer, SIZE, False),
+        (renamed, tokenizer, SIZE, False),
+        (renamed, tokenizer, 4, False),
+    ):
+        encoded.clear()
+        cached = cached_latents(tmp_path, pictures, encoder, size, flips=flips)
+        assert encoded == [20]
+        assert cached[0]["codes"].shape == (size // 2, size // 2, 1) and ("codes_flipped" in cached[0]) == flips
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"garbage" * 100, lambda b: b[: len(b) // 2], lambda b: b[:-1]])
-def test_a_damaged_file_is_made_again(path, source, tokenizer, damage):
-    whole = path.read_bytes()
-    path.write_bytes(damage(whole))
-    cached_latents(path, source, tokenizer, SIZE, flips=True)
-    assert sum(tokenizer.encoded) == 40
-    assert path.read_bytes() == whole
-
-
-def test_an_altered_byte_is_noticed(path, source, tokenizer):
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(b"codes.npy") + 200] ^= 1
-    path.write_bytes(whole)
-    cached_latents(path, source, tokenizer, SIZE, flips=True)
-    assert sum(tokenizer.encoded) == 40
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, source, tokenizer, monkeypatch):
-    def savez(file, **arrays):
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(latents.np, "savez", savez)
-    path = tmp_path / "latents.npz"
-    with pytest.raises(UserError) as caught:
-        cached_latents(path, source, tokenizer, SIZE, flips=False)
-    assert str(caught.value) == f"cannot write the latents {path}: No space left on device"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_an_older_file_alone(path, source, tokenizer, monkeypatch):
-    def savez(file, **arrays):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    whole = path.read_bytes()
-    monkeypatch.setattr(latents.np, "savez", savez)
-    with pytest.raises(UserError, match="No space left on device"):
-        cached_latents(path, source, tokenizer, SIZE, flips=False)
-    assert path.read_bytes() == whole and list(path.parent.iterdir()) == [path]
-
-
-def encoded_batches(source, tokenizer):
-    return EncodedBatches(make_loader(source, batch_size=6, seed=4, image_size=SIZE, augment=UNCHANGED), tokenizer)
-
-
-def assert_same_batches(actual, desired):
-    assert len(actual) == len(desired)
-    for a, b in zip(actual, desired, strict=True):
-        assert a.keys() == b.keys() == {"codes", "label"}
-        for name in a:
-            assert a[name].dtype == b[name].dtype
-            np.testing.assert_array_equal(a[name], b[name])
-
-
-def test_encoding_on_the_fly_gives_the_cached_batches(path, source, tokenizer):
-    """Over two epochs and a bit: batches run over the ends."""
-    cached = make_loader(cached_latents(path, source, tokenizer, SIZE, flips=True), batch_size=6, seed=4, augment=UNCHANGED)
-    fresh = encoded_batches(source, tokenizer)
-    assert_same_batches([next(fresh) for _ in range(8)], [next(cached) for _ in range(8)])
-
-
-def test_encoded_batches_resume(source, tokenizer):
-    batches = encoded_batches(source, tokenizer)
-    assert iter(batches) is batches
-    for _ in range(2):
-        next(batches)
-    place = json.loads(json.dumps(batches.get_state()))
-    rest = [next(batches) for _ in range(3)]
-    batches.set_state(place)
-    assert_same_batches([next(batches) for _ in range(3)], rest)
-    new = encoded_batches(source, tokenizer)
-    new.set_state(place)
-    assert_same_batches([next(new) for _ in range(3)], rest)
-
-
-def test_flips_choose_between_the_versions(path, source, tokenizer):
-    cached = cached_latents(path, source, tokenizer, SIZE, flips=True)
-    flip = AugmentConfig(min_crop=1.0, flip=0.5)
-    batch = next(make_loader(cached, batch_size=20, seed=4, augment=flip, shuffle=False))
-    flipped = [bool((codes == row["codes_flipped"]).all()) for codes, row in zip(batch["codes"], cached, strict=True)]
-    plain = [bool((codes == row["codes"]).all()) for codes, row in zip(batch["codes"], cached, strict=True)]
-    assert 4 < sum(flipped) < 16
-    assert plain == [not choice for choice in flipped]
+@pytest.mark.parametrize("damaged", ["manifest.json", "tokens-00000-of-00001.array_record"])
+def test_damaged_files_are_made_again(tmp_path, source, tokenizer, encoded, damaged):
+    cached_latents(tmp_path, source, tokenizer, SIZE, flips=False)
+    whole = (tmp_path / damaged).read_bytes()
+    for damage in (b"", whole[: len(whole) // 2]):
+        encoded.clear()
+        (tmp_path / damaged).write_bytes(damage)
+        cached_latents(tmp_path, source, tokenizer, SIZE, flips=False)
+        assert encoded == [20] and (tmp_path / damaged).read_bytes() == whole

@@ -1,5 +1,7 @@
 import itertools
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import ArraySource, FolderSource
 from bitdance_jax.errors import UserError
+from bitdance_jax.images import DamagedPicture
 
 
 COUNT = 25
@@ -137,7 +140,7 @@ def test_augmentation_fades_out():
     assert 0.4 < shares[2] < 0.6
 
 
-def test_cached_latents_choose_between_two_versions():
+def test_tokens_come_in_one_version():
     count = 400
     labels = np.arange(count)
     arrays = {"codes": np.zeros((count, 2, 2, 4), np.uint8), "codes_flipped": np.ones((count, 2, 2, 4), np.uint8), "label": labels}
@@ -149,12 +152,118 @@ def test_cached_latents_choose_between_two_versions():
     assert 0.18 < batch["codes"][:, 0, 0, 0].mean() < 0.32
 
 
+def test_random_crops_of_tokens_are_all_chosen_and_the_centre_one_only_without_augmentation():
+    count = 300
+    crops = np.broadcast_to(np.arange(1, 4, dtype=np.uint8)[None, :, None, None, None], (count, 3, 2, 2, 4))
+    arrays = {"codes": np.zeros((count, 2, 2, 4), np.uint8), "codes_crops": crops, "label": np.arange(count)}
+    source = ArraySource(arrays, ())
+    (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig()), 1)
+    assert batch["codes"].shape == (count, 2, 2, 4)
+    assert (np.bincount(batch["codes"][:, 0, 0, 0], minlength=4)[1:] > 70).all() and (batch["codes"] > 0).all()
+    (plain,) = take(make_loader(source, batch_size=count, seed=0), 1)
+    assert (plain["codes"] == 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [6, 40])
+@pytest.mark.parametrize("shares", [["012", "345"], ["03", "14", "25"], ["0", "12345"], ["012", "012", "345"]])
+def test_processes_share_out_the_rows_of_the_one_batch(source, shares, batch_size):
+    """Also where a share is cut into several chunks, and where processes load the same rows; they resume as another number of them."""
+    group = -(-batch_size // 6)
+    rows = [np.array([r for r in range(batch_size) if str(r // group) in share]) for share in shares]
+    whole = take(loader(source, batch_size=batch_size), 4)
+    parts = [loader(source, batch_size=batch_size, rows=r) for r in rows]
+    for number, batch in enumerate(whole):
+        if number == 2:
+            place = parts[-1].get_state()
+            rows = [np.arange(batch_size)[half::2] for half in range(2)]
+            parts = [loader(source, batch_size=batch_size, rows=r) for r in rows]
+            for part in parts:
+                part.set_state(place)
+        for r, part in zip(rows, parts, strict=True):
+            assert_same([next(part)], [{name: array[r] for name, array in batch.items()}])
+
+
+def test_a_last_smaller_batch_is_not_shared_out(source):
+    batches = list(loader(source, shuffle=False, repeat=False, rows=np.array([1, 3])))
+    assert np.concatenate([batch["label"] for batch in batches]).tolist() == [n for n in range(24) if n % 2]
+
+
+@pytest.mark.parametrize("rows", [[], [1, 0], [0, 4], [-1, 2], [1, 1]])
+def test_rows_must_be_rows_of_the_batch(source, rows):
+    with pytest.raises(ValueError, match="rows must be ascending numbers of rows of a batch of 4"):
+        loader(source, rows=np.array(rows, int))
+
+
+class PartlyDamaged:
+    """Picture i is all i mod 256; some cannot be read."""
+
+    class_names = ("a",)
+
+    def __init__(self, count, damaged):
+        self.count, self.damaged = count, damaged
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise DamagedPicture(f"cannot read the picture {index}.jpg")
+        return {"image": np.full((8, 8, 3), index % 256, np.uint8), "label": index}
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_damaged_picture_stops_with_one_line(tmp_path, workers):
+def test_the_next_whole_picture_stands_in_for_a_damaged_one(capfd, workers):
+    damaged = {3, 4, 24}
+    iterator = loader(PartlyDamaged(25, damaged), workers=workers, shuffle=False, batch_size=5)
+    labels = np.concatenate([batch["label"] for batch in take(iterator, 10)])
+    epoch = [0, 1, 2, 5, 5, *range(5, 24), 0]
+    assert labels.tolist() == epoch * 2
+    assert iterator.skipped == {f"cannot read the picture {n}.jpg": 2 * (1 + (n == 4)) for n in damaged}
+    iterator.close()
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.startswith("warning: cannot read the picture ") for line in lines] == [True] * 3  # each once
+    assert lines[2] == "warning: cannot read the picture 24.jpg; the next one takes its place (3 skipped so far)"
+
+
+def test_stand_ins_do_not_depend_on_the_processes():
+    source = PartlyDamaged(200, set(range(0, 200, 12)))
+    whole = take(loader(source, batch_size=8), 10)
+    parts = [loader(source, batch_size=8, rows=np.arange(8)[half::2]) for half in range(2)]
+    for batch in whole:
+        for half, part in enumerate(parts):
+            assert_same([next(part)], [{name: array[half::2] for name, array in batch.items()}])
+
+
+def test_a_source_with_many_damaged_pictures_is_given_up():
+    fine = loader(PartlyDamaged(5000, set(range(0, 5000, 20))), batch_size=50)
+    take(fine, 60)
+    with pytest.raises(UserError, match=r"1\d\d of the last \d+ pictures could not be read, cannot read the picture \d+\.jpg; is the"):
+        take(loader(PartlyDamaged(5000, set(range(0, 5000, 8))), batch_size=50), 60)
+    with pytest.raises(UserError, match=r"20 of 20 pictures in a row are damaged; the last: cannot read the picture \d+\.jpg"):
+        take(loader(PartlyDamaged(100, set(range(100))), batch_size=4), 1)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_nothing_but_damaged_pictures_stops_with_one_line(tmp_path, workers):
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "broken.png").write_bytes(b"not a picture")
     iterator = loader(FolderSource(tmp_path), workers=workers)
     with pytest.raises(UserError) as caught:
         next(iterator)
-    assert re.fullmatch(r"cannot read the picture .*broken\.png \(.*\); remove or replace it", str(caught.value))
+    pattern = r"1 of 1 pictures in a row are damaged; the last: cannot read the picture .*broken\.png \(.*\); remove or replace it"
+    assert re.fullmatch(pattern, str(caught.value))
     iterator.close()
+
+
+@pytest.mark.slow
+def test_a_program_with_workers_ends_quietly():
+    program = """
+from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data.sources import EmojiSource
+
+if __name__ == "__main__":
+    batches = make_loader(EmojiSource("heldout"), batch_size=8, seed=0, image_size=64, workers=2)
+    next(batches)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

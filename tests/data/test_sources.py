@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +7,7 @@ from PIL import Image
 from bitdance_jax.config import DataConfig
 from bitdance_jax.data import sources
 from bitdance_jax.errors import UserError
+from bitdance_jax.images import DamagedPicture
 
 
 def write(path, value=0, shape=(4, 6)):
@@ -22,12 +25,6 @@ def folder(tmp_path):
     (tmp_path / "cats" / "notes.txt").write_text("passed over")
     (tmp_path / ".cache").mkdir()
     return tmp_path
-
-
-def test_splits_are_fixed_and_disjoint():
-    train, held_out = sources.split_indices(40, "train"), sources.split_indices(40, "heldout")
-    assert held_out.tolist() == [18, 37]
-    assert sorted([*train, *held_out]) == sources.split_indices(40, "all").tolist() == list(range(40))
 
 
 def test_emoji_splits():
@@ -54,16 +51,33 @@ def test_folder_classes_labels_and_order(folder):
 def test_open_source(folder):
     config = DataConfig(source="folder", path=str(folder))
     train, held_out = sources.open_source(config, "train"), sources.open_source(config, "heldout")
-    assert (len(train), len(held_out)) == (36, 2)
+    assert (len(train), len(held_out), len(sources.open_source(config, "all"))) == (36, 2, 38)
     assert train.class_names == held_out.class_names == ("cats", "dogs")
     assert (held_out[0]["label"], held_out[1]["label"]) == (0, 1)
+    assert [len(source) for source in sources.open_sources(config)] == [36, 2]
     assert len(sources.open_source(DataConfig(), "heldout")) == 100
+    assert [len(source) for source in sources.open_sources(DataConfig())] == [1806, 100]
+
+
+def test_held_out_pictures_of_their_own(folder, tmp_path):
+    for name in ("cats", "dogs"):
+        write(tmp_path / "other" / name / "a.png", 200)
+    config = DataConfig(source="folder", path=str(folder / "pictures"), held_out=str(tmp_path / "other"))
+    for name in ("cats", "dogs"):
+        (folder / "pictures").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "pictures" / name)
+    train, held_out = sources.open_sources(config)
+    assert (len(train), len(held_out)) == (38, 2) and held_out[1]["label"] == 1
+    assert [len(sources.open_source(config, split)) for split in ("train", "heldout", "all")] == [38, 2, 38]
+    (tmp_path / "other" / "dogs").rename(tmp_path / "other" / "birds")
+    with pytest.raises(UserError, match=r"held-out data .*other has 2 classes and the training data 2.*: birds"):
+        sources.open_sources(config)
 
 
 def test_damaged_picture_is_named_when_read(folder):
     (folder / "cats" / "00.BMP").write_bytes(b"not a picture")
     source = sources.FolderSource(folder)
-    with pytest.raises(UserError, match=r"00\.BMP"):
+    with pytest.raises(DamagedPicture, match=r"00\.BMP"):
         source[0]
 
 
@@ -81,7 +95,32 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
         sources.FolderSource(tmp_path / "flat")
     write(tmp_path / "few" / "birds" / "a.jpg")
     with pytest.raises(UserError, match="only 1 pictures; every 19th is held out"):
-        sources.FolderSource(tmp_path / "few", "heldout")
+        sources.open_source(DataConfig(source="folder", path=str(tmp_path / "few")), "heldout")
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(sources.os, "scandir", scandir)
+    with pytest.raises(UserError, match=f"^cannot read {folder}: Permission denied$"):
+        sources.FolderSource(folder)
+
+
+def test_a_tree_is_listed_without_a_look_at_its_pictures(folder):
+    (folder / "dogs" / "small" / "link.jpg").symlink_to(folder / "nowhere")
+    source = sources.FolderSource(folder)
+    assert len(source) == 39
+    with pytest.raises(DamagedPicture, match=r"link\.jpg \(.*No such file"):
+        source[38]
+
+
+def test_a_folder_source_passes_to_other_processes_at_once(folder):
+    """No list of a million strings."""
+    source = sources.FolderSource(folder)
+    again = pickle.loads(pickle.dumps(source))
+    assert again[37]["label"] == 1 and (again[37]["image"] == source[37]["image"]).all()
+    assert not any(isinstance(value, list | dict) for value in vars(source).values())
 
 
 def test_array_source_gives_rows_and_refuses_ragged_arrays():

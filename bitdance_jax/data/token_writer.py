@@ -1,0 +1,207 @@
+"""Makes files of tokens (`data.tokens`) of the pictures of a source, on all devices of all processes, resumably."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from bitdance_jax import images
+from bitdance_jax.config import TokenizerConfig
+from bitdance_jax.data import transforms
+from bitdance_jax.data.loader import BatchIterator, read_whole
+from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.tokens import MANIFEST, Manifest, Versions, encoder_fingerprint, is_whole, pictures_fingerprint, serialize
+from bitdance_jax.errors import UserError
+from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+
+
+SHARD_SIZE = 16_384
+BATCH_SIZE = 16
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def describe(
+    source: PictureSource,
+    config: TokenizerConfig,
+    params: Any,
+    *,
+    image_size: int,
+    versions: Versions = Versions(),
+    dtype: Dtype = "float32",
+    shard_size: int = SHARD_SIZE,
+) -> Manifest:
+    """What `tokenize` is to write.
+
+    Args:
+      source: the pictures.
+      config: of the tokenizer.
+      params: its weights in float32.
+      image_size: in pixels.
+      versions: of each picture.
+      dtype: of the encoder's arithmetic.
+      shard_size: pictures a file holds.
+    """
+    if image_size < 1 or image_size % config.downsampling:
+        raise UserError(f"image_size must be a multiple of the tokenizer's downsampling {config.downsampling}, got {image_size}")
+    return Manifest(
+        records=len(source),
+        shard_size=shard_size,
+        class_names=tuple(source.class_names),
+        image_size=image_size,
+        tokenizer=config,
+        fingerprint=encoder_fingerprint(config, params),
+        dtype=dtype,
+        pictures=pictures_fingerprint(source),
+        versions=versions,
+    )
+
+
+def prepare(folder: Path, manifest: Manifest) -> None:
+    """Begins a folder of tokens by its manifest, or checks that it was begun with the same one.
+
+    Raises:
+      UserError: it holds other tokens, or cannot be written to.
+    """
+    if not (folder / MANIFEST).exists():
+        manifest.write(folder)
+        return
+    found = Manifest.read(folder)
+    if found != manifest:
+        name = next(name for name, value in vars(manifest).items() if getattr(found, name) != value)
+        change = f"{name} was {getattr(found, name)!r}, now {getattr(manifest, name)!r}" if name != "class_names" else "of other classes"
+        raise UserError(f"{folder} holds other tokens ({change}); give another folder, or delete it")
+
+
+def tokenize(
+    source: PictureSource,
+    params: Any,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 0,
+) -> int:
+    """Encodes what a folder of tokens lacks, on all devices of this process; of several processes, each writes shards of its own.
+
+    Args:
+      source: the pictures.
+      params: the tokenizer's weights in float32; the decoder may be left out.
+      folder: that `prepare` has begun; all processes share it.
+      manifest: of `describe`.
+      batch_size: pictures a device encodes at a time.
+      workers: processes that load pictures.
+
+    Returns:
+      How many pictures this process has encoded now.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    shards = [manifest.shard(number) for number in range(jax.process_index(), manifest.shards, jax.process_count())]
+    pending = [(name, numbers) for name, numbers in shards if not is_whole(folder / name, len(numbers))]
+    indices = np.array([index for _, numbers in pending for index in numbers], np.int64)
+    if not len(indices):
+        return 0
+
+    devices = Mesh(jax.local_devices(), "data", axis_types=(AxisType.Auto,))
+    versions = manifest.versions
+    pictures = max(1, batch_size * devices.size // versions.count)
+    loader = BatchIterator(_Crops(source, indices, manifest.image_size, versions), len(indices), pictures, workers=workers)
+    records = _serialized(loader, _encoder(manifest, params, devices, pictures * versions.count))
+    done = sum(len(numbers) for _, numbers in shards) - len(indices)
+    with tqdm(total=done + len(indices), initial=done, unit="image", desc="encoding", dynamic_ncols=True) as bar:
+        for name, numbers in pending:
+            with _shard_writer(folder / name, len(numbers)) as writer:
+                for record in itertools.islice(records, len(numbers)):
+                    writer.write(record)
+                    bar.update()
+    loader.close()
+    return len(indices)
+
+
+class _Crops:
+    """All versions of the pictures of a source with the given numbers: {"image": uint8 [versions, size, size, 3], "label"}."""
+
+    def __init__(self, source: PictureSource, indices: np.ndarray, image_size: int, versions: Versions) -> None:
+        self._source, self._indices, self._size, self._versions = source, indices, image_size, versions
+
+    def __call__(self, position: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+        index, versions = int(self._indices[position]), self._versions
+        record, skipped = read_whole(self._source, index)
+        centre = transforms.centre_crop(record["image"], self._size)
+        crops = [centre, centre[:, ::-1]] if versions.flips else [centre]
+        for version in range(versions.crops):
+            rng = np.random.default_rng((versions.seed, version, index))
+            crops.append(transforms.augment(record["image"], self._size, versions.augment, rng))
+        return {"image": np.stack(crops), "label": np.int32(record["label"])}, skipped
+
+
+Encoder = Callable[[UInt8[np.ndarray, "B V H W 3"]], jax.Array]
+
+
+def _encoder(manifest: Manifest, params: Any, devices: Mesh, pictures: int) -> Encoder:
+    """Packed bits [at least B * V, h, w, bytes] of pictures, split over the devices.
+
+    Every call fills up to `pictures` of them and to a multiple of the devices: one shape is compiled.
+    """
+    dtype = jnp.dtype(manifest.dtype)
+    model = Autoencoder(manifest.tokenizer, dtype)
+    weights = jax.device_put({"encoder": jax.tree.map(lambda a: jnp.asarray(a, dtype), params["encoder"])}, NamedSharding(devices, P()))
+    rows = NamedSharding(devices, P("data"))
+    padded = -(-pictures // devices.size) * devices.size
+
+    @jax.jit
+    def encode(weights: Any, flat: jax.Array) -> jax.Array:
+        z: Any = model.apply({"params": weights}, images.to_model(flat), method="encode")
+        return jnp.packbits(lfq.quantize(z) > 0, axis=-1)
+
+    def encode_batch(batch: UInt8[np.ndarray, "B V H W 3"]) -> jax.Array:
+        flat = batch.reshape(-1, *batch.shape[2:])
+        flat = np.pad(flat, ((0, padded - len(flat)), (0, 0), (0, 0), (0, 0)))
+        return encode(weights, jax.device_put(flat, rows))
+
+    return encode_batch
+
+
+def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
+    """One record a picture. A batch is loaded while the devices work on the one before it."""
+    waiting: tuple[np.ndarray, int, jax.Array] | None = None
+    for batch in itertools.chain(loader, [None]):
+        encoding = None if batch is None else (batch["label"], batch["image"].shape[1], encode(batch["image"]))
+        if waiting is not None:
+            labels, versions, codes = waiting
+            packed = np.asarray(codes)[: len(labels) * versions]
+            yield from map(serialize, labels.tolist(), packed.reshape(len(labels), versions, *packed.shape[1:]))
+        waiting = encoding
+
+
+@contextmanager
+def _shard_writer(path: Path, records: int) -> Iterator[ArrayRecordWriter]:
+    """Writes beside the shard, which is there once it is whole. What a killed process left there is written over."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # one record is read at a time, and bits do not compress
+        try:
+            yield writer
+        finally:
+            writer.close()
+        if not is_whole(partial, records):
+            raise UserError(f"cannot write the tokens {path}: the file is not whole after writing; is the disk full?")
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(f"cannot write the tokens {path}: {reason}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""Tokens of all pictures of a source, so that training need not run the tokenizer's encoder.
+
+    python -m bitdance_jax.data.tokenize --tokenizer MODEL_FOLDER --data.source imagenet_tar --data.path ILSVRC2012_img_train.tar \
+        --image-size 256 --flips --out tokens/imagenet256
+
+Killed at any moment, the same command goes on after the last whole shard. See `bitdance_jax.data.tokens` for the files.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from bitdance_jax import hosts
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import DataConfig, HostsConfig
+from bitdance_jax.data.sources import open_source
+from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
+from bitdance_jax.data.tokens import Versions
+from bitdance_jax.errors import UserError
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write the tokens of a source's pictures to files.
+
+    Attributes:
+      tokenizer: a model folder, of a tokenizer or of a class-conditional model; "emoji" is the embedded one.
+      out: folder for the tokens.
+      data: where the pictures come from; its augment says how random crops are drawn, its workers how many processes load.
+      image_size: in pixels.
+      flips: keep the mirror image of each centre crop as well.
+      crops: keep so many random crops of each picture as well.
+      seed: of the random crops.
+      batch_size: pictures that each device encodes at a time.
+      dtype: of the encoder's arithmetic.
+      hosts: how several processes find each other, see HostsConfig; each writes shards of its own, and they share the folder.
+    """
+
+    tokenizer: str
+    out: str
+    data: DataConfig = DataConfig()
+    image_size: int = 256
+    flips: bool = False
+    crops: int = 0
+    seed: int = 0
+    batch_size: int = BATCH_SIZE
+    dtype: Dtype = "float32"
+    hosts: HostsConfig = HostsConfig()
+
+    def __post_init__(self) -> None:
+        Versions(self.flips, self.crops)  # complains where they do not go together
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be positive, got {self.batch_size}")
+        if self.data.source == "tokens":
+            raise UserError("data.source tokens is tokens already; give the pictures")
+
+
+def main() -> None:
+    arguments = parse(Arguments, prog="python -m bitdance_jax.data.tokenize")
+    hosts.start(arguments.hosts)
+    with hosts.together():
+        _tokenize(arguments)
+
+
+def _tokenize(arguments: Arguments) -> None:
+    versions = Versions(arguments.flips, arguments.crops, arguments.data.augment, arguments.seed)
+    source = open_source(arguments.data, "all")
+    tokenizer = load(arguments.tokenizer)
+    if isinstance(tokenizer, ClassConditionalPipeline):
+        tokenizer = tokenizer.tokenizer
+    size, dtype, folder = arguments.image_size, arguments.dtype, Path(arguments.out)
+    manifest = describe(source, tokenizer.config, tokenizer.params, image_size=size, versions=versions, dtype=dtype)
+    start = time.perf_counter()
+    prepare(folder, manifest)
+    count = tokenize(source, tokenizer.params, folder, manifest, batch_size=arguments.batch_size, workers=arguments.data.workers)
+    speed = f", {count / (time.perf_counter() - start):.1f} images/s on {jax.local_device_count()} devices" if count else ""
+    print(f"{folder}: tokens of {len(source):,} pictures, {count:,} of them made by this process now{speed}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,239 @@
+"""Files of precomputed tokens: array_record shards, and a manifest that says what was made of which pictures by which tokenizer.
+
+A record is the label, int32 little-endian, and then the packed bits of each version of the picture, uint8 [versions, h, w, bytes]: 8 to
+a byte, the first the highest, 1 for a code of 1 and 0 for -1; a last byte that is not full ends in zeros. The versions are its centre
+crop, with `flips` that crop's mirror image, and then the `crops` random ones.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+from jaxtyping import UInt8
+
+from bitdance_jax.config import AugmentConfig, ConfigError, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.data.records import PictureSource
+from bitdance_jax.errors import UserError
+from bitdance_jax.files import replacing
+from bitdance_jax.images import DamagedPicture
+
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+LABEL = np.dtype("<i4")
+PROBES = 8  # pictures that tell one source from another
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Which versions of a picture are kept as tokens, besides its centre crop.
+
+    Attributes:
+      flips: the centre crop's mirror image; training then chooses between the two as `AugmentConfig.flip` says.
+      crops: how many random ones; training chooses among these alone, and takes the centre crop only where nothing is to be augmented.
+      augment: how the random ones are drawn, their flips included.
+      seed: of their draws: version v of a picture is what the loader would show in epoch v of this seed.
+    """
+
+    flips: bool = False
+    crops: int = 0
+    augment: AugmentConfig = AugmentConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crops < 0:
+            raise ConfigError(f"crops must not be negative, got {self.crops}")
+        if self.flips and self.crops:
+            raise ConfigError("random crops are flipped as --data.augment.flip says; leave out --flips or --crops")
+
+    @property
+    def count(self) -> int:
+        return 1 + self.flips + self.crops
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of tokens holds.
+
+    Attributes:
+      records: pictures; all shards but the last hold `shard_size` of them, in the order of their source.
+      image_size: in pixels.
+      tokenizer: its sizes.
+      fingerprint: of its encoder; see `encoder_fingerprint`.
+      dtype: that it computed in.
+      pictures: tells their source from another; see `pictures_fingerprint`.
+    """
+
+    records: int
+    shard_size: int
+    class_names: tuple[str, ...]
+    image_size: int
+    tokenizer: TokenizerConfig
+    fingerprint: str
+    dtype: str
+    pictures: str
+    versions: Versions
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """Of one version's packed bits: h, w, bytes."""
+        side = self.image_size // self.tokenizer.downsampling
+        return side, side, -(-self.tokenizer.bits // 8)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.records // self.shard_size)
+
+    def shard(self, number: int) -> tuple[str, range]:
+        """File name of a shard, and the records in it."""
+        start = number * self.shard_size
+        name = f"tokens-{number:05d}-of-{self.shards:05d}.array_record"
+        return name, range(start, min(start + self.shard_size, self.records))
+
+    def write(self, folder: Path) -> None:
+        with replacing(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(to_dict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> "Manifest":
+        """Raises a UserError where there is none, or a damaged one."""
+        path = Path(folder) / MANIFEST
+        try:
+            manifest = from_dict(cls, json.loads(path.read_text()), str(path))
+        except OSError as error:
+            raise UserError(
+                f"no tokens in {os.fspath(folder)} ({error.strerror}: {MANIFEST}); make them: python -m bitdance_jax.data.tokenize"
+            ) from error
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(f"{path} is not valid JSON; make the tokens anew") from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise UserError(f"{path} is of format {manifest.format_version}, and this package reads {FORMAT_VERSION}; make the tokens anew")
+        return manifest
+
+
+class TokensSource:
+    """Records {"codes": uint8 [h, w, bytes] of the centre crop, "label"} with, as the manifest says, "codes_flipped" of its mirror
+    image or "codes_crops" [crops, h, w, bytes]. The loader chooses one version as "codes".
+
+    Attributes:
+      manifest: see Manifest.
+
+    Raises:
+      UserError: the tokens are missing or not finished, or, when read, damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.manifest = Manifest.read(folder)
+        self.class_names = self.manifest.class_names
+        self._folder = Path(folder)
+        shards = []
+        for number in range(self.manifest.shards):
+            name, records = self.manifest.shard(number)
+            if not (self._folder / name).is_file():
+                raise UserError(f"the tokens in {self._folder} are not finished: {name} is missing; run the same tokenize command again")
+            shards.append(f"{self._folder / name}[0:{len(records)}]")
+        self._records = ArrayRecordDataSource(shards)
+
+    def __len__(self) -> int:
+        return self.manifest.records
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        data = self._read(index)
+        versions, shape = self.manifest.versions, self.manifest.code_shape
+        if len(data) != LABEL.itemsize + versions.count * int(np.prod(shape)):
+            raise UserError(f"record {index} of {self._folder} has {len(data)} bytes, which is not what {MANIFEST} says; make it anew")
+        codes = np.frombuffer(data, np.uint8, offset=LABEL.itemsize).reshape(versions.count, *shape)
+        record = {"codes": codes[0], "label": np.frombuffer(data, LABEL, 1)[0]}
+        if versions.flips:
+            record["codes_flipped"] = codes[1]
+        if versions.crops:
+            record["codes_crops"] = codes[1:]
+        return record
+
+    def _read(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except (RuntimeError, ValueError, IndexError) as error:
+            name, _ = self.manifest.shard(index // self.manifest.shard_size)
+            reason = str(error).partition(";")[0] or type(error).__name__
+            raise UserError(f"{self._folder / name} is damaged ({reason}); delete it and run the same tokenize command again") from error
+
+
+def serialize(label: int, codes: UInt8[np.ndarray, "versions h w bytes"]) -> bytes:
+    """One record."""
+    return LABEL.type(label).tobytes() + codes.tobytes()
+
+
+def is_whole(shard: Path, records: int) -> bool:
+    """Whether a shard is there with all its records: their number stands at its end, which a file that is cut does not have."""
+    if not shard.is_file():
+        return False
+    try:
+        reader = ArrayRecordReader(str(shard))
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError:
+        return False
+    return found == records
+
+
+def encoder_fingerprint(config: TokenizerConfig, params: Any) -> str:
+    """16 hex digits that tell one tokenizer's encoder from another: of its sizes and weights as float32.
+
+    Args:
+      config: its sizes.
+      params: its weights, as in a model folder; all but the "encoder" may be left out.
+    """
+    digest = hashlib.sha256(repr(config).encode())
+    pending: list[tuple[str, Any]] = [("", params["encoder"])]
+    while pending:
+        path, node = pending.pop()
+        if isinstance(node, dict):
+            pending += [(f"{path}/{name}", node[name]) for name in sorted(node)]
+        else:
+            digest.update(path.encode() + np.asarray(node).astype(np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def pictures_fingerprint(source: PictureSource) -> str:
+    """16 hex digits that tell one source from another: of its length, classes and a few pictures."""
+    digest = hashlib.sha256(repr((source.class_names, len(source))).encode())
+    for index in np.linspace(0, len(source) - 1, PROBES).astype(int).tolist():
+        try:
+            digest.update(source[index]["image"].tobytes())
+        except DamagedPicture:
+            digest.update(b"damaged")
+    return digest.hexdigest()[:16]
+
+
+def check_tokens(folder: str | os.PathLike[str], config: TokenizerConfig, params: Any, image_size: int) -> Manifest:
+    """Refuses tokens that a model cannot train on; before long work.
+
+    Args:
+      folder: with the tokens.
+      config: sizes of the tokenizer that the model is for.
+      params: its weights, in float32 or as saved.
+      image_size: that the model is for.
+
+    Raises:
+      UserError: they are missing, of another tokenizer or of another size.
+    """
+    manifest = Manifest.read(folder)
+    if manifest.image_size != image_size:
+        raise UserError(f"the tokens in {os.fspath(folder)} are of pictures of {manifest.image_size} pixels, and the model of {image_size}")
+    if manifest.tokenizer != config:
+        raise UserError(f"the tokens in {os.fspath(folder)} are of the tokenizer {manifest.tokenizer}, and the model's is {config}")
+    fingerprint = encoder_fingerprint(config, params)
+    if manifest.fingerprint != fingerprint:
+        raise UserError(
+            f"the tokens in {os.fspath(folder)} are of another tokenizer of the same sizes (encoder {manifest.fingerprint}, the config's "
+            f"is {fingerprint}); give the tokenizer that made them, or make them anew"
+        )
+    return manifest

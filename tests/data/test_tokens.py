@@ -1,0 +1,247 @@
+"""Files of tokens: written, resumed after a kill, read back, and refused where they are not what a model needs."""
+
+import dataclasses
+import json
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+
+from bitdance_jax.config import AugmentConfig, ConfigError, DataConfig
+from bitdance_jax.data import token_writer, transforms
+from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data.sources import ArraySource, open_sources
+from bitdance_jax.data.token_writer import describe, prepare, tokenize
+from bitdance_jax.data.tokens import Manifest, TokensSource, Versions, check_tokens, encoder_fingerprint
+from bitdance_jax.errors import UserError
+from bitdance_jax.images import DamagedPicture
+from bitdance_jax.sampling.pipeline import Tokenizer
+
+
+SIZE, COUNT = 8, 23
+PARAMS = tiny_models.tokenizer_params()
+
+
+@pytest.fixture(scope="module")
+def source():
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (COUNT, 10, 12, 3), np.uint8), "label": np.arange(COUNT, dtype=np.int32) % 3}
+    return ArraySource(arrays, ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def encode():
+    tokenizer = Tokenizer(tiny_models.TOKENIZER, PARAMS)
+    return lambda pictures: np.packbits(tokenizer.encode(np.stack(pictures)) > 0, axis=-1)
+
+
+def write(folder, source, versions=Versions(), batch_size=3, **options):
+    manifest = describe(source, tiny_models.TOKENIZER, PARAMS, image_size=SIZE, versions=versions, shard_size=5)
+    prepare(folder, manifest)
+    return tokenize(source, PARAMS, folder, manifest, batch_size=batch_size, **options)
+
+
+def records(folder):
+    source = TokensSource(folder)
+    return [source[i] for i in range(len(source))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, source):
+    folder = tmp_path_factory.mktemp("tokens")
+    assert write(folder, source) == COUNT
+    return folder
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".array_record"}
+
+
+def test_records_are_the_pictures_tokens_in_their_order(whole, source, encode):
+    read = records(whole)
+    assert [record["label"] for record in read] == source.arrays["label"].tolist()
+    crops = [transforms.centre_crop(image, SIZE) for image in source.arrays["image"]]
+    np.testing.assert_array_equal([record["codes"] for record in read], encode(crops))
+    assert read[0].keys() == {"codes", "label"} and read[0]["codes"].shape == (4, 4, 1)
+
+
+def test_the_files_are_shards_and_a_manifest(whole):
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["manifest.json", *(f"tokens-0000{n}-of-00005.array_record" for n in range(5))]
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["records"] == COUNT and manifest["image_size"] == SIZE and manifest["class_names"] == ["a", "b", "c"]
+    assert manifest["fingerprint"] == encoder_fingerprint(tiny_models.TOKENIZER, PARAMS)
+    assert manifest["tokenizer"]["bits"] == 8 and manifest["versions"]["crops"] == 0
+
+
+def test_mirror_images(tmp_path, source, encode):
+    write(tmp_path, source, Versions(flips=True))
+    crops = [transforms.centre_crop(image, SIZE) for image in source.arrays["image"]]
+    read = records(tmp_path)
+    np.testing.assert_array_equal([record["codes"] for record in read], encode(crops))
+    np.testing.assert_array_equal([record["codes_flipped"] for record in read], encode([crop[:, ::-1] for crop in crops]))
+
+
+def test_random_crops_are_those_the_loader_shows(tmp_path, source, encode):
+    augment = AugmentConfig(min_crop=0.6, flip=0.5)
+    write(tmp_path, source, Versions(crops=2, augment=augment, seed=7))
+    read = records(tmp_path)
+    assert read[0]["codes_crops"].shape == (2, 4, 4, 1)
+    for index, record in enumerate(read):
+        image = source.arrays["image"][index]
+        versions = [transforms.augment(image, SIZE, augment, np.random.default_rng((7, version, index))) for version in range(2)]
+        np.testing.assert_array_equal(record["codes_crops"], encode(versions))
+        np.testing.assert_array_equal(record["codes"], encode([transforms.centre_crop(image, SIZE)])[0])
+    (batch,) = list(make_loader(TokensSource(tmp_path), batch_size=COUNT, seed=0, augment=augment, shuffle=False, repeat=False))
+    chosen = {tuple((batch["codes"][i] == crop).all() for crop in read[i]["codes_crops"]) for i in range(COUNT)}
+    assert {(True, False), (False, True)} <= chosen <= {(True, False), (False, True), (True, True)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_batch_sizes_and_damaged_pictures(tmp_path, source, whole, batch_size):
+    class Damaged(ArraySource):
+        def __getitem__(self, index):
+            if index in (4, 22):
+                raise DamagedPicture(f"cannot read the picture {index}")
+            return super().__getitem__(index)
+
+    assert write(tmp_path / "fine", source, batch_size=batch_size) == COUNT
+    assert shards(tmp_path / "fine") == shards(whole)
+    write(tmp_path / "damaged", Damaged(source.arrays, source.class_names), batch_size=batch_size)
+    good, expected = records(tmp_path / "damaged"), records(whole)
+    expected[4], expected[22] = expected[5], expected[0]
+    for a, b in zip(good, expected, strict=True):
+        assert a["label"] == b["label"] and (a["codes"] == b["codes"]).all()
+
+
+def test_killed_it_goes_on_after_the_last_whole_shard(tmp_path, source, whole, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    class Dying(ArraySource):
+        def __getitem__(self, index):
+            if index == 17:
+                raise Killed
+            return super().__getitem__(index)
+
+    with pytest.raises(Killed):
+        write(tmp_path, Dying(source.arrays, source.class_names), batch_size=1)
+    left = sorted(shards(tmp_path))
+    assert 1 <= len(left) <= 3 and left == sorted(shards(whole))[: len(left)]
+    (tmp_path / ".tokens-00003-of-00005.array_record.partial").write_bytes(b"what a kill that nothing could catch left behind")
+    (tmp_path / left[0]).write_bytes(shards(whole)[left[0]][:-100])
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in left[1:]}
+    assert write(tmp_path, source) == COUNT - 5 * (len(left) - 1)
+    assert shards(tmp_path) == shards(whole)
+    assert times == {name: (tmp_path / name).stat().st_mtime_ns for name in left[1:]}
+    assert not list(tmp_path.glob(".*"))
+    assert write(tmp_path, source) == 0
+
+
+def test_processes_write_shards_of_their_own(tmp_path, source, whole, monkeypatch):
+    monkeypatch.setattr(token_writer.jax, "process_count", lambda: 2)
+    for process, count in ((1, 10), (0, 13)):
+        monkeypatch.setattr(token_writer.jax, "process_index", lambda process=process: process)
+        assert write(tmp_path, source) == count
+        if process == 1:
+            with pytest.raises(UserError, match=r"not finished: tokens-00000-of-00005\.array_record is missing; run the same tokenize"):
+                TokensSource(tmp_path)
+    assert shards(tmp_path) == shards(whole)
+
+
+def test_a_folder_holds_one_kind_of_tokens(tmp_path, source, whole):
+    with pytest.raises(UserError, match=r"holds other tokens \(versions was Versions.*\); give another folder, or delete it"):
+        write(whole, source, Versions(flips=True))
+    with pytest.raises(UserError, match="image_size must be a multiple of the tokenizer's downsampling 2, got 9"):
+        describe(source, tiny_models.TOKENIZER, PARAMS, image_size=9)
+    with pytest.raises(ConfigError, match="leave out --flips or --crops"):
+        Versions(flips=True, crops=1)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_shard(tmp_path, source, monkeypatch):
+    class FullDisk:
+        def __init__(self, path, options):
+            open(path, "wb").close()
+
+        def write(self, record):
+            raise RuntimeError("write() failed: No space left on device; writing x")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(token_writer, "ArrayRecordWriter", FullDisk)
+    with pytest.raises(UserError, match=r"^cannot write the tokens .*array_record: write\(\) failed: No space left on device$"):
+        write(tmp_path, source)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_as_a_data_source(whole):
+    config = DataConfig(source="tokens", path=str(whole))
+    train, held_out = open_sources(config)
+    assert (len(train), len(held_out)) == (22, 1)
+    again = pickle.loads(pickle.dumps(train))
+    batch = next(make_loader(again, batch_size=4, seed=0))
+    assert batch["codes"].shape == (4, 4, 4, 1) and batch["codes"].dtype == np.uint8 and batch["label"].dtype == np.int32
+    train, held_out = open_sources(dataclasses.replace(config, held_out=str(whole)))
+    assert (len(train), len(held_out)) == (23, 23)
+
+
+@pytest.mark.slow
+def test_workers_and_resuming(whole):
+    source = TokensSource(whole)
+    threads, processes = (make_loader(source, batch_size=7, seed=1, workers=workers) for workers in (0, 2))
+    batches = [next(threads) for _ in range(6)]
+    processes.set_state({"next_batch": 2})
+    for batch in batches[2:]:
+        other = next(processes)
+        np.testing.assert_array_equal(batch["codes"], other["codes"])
+        np.testing.assert_array_equal(batch["label"], other["label"])
+    processes.close()
+
+
+def test_tokens_that_a_model_cannot_take(whole, tmp_path):
+    config = tiny_models.TOKENIZER
+    assert check_tokens(whole, config, PARAMS, SIZE).records == COUNT
+    assert check_tokens(whole, config, {"encoder": jax.tree.map(np.asarray, PARAMS["encoder"])}, SIZE)
+    with pytest.raises(UserError, match="are of pictures of 8 pixels, and the model of 16"):
+        check_tokens(whole, config, PARAMS, 16)
+    with pytest.raises(UserError, match=r"are of the tokenizer TokenizerConfig.*and the model's is"):
+        check_tokens(whole, dataclasses.replace(config, ch=64), PARAMS, SIZE)
+    other = jax.tree.map(lambda a: a + 1, PARAMS)
+    with pytest.raises(UserError, match=r"another tokenizer of the same sizes \(encoder [0-9a-f]{16}, the config's is [0-9a-f]{16}\)"):
+        check_tokens(whole, config, other, SIZE)
+    with pytest.raises(UserError, match=r"no tokens in .*\(No such file or directory: manifest.json\); make them: python -m"):
+        check_tokens(tmp_path, config, PARAMS, SIZE)
+
+
+def test_manifests_that_cannot_be_read(tmp_path, whole):
+    text = (whole / "manifest.json").read_text()
+    for changed, message in (
+        (text[:-20], "is not valid JSON; make the tokens anew"),
+        (text.replace('"records"', '"recordz"'), "unknown fields: recordz"),
+        (text.replace('"format_version": 1', '"format_version": 2'), "is of format 2, and this package reads 1"),
+    ):
+        assert changed != text
+        (tmp_path / "manifest.json").write_text(changed)
+        with pytest.raises(UserError, match=message):
+            Manifest.read(tmp_path)
+
+
+def test_damaged_shards_are_named_when_read(tmp_path, whole):
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "tokens-00001-of-00005.array_record"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1  # in the first record; more than half of so small a file is filling
+    shard.write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"tokens-00001-of-00005.array_record is damaged \(.*\); delete it and run the same tokenize command"
+    ):
+        for index in range(5, 10):
+            TokensSource(tmp_path)[index]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"image_size": 16}))
+    with pytest.raises(UserError, match=r"record 0 of .* has 20 bytes, which is not what manifest.json says"):
+        TokensSource(tmp_path)[0]
