@@ -175,6 +175,12 @@ def assert_close(actual: ArrayLike, desired: ArrayLike, tolerance: float = 1e-4)
     assert error <= tolerance, f"differs by {error:.2e} of the largest value, more than {tolerance:.0e}"
 
 
+def neighbouring(numbers: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Every number moved up or down to the next float32, at random."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: np.nextafter(a, rng.choice(np.array([-np.inf, np.inf], np.float32), a.shape)), numbers)
+
+
 def _unpacked(path: Path) -> bytes:
     return lzma.decompress(path.read_bytes())
 

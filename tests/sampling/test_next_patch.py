@@ -9,7 +9,7 @@ import jaxprs
 import numpy as np
 import pytest
 from einops import rearrange
-from golden_models import CLASS_CONDITIONAL, assert_close, largest_error, nhwc
+from golden_models import CLASS_CONDITIONAL, assert_close, largest_error, neighbouring, nhwc
 from random_params import random_params
 
 from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
@@ -40,8 +40,8 @@ TOY = ClassConditionalConfig(
 
 def toy_params(config: ClassConditionalConfig) -> dict:
     bits = jnp.ones((1, config.num_tokens, config.tokenizer.bits))
-    x_t = jnp.zeros((config.num_steps, config.tokens_per_step, config.tokenizer.bits))
-    return random_params(ClassConditional(config), jnp.zeros(1, jnp.int32), bits, x_t, jnp.zeros(config.num_steps))
+    x_t = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
+    return random_params(ClassConditional(config), jnp.zeros(1, jnp.int32), bits, x_t, jnp.zeros(x_t.shape[:3]))
 
 
 def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConfig) -> Callable:
@@ -60,12 +60,6 @@ def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConf
         return first if isinstance(patch, int) else later[patch - 1]
 
     return source
-
-
-def neighbouring(numbers: dict, seed: int) -> dict:
-    """Every number moved up or down to the next float32, at random."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: np.nextafter(a, rng.choice(np.array([-np.inf, np.inf], np.float32), a.shape)), numbers)
 
 
 @pytest.mark.parametrize("kind", RECORDED)
@@ -199,8 +193,8 @@ def test_sampling_reads_as_training_does(tokens_per_step, mask, kind):
         values = sample_values(model, params, labels, source, sampler)
         bits = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
         noise = jax.vmap(lambda patch: source(patch, False)[0])(jnp.arange(config.num_steps))
-        x_t = rearrange(noise, "n b p k -> (b n) p k")
-        return values, model.apply({"params": params}, labels, bits, x_t, jnp.zeros(len(x_t)))
+        x_t = rearrange(noise, "n b p k -> b 1 n p k")
+        return values, model.apply({"params": params}, labels, bits, x_t, jnp.zeros(x_t.shape[:3]))
 
     values, predicted = both(params)
-    assert_close(values, rearrange(predicted, "(b n) p k -> n b p k", b=2), 1e-5)
+    assert_close(values, rearrange(predicted, "b 1 n p k -> n b p k"), 1e-5)
