@@ -10,7 +10,9 @@ from bitdance_jax import images, model_folder
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training, to_dict
 from bitdance_jax.data.latents import cached_latents
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.sources import PictureSource, Split, open_source
+from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.sources import open_sources
+from bitdance_jax.data.tokens import check_tokens
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
 from bitdance_jax.train.objectives import ClassConditionalObjective, TokenizerObjective
@@ -28,7 +30,9 @@ class TokenizerTask:
         self._config = config
         self.objective = TokenizerObjective(config)
         self.frozen: Params = {}
-        self._source, self._held_out = (open_source(config.data, split) for split in ("train", "heldout"))
+        if config.data.gives_codes:
+            raise UserError("a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents")
+        self._source, self._held_out = open_sources(config.data)
         self._reconstruct = jax.jit(self.objective.reconstruct)
         self.batch_size = config.data.batch_size
         self.steps_per_epoch = len(self._source) / self.batch_size
@@ -71,7 +75,7 @@ class ClassConditionalTask:
         self._config = config
         self.objective = ClassConditionalObjective(config)
         self._tokenizer = _load_tokenizer(config)
-        self._source, self._held_out = (self._open(split) for split in ("train", "heldout"))
+        self._source, self._held_out = self._open()
         # From here on the tokenizer's weights stay in the host's memory: a step has its own copy of the encoder's, and devices are full.
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
         self.frozen = jax.tree.map(
@@ -122,18 +126,25 @@ class ClassConditionalTask:
         params = _cast({"model": ema_params, "tokenizer": self._tokenizer.params}, config.run.export_dtype)
         model_folder.save(folder, kind="class_conditional", config=to_dict(config.model), params=params, metadata=metadata)
 
-    def _open(self, split: Split) -> PictureSource:
-        config = self._config
-        source = open_source(config.data, split)
-        classes = len(source.class_names)
+    def _open(self) -> tuple[PictureSource, PictureSource]:
+        """The training records and the held-out ones."""
+        config, data, tokenizer = self._config, self._config.data, self._tokenizer
+        if data.source == "tokens":
+            for folder in filter(None, (data.path, data.held_out)):
+                check_tokens(folder, tokenizer.config, tokenizer.params, config.model.image_size)
+        train, held_out = open_sources(data)
+        classes = len(train.class_names)
         if classes != config.model.num_classes:
             raise UserError(
                 f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
             )
-        if not config.data.cache_latents:
-            return source
-        path = Path(config.run.workdir) / f"latents_{split}.npz"
-        return cached_latents(path, source, self._tokenizer, config.model.image_size, flips=config.data.augment.flip > 0)
+        if not data.cache_latents:
+            return train, held_out
+        workdir, size, flips = Path(config.run.workdir), config.model.image_size, data.augment.flip > 0
+        return (
+            cached_latents(workdir / "tokens_train", train, tokenizer, size, flips),
+            cached_latents(workdir / "tokens_heldout", held_out, tokenizer, size, flips),
+        )
 
 
 def make_task(config: Training) -> Task:
