@@ -153,12 +153,19 @@ def _write(folder: epath.Path, params: Params, header: dict[str, Any], further: 
     for name, content in further.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder / "weights", params, force=True)
     written = [*_files(folder / "weights"), *(folder / name for name in further)]
     checksums = _checksums(written)
     files = {str(file.relative_to(folder)): [file.stat().length, crc] for file, crc in zip(written, checksums, strict=True)}
     (folder / "config.json").write_text(json.dumps(header | {"files": files}, indent=2) + "\n")
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax's, for this process alone: in a job of several only the first one writes a model folder, and none waits for another."""
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}")
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _files(folder: epath.Path) -> list[epath.Path]:
@@ -215,7 +222,7 @@ def _check_files(path: epath.Path, files: dict[str, list[int]]) -> None:
 def _read_weights(path: epath.Path) -> Params:
     """The weights as numpy arrays: independent of the devices that they were saved from."""
     weights = _weights(path)
-    with _readable(weights), ocp.PyTreeCheckpointer() as checkpointer:
+    with _readable(weights), _checkpointer() as checkpointer:
         names = checkpointer.metadata(weights).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
         return checkpointer.restore(weights, restore_args=as_numpy)
@@ -225,7 +232,7 @@ def _open_weights(path: epath.Path) -> Params:
     """The weights, unread."""
     weights = _weights(path)
     base = str(weights) if _is_remote(path) else f"file://{weights}"
-    with _readable(weights), ocp.PyTreeCheckpointer() as checkpointer:
+    with _readable(weights), _checkpointer() as checkpointer:
         names = traverse_util.flatten_dict(checkpointer.metadata(weights).item_metadata.tree)
         specs = [
             {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"{base}/", "path": f"{'.'.join(name)}/"}, "open": True}
