@@ -1,12 +1,17 @@
 """`python train.py`: overrides, and one clear line for whatever is wrong."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from bitdance_jax.config import RunConfig
+from bitdance_jax.train.run_folder import record_config
 
 
 ROOT = Path(__file__).parents[1]
@@ -21,11 +26,12 @@ def get_config():
 
 
 @pytest.fixture
-def command():
-    """train.py as a module, to be run in this process."""
+def command(monkeypatch):
+    """train.py as a module, to be run in this process, which looks for no others: JAX is up already."""
     spec = importlib.util.spec_from_file_location("train_command", ROOT / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module.hosts, "start", lambda config: False)
     return module
 
 
@@ -89,6 +95,37 @@ def test_a_bad_value_is_named(command, monkeypatch, capsys, config_file, flags, 
     code, error = run(command, monkeypatch, capsys, config_file, *flags)
     assert code == 2
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mesh.tensor", "64"], "--mesh.tensor"),
+        (["--data.batch-size", "6", "--run.accumulate", "4"], "data.batch_size must be a multiple of run.accumulate, got 6 and 4"),
+        (["--profile", "7", "5"], "profile must be two steps in order, from 1 to run.steps (3), got (7, 5)"),
+        (["--data.source", "folder"], "needs --data.path"),
+        (["--data.source", "folder", "--data.path", "no/such"], "no/such"),
+    ],
+)
+def test_what_cannot_run_is_one_line_before_anything_compiles(command, monkeypatch, capsys, config_file, tmp_path, flags, message):
+    monkeypatch.setattr(jax, "jit", refuse)
+    code, error = run(command, monkeypatch, capsys, config_file, "--run.workdir", str(tmp_path / "run"), *flags)
+    assert code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_config_is_found_before_data_and_weights_are_opened(command, monkeypatch, capsys, config_file, tmp_path):
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    record_config(dataclasses.replace(command.load_config(str(config_file)), run=RunConfig(workdir=str(tmp_path), steps=3)))
+    monkeypatch.setattr(command, "make_task", refuse)
+    code, error = run(command, monkeypatch, capsys, config_file, "--run.workdir", str(tmp_path), "--model.bits", "16")
+    message = "holds a run with another config (model.bits was 8, now 16); give this one another workdir"
+    assert (code, error) == (2, f"error: {tmp_path} {message}\n")
+
+
+def refuse(*arguments, **keywords):
+    raise AssertionError
 
 
 def test_without_a_config_file_it_says_how(command, monkeypatch, capsys):
