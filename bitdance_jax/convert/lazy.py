@@ -10,7 +10,7 @@ import tensorstore
 from absl import logging
 
 
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 64 * 2**20
 """Each batch is one commit to the disk, and makes files of its own: small arrays are better written together."""
 
 CHUNK_BYTES = 16 * 2**20
