@@ -31,6 +31,6 @@ class DivergenceCheck:
         if self._spike is not None and len(self._losses) >= FEWEST:
             low, median, high = np.percentile(self._losses, (10, 50, 90))
             if loss - median > (self._spike - 1) * max(abs(median), high - low):
-                return f"loss is {loss:.4g}, where {median:.4g} is usual,"
+                return f"loss is {loss:.4g}, far above the usual {median:.4g} (run.spike is {self._spike:g}),"
         self._losses.append(loss)
         return None

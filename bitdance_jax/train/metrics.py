@@ -1,7 +1,6 @@
 """Where a run's figures go: `metrics.csv`, TensorBoard, pictures and a drawing of the curves."""
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw
 from tensorboardX import SummaryWriter
 
 from bitdance_jax import images
+from bitdance_jax.files import replacing
 
 
 class MetricsFile:
@@ -44,10 +44,9 @@ class MetricsFile:
         return ",".join(row.get(name, "") for name in self._columns) + "\n"
 
     def _rewrite(self) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
         header = ",".join(self._columns) + "\n" if self._columns else ""
-        temporary.write_text(header + "".join(map(self._line, self.rows)))
-        os.replace(temporary, self._path)
+        with replacing(self._path) as temporary:
+            temporary.write_text(header + "".join(map(self._line, self.rows)))
 
 
 class MetricsWriter:

@@ -26,7 +26,7 @@ def test_a_loss_of_several_times_the_median_is_a_spike():
     assert complaints([*usual(150), 4.5]) == {}
     assert list(complaints([*usual(150), 5.5])) == [151]
     assert complaints([*usual(150), 5.5], spike=6.0) == complaints([*usual(150), 1e6], spike=None) == {}
-    assert complaints([*np.ones(150), 7.25])[151] == "loss is 7.25, where 1 is usual,"
+    assert complaints([*np.ones(150), 7.25])[151] == "loss is 7.25, far above the usual 1 (run.spike is 5),"
 
 
 def test_a_run_that_learns_is_no_spike():

@@ -57,7 +57,7 @@ def test_pictures_and_curves_are_written(tmp_path):
     writer.close()
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
     assert {"metrics.csv", "curves.png", "pictures/samples_0000003.png"} <= names
-    assert not any(name.endswith(".tmp") for name in names)
+    assert not any(path.name.startswith(".") for path in tmp_path.rglob("*"))
     assert list((tmp_path / "tensorboard").iterdir())
 
 
