@@ -1,5 +1,6 @@
 """Training runs: optimizer, run, mesh; a file in `configs/` returns one of these."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,7 +44,7 @@ class RunConfig:
     """What every training run shares: length, precision, and when it logs, saves and draws.
 
     Attributes:
-      workdir: folder of the run: checkpoints, metrics, pictures, and at the end the model folder `model/`.
+      workdir: local folder of the run: checkpoints, metrics, pictures, and at the end the model folder `model/`.
       steps: optimizer steps in all.
       seed: of the initial weights, the order of the data and every noise.
       compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
@@ -54,6 +55,7 @@ class RunConfig:
       spike: the run stops when a step's loss is this many times the usual one (the median of the last hundred); None: it never does.
       log_every, save_every, preview_every: in steps.
       keep: newest checkpoints kept.
+      checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. Several hosts need one that all of them see.
     """
 
     workdir: str
@@ -69,8 +71,10 @@ class RunConfig:
     save_every: int = 500
     preview_every: int = 500
     keep: int = 2
+    checkpoints: str | None = None
 
     def __post_init__(self) -> None:
+        require("://" not in self.workdir, f"workdir must be a local folder, got {self.workdir}; only checkpoints can go there")
         for name in ("steps", "accumulate", "log_every", "save_every", "preview_every", "keep"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(self.spike is None or self.spike > 1, f"spike must be more than 1, got {self.spike}")
@@ -78,6 +82,11 @@ class RunConfig:
             self.attention == "xla" or self.compute_dtype == "bfloat16",
             "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
         )
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """Where the checkpoints are."""
+        return self.checkpoints or os.path.join(self.workdir, "checkpoints")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
     check_config(config)
     with _disk_full_is_user_error(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with Checkpoints(workdir / "checkpoints", run.keep) as checkpoints:
+        with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:
             if jax.process_index() == 0:
                 record_config(config)
             state, figures = _train_steps(task, config, mesh, checkpoints)
@@ -92,7 +92,7 @@ def _train_steps(task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Ch
             recorder.after_step(step, state, metrics, feed.place, stopping)
             if stopping and step < run.steps:
                 checkpoints.wait()
-                raise signals.interruption(f"step {step} is saved in {run.workdir}")
+                raise signals.interruption(f"step {step} is saved in {run.checkpoint_folder}")
     return state, evaluation.figures(state.ema)
 
 

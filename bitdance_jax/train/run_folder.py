@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from flax import traverse_util
 
 from bitdance_jax.config import TrainingConfig, to_dict
@@ -13,15 +14,16 @@ from bitdance_jax.files import replacing
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
-_RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "export_dtype")
+_RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "checkpoints", "export_dtype")
 _MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Raises a UserError if `run.workdir` has checkpoints of a run with another config; it names the fields."""
+    """Raises a UserError if `run.workdir` is that of a run with another config that has checkpoints; it names the fields."""
     workdir = Path(config.run.workdir)
     path = workdir / "config.json"
-    if not path.exists() or not any(folder.name.isdecimal() for folder in (workdir / "checkpoints").glob("*")):
+    checkpoints = epath.Path(config.run.checkpoint_folder)
+    if not (path.exists() and checkpoints.exists() and any(folder.name.isdecimal() for folder in checkpoints.iterdir())):
         return
     try:
         recorded = _flat(json.loads(path.read_text()))

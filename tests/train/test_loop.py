@@ -59,7 +59,7 @@ def test_what_a_run_leaves(finished):
     with Image.open(finished / "curves.png") as curves:
         assert curves.size[1] > 0
     assert json.loads((finished / "config.json").read_text())["run"]["steps"] == 10
-    assert (finished / "model.npz").exists()
+    assert (finished / "model/config.json").exists()
 
 
 def test_more_steps_go_on_from_the_last(run, finished):

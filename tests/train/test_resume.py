@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from bitdance_jax import model_folder
 
 
 STEPS = 60
@@ -42,10 +45,8 @@ def wait_for_row(process: subprocess.Popen[str], workdir: Path, row: int) -> Non
 
 def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
-    with np.load(first / "model.npz") as one, np.load(second / "model.npz") as other:
-        assert set(one) == set(other)
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+    one, other = (model_folder.load(workdir / "model").params for workdir in (first, second))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number, n
 @pytest.mark.slow
 def test_a_finished_run_started_again_only_exports(uninterrupted, tmp_path):
     before = (uninterrupted / "metrics.csv").read_bytes()
-    (uninterrupted / "model.npz").rename(tmp_path / "model.npz")
+    (uninterrupted / "model").rename(tmp_path / "model")
     assert f"after step {STEPS}\n" in finish(start(uninterrupted))
     assert (uninterrupted / "metrics.csv").read_bytes() == before
-    assert (uninterrupted / "model.npz").exists()
+    assert (uninterrupted / "model/config.json").exists()

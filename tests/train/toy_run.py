@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax import hosts, sharding
+from bitdance_jax import hosts, model_folder, sharding
 from bitdance_jax.command_line import run
 from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
 from bitdance_jax.errors import Interrupted
@@ -105,7 +105,7 @@ class ToyTask:
         return {"kernel": np.repeat(grey[..., None], 3, -1)}
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
-        np.savez(folder, **{"/".join(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(ema_params)})
+        model_folder.save(folder, kind="tokenizer", config={}, params=ema_params, metadata=figures)
 
 
 def training_config(workdir: Path | str, steps: int, **run_changes: object) -> TrainingConfig:
