@@ -37,18 +37,20 @@ class StoredArray:
       shape, dtype: its own.
     """
 
-    def __init__(self, store: tensorstore.TensorStore) -> None:
-        self._store = store
+    def __init__(self, store: tensorstore.TensorStore, weights: epath.Path) -> None:
+        self._store, self._weights = store, weights
         self.shape: tuple[int, ...] = tuple(store.shape)
         self.dtype = np.dtype(store.dtype.numpy_dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The values at integers from 0 up, slices or `...`, as of a numpy array."""
-        return np.asarray(self._store[index].read().result())
+        """The values at integers from 0 up, slices or `...`, as of a numpy array; a UserError if they are damaged."""
+        part = self._store[index]
+        with _readable(self._weights):
+            return np.asarray(part.read().result())
 
     def part(self, index: tuple[int, ...]) -> "StoredArray":
         """The array at these first indices, still unread."""
-        return StoredArray(self._store[index]) if index else self
+        return StoredArray(self._store[index], self._weights) if index else self
 
 
 Place = Callable[[tuple[str, ...], StoredArray], Any]
@@ -240,7 +242,8 @@ def _open_weights(path: epath.Path) -> Params:
         ]
         context = tensorstore.Context()
         opening = [tensorstore.open(spec, context=context) for spec in specs]
-        return traverse_util.unflatten_dict({name: StoredArray(store.result()) for name, store in zip(names, opening, strict=True)})
+        stored = [StoredArray(store.result(), weights) for store in opening]
+        return traverse_util.unflatten_dict(dict(zip(names, stored, strict=True)))
 
 
 def _layers(path: tuple[str, ...], array: StoredArray) -> Iterator[tuple[tuple[str, ...], StoredArray]]:

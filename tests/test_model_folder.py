@@ -183,6 +183,18 @@ def test_stacked_layers_are_placed_one_by_one(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, unstack(STACKED)))
 
 
+def test_damage_found_on_the_way_is_one_line(tmp_path, monkeypatch):
+    """Under gs://, where the bytes are not summed before."""
+    rng = np.random.default_rng(0)
+    save(tmp_path / "model", {"kernel": rng.standard_normal((64, 64))})
+    data = max((tmp_path / "model/weights").rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
+    content = data.read_bytes()
+    data.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
+    monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+    with pytest.raises(UserError, match=r"weights cannot be read; fetch"):
+        model_folder.load(tmp_path / "model", place=lambda _, array: array[...])
+
+
 def test_further_files_are_kept_and_checked(tmp_path):
     files = {"text_tokenizer/tokenizer.json": b"{}"}
     model_folder.save(tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files)
