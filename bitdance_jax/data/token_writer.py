@@ -123,7 +123,7 @@ def tokenize(
     done = sum(len(numbers) for _, numbers in shards) - len(indices)
     with tqdm(total=done + len(indices), initial=done, unit="image", desc="encoding", dynamic_ncols=True) as bar:
         for name, numbers in pending:
-            with _shard_writer(folder / name, len(numbers)) as writer:
+            with write_shard(folder / name, len(numbers)) as writer:
                 for record in itertools.islice(records, len(numbers)):
                     writer.write(record)
                     bar.update()
@@ -188,8 +188,8 @@ def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
 
 
 @contextmanager
-def _shard_writer(path: Path, records: int) -> Iterator[ArrayRecordWriter]:
-    """Writes beside the shard, which is there once it is whole. What a killed process left there is written over."""
+def write_shard(path: Path, records: int) -> Iterator[ArrayRecordWriter]:
+    """Writes beside a shard of so many records, which is there once it is whole. What a killed process left beside it is written over."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # one record is read at a time, and bits do not compress

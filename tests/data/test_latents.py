@@ -30,8 +30,8 @@ def tokenizer():
 def encoded(monkeypatch):
     """How many pictures each shard written held."""
     counts = []
-    write = token_writer._shard_writer
-    monkeypatch.setattr(token_writer, "_shard_writer", lambda path, records: counts.append(records) or write(path, records))
+    write = token_writer.write_shard
+    monkeypatch.setattr(token_writer, "write_shard", lambda path, records: counts.append(records) or write(path, records))
     return counts
 
 

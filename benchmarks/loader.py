@@ -1,0 +1,195 @@
+"""Times the loader alone, without a model: pictures (or tokens) a second from each kind of source, on made-up data in a temporary folder.
+
+python benchmarks/loader.py --workers 0 2
+
+The pictures are JPEGs as ImageNet's are in what counts for the loader: 500 x 375 pixels, 4:2:0, about 110 KB. They come from the disk's
+cache: what is measured is the processor.
+"""
+
+import contextlib
+import io
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import AugmentConfig, DataConfig, TokenizerConfig
+from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data.sources import open_source
+from bitdance_jax.data.token_writer import write_shard
+from bitdance_jax.data.tokens import Manifest, Versions, serialize
+from bitdance_jax.errors import UserError
+
+
+CLASSES = ("n01440764", "n01443537")
+TOKENS = 40_000
+SOURCES = ("folder", "imagenet_tar", "tfds", "tokens")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Loader benchmark.
+
+    Attributes:
+      sources: kinds of sources: folder, imagenet_tar, tfds, tokens.
+      workers: numbers of loader processes to try; 0 loads in threads.
+      image_size: in pixels.
+      batch_size: pictures a batch; of tokens 8 times as many.
+      pictures: JPEGs that are made.
+      seconds: how long each case is timed, after a warm-up.
+      repeats: timed parts of that length; the median counts.
+    """
+
+    sources: tuple[str, ...] = SOURCES
+    workers: tuple[int, ...] = (0, 2)
+    image_size: int = 256
+    batch_size: int = 64
+    pictures: int = 600
+    seconds: float = 5.0
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        unknown = [source for source in self.sources if source not in SOURCES]
+        if unknown:
+            raise UserError(f"unknown source {unknown[0]}; known: {', '.join(SOURCES)}")
+        if min(self.image_size, self.batch_size, self.pictures, self.repeats) < 1 or self.seconds <= 0:
+            raise UserError("image_size, batch_size, pictures, repeats and seconds must be positive")
+
+
+def jpeg(number: int) -> bytes:
+    """A picture with detail at three scales."""
+    rng = np.random.default_rng(number)
+    width, height = (500, 375) if number % 3 else (375, 500)
+
+    def noise(scale: int) -> np.ndarray:
+        small = rng.integers(0, 256, (height // scale + 1, width // scale + 1, 3), np.uint8)
+        return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
+
+    pixels = 0.3 * noise(60) + 0.2 * noise(10) + 0.5 * noise(2)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def write_folder(path: Path, pictures: list[bytes]) -> None:
+    for number, picture in enumerate(pictures):
+        file = path / CLASSES[number % len(CLASSES)] / f"{number}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture)
+
+
+def write_tar(path: Path, pictures: list[bytes]) -> None:
+    def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+    with tarfile.open(path, "w") as outer:
+        for label, wnid in enumerate(CLASSES):
+            file = io.BytesIO()
+            with tarfile.open(fileobj=file, mode="w") as inner:
+                for number, picture in enumerate(pictures[label :: len(CLASSES)]):
+                    add(inner, f"{wnid}_{number}.JPEG", picture)
+            add(outer, f"{wnid}.tar", file.getvalue())
+
+
+def write_tfds(folder: Path, pictures: list[bytes]) -> None:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError("the source tfds needs a package more: pip install 'bitdance_jax[datasets]'") from error
+
+    class Synthetic(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos: dict[str, str] = {}  # noqa: RUF012  TFDS would look for them by means of a package that it does not require
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {"image": tfds.features.Image(encoding_format="jpeg"), "label": tfds.features.ClassLabel(names=CLASSES)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, download_manager: object) -> dict[str, Iterator]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator:
+            for number, picture in enumerate(pictures):
+                yield number, {"image": io.BytesIO(picture), "label": number % len(CLASSES)}
+
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        Synthetic(data_dir=folder).download_and_prepare(file_format="array_record")
+
+
+def write_tokens(folder: Path, image_size: int) -> None:
+    """Random bits of a tokenizer with 32 bits a token, 16 pixels wide."""
+    versions = Versions(flips=True)
+    manifest = Manifest(TOKENS, TOKENS, CLASSES, image_size, TokenizerConfig(), "made up", "float32", "made up", versions)
+    manifest.write(folder)
+    name, _ = manifest.shard(0)
+    rng = np.random.default_rng(0)
+    with write_shard(folder / name, TOKENS) as writer:
+        for number in range(TOKENS):
+            writer.write(serialize(number % 2, rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8)))
+
+
+def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
+    path = folder / source
+    if source == "tokens":
+        write_tokens(path, arguments.image_size)
+        return DataConfig(source="tokens", path=str(path))
+    pictures = [jpeg(number) for number in tqdm(range(arguments.pictures), desc=f"making {source}", unit="image", leave=False)]
+    if source == "folder":
+        write_folder(path, pictures)
+        return DataConfig(source="folder", path=str(path))
+    if source == "imagenet_tar":
+        write_tar(path, pictures)
+        return DataConfig(source="imagenet_tar", path=str(path))
+    write_tfds(path, pictures)
+    return DataConfig(source="tfds", dataset="synthetic", path=str(path))
+
+
+def images_per_second(config: DataConfig, workers: int, arguments: Arguments) -> float:
+    """Median over the timed parts."""
+    batch_size = arguments.batch_size * (8 if config.source == "tokens" else 1)
+    batches = make_loader(
+        open_source(config, "all"),
+        batch_size=batch_size,
+        seed=0,
+        image_size=arguments.image_size,
+        augment=AugmentConfig(),
+        workers=workers,
+    )
+
+    def rate(seconds: float) -> float:
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            count += len(next(batches)["label"])
+        return count / (time.perf_counter() - start)
+
+    rate(arguments.seconds)  # Workers start, and what was read ahead is used up.
+    rates = [rate(arguments.seconds) for _ in range(arguments.repeats)]
+    batches.close()
+    return statistics.median(rates)
+
+
+def main() -> None:
+    arguments = parse(Arguments)
+    print(f"{arguments.image_size} px, random crops and flips, batches of {arguments.batch_size}")
+    with tempfile.TemporaryDirectory() as folder:
+        for source in arguments.sources:
+            config = make_data(Path(folder), source, arguments)
+            for workers in arguments.workers:
+                speed = images_per_second(config, workers, arguments)
+                print(f"{source:<13} {workers} workers  {speed:>8.0f} images/s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
