@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders on a disk or under gs://."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from etils import epath
 
 from bitdance_jax.errors import UserError
 
@@ -28,3 +30,19 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {kind}{path}: {error.strerror or error}") from error
+
+
+def folder(path: str | os.PathLike[str]) -> epath.Path:
+    """A local folder, made absolute, or one under gs://; it need not be there.
+
+    Raises:
+      UserError: it cannot be reached: no library for gs://, no permission.
+    """
+    place = epath.Path(path if "://" in str(path) else os.path.abspath(path))
+    try:
+        place.exists()
+    except ImportError as error:
+        raise UserError(f'{path} needs a library for Google Storage: pip install "bitdance_jax[gcs]"') from error
+    except Exception as error:  # Each storage library has types of its own.
+        raise UserError(f"cannot reach {path}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    return place

@@ -15,7 +15,7 @@ from etils import epath
 from flax import serialization, traverse_util
 from tqdm import tqdm
 
-from bitdance_jax import hosts
+from bitdance_jax import files, hosts
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.state import TrainState
 
@@ -28,13 +28,13 @@ class Checkpoints:
     another mesh and by another number of processes.
     """
 
-    def __init__(self, folder: epath.PathLike, keep: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
         """Opens or makes the folder, local or gs://, of which the newest `keep` checkpoints are kept.
 
         Raises:
-          UserError: not all processes see the same folder.
+          UserError: the folder cannot be reached, or not all processes see the same one.
         """
-        self._folder = epath.Path(folder if "://" in str(folder) else os.path.abspath(folder))
+        self._folder = files.folder(folder)
         # Folders made in the foreground: where a full disk refuses one, threads that wait for it would hold up the exit for minutes.
         asynchronous = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=asynchronous)

@@ -5,12 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from flax import traverse_util
 
 from bitdance_jax.config import TrainingConfig, to_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
+from bitdance_jax.files import folder, replacing
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
@@ -22,8 +21,8 @@ def check_config(config: TrainingConfig) -> None:
     """Raises a UserError if `run.workdir` is that of a run with another config that has checkpoints; it names the fields."""
     workdir = Path(config.run.workdir)
     path = workdir / "config.json"
-    checkpoints = epath.Path(config.run.checkpoint_folder)
-    if not (path.exists() and checkpoints.exists() and any(folder.name.isdecimal() for folder in checkpoints.iterdir())):
+    checkpoints = folder(config.run.checkpoint_folder)
+    if not (path.exists() and checkpoints.exists() and any(step.name.isdecimal() for step in checkpoints.iterdir())):
         return
     try:
         recorded = _flat(json.loads(path.read_text()))

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -136,6 +137,12 @@ def test_a_full_disk_leaves_the_checkpoints_before(toy, folder, monkeypatch):
     assert is_disk_full(caught.value)
     state, _ = restore(folder, abstract(toy))
     assert int(state.step) == 3
+
+
+def test_google_storage_without_its_library_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r'^gs://bucket/run needs a library for Google Storage: pip install "bitdance_jax\[gcs\]"$'):
+        Checkpoints("gs://bucket/run", keep=2)
 
 
 def test_what_a_full_disk_looks_like():
