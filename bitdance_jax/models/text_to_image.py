@@ -23,9 +23,9 @@ from bitdance_jax.flow_head.head import FlowHead
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order
-from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.attention import KVCache, Mask
 from bitdance_jax.transformer.layers import transformer_init
-from bitdance_jax.transformer.qwen3 import Mask, Qwen3
+from bitdance_jax.transformer.qwen3 import Qwen3
 
 
 Params = Any

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 Kernel = Literal["xla", "cudnn"]
+Mask = Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"]
+"""Which of T slots each of S tokens sees: the same for all rows of a batch, or a row each."""
 
 
 def block_causal_mask(total: int, prefix: int, block: int) -> Bool[np.ndarray, "T T"]:
@@ -47,16 +49,33 @@ def write_cache(cache: KVCache, k: Float[Array, "B M S D"], v: Float[Array, "B M
     )
 
 
+def attend_through_cache(
+    q: Float[Array, "B N S D"],
+    k: Float[Array, "B M S D"],
+    v: Float[Array, "B M S D"],
+    mask: Mask,
+    kernel: Kernel,
+    cache: KVCache | None,
+    start: Int[Array, ""] | int,
+) -> tuple[Float[Array, "B N S D"], KVCache | None]:
+    """`attend` of S new tokens to themselves, or to the first T slots of a cache, which they enter first, from slot `start` on."""
+    if cache is not None:
+        cache = write_cache(cache, k, v, start)
+        visible = mask.shape[-1]
+        k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
+    return attend(q, k, v, mask, kernel), cache
+
+
 def attend(
     q: Float[Array, "B N S D"],
     k: Float[Array, "B M T D"],
     v: Float[Array, "B M T D"],
-    mask: Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"] | None,
+    mask: Mask | None,
     kernel: Kernel = "xla",
 ) -> Float[Array, "B N S D"]:
     """Scaled dot-product attention, softmax in float32. M key heads serve N query heads, N / M neighbours each.
 
-    The mask is the same for all rows, or has a row each. A query that sees nothing, such as padding, gets the mean of the values.
+    A query that sees nothing, such as padding, gets the mean of the values.
 
     Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA devices, for float16 and bfloat16.
     """

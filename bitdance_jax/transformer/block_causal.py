@@ -4,20 +4,19 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from bitdance_jax import linear
 from bitdance_jax.config import TransformerConfig
 from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
-from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.attention import KVCache, Mask
 from bitdance_jax.transformer.layers import FusedDense, SwiGLU, transformer_init
-from bitdance_jax.transformer.stack import stacked
+from bitdance_jax.transformer.stack import apply_layers, stacked
 
 
-Mask = Bool[Array, "S T"] | Bool[np.ndarray, "S T"]
 Rotary = tuple[Float[Array, "S half"], Float[Array, "S half"]]
 
 
@@ -40,12 +39,8 @@ class SelfAttention(nn.Module):
         qkv = FusedDense(3, self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
         q, k, v = (constrain(rearrange(x, "b s (n d) -> b n s d", n=self.config.num_heads), "batch", "heads", None, None) for x in qkv)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
-        if cache is not None:
-            cache = attention.write_cache(cache, k, v, start)
-            visible = mask.shape[-1]
-            k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
-        out = attention.attend(q, k, v, mask, self.kernel)
-        project = nn.Dense(self.config.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="out")
+        out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
+        project = linear.Dense(self.config.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="out")
         return project(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
@@ -107,15 +102,10 @@ class BlockCausalTransformer(nn.Module):
         """
         config = self.config
         x = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="embedding_norm")(x)
+        arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
         if self.scan:
-            if cache is not None:
-                raise ValueError("scanned layers keep no cache; unstack the parameters and use scan=False")
-            x, _ = stacked(Block, config.num_layers, self.remat)(config, self.dtype, self.kernel, name="layers")(x, rotary, mask)
+            layers: Any = stacked(Block, config.num_layers, self.remat)(*arguments, name="layers")
         else:
-            layers = [Block(config, self.dtype, self.kernel, name=f"layers_{i}") for i in range(config.num_layers)]
-            new_cache: list[Any] = []
-            for i, layer in enumerate(layers):
-                x, layer_cache = layer(x, rotary, mask, None if cache is None else cache[i], start)
-                new_cache.append(layer_cache)
-            cache = None if cache is None else new_cache
+            layers = [Block(*arguments, name=f"layers_{i}") for i in range(config.num_layers)]
+        x, cache = apply_layers(layers, x, rotary, mask, cache=cache, start=start)
         return nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="norm")(x), cache

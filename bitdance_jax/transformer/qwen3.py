@@ -4,20 +4,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import Qwen3Config
 from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
-from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer.attention import KVCache, Mask
 from bitdance_jax.transformer.layers import transformer_init
-from bitdance_jax.transformer.stack import stacked
+from bitdance_jax.transformer.stack import apply_layers, stacked
 
 
-Mask = Bool[Array, "#B S T"] | Bool[np.ndarray, "#B S T"]
 Rotary = tuple[Float[Array, "#B S half"], Float[Array, "#B S half"]]
 
 
@@ -45,11 +43,7 @@ class GroupedQueryAttention(nn.Module):
         k = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="k_norm")(heads("k", config.num_kv_heads))
         v = heads("v", config.num_kv_heads)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
-        if cache is not None:
-            cache = attention.write_cache(cache, k, v, start)
-            visible = mask.shape[-1]
-            k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
-        out = attention.attend(q, k, v, mask, self.kernel)
+        out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
         return linear(config.dim, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
@@ -141,14 +135,5 @@ class Qwen3(nn.Module):
           Hidden states after the final norm, and the cache with the new tokens.
         """
         rotary = rope.rotary_1d(positions, self.config.head_dim, self.config.rope_base)
-        if self.scan:
-            if cache is not None:
-                raise ValueError("scanned layers keep no cache; unstack the parameters and use scan=False")
-            x, _ = self.layers(x, rotary, mask)
-        else:
-            new_cache: list[Any] = []
-            for i, layer in enumerate(self.layers):
-                x, layer_cache = layer(x, rotary, mask, None if cache is None else cache[i], start)
-                new_cache.append(layer_cache)
-            cache = None if cache is None else new_cache
+        x, cache = apply_layers(self.layers, x, rotary, mask, cache=cache, start=start)
         return self.norm(x), cache

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 
 STACKED = ("layers", "groups", "blocks")
@@ -29,6 +30,25 @@ def stacked(block: type[nn.Module], length: int, remat: str | None) -> Callable[
     if remat is not None:
         block = nn.remat(block, policy=remat_policy(remat), prevent_cse=False)
     return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length, in_axes=nn.broadcast)
+
+
+def apply_layers(layers: Any, x: Array, *shared: Any, cache: list[Any] | None = None, start: Any = 0) -> tuple[Array, list[Any] | None]:
+    """Layers called as layer(x, *shared, cache, start) -> (x, cache), one after the other.
+
+    Args:
+      layers: `stacked`, or a list of modules, which a cache needs.
+      cache: one for each layer.
+      start: the slot in the cache of the first token.
+    """
+    if not isinstance(layers, list | tuple):
+        if cache is not None:
+            raise ValueError("scanned layers keep no cache; unstack the parameters and use scan=False")
+        return layers(x, *shared)
+    new_cache = []
+    for i, layer in enumerate(layers):
+        x, layer_cache = layer(x, *shared, None if cache is None else cache[i], start)
+        new_cache.append(layer_cache)
+    return x, None if cache is None else new_cache
 
 
 def unstack(params: Params) -> Params:
