@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax import ClassConditionalPipeline, images, load, sharding
+from bitdance_jax import ClassConditionalPipeline, hosts, images, load
 from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.errors import UserError
@@ -41,7 +41,7 @@ class Arguments:
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that was begun otherwise.
-      multi_host: this is one of several processes, on as many hosts, that draw the .npz together (bitdance_jax/sharding.py); all get
+      multi_host: this is one of several processes, on as many hosts, that draw the .npz together (bitdance_jax/hosts.py); all get
         the same flags, and process 0 writes.
     """
 
@@ -72,8 +72,13 @@ def main() -> int:
                 raise UserError(f"--{name.replace('_', '-')} belongs to --npz OUT.npz")
     elif arguments.labels is not None:
         raise UserError("--labels are for a grid; an .npz holds all of them in turn")
-    if arguments.multi_host:
-        sharding.start_multi_host()
+    if arguments.multi_host and not hosts.start():
+        raise UserError("--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID")
+    with hosts.together():
+        return draw(arguments)
+
+
+def draw(arguments: Arguments) -> int:
     model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
     if not isinstance(model, ClassConditionalPipeline):
         raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")

@@ -1,11 +1,12 @@
-"""Devices and hosts: the mesh, how arrays lie on it, and what only one host may do.
+"""Devices: the mesh, and how arrays lie on it.
 
 The mesh has three axes. Rows of a batch are split over "data" and "fsdp"; parameters, and whatever has their shape (gradients, optimizer
 state, EMA), over "fsdp" and "tensor", by one table of rules (`RULES`); activations inside a layer over "tensor". Models never name
 these axes: they say what an activation's axes are (`constrain`), and the tables here say where those go.
 """
 
-import os
+import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 
+
+AnyMesh = Mesh | AbstractMesh
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 BATCH = (DATA, FSDP)
@@ -33,7 +36,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(out|w2|fc2|down)/kernel", P(TENSOR, FSDP)),
     (r"final_linear/kernel", P(FSDP, None)),
     (r"input_proj/kernel", P(None, FSDP)),
-    (r"class_embedding/embedding", P(None, FSDP)),
+    (r"class_embedding/embedding", P(None, (FSDP, TENSOR))),
     # The width alone: the released vocabulary, 151988, is 4 x 37997.
     (r"embed_tokens/embedding", P(None, (FSDP, TENSOR))),
     (r"lm_head/kernel", P((FSDP, TENSOR), None)),
@@ -45,7 +48,7 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 """What the end of a parameter's path matches -> its axes, counted from the last; layers stacked in front are never cut."""
 
-ACTIVATIONS = {"batch": BATCH, "heads": TENSOR, "hidden": TENSOR}
+ACTIVATIONS: dict[str, str | tuple[str, ...]] = {"batch": BATCH, "heads": TENSOR, "hidden": TENSOR}
 """What an activation's axis is -> the mesh axes that it is split over; any other is whole."""
 
 LARGE = 2**20
@@ -73,12 +76,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
-def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+def batch_parts(mesh: AnyMesh) -> int:
     """Parts that a batch's rows are split into."""
-    return mesh.shape[DATA] * mesh.shape[FSDP]
+    return num_parts(mesh, BATCH)
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+def num_parts(mesh: AnyMesh, axes: str | tuple[str, ...] | None) -> int:
+    """Parts that the given axes, one entry of a PartitionSpec, cut something into."""
+    return math.prod(mesh.shape[name] for name in _names(axes))
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def check_batch(mesh: AnyMesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises a UserError unless each device gets as many rows of every micro-batch."""
     parts = batch_parts(mesh) * accumulate
     if batch_size % parts:
@@ -103,19 +115,18 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def parameter_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
+def parameter_spec(mesh: AnyMesh, name: str, shape: tuple[int, ...]) -> P:
     """The axes of the parameter at a path such as "transformer/layers/mlp/w1/kernel"; see `shardings`."""
     rule = next((spec for pattern, spec in RULES if re.search(rf"(^|/)({pattern})$", name)), None)
     if rule is None:
         raise UserError(f"no rule says how to cut the parameter {name}; add one to bitdance_jax/sharding.py")
     axes = [None] * (len(shape) - len(rule)) + list(rule)
-    for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        parts = int(np.prod([mesh.shape[axis] for axis in names]))
+    for i, (names, size) in enumerate(zip(axes, shape, strict=True)):
+        parts = num_parts(mesh, names)
         if size % parts == 0:
             continue
         if np.prod(shape) > LARGE:
-            flags = " x ".join(f"--mesh.{axis}" for axis in names)
+            flags = " x ".join(f"--mesh.{name}" for name in _names(names))
             raise UserError(f"{name} {list(shape)} cannot be cut into {parts} parts; make {flags} a divisor of {size}")
         axes[i] = None
     return P(*axes)
@@ -131,13 +142,39 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty or mesh.manual_axes:
         return x
 
-    def split(axis: str | None, size: int) -> Any:
-        names = ACTIVATIONS.get(axis or "", ())
-        names = (names,) if isinstance(names, str) else names
-        return names if size % int(np.prod([mesh.shape[name] for name in names])) == 0 else None
-
-    spec = [split(axis, size) for axis, size in zip(axes, x.shape, strict=True)]
+    wanted = [None if axis is None else ACTIVATIONS[axis] for axis in axes]
+    spec = [names if size % num_parts(mesh, names) == 0 else None for names, size in zip(wanted, x.shape, strict=True)]
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def gathered(kernel: Array, name: str, dtype: DTypeLike) -> Array:
+    """A parameter in the compute type, whole but for the axis "tensor": first converted, then gathered over "fsdp".
+
+    The gradient is the other way round: each device gets its own part of the sum, in the compute type. Without a mesh only the type changes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or mesh.shape[FSDP] == 1:
+        return kernel.astype(dtype)
+    cut = parameter_spec(mesh, name, kernel.shape)
+    whole = P(*(tuple(axis for axis in _names(axes) if axis != FSDP) or None for axes in cut))
+    return _gather(kernel, cut, whole, jnp.dtype(dtype), kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(kernel: Array, cut: P, whole: P, dtype: jnp.dtype, _: jnp.dtype) -> Array:
+    kernel = jax.lax.with_sharding_constraint(kernel.astype(dtype), cut)
+    return jax.lax.with_sharding_constraint(kernel, whole)
+
+
+def _gather_forward(kernel: Array, cut: P, whole: P, dtype: jnp.dtype, saved: jnp.dtype) -> tuple[Array, None]:
+    return _gather(kernel, cut, whole, dtype, saved), None
+
+
+def _gather_backward(cut: P, whole: P, dtype: jnp.dtype, saved: jnp.dtype, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, cut).astype(saved),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def split_rows(tree: Any, parts: int) -> Any:
@@ -178,44 +215,6 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), batch)
 
 
-def start_multi_host() -> None:
-    """Joins this process to those on the other hosts; before anything else is asked of JAX.
-
-    Cloud TPUs, Slurm and Open MPI tell JAX all it needs. Elsewhere each process finds it in its environment: JAX_COORDINATOR_ADDRESS
-    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-    Raises:
-      UserError: neither is so, or the other processes cannot be reached.
-    """
-    try:
-        count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(number) if number else None)
-    except (ValueError, RuntimeError) as error:
-        wanted = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        raise UserError(f"cannot join the other hosts ({str(error).splitlines()[0]}); is {wanted} set on each?") from error
-
-
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """The arrays of a tree on every device. On several hosts each must give the same ones."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
-
-
-def gather(array: jax.Array) -> np.ndarray:
-    """A global array as numpy, whole on every host."""
-    return multihost_utils.process_allgather(array, tiled=True)
-
-
-def on_first_host(action: Callable[[], int]) -> int:
-    """What `action` returns on process 0, where alone it is run: a number >= 0. If it fails, all processes fail and none waits for ever."""
-    result, failure = -1, None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except UserError as error:
-            failure = error
-    result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
-    if failure is not None:
-        raise failure
-    if result < 0:
-        raise UserError("process 0 stopped; its message says why")
-    return result

@@ -34,9 +34,9 @@ def tokenizer_params(config: TokenizerConfig = TOKENIZER) -> dict:
 
 def model_params(config: ClassConditionalConfig = MODEL) -> dict:
     """Stacked, without the tokenizer."""
-    patches = jnp.zeros((config.num_steps, config.tokens_per_step, config.tokenizer.bits))
+    patches = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
     bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
-    return random_params(ClassConditional(config, scan=True), jnp.zeros((1,), jnp.int32), bits, patches, patches[:, 0, 0])
+    return random_params(ClassConditional(config, scan=True), jnp.zeros((1,), jnp.int32), bits, patches, patches[..., 0, 0])
 
 
 def save_tokenizer(folder: Path, config: TokenizerConfig = TOKENIZER) -> Path:

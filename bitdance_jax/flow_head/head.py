@@ -9,6 +9,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from bitdance_jax import linear
 from bitdance_jax.config import FlowHeadConfig
 from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention
@@ -39,8 +40,8 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: Float[Array, "*B"]) -> Float[Array, "*B D"]:
         init = nn.initializers.normal(0.02)
-        y = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="fc1")(timestep_features(t))
-        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="fc2")(nn.silu(y))
+        y = linear.Dense(self.width, kernel_init=init, dtype=self.dtype, name="fc1")(timestep_features(t))
+        return linear.Dense(self.width, kernel_init=init, dtype=self.dtype, name="fc2")(nn.silu(y))
 
 
 class PlainMLP(nn.Module):
@@ -52,8 +53,8 @@ class PlainMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
-        y = nn.Dense(self.hidden, kernel_init=head_init, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(self.features, kernel_init=head_init, dtype=self.dtype, name="fc2")(nn.silu(y))
+        y = linear.Dense(self.hidden, kernel_init=head_init, dtype=self.dtype, name="fc1")(x)
+        return linear.Dense(self.features, kernel_init=head_init, dtype=self.dtype, name="fc2")(nn.silu(y))
 
 
 class PatchAttention(nn.Module):
@@ -67,7 +68,7 @@ class PatchAttention(nn.Module):
         qkv = FusedDense(3, self.config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
         q, k, v = (constrain(rearrange(y, "b p (n d) -> b n p d", d=self.config.head_dim), "batch", "heads", None, None) for y in qkv)
         out = attention.attend(q, k, v, mask=None)
-        project = nn.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
+        project = linear.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
         return project(rearrange(out, "b n p d -> b p (n d)"))
 
 
@@ -141,8 +142,8 @@ class FlowHead(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.time_embed = TimeEmbedding(config.width, self.dtype)
-        self.cond_embed = nn.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
-        self.input_proj = nn.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
+        self.cond_embed = linear.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
+        self.input_proj = linear.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
         arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.scan, self.remat, self.dtype)
         if self.scan:
             self.groups: Any = stacked(HeadGroup, config.num_groups, None)(*arguments)
@@ -150,7 +151,7 @@ class FlowHead(nn.Module):
             self.groups = [HeadGroup(*arguments) for _ in range(config.num_groups)]
         self.final_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=self.dtype)
         self.final_ada_ln = FusedDense(2, config.width, True, nn.initializers.zeros, self.dtype)
-        self.final_linear = nn.Dense(self.bits, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
+        self.final_linear = linear.Dense(self.bits, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
 
     def embed_time(self, t: Float[Array, "*B"]) -> Float[Array, "*B D"]:
         """Times in [0, 1] to vectors of the head's width."""
@@ -168,8 +169,9 @@ class FlowHead(nn.Module):
           time: `embed_time` of the times, [D] for all rows or [B, 1, D].
           condition: `embed_condition` of the states.
         """
-        y = nn.silu(time + condition)
-        x = self.input_proj(x_t)
+        # Rows stay where they are: the kernels, cut over the same devices, would draw the activations after them.
+        y = constrain(nn.silu(time + condition), "batch", None, None)
+        x = constrain(self.input_proj(constrain(x_t, "batch", None, None)), "batch", None, None)
         if self.scan:
             x, _ = self.groups(x, y)
         else:

@@ -19,6 +19,7 @@ from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.flow_head import objective
 from bitdance_jax.flow_head.head import FlowHead
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sharding import constrain
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order, rope
 from bitdance_jax.transformer.attention import KVCache
@@ -98,8 +99,8 @@ class ClassConditional(nn.Module):
     ) -> Float[Array, "B R N P K"]:
         """Teacher-forced prediction of the clean bits of every image's N patches, from R noisy versions of each."""
         z = to_patches(self.condition(self.hidden(labels, bits)), self.config)
-        condition = repeat(self.head.embed_condition(z), "b n p d -> (b r n) p d", r=x_t.shape[1])
-        time = rearrange(self.head.embed_time(t), "b r n d -> (b r n) 1 d")
+        condition = constrain(repeat(self.head.embed_condition(z), "b n p d -> (b r n) p d", r=x_t.shape[1]), "batch", None, None)
+        time = constrain(rearrange(self.head.embed_time(t), "b r n d -> (b r n) 1 d"), "batch", None, None)
         predicted = self.head.denoise(rearrange(x_t, "b r n p k -> (b r n) p k"), time, condition)
         return predicted.reshape(x_t.shape)
 

@@ -1,14 +1,15 @@
 """Class-balanced pictures on all devices of all hosts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, UInt8
 
-from bitdance_jax import sharding
+from bitdance_jax import hosts, sharding
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, image_keys
@@ -31,7 +32,7 @@ class DataParallelSampler:
             raise UserError(f"batch_size must be positive, got {per_device}")
         self._model, self._mesh = model, sharding.make_mesh()
         self._params = sharding.replicate(self._mesh, model.params)
-        self._draw = jax.jit(self._draw_sharded, static_argnames="sampler")
+        self._draw = on_each_device(self._mesh, model.draw)
         self.batch_size = per_device * self._mesh.size
 
     def batches(self, seed: int, first: int, count: int, sampler: SamplerConfig | None = None) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
@@ -40,9 +41,9 @@ class DataParallelSampler:
         for start in range(first, count, self.batch_size):
             drawn, ahead = ahead, self._start_batch(seed, start, sampler or self._model.sampler)
             if drawn is not None:
-                yield sharding.gather(drawn)
+                yield hosts.gather(drawn)
         if ahead is not None:
-            yield sharding.gather(ahead)[: (count - first - 1) % self.batch_size + 1]
+            yield hosts.gather(ahead)[: (count - first - 1) % self.batch_size + 1]
 
     def _start_batch(self, seed: int, start: int, sampler: SamplerConfig) -> Array:
         """A full batch, the last one too: pictures past the end are drawn and dropped, to keep one compiled shape."""
@@ -52,14 +53,22 @@ class DataParallelSampler:
         rows = sharding.put_batch(self._mesh, (labels[mine], keys[mine]), self.batch_size)
         return self._draw(self._params, *rows, sampler=sampler)
 
-    def _draw_sharded(self, params: Any, labels: Array, key_data: Array, sampler: SamplerConfig) -> Array:
+
+def on_each_device(mesh: Mesh, draw: Callable[[Any, Array, Array, SamplerConfig], Array]) -> Callable[..., Array]:
+    """`draw(params, labels, keys, sampler)` of every device's own rows, jitted: (params, labels, data of the keys, sampler=...).
+
+    The weights are whole on every device, the rows lie as `sharding.batch_sharding` says.
+    """
+
+    def sharded(params: Any, labels: Array, key_data: Array, sampler: SamplerConfig) -> Array:
         def one_device(params: Any, labels: Array, key_data: Array) -> Array:
-            return self._model.draw(params, labels, jax.random.wrap_key_data(key_data), sampler)
+            return draw(params, labels, jax.random.wrap_key_data(key_data), sampler)
 
         # Not left to the partitioner: the guidance rows, joined to the batch, would travel between devices. Nothing here does.
         rows = P(sharding.BATCH)
-        split = jax.shard_map(one_device, mesh=self._mesh, in_specs=(P(), rows, rows), out_specs=rows, check_vma=False)
-        return split(params, labels, key_data)
+        return jax.shard_map(one_device, mesh=mesh, in_specs=(P(), rows, rows), out_specs=rows, check_vma=False)(params, labels, key_data)
+
+    return jax.jit(sharded, static_argnames="sampler")
 
 
 def balanced_labels(first: int, count: int, num_classes: int) -> np.ndarray:

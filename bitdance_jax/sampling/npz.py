@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from tqdm import tqdm
 
-from bitdance_jax import sharding
+from bitdance_jax import hosts
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
@@ -83,16 +83,16 @@ def sample_to_npz(
     sampler, size = DataParallelSampler(model, per_device), model.config.image_size
     writer = NpzWriter(path, to_dict(request), (request.num_images, size, size, 3))
     with contextlib.closing(writer):
-        first = sharding.on_first_host(lambda: writer.open(overwrite))
+        first = hosts.on_first(lambda: writer.open(overwrite))
         if first < request.num_images:
             batches = sampler.batches(request.seed, first, request.num_images, request.sampler)
             with tqdm(total=request.num_images, initial=first, unit="image", desc="compiling", disable=not progress) as bar:
                 for pictures in batches:
-                    sharding.on_first_host(functools.partial(writer.append, pictures))
+                    hosts.on_first(functools.partial(writer.append, pictures))
                     bar.set_description("sampling", refresh=False)
                     bar.update(len(pictures))
         labels = balanced_labels(0, request.num_images, model.config.num_classes)
-        sharding.on_first_host(lambda: writer.finish(labels))
+        hosts.on_first(lambda: writer.finish(labels))
     return request.num_images - first
 
 

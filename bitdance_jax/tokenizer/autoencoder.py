@@ -12,6 +12,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from bitdance_jax import linear
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.tokenizer import lfq
@@ -22,9 +23,9 @@ def group_norm(dtype: DTypeLike, affine: bool = True, name: str | None = None) -
     return nn.GroupNorm(num_groups=32, epsilon=1e-6, use_fast_variance=False, use_bias=affine, use_scale=affine, dtype=dtype, name=name)
 
 
-def conv3x3(features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None) -> nn.Conv:
+def conv3x3(features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None) -> nn.Module:
     # Explicit padding: "SAME" would pad a stride-2 convolution on one side only.
-    return nn.Conv(features, (3, 3), strides=(stride, stride), padding=1, use_bias=use_bias, dtype=dtype, name=name)
+    return linear.Conv(features, (3, 3), strides=(stride, stride), padding=1, use_bias=use_bias, dtype=dtype, name=name)
 
 
 class ResidualBlock(nn.Module):
@@ -38,7 +39,7 @@ class ResidualBlock(nn.Module):
         y = conv3x3(self.features, self.dtype, use_bias=False, name="conv1")(nn.silu(group_norm(self.dtype, name="norm1")(x)))
         y = conv3x3(self.features, self.dtype, use_bias=False, name="conv2")(nn.silu(group_norm(self.dtype, name="norm2")(y)))
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut")(x)
+            x = linear.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut")(x)
         return x + y
 
 
@@ -62,7 +63,7 @@ class Encoder(nn.Module):
             x = ResidualBlock(widths[-1], self.dtype, name=f"mid_{block}")(x)
         x = nn.silu(group_norm(self.dtype, name="norm_out")(x))
         # The last product decides signs: it is made in float32 whatever the compute type.
-        return nn.Conv(config.bits, (1, 1), dtype=jnp.float32, name="conv_out")(x)
+        return linear.Conv(config.bits, (1, 1), dtype=jnp.float32, name="conv_out")(x)
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -74,8 +75,8 @@ class AdaptiveGroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], style: Float[Array, "B h w K"]) -> Float[Array, "B H W C"]:
         spread = jnp.sqrt(jnp.var(style, axis=(1, 2), ddof=1, keepdims=True) + 1e-6)
         mean = jnp.mean(style, axis=(1, 2), keepdims=True)
-        scale = nn.Dense(x.shape[-1], dtype=self.dtype, name="gamma")(spread)
-        shift = nn.Dense(x.shape[-1], dtype=self.dtype, name="beta")(mean)
+        scale = linear.Dense(x.shape[-1], dtype=self.dtype, name="gamma")(spread)
+        shift = linear.Dense(x.shape[-1], dtype=self.dtype, name="beta")(mean)
         return group_norm(self.dtype, affine=False)(x) * scale + shift
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from bitdance_jax import linear
 from bitdance_jax.sharding import constrain
 
 
@@ -28,7 +29,7 @@ class FusedDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> list[Float[Array, "*B D"]]:
         shape = (self.parts, self.features)
-        y = nn.DenseGeneral(shape, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype)
+        y = linear.DenseGeneral(shape, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype)
         nn.share_scope(self, y)
         return [part.squeeze(-2) for part in jnp.split(y(x), self.parts, axis=-2)]
 
@@ -46,4 +47,4 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
         gate, up = FusedDense(2, self.hidden, self.use_bias, self.kernel_init, self.dtype, name="w1")(x)
         inner = constrain(nn.silu(gate) * up, "batch", *[None] * (x.ndim - 2), "hidden")
-        return nn.Dense(self.features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="w2")(inner)
+        return linear.Dense(self.features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name="w2")(inner)

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax.config import ConfigError, OptimizerConfig
+from bitdance_jax import sharding
+from bitdance_jax.config import ConfigError, MeshConfig, OptimizerConfig
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
-from bitdance_jax.train.task import Task
+
+
+MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
@@ -39,46 +42,40 @@ def test_decay_before_the_end_of_the_warm_up_is_an_error():
         learning_rate_schedule(OptimizerConfig(warmup_steps=10, schedule="cosine", decay_start=5), 100)
 
 
-class LinearTask(Task):
+class LinearObjective:
     """The gradient of every parameter is the batch's scale."""
 
-    def __init__(self, params):
-        self.params = params
-
     def init(self, key):
-        return self.params
+        return PARAMS
 
-    def loss(self, params, batch, key):
-        return sum((batch["scale"] * x).sum() for x in jax.tree.leaves(params)), {}
+    def loss(self, params, frozen, batch, keys):
+        return sum((batch["scale"].mean() * x).sum() for x in jax.tree.leaves(params)), {}
 
     def no_decay(self, path):
-        return path == ("embedding", "table")
-
-    def stacked_axes(self, path):
-        return 1 if path[0] == "layers" else 0
+        return path == ("class_embedding", "embedding")
 
 
 PARAMS = {
-    "layers": {"norm": {"scale": jnp.full((2, 3), 2.0)}, "kernel": jnp.full((2, 3, 3), 2.0)},
-    "embedding": {"table": jnp.full((4, 3), 2.0)},
-    "head": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
+    "layers": {"norm": {"scale": jnp.full((2, 3), 2.0)}, "w1": {"kernel": jnp.full((2, 3, 2, 3), 2.0), "bias": jnp.full((2, 2, 3), 2.0)}},
+    "class_embedding": {"embedding": jnp.full((4, 3), 2.0)},
+    "out": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
 }
 
 
 def one_step(config: OptimizerConfig, scale: float = 1.0):
-    task = LinearTask(PARAMS)
+    objective = LinearObjective()
     schedule = learning_rate_schedule(config, 10)
-    optimizer = make_optimizer(config, schedule, task)
-    step = make_train_step(task, optimizer, schedule, config.ema_decay)
-    state = jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0))
-    return step(state, {"scale": jnp.float32(scale)}, jax.random.key(0))
+    optimizer = make_optimizer(config, schedule, objective)
+    step = make_train_step(objective, optimizer, schedule, config.ema_decay, MESH)
+    state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(0))
+    return step(state, {}, {"scale": jnp.full(2, scale)}, jax.random.key(0))
 
 
 def test_weight_decay_skips_what_it_must():
     """Adam's first step is learning_rate x sign(gradient); decay takes learning_rate x weight_decay x weight besides."""
     state, _ = one_step(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None))
     expected = jax.tree.map(lambda x: 2.0 - 0.1, PARAMS)
-    expected["layers"]["kernel"] = expected["head"]["kernel"] = 2.0 - 0.1 - 0.1 * 0.5 * 2
+    expected["layers"]["w1"]["kernel"] = expected["out"]["kernel"] = 2.0 - 0.1 - 0.1 * 0.5 * 2
     jax.tree.map(lambda want, got: np.testing.assert_allclose(got, want, rtol=1e-5), expected, state.params)
 
 
@@ -93,15 +90,15 @@ def test_clipping_acts_on_the_moments_and_the_norm_is_logged_unclipped():
     count = sum(x.size for x in jax.tree.leaves(PARAMS))
     state, metrics = one_step(OptimizerConfig(warmup_steps=0, clip_norm=1.0), scale=3.0)
     np.testing.assert_allclose(metrics["grad_norm"], 3 * count**0.5, rtol=1e-5)
-    first_moment = state.opt_state[1][0].mu["head"]["bias"]
+    first_moment = state.opt_state[1][0].mu["out"]["bias"]
     np.testing.assert_allclose(first_moment, 0.1 / count**0.5, rtol=1e-5)
 
 
 def test_the_step_gives_up_the_old_state(toy):
     task, config = toy.ToyTask(), toy.OPTIMIZER
     schedule = learning_rate_schedule(config, 10)
-    optimizer = make_optimizer(config, schedule, task)
-    step = make_train_step(task, optimizer, schedule, config.ema_decay)
-    state = jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0))
-    step(state, next(task.batches()), jax.random.key(1))
+    optimizer = make_optimizer(config, schedule, task.objective)
+    step = make_train_step(task.objective, optimizer, schedule, config.ema_decay, MESH)
+    state = jax.jit(lambda key: init_state(task.objective, optimizer, key))(jax.random.key(0))
+    step(state, {}, next(task.batches(np.arange(task.batch_size))), jax.random.key(1))
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))

@@ -12,11 +12,12 @@ import tiny_models
 from random_params import random_params
 
 import bitdance_jax
-from bitdance_jax import images, model_folder
+from bitdance_jax import images, model_folder, sharding
 from bitdance_jax.config import (
     AugmentConfig,
     ClassConditionalTraining,
     DataConfig,
+    MeshConfig,
     OptimizerConfig,
     RunConfig,
     SamplerConfig,
@@ -24,33 +25,49 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.tokens import TokensSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.sampling import pipeline
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.train import objectives
+from bitdance_jax.train.evaluation import Evaluation
+from bitdance_jax.train.objectives import TokenizerObjective, make_objective
 from bitdance_jax.train.state import init_state, make_optimizer
 from bitdance_jax.train.step import make_train_step
-from bitdance_jax.train.task import Batches, Task
+from bitdance_jax.train.task import Batches, Objective, Task
 from bitdance_jax.train.tasks import ClassConditionalTask, TokenizerTask, make_task
 from bitdance_jax.transformer.stack import unstack
 
 
 SIZE = 16
 STEPS = 40
+ROWS = np.arange(16)
+MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def train(task, learning_rate, steps=STEPS):
     """The state after some steps at a constant rate, and the loss of each."""
-    schedule = optax.constant_schedule(learning_rate)
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0), schedule, task)
-    step = make_train_step(task, optimizer, schedule, ema_decay=0.9)
-    state = jax.jit(partial(init_state, task, optimizer))(jax.random.key(0))
-    batches, losses = task.batches(), []
+    objective, schedule = task.objective, optax.constant_schedule(learning_rate)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0), schedule, objective)
+    step = make_train_step(objective, optimizer, schedule, 0.9, MESH)
+    state = jax.jit(partial(init_state, objective, optimizer))(jax.random.key(0))
+    batches, losses = task.batches(ROWS), []
     for _ in range(steps):
-        state, metrics = step(state, next(batches), jax.random.key(1))
+        state, metrics = step(state, task.frozen, next(batches), jax.random.key(1))
         losses.append(float(metrics["loss"]))
     return state, losses
+
+
+def evaluate(task, params):
+    return Evaluation(task, task.frozen, MESH).figures(params)
+
+
+def gradient_dtypes(task, params):
+    keys, batch = jax.random.split(jax.random.key(0), 16), task.objective.abstract_batch(16)
+    gradients, _ = jax.eval_shape(jax.grad(task.objective.loss, has_aux=True), params, task.frozen, batch, keys)
+    return dtypes(gradients)
 
 
 def dtypes(tree):
@@ -85,7 +102,7 @@ def trained_tokenizer(tokenizer_task):
 @pytest.fixture(scope="module")
 def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / "model"
-    tokenizer_task.export(trained_tokenizer[0].ema, str(folder))
+    tokenizer_task.export(trained_tokenizer[0].ema, evaluate(tokenizer_task, trained_tokenizer[0].ema), str(folder))
     return folder
 
 
@@ -96,7 +113,8 @@ def held_out():
 
 def test_make_task(tokenizer_task):
     assert isinstance(make_task(TOKENIZER), TokenizerTask)
-    assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(), Batches)
+    assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(ROWS), Batches)
+    assert isinstance(tokenizer_task.objective, Objective)
     assert tokenizer_task.steps_per_epoch == 1806 / 16
 
 
@@ -106,19 +124,22 @@ def test_the_tokenizer_learns(trained_tokenizer):
     assert dtypes((state.params, state.ema)) == {"float32"}
 
 
-def test_tokenizer_batches(tokenizer_task):
-    batch = next(tokenizer_task.batches())
-    assert batch["image"].shape == (16, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
-    assert batch["label"].shape == (16,)
+def test_batches_are_what_the_objective_expects(tokenizer_task, task, uncached_task):
+    for each in (tokenizer_task, task, uncached_task):
+        for batch in (next(each.batches(ROWS)), next(each.held_out(ROWS))):
+            assert jax.eval_shape(lambda x: x, batch) == each.objective.abstract_batch(16)
+        assert jax.eval_shape(lambda x: x, each.frozen) == each.objective.abstract_frozen()
+        mine = next(each.batches(np.array([3, 4])))
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[3:5]), mine, next(each.batches(ROWS)))
 
 
 def test_psnr_of_the_task_and_of_the_exported_folder_agree(tokenizer_task, trained_tokenizer, tokenizer_folder, held_out):
-    """Measured on all 100 held-out pictures by the task, and outside of it."""
-    figures = tokenizer_task.evaluate(trained_tokenizer[0].ema)
-    assert figures == tokenizer_task.evaluate(trained_tokenizer[0].ema)
+    """Measured on the first 96 held-out pictures (six batches) by the run, and outside of it."""
+    figures = evaluate(tokenizer_task, trained_tokenizer[0].ema)
+    assert figures == evaluate(tokenizer_task, trained_tokenizer[0].ema)
     assert 8 < figures["psnr"] < 30
     tokenizer = bitdance_jax.load(tokenizer_folder)
-    measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out)), held_out))
+    measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out[:96])), held_out[:96]))
     assert measured == pytest.approx(figures["psnr"], abs=0.01)
 
     saved = model_folder.load(tokenizer_folder)
@@ -129,7 +150,7 @@ def test_psnr_of_the_task_and_of_the_exported_folder_agree(tokenizer_task, train
 
 def test_training_shows_in_the_psnr(tokenizer_task, trained_tokenizer):
     untrained = tiny_models.tokenizer_params()
-    assert tokenizer_task.evaluate(trained_tokenizer[0].ema)["psnr"] > tokenizer_task.evaluate(untrained)["psnr"] + 1
+    assert evaluate(tokenizer_task, trained_tokenizer[0].ema)["psnr"] > evaluate(tokenizer_task, untrained)["psnr"] + 1
 
 
 def test_tokenizer_preview_shows_originals_over_reconstructions(tokenizer_task, trained_tokenizer, tokenizer_folder, held_out):
@@ -146,8 +167,7 @@ def test_tokenizer_preview_shows_originals_over_reconstructions(tokenizer_task, 
 
 def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_out):
     task = TokenizerTask(replace_run(TOKENIZER, export_dtype="bfloat16"))
-    task.evaluate = lambda ema: {}
-    task.export(trained_tokenizer[0].ema, str(tmp_path / "model"))
+    task.export(trained_tokenizer[0].ema, {}, str(tmp_path / "model"))
     assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
     exact, rounded = bitdance_jax.load(tokenizer_folder), bitdance_jax.load(tmp_path / "model")
     codes = exact.encode(held_out[:8])
@@ -158,21 +178,21 @@ def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_
 def test_tokenizer_in_bfloat16(tokenizer_task, trained_tokenizer):
     """Parameters and their gradients stay float32, and what is computed is nearly the same."""
     task = TokenizerTask(replace_run(TOKENIZER, compute_dtype="bfloat16"))
-    assert dtypes(jax.eval_shape(task.init, jax.random.key(0))) == {"float32"}
-    params, batch = trained_tokenizer[0].ema, next(task.batches())
-    assert dtypes(jax.eval_shape(jax.grad(task.loss, has_aux=True), params, batch, jax.random.key(0))) == {"float32"}
-    rounded, exact = (t.evaluate(params)["psnr"] for t in (task, tokenizer_task))
+    assert dtypes(jax.eval_shape(task.objective.init, jax.random.key(0))) == {"float32"}
+    params = trained_tokenizer[0].ema
+    assert gradient_dtypes(task, params) == {"float32"}
+    rounded, exact = (evaluate(t, params)["psnr"] for t in (task, tokenizer_task))
     assert rounded != exact and rounded == pytest.approx(exact, abs=0.3)
 
 
 def test_a_gan_decoder_gets_noise():
     """Abstractly: the shapes fit in training and in evaluation."""
-    task = TokenizerTask(dataclasses.replace(TOKENIZER, model=tiny_models.GAN_TOKENIZER))
-    params = jax.eval_shape(task.init, jax.random.key(0))
+    objective = TokenizerObjective(dataclasses.replace(TOKENIZER, model=tiny_models.GAN_TOKENIZER))
+    params = jax.eval_shape(objective.init, jax.random.key(0))
     assert params["decoder"]["conv_in"]["kernel"].shape == (3, 3, 16, 32)
-    batch = next(task.batches())
-    assert jax.eval_shape(task.loss, params, batch, jax.random.key(0))[0].shape == ()
-    assert jax.eval_shape(task._reconstruction, params, batch["image"]).shape == (16, SIZE, SIZE, 3)
+    batch, keys = objective.abstract_batch(16), jax.random.split(jax.random.key(0), 16)
+    assert jax.eval_shape(objective.loss, params, {}, batch, keys)[0].shape == ()
+    assert jax.eval_shape(objective.reconstruct, params, batch["image"], keys).shape == (16, SIZE, SIZE, 3)
 
 
 # The class-conditional model
@@ -222,35 +242,35 @@ def test_the_model_learns(trained):
 
 
 def test_cached_latents_are_in_the_run_folder(task, config, folder):
-    assert {path.name for path in (folder / "run").iterdir()} == {"latents_train.npz", "latents_heldout.npz"}
-    with np.load(folder / "run" / "latents_heldout.npz") as file:
-        assert file["codes"].shape == (100, 8, 8, 1)
+    assert {path.name for path in (folder / "run").iterdir()} == {"tokens_train", "tokens_heldout"}
+    held_out = TokensSource(folder / "run" / "tokens_heldout")
+    assert len(held_out) == 100 and held_out[0]["codes"].shape == (8, 8, 1)
     assert task.steps_per_epoch == 1806 / 16
 
 
-def test_with_and_without_cache_the_batches_are_the_same(task, uncached_task, folder):
-    assert isinstance(uncached_task, Task) and isinstance(uncached_task.batches(), Batches)
-    cached, fresh = task.batches(), uncached_task.batches()
-    for _ in range(3):
-        a, b = next(cached), next(fresh)
-        assert a.keys() == b.keys() == {"codes", "label"}
-        assert a["codes"].shape == (16, 8, 8, 1) and a["codes"].dtype == b["codes"].dtype == np.uint8
-        np.testing.assert_array_equal(a["codes"], b["codes"])
-        np.testing.assert_array_equal(a["label"], b["label"])
-
-
-def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, trained, monkeypatch):
+def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, trained):
+    """Read from the cached bits, or made from the pictures inside the step: the same."""
     params, losses = trained[0].ema, trained[1]
-    figures = task.evaluate(params)
-    assert figures == task.evaluate(params) and figures.keys() == {"loss"}
+    figures = evaluate(task, params)
+    assert figures == evaluate(task, params) and figures.keys() == {"loss"}
     assert 0.8 * losses[-1] < figures["loss"] < 0.8 * losses[0]
-    monkeypatch.setattr(uncached_task, "_held_out_loss", task._held_out_loss)  # spares a compilation
-    assert uncached_task.evaluate(params)["loss"] == pytest.approx(figures["loss"], rel=1e-4)
+    assert evaluate(uncached_task, params)["loss"] == pytest.approx(figures["loss"], rel=1e-4)
+
+
+def test_the_encoder_may_work_on_a_part_of_the_batch_at_a_time(uncached_task, trained, monkeypatch):
+    params, batch, keys = trained[0].ema, next(uncached_task.batches(ROWS)), jax.random.split(jax.random.key(0), 16)
+
+    def loss():
+        return jax.jit(lambda *arguments: uncached_task.objective.loss(*arguments)[0])(params, uncached_task.frozen, batch, keys)
+
+    at_once = loss()
+    monkeypatch.setattr(objectives, "ENCODER_PIXELS", 4 * SIZE**2)
+    np.testing.assert_allclose(loss(), at_once, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def exported(task, trained, folder):
-    task.export(trained[0].ema, str(folder / "model"))
+    task.export(trained[0].ema, {"loss": 0.5}, str(folder / "model"))
     return folder / "model"
 
 
@@ -258,7 +278,7 @@ def test_the_exported_folder_is_the_trained_model(task, trained, exported, confi
     saved = model_folder.load(exported)
     assert saved.metadata["class_names"] == list(EmojiSource("all").class_names)
     assert saved.metadata["sampler"] == to_dict(tiny_models.SAMPLER)
-    assert saved.metadata["held_out"] == task.evaluate(trained[0].ema) and saved.metadata["steps"] == STEPS
+    assert saved.metadata["held_out"] == {"loss": 0.5} and saved.metadata["steps"] == STEPS
     jax.tree.map(np.testing.assert_array_equal, saved.params["model"], jax.device_get(trained[0].ema))
     jax.tree.map(np.testing.assert_array_equal, saved.params["tokenizer"], model_folder.load(folder / "tokenizer").params)
 
@@ -273,7 +293,7 @@ def test_the_exported_folder_samples(exported, config):
 
 def test_an_exported_model_lends_its_tokenizer(exported, config, task):
     other = ClassConditionalTask(dataclasses.replace(config, tokenizer=str(exported)))
-    np.testing.assert_array_equal(next(other.batches())["codes"], next(task.batches())["codes"])
+    np.testing.assert_array_equal(next(other.batches(ROWS))["codes"], next(task.batches(ROWS))["codes"])
 
 
 def test_preview_rows_are_classes(task, trained, monkeypatch):
@@ -299,25 +319,24 @@ def test_preview_rows_are_classes(task, trained, monkeypatch):
 
 def test_class_conditional_in_bfloat16(config, task, trained):
     half = ClassConditionalTask(replace_run(config, compute_dtype="bfloat16"))
-    assert dtypes(jax.eval_shape(half.init, jax.random.key(0))) == {"float32"}
-    params, batch = trained[0].ema, next(half.batches())
-    assert dtypes(jax.eval_shape(jax.grad(half.loss, has_aux=True), params, batch, jax.random.key(0))) == {"float32"}
-    rounded, exact = (t.evaluate(params)["loss"] for t in (half, task))
+    assert dtypes(jax.eval_shape(half.objective.init, jax.random.key(0))) == {"float32"}
+    params = trained[0].ema
+    assert gradient_dtypes(half, params) == {"float32"}
+    rounded, exact = (evaluate(t, params)["loss"] for t in (half, task))
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
 
 
 def test_export_of_the_class_conditional_model_in_bfloat16(config, trained, tmp_path):
     task = ClassConditionalTask(replace_run(config, export_dtype="bfloat16"))
-    task.evaluate = lambda ema: {}
-    task.export(trained[0].ema, str(tmp_path / "model"))
+    task.export(trained[0].ema, {}, str(tmp_path / "model"))
     assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
 
 
 @pytest.mark.parametrize("remat", ["dots", "nothing"])
 def test_remat_changes_no_shape(config, remat):
-    task = ClassConditionalTask(replace_run(config, remat=remat))
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    gradients, _ = jax.eval_shape(jax.grad(task.loss, has_aux=True), params, next(task.batches()), jax.random.key(0))
+    objective = make_objective(replace_run(config, remat=remat))
+    params, keys = jax.eval_shape(objective.init, jax.random.key(0)), jax.random.split(jax.random.key(0), 16)
+    gradients, _ = jax.eval_shape(jax.grad(objective.loss, has_aux=True), params, {}, objective.abstract_batch(16), keys)
     assert jax.tree.map(lambda a: a.shape, gradients) == jax.tree.map(lambda a: a.shape, params)
 
 
@@ -327,7 +346,7 @@ def test_remat_changes_no_shape(config, remat):
 def decayed(task, params):
     """The parameters that shrink, of those given, in a step without gradients: tree of bools."""
     schedule = optax.constant_schedule(0.1)
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), schedule, task)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), schedule, task.objective)
     gradients = jax.tree.map(np.zeros_like, params)
     updates, _ = jax.jit(lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params))(gradients, params)
     params, updates = jax.device_get((params, updates))
@@ -341,7 +360,7 @@ def test_weight_decay_of_the_class_conditional_model(task):
     shrinks = unstack(decayed(task, tiny_models.model_params()))
     spared, checked = {"connector", "class_embedding", "query_tokens"}, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(shrinks):
-        expected = leaf.ndim >= 2 and path[0].key not in spared
+        expected = path[-1].key not in ("bias", "scale") and path[0].key not in spared
         assert leaf.all() if expected else not leaf.any(), path
         checked += 1
     assert spared < shrinks.keys() and checked > 40
