@@ -75,8 +75,9 @@ def solve(
       scale: guidance scale of this patch, or None for a sample for each row.
     """
 
-    def step(x: Float[Array, "B P K"], inputs: tuple[Steps, Array, Array]) -> tuple[Float[Array, "B P K"], None]:
-        at, time, fresh = inputs
+    def step(x: Float[Array, "B P K"], inputs: tuple[Array, Array, Array]) -> tuple[Float[Array, "B P K"], None]:
+        numbers, time, fresh = inputs
+        at = Steps(*numbers)
         rows = x if scale is None else jnp.concatenate([x, x])
         velocity = (predict(rows, time) - rows) / remaining_time(at.t)
         if scale is not None:
@@ -86,5 +87,6 @@ def solve(
     start, fresh = noise[0], noise[1:]
     idle = steps.t.shape[0] - fresh.shape[0]
     fresh = jnp.concatenate([fresh, jnp.zeros((idle, *start.shape), start.dtype)])
-    x, _ = jax.lax.scan(step, start, (steps, time_embeddings, fresh))
+    # One array for the numbers of a step: accelerators launch a kernel for every one that a loop slices.
+    x, _ = jax.lax.scan(step, start, (jnp.stack(steps, axis=1), time_embeddings, fresh))
     return x
