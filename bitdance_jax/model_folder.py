@@ -146,6 +146,15 @@ def load(
     return ModelFolder(header["kind"], header["config"], header["metadata"], params)
 
 
+def is_model_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether `load` would take it for one, complete or not."""
+    try:
+        _read_header(epath.Path(folder))
+    except UserError:
+        return False
+    return True
+
+
 def _is_remote(path: epath.Path) -> bool:
     return "://" in str(path)
 

@@ -12,7 +12,7 @@ import tqdm
 from etils import epath
 
 from bitdance_jax import model_folder
-from bitdance_jax.config import ClassConditionalConfig, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.convert import keys, lazy, parameters, sizes, sources
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.lazy import LazyArray
@@ -115,8 +115,12 @@ def _text_to_image(source: Source, tokenizer: Source) -> Converted:
     tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
     tensors, text, head = _without_tokenizer(source), source.record["text"], source.record["vision_head"]
     prompts = PromptTokenizer(source.text_tokenizer, release_sizes.tokens_per_step(head))
-    config = release_sizes.text_to_image_config(_shapes(tensors), text, head, tokenizer_config, prompts)
-    _note_differences(source, {"text": release_sizes.text_record(config.text), "vision_head": release_sizes.vision_head_record(config)})
+    if source.own:
+        config = from_dict(TextToImageConfig, source.own["config"], f"{source.path}: config")
+        config = dataclasses.replace(config, tokenizer=tokenizer_config, image_tokens=prompts.image_tokens)
+    else:
+        config = release_sizes.text_to_image_config(_shapes(tensors), text, head, tokenizer_config, prompts)
+        _note_differences(source, {"text": release_sizes.text_record(config.text), "vision_head": release_sizes.vision_head_record(config)})
     table, abstract = keys.text_to_image(config), text_to_image.abstract_params(config)
     params = _params(source, tensors, abstract, table, tokenizer, tokenizer_abstract)
     metadata = _metadata(source, {"sampler": to_dict(release_sizes.SAMPLER)})
@@ -164,9 +168,9 @@ def _refuse(source: Source, problems: list[str]) -> None:
 
 
 def _check_out(out: str) -> None:
-    """A folder that is there is replaced if it is a model folder, or empty."""
+    """A folder that is there is replaced if it is a model folder, or empty. A release has a config.json, too, of another kind."""
     folder = epath.Path(out)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or model_folder.is_model_folder(folder))):
         raise UserError(f"{out} is there and is not a model folder; give another place, or remove it first")
 
 

@@ -79,7 +79,7 @@ def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tens
         name = next((name for name, prefix in release_folder.PREFIXES.items() if prefix and key.startswith(prefix)), "text")
         parts[name][key.removeprefix(release_folder.PREFIXES[name])] = array
     records = {
-        "config.json": release_sizes.text_record(config.text),
+        "config.json": {"architectures": ["Qwen3ForCausalLM"], **release_sizes.text_record(config.text)},
         "vision_head_config.json": release_sizes.vision_head_record(config),
         "ae_config.json": sizes.tokenizer_record(config.tokenizer),
     }

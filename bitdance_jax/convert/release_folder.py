@@ -64,7 +64,7 @@ class Release(NamedTuple):
 
 
 def layout(names: set[str]) -> Layout | None:
-    """The layout of a folder or repository with these files, given by their relative paths; None if it is no text-to-image model."""
+    """The layout of a folder or repository with these files, or folders with a slash; None if it is no text-to-image model."""
     if any(name.startswith("text_encoder/") for name in names):
         return DIFFUSERS
     return PLAIN if any(sign in names for sign in SIGNS) else None

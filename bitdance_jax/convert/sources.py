@@ -72,7 +72,7 @@ def _open_path(path: Path, weights: Weights) -> Source:
 def _open_folder(path: Path) -> Source:
     if (path / "config.json").is_file() and (path / "weights").is_dir():
         raise UserError(f"{path} is a model folder already; --to torch writes it in the release's form")
-    if layout := release_folder.layout({str(file.relative_to(path)) for file in path.glob("*/*")} | {file.name for file in path.iterdir()}):
+    if layout := release_folder.layout({f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}):
         release = release_folder.load(path, layout)
         own = _own_record(path, release.metadata)
         record = _tokenizer_record(release.configs["ae"]) | release.configs

@@ -50,7 +50,6 @@ def text_to_image_config(
 def text_record(config: Qwen3Config) -> dict[str, Any]:
     """A language model's config.json in the release's form."""
     return {
-        "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,
         "head_dim": config.head_dim,
         "hidden_act": "silu",

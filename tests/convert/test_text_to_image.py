@@ -119,13 +119,21 @@ def test_both_directions_are_bit_exact(release, converted, tmp_path, monkeypatch
     first, second = model_folder.load(converted), model_folder.load(tmp_path / "model")
     assert_same(second.params, first.params)
     assert (second.kind, second.config, second.metadata) == (first.kind, first.config, first.metadata)
+
+
+def test_a_release_is_never_replaced(release, converted):
+    """It has a config.json, as a model folder has."""
+    with pytest.raises(UserError, match="is there and is not a model folder; give another place"):
+        convert(str(release), str(release))
     with pytest.raises(UserError, match="is there already; give a place for a new folder"):
         export.export(str(converted), str(release))
+    assert (release / "vision_head.safetensors").is_file()
 
 
 def test_a_toy_model_there_and_back(tmp_path):
     """Sizes that no released model has."""
     config = toy_text_to_image.config(tokens_per_step=16)
+    config = dataclasses.replace(config, head=dataclasses.replace(config.head, head_dim=32, num_blocks=2))
     toy_text_to_image.save(tmp_path / "toy", config, seed=1)
     export.export(str(tmp_path / "toy"), str(tmp_path / "release"))
     convert(str(tmp_path / "release"), str(tmp_path / "again"))
