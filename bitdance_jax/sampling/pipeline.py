@@ -4,7 +4,7 @@ import difflib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -51,12 +51,7 @@ class Tokenizer:
             z: Any = model.apply({"params": params}, images.to_model(pictures), method="encode")
             return lfq.quantize(z).astype(jnp.int8)
 
-        def decode(params: Any, codes: Int8[Array, "B h w K"], keys: Array) -> UInt8[Array, "B H W C"]:
-            noise = jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys) if config.decoder == "gan" else None
-            values: Any = model.apply({"params": params}, codes.astype(jnp.float32), noise, method="decode")
-            return images.to_uint8(values)
-
-        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+        self._encode, self._decode = jax.jit(encode), jax.jit(functools.partial(decode_codes, model))
 
     def encode(self, pictures: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
         """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`."""
@@ -106,7 +101,7 @@ class ClassConditionalPipeline:
 
     def set_params(self, params: Any) -> None:
         """Other weights of the same model, stacked; nothing compiles anew."""
-        self._params = jax.tree.map(lambda a: jnp.asarray(a, self._dtype), unstack(params))
+        self._params = sampling_params(params, self._dtype)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -122,14 +117,7 @@ class ClassConditionalPipeline:
           keys: `image_keys`.
           sampler: solver and guidance.
         """
-        codes = self._sample(params["model"], labels, keys, sampler=sampler)
-
-        def decode(image: tuple[Array, Array]) -> Array:
-            code, key = image
-            return self.tokenizer._decode(params["tokenizer"], code[None], key[None])[0]
-
-        size = self.config.image_size
-        return jax.lax.map(decode, (codes, keys), batch_size=_chunk(size, size))
+        return draw_pictures(functools.partial(self._sample, sampler=sampler), self.config, self._dtype, params, labels, keys)
 
     def sample(
         self,
@@ -236,6 +224,38 @@ def sample_labels(
     config = model.config
     noise = noise_from_keys(keys, num_noises(sampler), config.tokens_per_step, config.tokenizer.bits)
     return sample_codes(model, params, labels, noise, sampler).astype(jnp.int8)
+
+
+def decode_codes(tokenizer: Autoencoder, params: Any, codes: Int8[Array, "B h w K"], keys: Array) -> UInt8[Array, "B H W C"]:
+    """Pictures of codes. `keys` [B] are for the noise of a GAN decoder."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys) if tokenizer.config.decoder == "gan" else None
+    values: Any = tokenizer.apply({"params": params}, codes.astype(jnp.float32), noise, method="decode")
+    return images.to_uint8(values)
+
+
+def draw_pictures(
+    sample: Callable[[Any, Array, Array], Array], config: ClassConditionalConfig, dtype: DTypeLike, params: Any, labels: Array, keys: Array
+) -> UInt8[Array, "B H W 3"]:
+    """One picture for each label.
+
+    Args:
+      sample: (weights, labels, keys) to codes, for example `sample_labels` of a model and a sampler.
+      config, dtype: sizes and compute type.
+      params: {"model": `sampling_params`, "tokenizer": its weights}.
+      labels, keys: int [B], and `image_keys`.
+    """
+    codes = sample(params["model"], labels, keys)
+
+    def decode(image: tuple[Array, Array]) -> Array:
+        code, key = image
+        return decode_codes(Autoencoder(config.tokenizer, dtype), params["tokenizer"], code[None], key[None])[0]
+
+    return jax.lax.map(decode, (codes, keys), batch_size=_chunk(config.image_size, config.image_size))
+
+
+def sampling_params(params: Any, dtype: DTypeLike) -> Any:
+    """Stacked parameters of a model as it samples: unstacked, in its compute type."""
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), unstack(params))
 
 
 def check_seed(seed: int) -> None:

@@ -1,0 +1,119 @@
+"""Compiles the training step of a config, or its sampler, for devices that need not be there, and reports what it needs and how it runs:
+
+    python -m bitdance_jax.plan configs/imagenet_h_1x.py --topology v5p:4x4x4 --mesh.fsdp 16
+    python -m bitdance_jax.plan configs/imagenet_b_1x.py --topology v5e:2x4 --sample --per-device 64
+    python -m bitdance_jax.plan configs/imagenet_l_1x.py --topology v5e:4x4 --search --json plans.json
+
+A topology needs the TPU compiler (`pip install libtpu`) and no TPU; without one the plan is for this machine's devices. Every value of the
+config is a flag too, as for train.py. `bitdance_jax/plan/estimate.py` says what the times assume.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from bitdance_jax import sharding
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import ClassConditionalTraining, Training
+from bitdance_jax.config.file import load_config
+from bitdance_jax.errors import UserError
+from bitdance_jax.files import replacing
+from bitdance_jax.plan import report, search
+from bitdance_jax.plan.analysis import make_plan
+from bitdance_jax.plan.devices import find_devices
+from bitdance_jax.plan.programs import Program, sampling, training_step
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The plan's own flags.
+
+    Attributes:
+      topology: a TPU slice: its chip and layout, such as v5e:4x4 or v5p:4x4x8. A v5p-128 has 128 cores, 64 chips: v5p:4x4x4.
+      sample: plan the sampler, not the training step: with the config's preview settings (--preview.head-steps, ...).
+      per_device: pictures that each device draws at a time; with --search, the most to try.
+      dtype: of weights and activations when sampling.
+      search: try meshes and ways to save memory, or with --sample numbers of pictures, and rank them.
+      batch_sizes: batches to try when searching; left out, the config's.
+      top: lines of each list of findings.
+      json: file to write everything to.
+    """
+
+    topology: str | None = None
+    sample: bool = False
+    per_device: int = 64
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    search: bool = False
+    batch_sizes: tuple[int, ...] = ()
+    top: int = 10
+    json: str | None = None
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        if sys.argv[1:] not in (["-h"], ["--help"]):
+            raise UserError("give a config file first: python -m bitdance_jax.plan configs/NAME.py [--topology v5e:4x4 ...]")
+        print(__doc__)
+        return
+    path, *flags = sys.argv[1:]
+    own, others = split_flags(flags)
+    arguments = parse(Arguments, own, prog="bitdance_jax.plan CONFIG")
+    default = load_config(path)
+    config = parse(type(default), others, default, prog=f"bitdance_jax.plan {path}")
+    devices = find_devices(arguments.topology)
+    result = compare(arguments, config, devices) if arguments.search else describe(arguments, config, devices)
+    if arguments.json is not None:
+        with replacing(arguments.json) as temporary:
+            Path(temporary).write_text(json.dumps({"config": path, "topology": arguments.topology, **result}, indent=1) + "\n")
+
+
+def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of `Arguments`, with their values, and all others, which are the config's."""
+    names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Arguments)} | {"--help", "-h"}
+    parts: tuple[list[str], list[str]] = ([], [])
+    mine = False
+    for flag in flags:
+        if flag.startswith("-"):
+            mine = flag.partition("=")[0].replace("_", "-") in names
+        parts[0 if mine else 1].append(flag)
+    return parts
+
+
+def describe(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
+    """Prints one plan; returns it for the JSON file."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    print(f"compiling for {mesh.size} x {devices[0].device_kind}; this can take minutes", file=sys.stderr)
+    program = sampler(arguments, config, arguments.per_device, mesh) if arguments.sample else training_step(config, mesh)
+    plan = make_plan(program)
+    print(report.to_text(plan, arguments.top))
+    return {"plan": report.to_dict(plan, arguments.top)}
+
+
+def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
+    """Prints the plans that fit, best first, and why the others do not; returns both for the JSON file."""
+    if arguments.sample:
+        mesh = sharding.make_mesh(config.mesh, devices)
+        groups = search.sampling_candidates(lambda count: sampler(arguments, config, count, mesh), arguments.per_device)
+    else:
+        groups = list(search.training_candidates(config, devices, arguments.batch_sizes or (config.data.batch_size,)))
+    plans, refused = search.search(groups)
+    print("\n".join(report.ranking(plans)) if plans else "nothing fits")
+    for name, reason in refused:
+        print(f"{name}: {reason}", file=sys.stderr)
+    return {"plans": [{"name": name, **plan.to_dict()} for name, plan in plans], "refused": dict(refused)}
+
+
+def sampler(arguments: Arguments, config: Training, per_device: int, mesh: jax.sharding.Mesh) -> Program:
+    if not isinstance(config, ClassConditionalTraining):
+        raise UserError("a tokenizer draws nothing by itself; --sample needs the config of a class-conditional model")
+    return sampling(config.model, config.preview, arguments.dtype, per_device, mesh)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

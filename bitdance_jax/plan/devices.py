@@ -1,0 +1,41 @@
+"""Devices to plan for: those of this machine, or a TPU slice that is not there, by libtpu's compiler."""
+
+import importlib.util
+import os
+
+import jax
+from jax.experimental import topologies
+
+from bitdance_jax.errors import UserError
+from bitdance_jax.hardware import CHIPS
+
+
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # no questions to a metadata server
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # else libtpu complains that it does not know; topologies do not depend on it
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time
+}
+
+
+def find_devices(topology: str | None) -> list[jax.Device]:
+    """The devices of a topology such as "v5e:4x4", or this machine's for None. Before anything else is asked of JAX.
+
+    Raises:
+      UserError: libtpu is not there, or does not know the topology.
+    """
+    if topology is None:
+        return jax.devices()
+    chips = [chip.name for chip in CHIPS if chip.torus]
+    name = topology.partition(":")[0]
+    if name not in chips:
+        raise UserError(f"unknown topology {topology!r}; a chip and its layout, such as v5e:4x4 or v5p:4x4x8; chips: {', '.join(chips)}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("--topology needs the TPU compiler: pip install libtpu")
+    os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
+    jax.config.update("jax_platforms", "cpu")
+    options = {"chip_config_name": "megacore"} if name == "v4" else {}  # both cores of a v4 are one device, as on Cloud TPUs
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"--topology {topology}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,93 @@
+"""The programs that a plan compiles: the ones that training and sampling run, with shapes in the place of arrays."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bitdance_jax import sharding
+from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
+from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.sampling.data_parallel import on_each_device
+from bitdance_jax.sampling.pipeline import draw_pictures, sample_labels, sampling_params
+from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.train.objectives import make_objective
+from bitdance_jax.train.performance import training_flops
+from bitdance_jax.train.state import abstract_state, learning_rate_schedule, make_optimizer, on_mesh
+from bitdance_jax.train.step import make_train_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function with the shapes and places of its arguments.
+
+    Attributes:
+      name: what a call does, for example "training step".
+      function: what `jax.jit` gave.
+      arguments: jax.ShapeDtypeStructs with shardings.
+      mesh: the devices.
+      images: pictures that a call trains on or draws.
+      model_flops: operations of the products that a call needs on all devices together, nothing computed twice.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    mesh: Mesh
+    images: int
+    model_flops: int
+
+    def compile(self) -> jax.stages.Compiled:
+        return self.function.lower(*self.arguments).compile()
+
+
+def training_step(config: Training, mesh: Mesh) -> Program:
+    """The step of `train.py`, for the config's batch.
+
+    Raises:
+      UserError: the mesh divides the batch or the parameters not.
+    """
+    run, batch_size = config.run, config.data.batch_size
+    sharding.check_batch(mesh, batch_size, run.accumulate)
+    objective = make_objective(config)
+    schedule = learning_rate_schedule(config.optimizer, run.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, objective)
+    step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate)
+    arguments = (
+        abstract_state(objective, optimizer, mesh),
+        on_mesh(mesh, objective.abstract_frozen()),
+        _placed(objective.abstract_batch(batch_size), sharding.batch_sharding(mesh)),
+        _placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())),
+    )
+    return Program("training step", step, arguments, mesh, batch_size, training_flops(objective, batch_size))
+
+
+def sampling(config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh) -> Program:
+    """What `sample.py --npz` runs to draw `per_device` pictures on every device at a time, pixels included."""
+    whole, rows = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    weights = jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config))
+    tokenizer = autoencoder.abstract_params(config.tokenizer)
+    tokenizer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tokenizer)
+    sample = functools.partial(sample_labels, ClassConditional(config, dtype=jnp.dtype(dtype)), sampler=sampler)
+
+    def draw(params: Any, labels: Any, keys: Any, _: SamplerConfig) -> Any:
+        return draw_pictures(sample, config, jnp.dtype(dtype), params, labels, keys)
+
+    def rows_of(count: int) -> tuple[Any, Any]:
+        return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)
+
+    params, images = {"model": weights, "tokenizer": tokenizer}, per_device * mesh.size
+    one_device = traced_flops(
+        lambda p, labels, keys: draw(p, labels, jax.random.wrap_key_data(keys), sampler), params, *rows_of(per_device)
+    )
+    function = functools.partial(on_each_device(mesh, draw), sampler=sampler)
+    arguments = (_placed(params, whole), *_placed(rows_of(images), rows))
+    return Program("sampling", jax.jit(function), arguments, mesh, images, one_device * mesh.size)
+
+
+def _placed(tree: Any, place: NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
