@@ -98,7 +98,7 @@ class Recorder:
 
     def _log(self, step: int, figures: dict[str, float], state: TrainState, previews: bool) -> None:
         used = self._speed.read(step) | memory(jax.local_devices())
-        self._progress.set_postfix_str(_summary(figures, used))
+        self._progress.set_postfix_str(_summary(figures | used))
         pictures = {}
         if previews:
             figures |= {f"eval_{name}": value for name, value in self._evaluation.figures(state.ema).items()}
@@ -109,11 +109,14 @@ class Recorder:
                 self._writer.write_pictures(step, pictures)
 
 
-def _summary(figures: dict[str, float], used: dict[str, float]) -> str:
-    """One line for the progress bar."""
+def _summary(figures: dict[str, float]) -> str:
+    """One line for the progress bar, of the figures that there are."""
     forms = {
+        "loss": "loss {:.4g}",
+        "grad_norm": "gradient {:.3g}",
+        "learning_rate": "rate {:.2g}",
         "images_per_second": "{:.4g} images/s",
         "model_flop_utilisation": "{:.1%} MFU",
         "memory_gib": "{:.1f} GiB",
     }
-    return ", ".join([f"loss {figures['loss']:.4g}", *(form.format(used[name]) for name, form in forms.items() if name in used)])
+    return ", ".join(form.format(figures[name]) for name, form in forms.items() if name in figures)
