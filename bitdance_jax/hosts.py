@@ -46,6 +46,7 @@ def start(config: HostsConfig = HostsConfig()) -> bool:
                 process_id=number,
                 local_device_ids=_local_device_ids(),
                 initialization_timeout=2 * MEETING_SECONDS,  # JAX would abort; `_meeting` is first.
+                shutdown_timeout_seconds=3600,  # Process 0 may still be writing a model when the others are done.
             )
         except (ValueError, RuntimeError) as error:
             if coordinator is None and "coordinator_address should be defined" in str(error):
