@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and folders on a disk or under gs://."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
       UserError: it cannot be written (permissions, full disk).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Drawn, for processes on several hosts may share the folder, and in containers their number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
