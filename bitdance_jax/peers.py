@@ -102,7 +102,7 @@ def connect() -> Peers:
     except OSError as error:
         raise UserError(f"process {state.process_id} cannot reach port {port} of process 0 ({error}); let the hosts talk freely") from error
     connection.settimeout(None)
-    connection.sendall(f"{token} {state.process_id}\n".encode())
+    connection.sendall(_greeting(token, state.process_id))
     return Peers({0: connection}, state.process_id)
 
 
@@ -112,23 +112,36 @@ def _accept(state: Any) -> dict[int, socket.socket]:
     with socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both) as server:
         token = secrets.token_hex(16)
         state.client.key_value_set("bitdance_jax/peers", f"{server.getsockname()[1]} {token}")
+        missing = {_greeting(token, number): number for number in range(1, state.num_processes)}
         connections: dict[int, socket.socket] = {}
         deadline = time.monotonic() + CONNECT_SECONDS
-        while len(connections) < state.num_processes - 1:
+        while missing:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
-                connection.settimeout(CONNECT_SECONDS)
-                greeting = connection.makefile("rb").readline(100).split()
             except OSError as error:
-                missing = sorted(set(range(1, state.num_processes)) - connections.keys())
-                raise UserError(f"processes {missing} did not reach process 0 in {CONNECT_SECONDS} s; let the hosts talk freely") from error
-            if len(greeting) == 2 and secrets.compare_digest(greeting[0], token.encode()):
-                connection.settimeout(None)
-                connections[int(greeting[1])] = connection
-            else:
+                who = sorted(missing.values())
+                raise UserError(f"processes {who} did not reach process 0 in {CONNECT_SECONDS} s; let the hosts talk freely") from error
+            number = missing.pop(_heard(connection), None)
+            if number is None:
                 connection.close()  # Whoever scans ports.
+            else:
+                connection.settimeout(None)
+                connections[number] = connection
     return connections
+
+
+def _greeting(token: str, number: int) -> bytes:
+    return f"{token} {number:08}".encode()
+
+
+def _heard(connection: socket.socket) -> bytes:
+    """The first words on a new connection, as many as a greeting has."""
+    connection.settimeout(5)
+    try:
+        return connection.recv(len(_greeting("0" * 32, 0)), socket.MSG_WAITALL)
+    except OSError:
+        return b""
 
 
 def _notice_lost_hosts(connection: socket.socket) -> None:
