@@ -24,7 +24,7 @@ def test_every_source_is_timed(monkeypatch, capsys):
     loader.main()
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == SOURCES
-    assert all(re.fullmatch(r"\w+ +0 workers +[1-9]\d* images/s", line) for line in lines)
+    assert all(re.fullmatch(r"\w+ +0 workers +[1-9]\d* images/s +\d+\.\d\d ms of this process an image", line) for line in lines)
 
 
 def test_bad_input_is_one_line():
