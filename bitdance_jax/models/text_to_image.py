@@ -17,6 +17,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from bitdance_jax import linear
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.head import FlowHead
@@ -34,7 +35,7 @@ PREFIX_LENGTHS = (64, 128, 256, 512, 1024)
 """Lengths, prompt with `<|vision_start|>` and `<|res_h|>`, that rows are padded to: one compiled sampler serves all prompts up to each."""
 
 MAX_PROMPT = PREFIX_LENGTHS[-1] - 2
-"""Tokens of the longest prompt."""
+"""Tokens of the longest prompt, with its template."""
 
 
 class Connector(nn.Module):
@@ -45,8 +46,8 @@ class Connector(nn.Module):
 
     @nn.compact
     def __call__(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
-        x = nn.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc1")(bits)
-        return nn.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=True))
+        x = linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc1")(bits)
+        return linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=True))
 
 
 class TextToImage(nn.Module):
@@ -135,12 +136,10 @@ def prefix_rows(config: TextToImageConfig, prompts: Sequence[Sequence[int]], hei
     """The rows of tokenized prompts for images of height x width pixels, padded to the first of PREFIX_LENGTHS that holds them all.
 
     Raises:
-      UserError: the size is none that the model draws, or a prompt is empty or longer than MAX_PROMPT.
+      UserError: the size is none that the model draws, or a prompt is longer than MAX_PROMPT.
     """
     check_size(config, height, width)
     longest, ids, down = max(map(len, prompts)), config.image_tokens, config.tokenizer.downsampling
-    if not all(prompts):
-        raise UserError("a prompt is empty; write what the image shall show")
     if longest > MAX_PROMPT:
         raise UserError(f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; make it shorter")
     sides = [ids.first_resolution - 1 + side // down for side in (height, width)]

@@ -8,6 +8,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from bitdance_jax import linear
 from bitdance_jax.config import Qwen3Config
 from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
@@ -32,11 +33,11 @@ class GroupedQueryAttention(nn.Module):
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         config = self.config
 
-        def linear(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
+        def dense(features: int, name: str) -> nn.Dense:
+            return linear.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
 
         def heads(name: str, count: int) -> Float[Array, "B N S D"]:
-            y = rearrange(linear(count * config.head_dim, name)(x), "b s (n d) -> b n s d", n=count)
+            y = rearrange(dense(count * config.head_dim, name)(x), "b s (n d) -> b n s d", n=count)
             return constrain(y, "batch", "heads", None, None)
 
         q = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="q_norm")(heads("q", config.num_heads))
@@ -44,7 +45,7 @@ class GroupedQueryAttention(nn.Module):
         v = heads("v", config.num_kv_heads)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
-        return linear(config.dim, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
+        return dense(config.dim, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
 class GatedMLP(nn.Module):
@@ -55,11 +56,11 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        def linear(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
+        def dense(features: int, name: str) -> nn.Dense:
+            return linear.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
 
-        hidden = nn.silu(linear(self.config.hidden_dim, "gate")(x)) * linear(self.config.hidden_dim, "up")(x)
-        return linear(self.config.dim, "down")(constrain(hidden, "batch", None, "hidden"))
+        hidden = nn.silu(dense(self.config.hidden_dim, "gate")(x)) * dense(self.config.hidden_dim, "up")(x)
+        return dense(self.config.dim, "down")(constrain(hidden, "batch", None, "hidden"))
 
 
 class Qwen3Block(nn.Module):
@@ -107,7 +108,7 @@ class Qwen3(nn.Module):
         else:
             self.layers = [Qwen3Block(*arguments) for _ in range(config.num_layers)]
         self.norm = nn.RMSNorm(config.norm_eps, dtype=self.dtype)
-        self.lm_head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype)
+        self.lm_head = linear.Dense(config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return self.embed_tokens(tokens)
