@@ -35,16 +35,16 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:
-    """A local folder, made absolute, or one under gs://; it need not be there.
+    """A local folder, made absolute, or one under gs://; made if it is not there.
 
     Raises:
-      UserError: it cannot be reached: no library for gs://, no permission.
+      UserError: it cannot be made or reached: no library for gs://, no permission.
     """
     place = epath.Path(path if "://" in str(path) else os.path.abspath(path))
     try:
-        place.exists()
+        place.mkdir(parents=True, exist_ok=True)
     except ImportError as error:
         raise UserError(f'{path} needs a library for Google Storage: pip install "bitdance_jax[gcs]"') from error
-    except Exception as error:  # Each storage library has types of its own.
-        raise UserError(f"cannot reach {path}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
     return place

@@ -36,7 +36,7 @@ def start(config: HostsConfig = HostsConfig()) -> bool:
     """
     global _peers
     coordinator, count, number = _named(config)
-    if count == 1 or (coordinator is None and os.environ.get("SLURM_NTASKS") == "1"):
+    if count == 1 or (coordinator is None and count is None and os.environ.get("SLURM_NTASKS") == "1"):
         return False
     with _meeting(coordinator, number):
         try:

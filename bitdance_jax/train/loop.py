@@ -13,6 +13,7 @@ from tqdm import tqdm
 from bitdance_jax import sharding
 from bitdance_jax.config import TrainingConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import folder
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.evaluation import Evaluation, on_host
 from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
@@ -45,8 +46,8 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
     workdir = Path(run.workdir)
     sharding.check_batch(mesh, task.batch_size, run.accumulate)
     check_config(config)
-    with _disk_full_is_user_error(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+    with _disk_full_is_user_error(run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"):
+        folder(workdir)
         with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:
             if jax.process_index() == 0:
                 record_config(config)
@@ -124,12 +125,12 @@ class _Feed:
 
 
 @contextmanager
-def _disk_full_is_user_error(workdir: Path) -> Iterator[None]:
+def _disk_full_is_user_error(places: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if is_disk_full(error):
-            raise UserError(f"the disk of {workdir} is full; make room and run the same command again: it resumes") from error
+            raise UserError(f"the disk of {places} is full; make room and run the same command again: it resumes") from error
         raise
 
 

@@ -21,8 +21,7 @@ def check_config(config: TrainingConfig) -> None:
     """Raises a UserError if `run.workdir` is that of a run with another config that has checkpoints; it names the fields."""
     workdir = Path(config.run.workdir)
     path = workdir / "config.json"
-    checkpoints = folder(config.run.checkpoint_folder)
-    if not (path.exists() and checkpoints.exists() and any(step.name.isdecimal() for step in checkpoints.iterdir())):
+    if not (path.exists() and any(step.name.isdecimal() for step in folder(config.run.checkpoint_folder).iterdir())):
         return
     try:
         recorded = _flat(json.loads(path.read_text()))

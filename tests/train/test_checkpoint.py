@@ -145,6 +145,12 @@ def test_google_storage_without_its_library_is_one_line(monkeypatch):
         Checkpoints("gs://bucket/run", keep=2)
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^cannot make the folder .*/file/checkpoints: Not a directory$"):
+        Checkpoints(tmp_path / "file" / "checkpoints", keep=2)
+
+
 def test_what_a_full_disk_looks_like():
     assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
     assert is_disk_full(ValueError("RESOURCE_EXHAUSTED: Failed to write [Disk quota exceeded]"))
