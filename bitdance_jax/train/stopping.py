@@ -12,7 +12,7 @@ from bitdance_jax.errors import Interrupted
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask the run to save and stop instead of killing it; a second one kills as usual. A context manager.
+    """SIGINT and SIGTERM ask the run to save and stop instead of killing it; a second SIGINT kills as usual. A context manager.
 
     In a job of several processes a signal to any of them stops all after the same step. JAX's pre-emption service sees to that: it takes
     SIGTERM, which cloud and cluster schedulers send before they take a machine away, and SIGINT is handed on to it as one.

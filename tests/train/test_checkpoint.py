@@ -18,6 +18,9 @@ from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.state import TrainState, abstract_state, init_state
 
 
+# TensorStore's pending reads complain after a failed one, whichever test runs then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 OPTIMIZER = optax.adamw(optax.constant_schedule(1e-3), mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
@@ -86,7 +89,6 @@ def damage(folder: Path, how: str) -> None:
 DAMAGES = ["cut weights", "empty weights", "changed weights", "no index", "cut list of arrays", "no place in the data", "nothing inside"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's pending reads, after a failed one.
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_one_is_reported_and_the_one_before_used(toy, folder, capfd, how):
     damage(folder / "3", how)
@@ -103,7 +105,6 @@ def test_a_damaged_one_is_reported_and_the_one_before_used(toy, folder, capfd, h
         assert (folder / "3.damaged").is_dir()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_all_damaged_is_one_line_and_nothing_is_touched(toy, folder):
     for step in (2, 3):
         damage(folder / str(step), "no index")
