@@ -1,7 +1,7 @@
-"""Flax's linear layers, whose kernels are gathered where they are used (`sharding.gathered`).
+"""Flax's linear layers and embeddings, whose weights are gathered where they are used (`sharding.gathered`).
 
-Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or turn
-each product into a ring of small ones; both cost TPUs several times the product (`python -m bitdance_jax.plan`).
+Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or
+turn each product into a ring of small ones; both cost TPUs several times the product (`python -m bitdance_jax.plan`).
 """
 
 from typing import Any
@@ -14,7 +14,9 @@ from bitdance_jax import sharding
 class _Gathered:
     def param(self, name: str, *arguments: Any, **keywords: Any) -> Any:
         array = super().param(name, *arguments, **keywords)  # type: ignore[misc]
-        return sharding.gathered(array, "/".join((*self.path, name)), self.dtype) if name == "kernel" else array  # type: ignore[attr-defined]
+        if name not in ("kernel", "embedding"):
+            return array
+        return sharding.gathered(array, "/".join((*self.path, name)), self.dtype)  # type: ignore[attr-defined]
 
 
 class Dense(_Gathered, nn.Dense):
@@ -27,3 +29,7 @@ class DenseGeneral(_Gathered, nn.DenseGeneral):
 
 class Conv(_Gathered, nn.Conv):
     """flax.linen.Conv."""
+
+
+class Embed(_Gathered, nn.Embed):
+    """flax.linen.Embed."""

@@ -101,7 +101,7 @@ class Qwen3(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = nn.Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=transformer_init)
+        self.embed_tokens = linear.Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=transformer_init)
         arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
         if self.scan:
             self.layers: Any = stacked(Qwen3Block, config.num_layers, self.remat)(*arguments)
@@ -111,7 +111,7 @@ class Qwen3(nn.Module):
         self.lm_head = linear.Dense(config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        return self.embed_tokens(tokens)
+        return constrain(self.embed_tokens(tokens), "batch", None, None)
 
     def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """The next token's logits. Only training on text needs them: sampling does without the weights of `lm_head`."""
