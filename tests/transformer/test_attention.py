@@ -54,6 +54,19 @@ def test_attend(key_heads, masked):
     assert_close(attention.attend(q, k, v, mask), reference(q, k, v, mask), 1e-5)
 
 
+def test_attend_with_a_mask_for_each_row():
+    """As one row at a time; a query that sees nothing, which padding is, gets the mean of the values."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, (k, v) = jax.random.normal(keys[0], (2, 4, 5, 8)), (jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:])
+    mask = np.tril(np.ones((2, 5, 5), bool))
+    mask[1, :, :2] = False
+    out = attention.attend(q, k, v, mask)
+    for row in range(2):
+        one = slice(row, row + 1)
+        assert_close(out[one, :, 2:], reference(q[one, :, 2:], k[one], v[one], mask[row, 2:]), 1e-5)
+    assert_close(out[1, :, 0], np.repeat(v[1].mean(axis=1), 2, axis=0), 1e-5)
+
+
 def test_attend_with_large_scores():
     """Scores far beyond exp's range, and a masked key with the largest of all."""
     q, k, v = (jax.random.normal(key, (1, 1, 3, 4)) for key in jax.random.split(jax.random.key(0), 3))
