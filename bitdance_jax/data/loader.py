@@ -43,32 +43,33 @@ ENDLESS = 2**32
 WINDOW, DAMAGED_SHARE, DAMAGED_IN_A_ROW = 1000, 0.1, 20
 
 Record = dict[str, Any]
+Load = Callable[[int], tuple[Record, tuple[str, ...]]]
 
 
 class BatchIterator:
     """Batches of an endless or finite sequence of records; its state is {"next_batch": int}.
 
-    Damaged pictures are named on stderr, each once, by the process that met them.
+    Damaged pictures are named on stderr, each once, by the process whose rows they are in.
+
+    Args:
+      load: the record at a position, arrays of the same shapes for all, and complaints about those it stands in for.
+      length: how many there are.
+      batch_size: records in a batch.
+      rows: which rows of each batch are loaded, in ascending order; None: all.
+      workers: processes that load; 0: threads of this one.
 
     Attributes:
-      skipped: the complaint about each, and how often it was met.
+      skipped: the complaint about each damaged picture, and how often it was met.
     """
 
     def __init__(
         self,
-        load: Callable[[int], tuple[Record, tuple[str, ...]]],
+        load: Load,
         length: int,
         batch_size: int,
         rows: Int[np.ndarray, "R"] | None = None,
         workers: int = 0,
     ) -> None:
-        """Args:
-        load: the record at a position, arrays of the same shapes for all, and complaints about those it stands in for.
-        length: how many there are.
-        batch_size: records in a batch.
-        rows: which rows of each batch are loaded, in ascending order; None: all.
-        workers: processes that load; 0: threads of this one.
-        """
         self._chunks = _Chunks(load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows))
         self._workers = workers
         self.skipped: dict[str, int] = {}
@@ -137,9 +138,7 @@ class BatchIterator:
 class _Chunks:
     """Random access to the parts, of CHUNK rows or less, that the local rows of each batch are cut into."""
 
-    def __init__(
-        self, load: Callable[[int], tuple[Record, tuple[str, ...]]], length: int, batch_size: int, rows: Int[np.ndarray, "R"]
-    ) -> None:
+    def __init__(self, load: Load, length: int, batch_size: int, rows: Int[np.ndarray, "R"]) -> None:
         if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) <= 0).any():
             raise ValueError(f"rows must be ascending numbers of rows of a batch of {batch_size}, got {rows}")
         self._load, self._batch_size, self._rows = load, batch_size, rows

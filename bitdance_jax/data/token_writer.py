@@ -200,6 +200,8 @@ def write_shard(path: Path, records: int) -> Iterator[ArrayRecordWriter]:
         if not is_whole(partial, records):
             raise UserError(f"cannot write the tokens {path}: the file is not whole after writing; is the disk full?")
         partial.replace(path)
+    except jax.errors.JaxRuntimeError:  # a RuntimeError, but of the device
+        raise
     except (OSError, RuntimeError) as error:
         reason = str(error).partition(";")[0]
         raise UserError(f"cannot write the tokens {path}: {reason}") from error
