@@ -40,6 +40,7 @@ class Cost:
       bytes: read from and written to main memory.
       cycles: the TPU compiler's own estimate; 0 where it gives none.
       collectives: exchanges that it makes.
+      op_name: the JAX operation that it comes from, or, where the compiler names none, one that it holds or that makes what it reads.
     """
 
     instruction: Instruction
@@ -51,6 +52,7 @@ class Cost:
     bytes: int
     cycles: int
     collectives: tuple[Collective, ...]
+    op_name: str
 
 
 def costs(module: Module, devices: int) -> list[Cost]:
@@ -85,7 +87,14 @@ def _walk(module: Module, computation: Computation, devices: int, trips: int, lo
                 memory_bytes(module, computation, instruction),
                 int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0),
                 fresh,
+                _op_name(module, computation, instruction),
             )
+
+
+def _op_name(module: Module, computation: Computation, instruction: Instruction) -> str:
+    inside = module[instruction.called("calls") or ""] if instruction.opcode == "fusion" else ()
+    makers = (computation[name] for name in instruction.operands)
+    return next((part.op_name for part in (instruction, *inside, *makers) if part.op_name), "")
 
 
 def _branches(module: Module, instruction: Instruction) -> list[Computation]:
@@ -164,6 +173,8 @@ def _fusion_bytes(module: Module, instruction: Instruction, results: list[Shape]
         if _held(operand)
     )
     root = inner[inner.root]
+    if _is_free_call(root):
+        return read
     outputs = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(outputs) != len(results):
         return read + _held(results)

@@ -103,7 +103,7 @@ def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip) -> Estimate:
         sent=sum(trips * exchange.sent for trips, exchange in exchanges),
         arithmetic=sum(row.trips * row.flops * row.passes for row in rows) / chip.flops,
         memory=moved / chip.bandwidth,
-        communication=sum(trips * exchange.seconds(mesh, chip) for trips, exchange in exchanges),
+        communication=sum((trips * exchange.seconds(mesh, chip) for trips, exchange in exchanges), 0.0),
         kernel_seconds=sum(row.trips * seconds(row, chip) for row in rows),
         compiler_seconds=sum(row.trips * compiler_seconds(row, chip) for row in rows) if chip.clock else None,
     )

@@ -11,7 +11,7 @@ import jax
 from bitdance_jax.hardware import Chip
 from bitdance_jax.plan.cost import Cost, touched
 from bitdance_jax.plan.estimate import compiler_seconds, seconds
-from bitdance_jax.plan.hlo import Instruction, Module, leaves
+from bitdance_jax.plan.hlo import Module, leaves
 
 
 SMALL = 2**20
@@ -52,20 +52,20 @@ def parts(rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
     """The parts of the model whose kernels take longest: the first modules of their operations' names."""
 
     def part(row: Cost) -> str:
-        return "/".join(source(row.instruction).split("/")[:-1][:3]) or "(outside of any module)"
+        return "/".join(source(row).split("/")[:-1][:3]) or "(outside of any module)"
 
     return _longest(_added_up(("kernels", row, row.bytes, _slower(row, chip), part(row)) for row in rows), count)
 
 
 def kernels(rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
     """The kernels that take longest."""
-    return _longest(_added_up((_kind(row), row, row.bytes, _slower(row, chip), source(row.instruction)) for row in rows), count)
+    return _longest(_added_up((_kind(row), row, row.bytes, _slower(row, chip), source(row)) for row in rows), count)
 
 
 def exchanges(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, count: int) -> list[Finding]:
     """The collectives that take longest, by kind and mesh axes; bytes are those that a device sends."""
     found = (
-        (f"{part.kind} over {_axes(part, mesh)}", row, part.sent, part.seconds(mesh, chip), source(row.instruction))
+        (f"{part.kind} over {_axes(part, mesh)}", row, part.sent, part.seconds(mesh, chip), source(row))
         for row in rows
         for part in row.collectives
     )
@@ -75,7 +75,7 @@ def exchanges(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, count: int)
 def reductions_then_cut(module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, count: int) -> list[Finding]:
     """All-reduces of which each device keeps a part: reduce-scatters that the compiler did not see."""
     found = (
-        (f"all-reduce over {_axes(part, mesh)}", row, part.sent, part.seconds(mesh, chip), source(row.instruction))
+        (f"all-reduce over {_axes(part, mesh)}", row, part.sent, part.seconds(mesh, chip), source(row))
         for row in rows
         for part in row.collectives
         if part.kind == "all-reduce" and part.size > 1 and _is_cut(module, row, part.bytes // part.size)
@@ -85,11 +85,7 @@ def reductions_then_cut(module: Module, rows: list[Cost], mesh: jax.sharding.Mes
 
 def moves_in_loops(module: Module, rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
     """Copies, transpositions and changes of type that are made anew in every turn of a loop; bytes are those of their results."""
-    found = (
-        (_kind(row), row, _size(row), _slower(row, chip), source(row.instruction))
-        for row in rows
-        if row.looped and _only_moves(module, row)
-    )
+    found = ((_kind(row), row, _size(row), _slower(row, chip), source(row)) for row in rows if row.looped and _only_moves(module, row))
     return _longest(_added_up(found), count)
 
 
@@ -100,7 +96,7 @@ def padding(rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
         held = [leaf for leaf in leaves(row.instruction.shape) if leaf.space == 0 and row.bytes]
         return sum(leaf.bytes - leaf.logical_bytes for leaf in held if leaf.bytes >= 2 * leaf.logical_bytes)
 
-    found = ((_kind(row), row, size, size / chip.bandwidth, source(row.instruction)) for row in rows if (size := empty(row)))
+    found = ((_kind(row), row, size, size / chip.bandwidth, source(row)) for row in rows if (size := empty(row)))
     return [finding for finding in _longest(_added_up(found), count) if finding.bytes >= SMALL]
 
 
@@ -110,7 +106,7 @@ def largest_results(rows: list[Cost], count: int) -> list[Finding]:
     for row in rows:
         for leaf in leaves(row.instruction.shape):
             if row.bytes and leaf.space == 0 and leaf.bytes >= SMALL:
-                seen = largest.setdefault(str(leaf), Finding(_kind(row), str(leaf), 0, leaf.bytes, 0.0, source(row.instruction)))
+                seen = largest.setdefault(str(leaf), Finding(_kind(row), str(leaf), 0, leaf.bytes, 0.0, source(row)))
                 largest[str(leaf)] = dataclasses.replace(seen, times=seen.times + row.trips)
     return sorted(largest.values(), key=lambda finding: -finding.bytes)[:count]
 
@@ -126,17 +122,17 @@ def replicated_arguments(arguments: Any, count: int) -> list[Finding]:
     return sorted(found, key=lambda finding: -finding.bytes)[:count]
 
 
-def source(instruction: Instruction) -> str:
+def source(row: Cost) -> str:
     """The JAX operation with the modules it is in: "backward transformer/layers/mlp/w1/dot_general"; layers' numbers are left out.
 
     "recomputed" is what rematerialisation computes again. Loops and transformations that say nothing of the model are left out.
     """
-    name = instruction.op_name.split(";")[0]
+    name = row.op_name.split(";")[0]
     steps = [step for step in name.split("/") if step and not _WRAPPERS.fullmatch(step)]
     # A method's scope is the module's name, or its class's where it has none, with the method's.
     steps = [re.sub(r"_\d+$", "_*", step.split(".")[0]) for step in steps if not re.match(r"[A-Z]\w*\.", step)]
     when = "recomputed " if "rematted_computation" in name else "backward " if "transpose(" in name else ""
-    return when + "/".join(steps) if steps else f"({instruction.opcode})"
+    return when + "/".join(steps) if steps else f"({row.instruction.opcode})"
 
 
 Found = tuple[str, Cost, int, float, str]

@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitdance_jax.plan import cost, hlo
+
+
+@pytest.fixture(scope="module")
+def measured():
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    script = Path(__file__).with_name("programs_on_cpus.py")
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, str(script)], env=os.environ | variables, cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", ["product", "nested_scans", "gradient", "stacked_layers", "convolution"])
+def test_arithmetic_of_all_devices_is_the_jaxprs(measured, name):
+    assert measured[name]["counted"] == measured[name]["traced"] > 0
+
+
+def test_exchanges_with_their_bytes_loops_in_full_and_axes(measured):
+    assert measured["product"]["exchanges"] == measured["nested_scans"]["exchanges"] == measured["convolution"]["exchanges"] == []
+    assert measured["stacked_layers"]["exchanges"] == [["all-gather", 6, 16 * 16 * 4, ["fsdp"]]]
+    assert measured["summed"]["exchanges"] == [["all-reduce", 1, 100 * 4, ["data", "fsdp"]]]
+    assert measured["moved"]["exchanges"] == [["all-to-all", 1, 64 // 4 * 128 * 4, ["fsdp"]]]
+    (kind, trips, size, axes), *others = measured["gradient"]["exchanges"]  # in every turn: XLA does not know that the sum could wait
+    assert (kind, trips, size, axes, others) == ("all-reduce", 15, 16 * 16 * 4, ["data", "fsdp"], [])
+
+
+def test_memory_read_and_written(measured):
+    assert measured["product"]["bytes"] == (8 * 32 + 32 * 16 + 8 * 16) * 4
+    assert measured["moved"]["bytes"] == 2 * (2 * 16 * 128 * 4)  # x * 2 before the exchange, + 1 after it
+
+
+def costs(text, devices=4):
+    return {row.instruction.name: row for row in cost.costs(hlo.parse(text), devices)}
+
+
+def loop(condition, body_step, start="0"):
+    return f"""%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %p = (s32[], f32[4]{{0}}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4]{{0}} get-tuple-element(%p), index=1
+  %one = s32[] constant({body_step})
+  %next = s32[] add(%i, %one)
+  %double = f32[4]{{0}} add(%x, %x)
+  ROOT %t = (s32[], f32[4]{{0}}) tuple(%next, %double)
+}}
+
+%condition (q: (s32[], f32[4])) -> pred[] {{
+  %q = (s32[], f32[4]{{0}}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %end = s32[] constant(12)
+  ROOT %c = pred[] {condition}
+}}
+
+ENTRY %main (x: f32[4]) -> (s32[], f32[4]) {{
+  %x0 = f32[4]{{0}} parameter(0)
+  %zero = s32[] constant({start})
+  %copied = s32[] copy(%zero)
+  %init = (s32[], f32[4]{{0}}) tuple(%copied, %x0)
+  ROOT %w = (s32[], f32[4]{{0}}) while(%init), condition=%condition, body=%body
+}}
+"""
+
+
+@pytest.mark.parametrize(("step", "start", "trips"), [(1, 0, 12), (2, 0, 6), (1, 2, 10), (5, 0, 3)])
+def test_turns_of_a_loop_that_says_only_its_condition(step, start, trips):
+    row = costs(loop("compare(%j, %end), direction=LT", step, start))["double"]
+    assert (row.trips, row.looped, row.bytes) == (trips, True, 3 * 16)
+
+
+def test_a_loop_without_a_bound_is_an_error():
+    with pytest.raises(ValueError, match=r"the loop w .* has no trip count"):
+        costs(loop("compare(%j, %j), direction=EQ", 1))
+
+
+def test_slices_of_large_arrays_count_as_slices():
+    rows = costs("""%read (a: f32[100,64], i: s32[]) -> f32[1,64] {
+  %a = f32[100,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %s = f32[1,64]{1,0} dynamic-slice(%a, %i, %z), dynamic_slice_sizes={1,64}
+}
+
+%write (b: f32[100,64], j: s32[], u: f32[64]) -> f32[100,64] {
+  %b = f32[100,64]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %u = f32[64]{0} parameter(2)
+  %r = f32[1,64]{1,0} bitcast(%u)
+  %y = s32[] constant(0)
+  ROOT %d = f32[100,64]{1,0} dynamic-update-slice(%b, %r, %j, %y)
+}
+
+%both (c: f32[100,64], k: s32[]) -> f32[1,64] {
+  %c = f32[100,64]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  ROOT %n = f32[1,64]{1,0} fusion(%c, %k), kind=kLoop, calls=%read
+}
+
+ENTRY %main (m: f32[100,64], n: s32[], v: f32[64]) -> f32[100,64] {
+  %m = f32[100,64]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %v = f32[64]{0} parameter(2)
+  %reads = f32[1,64]{1,0} fusion(%m, %n), kind=kLoop, calls=%read
+  %nested = f32[1,64]{1,0} fusion(%m, %n), kind=kLoop, calls=%both
+  %writes = f32[100,64]{1,0} fusion(%m, %n, %v), kind=kLoop, calls=%write
+  %plain = f32[1,64]{1,0} dynamic-slice(%m, %n, %n), dynamic_slice_sizes={1,64}
+  ROOT %whole = f32[100,64]{1,0} negate(%m)
+}
+""")
+    row, number = 64 * 4, 4
+    assert rows["reads"].bytes == rows["nested"].bytes == 2 * row + number
+    assert rows["writes"].bytes == 2 * row + number
+    assert rows["plain"].bytes == 2 * row
+    assert rows["whole"].bytes == 2 * 100 * row
+
+
+def test_a_tpus_vector_memory_counts_nothing():
+    rows = costs("""ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %fetch = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %fetched = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%fetch)
+  %inside = f32[8,128]{1,0:T(8,128)S(1)} negate(%fetched)
+  ROOT %out = f32[8,128]{1,0:T(8,128)} negate(%inside)
+}
+""")
+    assert (rows["fetch"].bytes, rows["inside"].bytes, rows["out"].bytes) == (4096, 0, 4096)
+    assert "a" not in rows and rows["fetched"].bytes == 0
+
+
+def test_an_exchange_hidden_behind_several_fusions_counts_once():
+    """As TPUs write it: each fusion holds the exchange, and hands its buffers on."""
+    gather = "all-gather(%{}), channel_id=6, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}"
+    rows = costs(f"""%start (a: f32[8]) -> (f32[8], f32[32]) {{
+  %a = f32[8]{{0}} parameter(0)
+  %g = f32[32]{{0}} {gather.format("a")}
+  ROOT %s = (f32[8]{{0}}, f32[32]{{0}}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%middle (b: f32[8], c: f32[32], d: f32[100]) -> (f32[100], f32[8], f32[32]) {{
+  %b = f32[8]{{0}} parameter(0)
+  %c = f32[32]{{0}} parameter(1)
+  %d = f32[100]{{0}} parameter(2)
+  %h = f32[32]{{0}} {gather.format("b")}
+  %e = f32[100]{{0}} negate(%d)
+  ROOT %t = (f32[100]{{0}}, f32[8]{{0}}, f32[32]{{0}}) tuple(%e, %b, %h)
+}}
+
+ENTRY %main (x: f32[8], y: f32[100]) -> f32[100] {{
+  %x = f32[8]{{0}} parameter(0)
+  %y = f32[100]{{0}} parameter(1)
+  %one = (f32[8]{{0}}, f32[32]{{0}}) fusion(%x), kind=kCustom, calls=%start
+  %p = f32[8]{{0}} get-tuple-element(%one), index=0
+  %q = f32[32]{{0}} get-tuple-element(%one), index=1
+  ROOT %two = (f32[100]{{0}}, f32[8]{{0}}, f32[32]{{0}}) fusion(%p, %q, %y), kind=kCustom, calls=%middle
+}}
+""")
+    assert [len(rows[name].collectives) for name in ("one", "two")] == [1, 0]
+    assert rows["one"].collectives[0].bytes == 32 * 4
+    assert (rows["one"].bytes, rows["two"].bytes) == (0, 2 * 400)
+
+
+def test_the_branch_with_most_arithmetic_counts():
+    rows = costs("""%few (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  ROOT %n = f32[8,8]{1,0} negate(%a)
+}
+
+%many (b: f32[8,8]) -> f32[8,8] {
+  %b = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (p: pred[], x: f32[8,8]) -> f32[8,8] {
+  %p = pred[] parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  ROOT %c = f32[8,8]{1,0} conditional(%p, %x, %x), true_computation=%few, false_computation=%many
+}
+""")
+    assert set(rows) == {"d"} and rows["d"].flops == 2 * 8**3

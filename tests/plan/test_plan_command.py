@@ -1,0 +1,157 @@
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bitdance_jax import sharding
+from bitdance_jax.command_line import run
+from bitdance_jax.config import MeshConfig
+from bitdance_jax.config.file import load_config
+from bitdance_jax.errors import UserError
+from bitdance_jax.hardware import CHIPS
+from bitdance_jax.plan import __main__ as command
+from bitdance_jax.plan import analysis, report, search
+from bitdance_jax.plan.analysis import DoesNotFit, make_plan, resident_bytes
+from bitdance_jax.plan.programs import Program
+
+
+TINY = """--data.batch-size 2 --model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2
+--model.head.width 32 --model.head.num-blocks 1 --model.tokenizer.num-res-blocks 1 --preview.head-steps 2 --model.image-size 32""".split()
+
+
+@pytest.fixture(scope="module")
+def config():
+    default = load_config("configs/emoji_4x.py")
+    return command.parse(type(default), TINY, default)
+
+
+def plan(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["plan", *flags])
+    return run(command.main)
+
+
+@pytest.fixture
+def known_chip(monkeypatch):
+    """The CPU as a chip whose figures are known."""
+    chip = dataclasses.replace(next(chip for chip in CHIPS if chip.name == "h100"), memory=1e9)
+    monkeypatch.setattr(analysis, "chip_of", lambda device: chip)
+    monkeypatch.setattr(search, "chip_of", lambda device: chip)
+    return chip
+
+
+def test_a_training_step_on_this_machine(monkeypatch, tmp_path, capsys, known_chip):
+    out = tmp_path / "plan.json"
+    assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, "--json", str(out), "--top", "3") == 0
+    printed = capsys.readouterr().out
+    assert "training step, 2 images, 1 x cpu, mesh data 1 x fsdp 1 x tensor 1" in printed
+    assert "model FLOP utilisation" in printed and "| backward transformer/layers/" in printed
+    written = json.loads(out.read_text())["plan"]
+    assert written["flops_per_device"] == written["model_flops"] > 0  # nothing is computed twice without rematerialisation
+    memory, bounds = written["memory"], written["estimate"]["bounds"]
+    assert memory["total"] == sum(memory[k] for k in ("arguments", "outputs", "temporaries", "code")) - memory["aliased"]
+    assert memory["aliased"] > 0.9 * memory["outputs"]  # the state is given up to the new one
+    assert written["images_per_second"]["serial"] == pytest.approx(2 / bounds["serial"])
+    utilisation = written["model_flops"] / bounds["serial"] / known_chip.flops
+    assert written["model_flop_utilisation"]["serial"] == pytest.approx(utilisation)
+    assert len(written["findings"]["Kernels"]) == 3
+
+
+def test_a_sampler_on_devices_without_figures(monkeypatch, capsys):
+    assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, "--sample", "--per-device", "2", "--dtype", "float32") == 0
+    printed = capsys.readouterr().out
+    assert "sampling, 2 images, 1 x cpu" in printed and "times the model's own" in printed
+    assert "times are not estimated" in printed and "model FLOP utilisation" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give a config file first"),
+        (["configs/none.py"], "no config file configs/none.py"),
+        (["configs/emoji_4x.py", "--topology", "v9:2x2"], "unknown topology 'v9:2x2'; a chip and its layout"),
+        (["configs/emoji_4x.py", "--mesh.fsdp", "3"], "does not divide 1 devices"),
+        (["configs/emoji_4x.py", "--top", "few"], "invalid"),
+        (["configs/emoji_4x.py", "--mesh.fsd", "3"], "did you mean --mesh.fsdp?"),
+        (["configs/emoji_tokenizer.py", "--sample"], "needs the config of a class-conditional model"),
+        (["configs/emoji_4x.py", "--data.batch-size", "9", "--run.accumulate", "2"], "multiple of"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, flags, message):
+    assert plan(monkeypatch, *flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_topology_without_the_compiler(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert plan(monkeypatch, "configs/emoji_4x.py", "--topology", "v5e:2x2") == 2
+    assert "pip install libtpu" in capsys.readouterr().err
+
+
+def test_own_flags_apart_from_the_configs():
+    flags = ["--search", "--mesh.fsdp", "2", "--batch_sizes", "8", "16", "--run.remat=dots", "--json=x", "-h"]
+    assert command.split_flags(flags) == (
+        ["--search", "--batch_sizes", "8", "16", "--json=x", "-h"],
+        ["--mesh.fsdp", "2", "--run.remat=dots"],
+    )
+
+
+def toy_program(images):
+    """A product of a megabyte's worth of numbers, whatever it stands for."""
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    argument = jax.ShapeDtypeStruct((512, 512), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
+    return Program("toy", jax.jit(lambda x: x @ x), (argument,), mesh, images, 2 * 512**3)
+
+
+def test_memory_for_all_that_is_held_at_a_time(known_chip, monkeypatch):
+    program = toy_program(1)
+    assert resident_bytes(program) == 2**20 and make_plan(program).memory.total >= 2 * 2**20
+    monkeypatch.setattr(analysis, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1.5 * 2**20))
+    with pytest.raises(DoesNotFit, match=r"it needs .* GiB"):
+        make_plan(program)
+
+
+def test_a_search_takes_the_first_of_a_group_that_fits_and_ranks_the_groups(known_chip):
+    tried = []
+
+    def make(name):
+        tried.append(name)
+        if name == "large":
+            raise DoesNotFit("too large")
+        if name == "impossible":
+            raise UserError("cannot be cut")
+        return toy_program(1 if name == "slow" else 4)
+
+    def group(*names):
+        return [(name, functools.partial(make, name)) for name in names]
+
+    plans, refused = search.search([group("slow"), group("large", "good", "never"), group("impossible", "never")])
+    assert tried == ["slow", "large", "good", "impossible"]
+    assert [name for name, _ in plans] == ["good", "slow"]
+    assert refused == [("large", "too large"), ("impossible", "cannot be cut")]
+    assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == ["good", "slow"]
+
+
+def test_candidates_are_all_meshes_with_memory_saved_step_by_step(config):
+    groups = list(search.training_candidates(config, jax.devices()[:1] * 8, [8, 16]))
+    meshes = {name.split(",")[0] for ((name, _), *_) in groups}
+    assert len(meshes) == 10 and len(groups) == 20  # the ways to write 8 as a product of three
+    names = [name.split(", ", 2)[2] for name, _ in groups[0]]
+    assert names[:4] == [f"remat {r}, accumulate {a}" for r, a in [("none", 1), ("dots", 1), ("nothing", 1), ("nothing", 2)]]
+
+
+def test_a_state_that_cannot_fit_is_not_compiled(known_chip, monkeypatch):
+    monkeypatch.setattr(search, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1e6))
+    monkeypatch.setattr(search, "make_plan", lambda program: pytest.fail("compiled"))
+    plans, ((_, reason),) = search.search([[("one", lambda: toy_program(1))]])
+    assert plans == [] and "its arguments alone need" in reason
+
+
+def test_sampling_candidates():
+    groups = search.sampling_candidates(toy_program, 48)
+    assert [name for ((name, _),) in groups] == [f"{count} images a device" for count in (8, 16, 32, 48)]
+    assert groups[1][0][1]().images == 16

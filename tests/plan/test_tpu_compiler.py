@@ -1,0 +1,99 @@
+"""The real TPU compiler, where it is installed, without a TPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler"),
+]
+
+SCRIPT = """
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from bitdance_jax import sharding
+from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.config import MeshConfig
+from bitdance_jax.plan.analysis import DoesNotFit, make_plan
+from bitdance_jax.plan.devices import find_devices
+from bitdance_jax.plan.programs import Program
+
+
+mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), find_devices("v5e:2x4"))
+
+
+def array(shape, *axes):
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*axes)))
+
+
+def loss(w, x):
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    return jnp.mean(jnp.square(jax.lax.scan(layer, x, w)[0]).astype(jnp.float32))
+
+
+step = jax.jit(lambda w, x: w - jax.grad(loss)(w, x), donate_argnums=0)
+arguments = array((6, 512, 512), None, "fsdp"), array((2048, 512), ("data", "fsdp"))
+plan = make_plan(Program("step", step, arguments, mesh, 2048, traced_flops(jax.grad(loss), *arguments)))
+try:
+    make_plan(Program("large", jax.jit(lambda x: (jnp.exp(x), jnp.sin(x))), (array((2**17, 2**15)),), mesh, 1, 1))
+    refusal = ""
+except DoesNotFit as error:
+    refusal = str(error)
+exchanges = [[part.kind, list(part.axes(mesh)), row.trips * part.bytes] for row in plan.rows for part in row.collectives]
+print(json.dumps({**plan.to_dict(), "exchanges": exchanges, "refusal": refusal}))
+"""
+
+
+@pytest.fixture(scope="module")
+def plan():
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, env=os.environ, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_the_slice_and_its_chips(plan):
+    assert (plan["devices"], plan["chip"]["name"], plan["mesh"]) == (8, "v5e", {"data": 2, "fsdp": 4, "tensor": 1})
+
+
+def test_arithmetic_in_fusions_and_loops_is_the_jaxprs(plan):
+    assert plan["flops_per_device"] * 8 == plan["model_flops"] > 0
+
+
+def test_memory_of_a_donated_state(plan):
+    memory, weights = plan["memory"], 6 * 512 * 512 * 2 // 4
+    assert memory["arguments"] == weights + 2048 * 512 * 2 // 8
+    assert memory["aliased"] == weights == memory["outputs"]
+
+
+def test_exchanges(plan):
+    """Weights are gathered over fsdp in both directions, their gradients added up over all devices; nothing else is sent."""
+    layers = 6 * 512 * 512 * 2
+    gathered = [(axes, size) for kind, axes, size in plan["exchanges"] if kind == "all-gather"]
+    assert all(axes == ["fsdp"] for axes, _ in gathered) and sum(size for _, size in gathered) == 2 * layers
+    summed = {tuple(axes) for kind, axes, size in plan["exchanges"] if kind in ("all-reduce", "reduce-scatter") and size >= layers // 4}
+    assert {axis for axes in summed for axis in axes} == {"data", "fsdp"}
+
+
+def test_times(plan):
+    estimate = plan["estimate"]
+    bounds = estimate["bounds"]
+    assert 0 < bounds["overlapped"] <= bounds["serial"] and bounds["compiler"] > estimate["communication"] > 0
+    assert 0 < plan["model_flop_utilisation"]["compiler"] < 1
+
+
+def test_what_the_compiler_refuses_for_its_memory(plan):
+    assert plan["refusal"].startswith("it needs ") and "15.75G HBM" in plan["refusal"]
