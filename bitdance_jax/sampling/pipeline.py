@@ -254,8 +254,15 @@ def draw_pictures(
 
 
 def sampling_params(params: Any, dtype: DTypeLike) -> Any:
-    """Stacked parameters of a model as it samples: unstacked, in its compute type."""
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), unstack(params))
+    """Stacked parameters of a model as it samples: unstacked, in its compute type.
+
+    Those of norms stay float32, in which norms compute: else each would be converted anew at every step of the head.
+    """
+
+    def convert(path: tuple[Any, ...], array: Any) -> Array:
+        return jnp.asarray(array, jnp.float32 if any("norm" in part.key for part in path) else dtype)
+
+    return jax.tree_util.tree_map_with_path(convert, unstack(params))
 
 
 def check_seed(seed: int) -> None:
