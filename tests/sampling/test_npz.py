@@ -308,4 +308,4 @@ def test_no_host_waits_for_one_that_cannot_write(model, drawn, tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (2, 2)
     assert "holds other samples (checkpoint " in errors[0] and "Traceback" not in errors[0]
-    assert "error: process 0 stopped; its message says why" in errors[1] and "Traceback" not in errors[1]
+    assert f"error: process 0: {tmp_path}/out.npz holds other samples" in errors[1] and "Traceback" not in errors[1]
