@@ -41,6 +41,7 @@ class Arguments:
       dtype: of weights and activations when sampling.
       search: try meshes and ways to save memory, or with --sample numbers of pictures, and rank them.
       batch_sizes: batches to try when searching; left out, the config's.
+      tensors: sizes of the mesh's tensor axis to try when searching.
       top: lines of each list of findings.
       json: file to write everything to.
     """
@@ -51,6 +52,7 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     search: bool = False
     batch_sizes: tuple[int, ...] = ()
+    tensors: tuple[int, ...] = (1, 2, 4)
     top: int = 10
     json: str | None = None
 
@@ -99,10 +101,11 @@ def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -
     """Prints the plans that fit, best first, and why the others do not; returns both for the JSON file."""
     if arguments.sample:
         mesh = sharding.make_mesh(config.mesh, devices)
-        groups = search.sampling_candidates(lambda count: sampler(arguments, config, count, mesh), arguments.per_device)
+        families = search.sampling_candidates(lambda count: sampler(arguments, config, count, mesh), arguments.per_device)
     else:
-        groups = list(search.training_candidates(config, devices, arguments.batch_sizes or (config.data.batch_size,)))
-    plans, refused = search.search(groups)
+        batch_sizes = arguments.batch_sizes or (config.data.batch_size,)
+        families = search.training_candidates(config, devices, batch_sizes, arguments.tensors)
+    plans, refused = search.search(families)
     print("\n".join(report.ranking(plans)) if plans else "nothing fits")
     for name, reason in refused:
         print(f"{name}: {reason}", file=sys.stderr)

@@ -1,9 +1,8 @@
-"""Tries the meshes and the ways to save memory that a training step can have, and ranks those that fit."""
+"""Tries the meshes and the ways to save memory that a training step can have, or numbers of pictures to draw, and ranks what fits."""
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,61 +16,88 @@ from bitdance_jax.plan.analysis import DoesNotFit, Plan, make_plan, resident_byt
 from bitdance_jax.plan.programs import Program, training_step
 
 
-MAX_TENSOR = 8
-"""More parts of one layer's width than this are not tried."""
-
 REMATS: tuple[Literal["none", "dots", "nothing"], ...] = ("none", "dots", "nothing")
 """From the fastest to the one that needs least memory."""
 
-Maker = Callable[[], Program]
+Variants = list[tuple[str, Callable[[], Program]]]
+"""Named ways to run the same thing, from the fastest to the one that needs least memory."""
+Family = list[Variants]
+"""Each needs at least as much memory as the one before it, in the variant of the same number."""
 
 
-def training_candidates(config: Training, devices: list[jax.Device], batch_sizes: Sequence[int]) -> Iterator[list[tuple[str, Maker]]]:
-    """Groups of named programs, in each from the fastest to the one that needs least memory: the first that fits is the group's best.
+def training_candidates(config: Training, devices: list[jax.Device], batch_sizes: Sequence[int], tensors: Sequence[int]) -> list[Family]:
+    """A family for each batch size and `tensor` axis: its meshes, from the most to the fewest parts that the state is cut into.
 
-    A group is a mesh and a batch size; in it, rematerialisation and then accumulation grow.
+    The variants of a mesh: what rematerialisation keeps becomes less, then the batch is cut into 2, 4 and 8.
     """
-    micro_batches = [1, 2, 4, 8]
-    for (data, fsdp, tensor), batch_size in itertools.product(_factors(len(devices)), batch_sizes):
-        mesh = sharding.make_mesh(MeshConfig(data, fsdp, tensor), devices)
-        group: list[tuple[str, Maker]] = []
-        for accumulate, remat in [(1, remat) for remat in REMATS] + [(parts, REMATS[-1]) for parts in micro_batches[1:]]:
-            run = dataclasses.replace(config.run, remat=remat, accumulate=accumulate)
-            changed: dict[str, Any] = {
-                "run": run,
-                "data": dataclasses.replace(config.data, batch_size=batch_size),
-                "mesh": MeshConfig(data, fsdp, tensor),
-            }
-            if batch_size % accumulate == 0:
-                name = f"data {data} fsdp {fsdp} tensor {tensor}, batch {batch_size}, remat {remat}, accumulate {accumulate}"
-                group.append((name, functools.partial(training_step, dataclasses.replace(config, **changed), mesh)))
-        yield group
+    savings = [(1, remat) for remat in REMATS] + [(parts, REMATS[-1]) for parts in (2, 4, 8)]
+
+    def variant(batch_size: int, mesh: MeshConfig, accumulate: int, remat: Literal["none", "dots", "nothing"]) -> Program:
+        run = dataclasses.replace(config.run, remat=remat, accumulate=accumulate)
+        changed: dict[str, Any] = {"run": run, "data": dataclasses.replace(config.data, batch_size=batch_size), "mesh": mesh}
+        return training_step(dataclasses.replace(config, **changed), sharding.make_mesh(mesh, devices))
+
+    def variants(batch_size: int, mesh: MeshConfig) -> Variants:
+        name = f"data {mesh.data} fsdp {mesh.fsdp} tensor {mesh.tensor}, batch {batch_size}"
+        return [
+            (
+                f"{name}, remat {remat}" + (f", accumulate {parts}" if parts > 1 else ""),
+                functools.partial(variant, batch_size, mesh, parts, remat),
+            )
+            for parts, remat in savings
+            if batch_size % parts == 0
+        ]
+
+    def meshes(tensor: int) -> list[MeshConfig]:
+        rows = len(devices) // tensor
+        return [MeshConfig(rows // fsdp, fsdp, tensor) for fsdp in range(rows, 0, -1) if rows % fsdp == 0]
+
+    return [
+        [variants(batch_size, mesh) for mesh in meshes(tensor)]
+        for batch_size in batch_sizes
+        for tensor in tensors
+        if len(devices) % tensor == 0
+    ]
 
 
-def sampling_candidates(make: Callable[[int], Program], most: int) -> list[list[tuple[str, Maker]]]:
-    """A group for each power of two of pictures a device, up to `most`, which is tried too. `make` gives the program of a number."""
+def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Family]:
+    """Powers of two of pictures a device, up to `most`, which is tried too. `make` gives the program of a number."""
     counts = sorted({*(2**n for n in range(3, most.bit_length())), most})
-    return [[(f"{count} images a device", functools.partial(make, count))] for count in counts if count <= most]
+    return [[[(f"{count} images a device", functools.partial(make, count))] for count in counts if count <= most]]
 
 
-def search(groups: Sequence[list[tuple[str, Maker]]]) -> tuple[list[tuple[str, Plan]], list[tuple[str, str]]]:
-    """Plans of what fits, those of most images a second first, and (name, why not) of the rest."""
+def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tuple[str, str]]]:
+    """Plans of what fits, those of most images a second first, and (name, why not) of the rest. Ctrl-C ranks what there is.
+
+    Of each list of variants the first that fits is taken. What a family's member could not have, those after it, which need more memory,
+    are not tried with.
+    """
     plans: list[tuple[str, Plan]] = []
     refused: list[tuple[str, str]] = []
-    with tqdm(total=len(groups), unit="mesh", dynamic_ncols=True) as bar:
-        for group in groups:
-            for name, make in group:
-                bar.set_description(name)
-                try:
-                    plans.append((name, make_plan(_small_enough(make()))))
-                    break
-                except DoesNotFit as error:
-                    refused.append((name, str(error)))
-                except UserError as error:
-                    refused.append((name, str(error)))
-                    break
-            bar.update()
+    with tqdm(total=sum(map(len, families)), dynamic_ncols=True) as bar:
+        try:
+            for family in families:
+                _try_family(family, plans, refused, bar)
+        except KeyboardInterrupt:
+            refused.append(("the rest", "stopped"))
     return sorted(plans, key=lambda pair: -_speed(pair[1])), refused
+
+
+def _try_family(family: Family, plans: list[tuple[str, Plan]], refused: list[tuple[str, str]], bar: Any) -> None:
+    first = 0
+    for variants in family:
+        for name, make in variants[first:]:
+            bar.set_description(name)
+            try:
+                plans.append((name, make_plan(_small_enough(make()))))
+                break
+            except DoesNotFit as error:
+                refused.append((name, str(error)))
+                first += 1
+            except UserError as error:
+                refused.append((name, str(error)))
+                break
+        bar.update()
 
 
 def _small_enough(program: Program) -> Program:
@@ -84,14 +110,3 @@ def _small_enough(program: Program) -> Program:
 
 def _speed(plan: Plan) -> float:
     return plan.images_per_second(plan.estimate.expected) if plan.estimate else 0.0
-
-
-def _factors(devices: int) -> list[tuple[int, int, int]]:
-    """(data, fsdp, tensor) of every mesh of so many devices."""
-    sizes = [n for n in range(1, devices + 1) if devices % n == 0]
-    return [
-        (devices // fsdp // tensor, fsdp, tensor)
-        for tensor in sizes
-        for fsdp in sizes
-        if tensor <= MAX_TENSOR and devices % (fsdp * tensor) == 0
-    ]

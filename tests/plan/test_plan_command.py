@@ -115,43 +115,50 @@ def test_memory_for_all_that_is_held_at_a_time(known_chip, monkeypatch):
         make_plan(program)
 
 
-def test_a_search_takes_the_first_of_a_group_that_fits_and_ranks_the_groups(known_chip):
+def test_a_search_takes_the_first_variant_that_fits_and_ranks(known_chip):
     tried = []
 
     def make(name):
         tried.append(name)
-        if name == "large":
+        if name.startswith("large"):
             raise DoesNotFit("too large")
         if name == "impossible":
             raise UserError("cannot be cut")
         return toy_program(1 if name == "slow" else 4)
 
-    def group(*names):
+    def variants(*names):
         return [(name, functools.partial(make, name)) for name in names]
 
-    plans, refused = search.search([group("slow"), group("large", "good", "never"), group("impossible", "never")])
-    assert tried == ["slow", "large", "good", "impossible"]
-    assert [name for name, _ in plans] == ["good", "slow"]
-    assert refused == [("large", "too large"), ("impossible", "cannot be cut")]
-    assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == ["good", "slow"]
+    families = [
+        [variants("slow", "never")],
+        [variants("large", "good", "never"), variants("never", "also good")],  # what needs more than "large" is not tried
+        [variants("impossible", "never"), variants("large 2"), variants("never")],
+    ]
+    plans, refused = search.search(families)
+    assert tried == ["slow", "large", "good", "also good", "impossible", "large 2"]
+    assert {name for name, _ in plans[:2]} == {"good", "also good"} and plans[2][0] == "slow"
+    assert refused == [("large", "too large"), ("impossible", "cannot be cut"), ("large 2", "too large")]
+    assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == [name for name, _ in plans]
 
 
-def test_candidates_are_all_meshes_with_memory_saved_step_by_step(config):
-    groups = list(search.training_candidates(config, jax.devices()[:1] * 8, [8, 16]))
-    meshes = {name.split(",")[0] for ((name, _), *_) in groups}
-    assert len(meshes) == 10 and len(groups) == 20  # the ways to write 8 as a product of three
-    names = [name.split(", ", 2)[2] for name, _ in groups[0]]
-    assert names[:4] == [f"remat {r}, accumulate {a}" for r, a in [("none", 1), ("dots", 1), ("nothing", 1), ("nothing", 2)]]
+def test_training_candidates(config):
+    """Meshes from the least to the most memory, their variants from the most to the least."""
+    families = search.training_candidates(config, jax.devices()[:1] * 8, [6, 16], [1, 2, 3])
+    names = [[[name for name, _ in variants] for variants in family] for family in families]
+    assert [len(family) for family in names] == [4, 3, 4, 3]  # 3 does not divide 8
+    assert [variants[0] for variants in names[1]] == [f"data {4 // f} fsdp {f} tensor 2, batch 6, remat none" for f in (4, 2, 1)]
+    assert [name.split("remat ")[1] for name in names[0][0]] == ["none", "dots", "nothing", "nothing, accumulate 2"]
+    assert len(names[2][0]) == 6
 
 
 def test_a_state_that_cannot_fit_is_not_compiled(known_chip, monkeypatch):
     monkeypatch.setattr(search, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1e6))
     monkeypatch.setattr(search, "make_plan", lambda program: pytest.fail("compiled"))
-    plans, ((_, reason),) = search.search([[("one", lambda: toy_program(1))]])
+    plans, ((_, reason),) = search.search([[[("one", lambda: toy_program(1))]]])
     assert plans == [] and "its arguments alone need" in reason
 
 
 def test_sampling_candidates():
-    groups = search.sampling_candidates(toy_program, 48)
-    assert [name for ((name, _),) in groups] == [f"{count} images a device" for count in (8, 16, 32, 48)]
-    assert groups[1][0][1]().images == 16
+    (family,) = search.sampling_candidates(toy_program, 48)
+    assert [name for ((name, _),) in family] == [f"{count} images a device" for count in (8, 16, 32, 48)]
+    assert family[1][0][1]().images == 16
