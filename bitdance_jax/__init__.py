@@ -5,17 +5,25 @@
 >>> pictures = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
 >>> codes = model.tokenizer.encode(pictures)  # int8 in {-1, 1}, [2, 8, 8, 32]
 >>> again = model.tokenizer.decode(codes)
+
+>>> model = bitdance_jax.TextToImage.load("models/14b_64x")
+>>> pictures = model.generate("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
 """
 
-from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig
+from bitdance_jax.config import ClassConditionalConfig, MeshConfig, SamplerConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
+from bitdance_jax.sampling.load import load
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
+from bitdance_jax.sampling.text_to_image import TextToImage
 
 
 __all__ = [
     "ClassConditionalConfig",
     "ClassConditionalPipeline",
+    "MeshConfig",
     "SamplerConfig",
+    "TextToImage",
+    "TextToImageConfig",
     "Tokenizer",
     "TokenizerConfig",
     "UserError",

@@ -5,6 +5,7 @@ The embedded model, a converted official one and a finished training run are all
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -108,6 +109,19 @@ def save(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def read_config(folder: str | os.PathLike[str], expect: Kind | None = None) -> ModelFolder:
+    """What `load` gives, but for the params, which are neither checked nor read.
+
+    Raises:
+      UserError: no such folder, not a model folder, another kind.
+    """
+    path = epath.Path(folder)
+    header = _read_header(path)
+    if expect is not None and header["kind"] != expect:
+        raise UserError(f"{path} holds a {header['kind']} model, and a {expect} model is needed here")
+    return ModelFolder(header["kind"], header["config"], header["metadata"], {})
+
+
 def load(
     folder: str | os.PathLike[str],
     *,
@@ -130,10 +144,8 @@ def load(
       UserError: no such folder, not a model folder, another kind, damaged weights, other names or shapes than `abstract`.
     """
     path = epath.Path(folder)
-    header = _read_header(path)
-    if expect is not None and header["kind"] != expect:
-        raise UserError(f"{path} holds a {header['kind']} model, and a {expect} model is needed here")
-    _check_files(path, header.get("files", {}))
+    described = read_config(path, expect)
+    _check_files(path, _read_header(path).get("files", {}))
     params = _read_weights(path) if place is None else _open_weights(path)
     if abstract is not None:
         check_shapes(path, params, abstract)
@@ -143,7 +155,7 @@ def load(
             arrays = {layer: part for name, array in arrays.items() for layer, part in _layers(name, array)}
         placed = {name: place(name, array) for name, array in arrays.items()}
         params = traverse_util.unflatten_dict({name: array for name, array in placed.items() if array is not None})
-    return ModelFolder(header["kind"], header["config"], header["metadata"], params)
+    return dataclasses.replace(described, params=params)
 
 
 def is_model_folder(folder: str | os.PathLike[str]) -> bool:

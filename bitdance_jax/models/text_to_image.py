@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from bitdance_jax import linear
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.head import FlowHead
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sharding import constrain
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order
 from bitdance_jax.transformer.attention import KVCache, Mask
@@ -208,27 +209,110 @@ def sample_values(
       noise: for example `next_patch.noise_from_keys`.
       sampler: solver and guidance; the released models were made for the constant schedule.
     """
-    config, block = model.config, model.config.tokens_per_step
+    states, cache = _read_prefixes(model, params, prefixes, xy)
+    head = _patches(model, params, prefixes.padding, prefixes.tokens.shape[1], xy)
+    return next_patch.sample_patches(head, states, cache, xy.shape[0] // model.config.tokens_per_step, noise, sampler)
+
+
+class Drawing(NamedTuple):
+    """A batch of images that are partly drawn.
+
+    Attributes:
+      rows: values of the last patch, as the rows read it.
+      cache: of what was read before it.
+      codes: in {-1, 1}; 0 where nothing is drawn yet.
+      drawn: patches that are.
+    """
+
+    rows: Float[Array, "R P K"]
+    cache: list[KVCache]
+    codes: Int8[Array, "N B P K"]
+    drawn: Int[Array, ""]
+
+
+def begin(
+    model: TextToImage,
+    params: Params,
+    prefixes: Prefixes,
+    xy: Int[Array, "T 2"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+) -> Drawing:
+    """`sample_codes` as far as the first patch; `advance` goes on, and both together draw the same."""
+    states, cache = _read_prefixes(model, params, prefixes, xy)
+    steps = xy.shape[0] // model.config.tokens_per_step
+    head = _patches(model, params, prefixes.padding, prefixes.tokens.shape[1], xy)
+    rows = next_patch.draw_first(next_patch.drawing(head, sampler), states, steps, noise, sampler)
+    first = rows[: next_patch.num_images(len(rows), sampler)]
+    codes = jnp.zeros((steps, *first.shape), jnp.int8).at[0].set(lfq.quantize(first).astype(jnp.int8))
+    return _placed(Drawing(rows, cache, codes, jnp.int32(1)))
+
+
+def advance(
+    model: TextToImage,
+    params: Params,
+    drawing: Drawing,
+    padding: Int[Array, "R"] | Int[np.ndarray, "R"],
+    xy: Int[Array, "T 2"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+    stop: Int[Array, ""] | int,
+) -> Drawing:
+    """Draws on until `stop` patches are drawn, however many those are: one program. The other arguments are those of `begin`."""
+    steps = len(drawing.codes)
+    length = drawing.cache[0].k.shape[2] - xy.shape[0] + model.config.tokens_per_step
+    head = _patches(model, params, padding, length, xy)
+    step = next_patch.following(head, next_patch.drawing(head, sampler), steps, noise, sampler)
+
+    def draw(patch: Int[Array, ""], drawing: Drawing) -> Drawing:
+        (rows, cache), values = step((drawing.rows, drawing.cache), patch)
+        codes = drawing.codes.at[patch].set(lfq.quantize(values).astype(jnp.int8))
+        return Drawing(rows, cache, codes, patch + 1)
+
+    return _placed(jax.lax.fori_loop(drawing.drawn, jnp.asarray(stop, jnp.int32), draw, drawing))
+
+
+def _placed(drawing: Drawing) -> Drawing:
+    """The same places on a mesh after every call, lest the next one compile anew."""
+    cache = [KVCache(*(constrain(x, "batch", "heads", None, None) for x in layer)) for layer in drawing.cache]
+    codes = constrain(drawing.codes, None, "batch", None, None)
+    return Drawing(constrain(drawing.rows, "batch", None, None), cache, codes, constrain(drawing.drawn))
+
+
+def _read_prefixes(model: TextToImage, params: Params, prefixes: Prefixes, xy: Int[Array, "T 2"]) -> tuple[Float[Array, "R P C"], Any]:
+    """States of the first patch, and the cache."""
+    text, block = model.config.text, model.config.tokens_per_step
     bound = model.bind({"params": params})
     rows, length = prefixes.tokens.shape
-    slots = jnp.arange(length + xy.shape[0] - block)
-    padding = jnp.asarray(prefixes.padding)[:, None]
-    positions, filled = jnp.maximum(slots - padding, 0), slots >= padding
+    positions, filled = _positions(prefixes.padding, length)
+    empty = attention.empty_cache(rows, length + xy.shape[0] - block, text.num_kv_heads, text.head_dim, jnp.dtype(model.dtype))
+    mask = attention.block_causal_mask(length, length - block, block) & filled[:, None]
+    hidden, cache = bound.read(bound.embed_prefix(jnp.asarray(prefixes.tokens)), positions, mask, [empty] * text.num_layers)
+    return bound.condition(hidden[:, -block:], xy[:block]), cache
+
+
+def _patches(
+    model: TextToImage, params: Params, padding: Int[Array, "R"] | Int[np.ndarray, "R"], length: int, xy: Int[Array, "T 2"]
+) -> next_patch.Model:
+    """The model as the sampler takes it, after a prefix of `length` slots."""
+    config, block = model.config, model.config.tokens_per_step
+    bound = model.bind({"params": params})
+    positions, filled = _positions(padding, length + xy.shape[0] - block)
+    rows, slots = filled.shape
 
     def read(
         bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache] | None
     ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
         start = length + patch * block
-        mask = jnp.broadcast_to((filled & (slots < start + block))[:, None], (rows, block, slots.shape[0]))
+        mask = jnp.broadcast_to((filled & (jnp.arange(slots) < start + block))[:, None], (rows, block, slots))
         x = bound.embed_bits(bits, jax.lax.dynamic_slice_in_dim(xy, patch * block, block))
         hidden, cache = bound.read(x, jax.lax.dynamic_slice_in_dim(positions, start, block, axis=1), mask, cache, start)
         return bound.condition(hidden, jax.lax.dynamic_slice_in_dim(xy, (patch + 1) * block, block)), cache
 
-    text = config.text
-    empty = attention.empty_cache(rows, slots.shape[0], text.num_kv_heads, text.head_dim, jnp.dtype(model.dtype))
-    mask = attention.block_causal_mask(length, length - block, block) & filled[:, None, :length]
-    x = bound.embed_prefix(jnp.asarray(prefixes.tokens))
-    hidden, cache = bound.read(x, positions[:, :length], mask, [empty] * text.num_layers)
-    head = next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
-    states = bound.condition(hidden[:, -block:], xy[:block])
-    return next_patch.sample_patches(head, states, cache, xy.shape[0] // block, noise, sampler)
+    return next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
+
+
+def _positions(padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int) -> tuple[Int[Array, "R S"], Bool[Array, "R S"]]:
+    """The position of every slot in its row's text, and whether it is filled, not padding."""
+    behind = jnp.arange(slots) - jnp.asarray(padding)[:, None]
+    return jnp.maximum(behind, 0), behind >= 0

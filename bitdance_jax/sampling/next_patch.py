@@ -60,6 +60,10 @@ def noise_from_keys(keys: Array, num_noises: int, tokens: int, bits: int) -> Noi
     return source
 
 
+Draw = Callable[[Float[Array, "R P C"], Float[Array, "S B P K"], Any], Float[Array, "B P K"]]
+"""(states of a patch, its noise, its guidance scale or None) -> its values."""
+
+
 def sample_patches(
     model: Model,
     states: Float[Array, "R P C"],
@@ -81,8 +85,14 @@ def sample_patches(
     With the linear schedule the first patch has scale 1. The release then samples both streams apart, each row with its own noise: the
     unconditional stream reads its own first patch. From the second patch on both read the guided one.
     """
-    guided = config.guidance_scale != 1
-    scales = jnp.asarray(solver.guidance_scales(config, num_steps))
+    draw = drawing(model, config)
+    first = draw_first(draw, states, num_steps, noise, config)
+    _, rest = jax.lax.scan(following(model, draw, num_steps, noise, config), (first, cache), jnp.arange(1, num_steps))
+    return jnp.concatenate([first[None, : num_images(len(first), config)], rest])
+
+
+def drawing(model: Model, config: SamplerConfig) -> Draw:
+    """The head's solver, its times embedded once for all patches."""
     steps = solver.solver_steps(config, model.time_shift)
     times = model.embed_time(steps.t)
 
@@ -90,15 +100,36 @@ def sample_patches(
         condition = model.embed_condition(states)
         return solver.solve(lambda x, time: model.denoise(x, time, condition), patch_noise, steps, times, scale)
 
-    def next_patch(carry: tuple[Array, Cache], patch: Int[Array, ""]) -> tuple[tuple[Array, Cache], Float[Array, "B P K"]]:
+    return draw
+
+
+def draw_first(
+    draw: Draw, states: Float[Array, "R P C"], num_steps: int, noise: NoiseSource, config: SamplerConfig
+) -> Float[Array, "R P K"]:
+    """Pre-sign values of the first patch as every row reads them, the images first. See `sample_patches`."""
+    guided = config.guidance_scale != 1
+    apart = guided and config.guidance_schedule == "linear"
+    scale = jnp.asarray(solver.guidance_scales(config, num_steps)[0]) if guided and not apart else None
+    values = draw(states, noise(0, apart), scale)
+    return jnp.concatenate([values, values]) if guided and not apart else values
+
+
+def following(
+    model: Model, draw: Draw, num_steps: int, noise: NoiseSource, config: SamplerConfig
+) -> Callable[[tuple[Array, Cache], Int[Array, ""]], tuple[tuple[Array, Cache], Array]]:
+    """A loop's step: ((values of the patch before [R, P, K], cache), patch) -> (the same of this patch, its values [B, P, K])."""
+    guided = config.guidance_scale != 1
+    scales = jnp.asarray(solver.guidance_scales(config, num_steps))
+
+    def step(carry: tuple[Array, Cache], patch: Int[Array, ""]) -> tuple[tuple[Array, Cache], Float[Array, "B P K"]]:
         rows, cache = carry
         states, cache = model.read(lfq.quantize(rows), patch - 1, cache)
         values = draw(states, noise(patch, False), scales[patch] if guided else None)
         return (jnp.concatenate([values, values]) if guided else values, cache), values
 
-    apart = guided and config.guidance_schedule == "linear"
-    first = draw(states, noise(0, apart), scales[0] if guided and not apart else None)
-    rows = jnp.concatenate([first, first]) if guided and not apart else first
-    _, rest = jax.lax.scan(next_patch, (rows, cache), jnp.arange(1, num_steps))
-    images = states.shape[0] // 2 if guided else states.shape[0]
-    return jnp.concatenate([first[None, :images], rest])
+    return step
+
+
+def num_images(rows: int, config: SamplerConfig) -> int:
+    """B of R rows."""
+    return rows // 2 if config.guidance_scale != 1 else rows

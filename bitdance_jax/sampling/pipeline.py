@@ -184,18 +184,20 @@ class ClassConditionalPipeline:
 
 
 def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float32) -> Tokenizer | ClassConditionalPipeline:
-    """The model of a model folder, local or gs://, or the embedded one, "emoji".
+    """The tokenizer or class-conditional model of a model folder, local or gs://, or the embedded one, "emoji".
 
     Args:
       folder: see `bitdance_jax.model_folder`.
       dtype: compute type; the weights are kept in it too ("bfloat16" halves their memory).
 
     Raises:
-      UserError: no such folder, damaged, or not a model of this package.
+      UserError: no such folder, damaged, or not such a model.
     """
     if str(folder) == EMBEDDED:
         with resources.as_file(resources.files("bitdance_jax") / "assets" / "emoji" / "model") as path:
             return load(path, dtype)
+    if model_folder.read_config(folder).kind == "text_to_image":
+        raise UserError(f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here")
     saved = model_folder.load(folder)
     where = f"{os.fspath(folder)}/config.json: config"
     if saved.kind == "tokenizer":

@@ -1,0 +1,341 @@
+"""Text-to-image models ready to use: prompts to pictures. Loaded from a model folder; numpy out."""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, Int8, UInt8
+from tqdm import tqdm
+
+from bitdance_jax import hosts, model_folder, sharding
+from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.flow_head.solver import num_noises
+from bitdance_jax.models import text_to_image as model
+from bitdance_jax.models.text_to_image import MAX_PROMPT, Drawing, Prefixes
+from bitdance_jax.sampling.next_patch import NoiseSource, noise_from_keys
+from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes, image_keys
+from bitdance_jax.text import prompt_tokenizer
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.transformer import order
+
+
+RELEASED_SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
+"""How the released models sample, where a model folder does not say."""
+
+ALL_DEVICES = MeshConfig(data=1, tensor=-1)
+"""Every layer cut over all devices: each picture takes the least time, and each device the least memory."""
+
+REPORTS = 16
+"""How often `generate` returns to the host while it draws a batch, to show how far it is."""
+
+Weights = Literal["float32", "bfloat16"]
+
+
+class Partial(NamedTuple):
+    """Pictures that are being drawn.
+
+    Attributes:
+      drawn, patches: how many of an image's patches are drawn, and how many there are.
+      pictures: uint8; what is not drawn yet is grey. Colours still change a little: the decoder's norms run over the whole picture.
+    """
+
+    drawn: int
+    patches: int
+    pictures: UInt8[np.ndarray, "N H W 3"]
+
+
+class TextToImage:
+    """Prompts to pictures.
+
+    Attributes:
+      config: sizes.
+      sampler: how it samples unless told otherwise.
+      mesh: the devices.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        mesh: MeshConfig = ALL_DEVICES,
+        weights: Weights | None = None,
+    ) -> None:
+        """Reads all but the weights, so that `generate` can refuse bad input at once; the first that it accepts has it read them.
+
+        Args:
+          folder: a text_to_image model folder, local or gs://.
+          dtype: compute type; bfloat16 if left out, float32 on CPUs.
+          mesh: how the devices share the work (`bitdance_jax.sharding`).
+          weights: the type that the weights are kept in, the compute type if left out.
+
+        Raises:
+          UserError: no such folder, another kind of model, no tokenizer files or others, a mesh that does not fit the devices.
+        """
+        self._folder = folder
+        self._params: dict[str, Any] | None = None
+        saved = model_folder.read_config(folder, expect="text_to_image")
+        where = f"{os.fspath(folder)}/config.json"
+        self.config = from_dict(TextToImageConfig, saved.config, f"{where}: config")
+        recorded = saved.metadata.get("sampler")
+        self.sampler = from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler") if recorded else RELEASED_SAMPLER
+        self._prompts = PromptTokenizer(epath.Path(folder) / prompt_tokenizer.FOLDER, self.config.tokens_per_step)
+        if self._prompts.image_tokens != self.config.image_tokens:
+            raise UserError(f"the tokenizer files in {os.fspath(folder)} are not the model's: their image tokens differ from config.json's")
+        self.mesh = sharding.make_mesh(mesh)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        self._dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
+        self._weights = weights or self._dtype.name
+        self._module = model.TextToImage(self.config, dtype=self._dtype)
+        self._begin = self._jit(self._begin_images, static_argnames="sampler")
+        self._advance = self._jit(self._advance_images, static_argnames="sampler", donate_argnames="drawing")
+        self._decode = self._jit(self._decode_images, static_argnames="height")
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        mesh: MeshConfig = ALL_DEVICES,
+        weights: Weights | None = None,
+    ) -> "TextToImage":
+        """The model with its weights, placed on the devices straight from the disk. See `__init__` for the arguments.
+
+        Raises:
+          UserError: also for damaged weights.
+        """
+        loaded = cls(folder, dtype=dtype, mesh=mesh, weights=weights)
+        _ = loaded.params
+        return loaded
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The weights: {"model": unrolled, without `text/lm_head`; "tokenizer": the decoder alone}, read when first asked for."""
+        if self._params is None:
+            abstract = {"model": model.abstract_params(self.config), "tokenizer": autoencoder.abstract_params(self.config.tokenizer)}
+            self._params = model_folder.load(self._folder, abstract=abstract, place=self._place, unrolled=True).params
+        return self._params
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: str | tuple[int, int] = "1024x1024",
+        images_per_prompt: int = 1,
+        seed: int = 0,
+        sampler: SamplerConfig | None = None,
+        batch_size: int = 4,
+        first_index: int = 0,
+        progress: bool = True,
+    ) -> UInt8[np.ndarray, "N H W 3"]:
+        """Pictures of prompts: `images_per_prompt` of the first, then as many of the second, and so on.
+
+        Args:
+          prompt: one or several, of any lengths.
+          size: "WIDTHxHEIGHT" in pixels, "2048x512" being a wide picture, or (height, width) as in the shape of an array.
+          images_per_prompt: pictures of each.
+          seed: picture i of a seed is the same whatever the batch size and its neighbours, up to rounding.
+          sampler: solver and guidance, instead of the model's own.
+          batch_size: pictures drawn at a time, on all devices together. Each size, batch size and bucket of prompt lengths
+            (`models.text_to_image.PREFIX_LENGTHS`) compiles once.
+          first_index: number of the first picture, to go on with a seed's pictures.
+          progress: show a bar.
+
+        Raises:
+          UserError: an empty prompt or one that is too long, a size that the model does not draw.
+        """
+        request = self._request(prompt, size, images_per_prompt, seed, sampler, batch_size, first_index)
+        pictures = []
+        total = request.steps * -(-len(request.keys) // request.batch_size)
+        with tqdm(total=total, unit="patch", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
+            for start in range(0, len(request.keys), request.batch_size):
+                before = bar.n
+                for drawing, drawn in self._draw(request, start, max(1, request.steps // REPORTS)):
+                    jax.block_until_ready(drawing.drawn)
+                    bar.set_description("drawing")
+                    bar.update(before + drawn - bar.n)
+                pictures.append(self._pictures(request, start, drawing.codes, request.steps))
+        return np.concatenate(pictures)
+
+    def generate_steps(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        every: int,
+        size: str | tuple[int, int] = "1024x1024",
+        images_per_prompt: int = 1,
+        seed: int = 0,
+        sampler: SamplerConfig | None = None,
+        first_index: int = 0,
+    ) -> Iterator[Partial]:
+        """`generate` of one batch, seen while it is drawn: what there is after the first patch, after every `every` more, and at the end.
+
+        The same compiled programs as `generate` of that batch; the last pictures are those that it gives.
+        """
+        if every < 1:
+            raise UserError(f"every must be positive, got {every}")
+        request = self._request(prompt, size, images_per_prompt, seed, sampler, None, first_index)
+        for drawing, drawn in self._draw(request, 0, every):
+            yield Partial(drawn, request.steps, self._pictures(request, 0, drawing.codes, drawn))
+
+    def _request(
+        self,
+        prompt: str | Sequence[str],
+        size: str | tuple[int, int],
+        images_per_prompt: int,
+        seed: int,
+        sampler: SamplerConfig | None,
+        batch_size: int | None,
+        first_index: int,
+    ) -> "_Request":
+        height, width = parse_size(size)
+        model.check_size(self.config, height, width)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = len(prompts) * images_per_prompt
+        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size), ("the number of prompts", len(prompts))):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be positive, got {value}")
+        ids = [self._prompts.encode(text, MAX_PROMPT) for text in prompts]
+        rows = [*ids, self._prompts.unconditional()]
+        tokens, padding = model.prefix_rows(self.config, rows, height, width)
+        chosen = np.repeat(np.arange(len(prompts)), images_per_prompt)
+        return _Request(
+            tokens=np.asarray(tokens),
+            padding=np.asarray(padding),
+            prompts=chosen,
+            keys=np.asarray(jax.random.key_data(image_keys(seed, first_index, count))),
+            xy=model.token_positions(self.config, height, width),
+            grid=height // self.config.tokenizer.downsampling,
+            size=(height, width),
+            steps=height * width // self.config.size_multiple**2,
+            sampler=sampler or self.sampler,
+            batch_size=min(batch_size or count, count),
+        )
+
+    def _draw(self, request: "_Request", start: int, every: int) -> Iterator[tuple[Drawing, int]]:
+        """The batch of images from `start` on, and how many patches are drawn: 1, 1 + every, ..., all. Each takes the last one's memory."""
+        prefixes, keys = request.batch(start)
+        drawing = self._begin(self.params["model"], prefixes, request.xy, keys, sampler=request.sampler)
+        yield drawing, 1
+        for drawn in range(1, request.steps, every):
+            stop = min(drawn + every, request.steps)
+            drawing = self._advance(
+                self.params["model"], drawing, prefixes.padding, request.xy, keys, np.int32(stop), sampler=request.sampler
+            )
+            yield drawing, stop
+
+    def _pictures(self, request: "_Request", start: int, codes: Int8[Array, "N B P K"], drawn: int) -> UInt8[np.ndarray, "count H W 3"]:
+        """A few at a time, to bound memory. Where nothing is drawn, the decoder gets what is, over and over, and grey takes its place."""
+        height, width = request.size
+        chunk = max(1, min(CHUNK_PIXELS // (height * width), request.batch_size))
+        _, keys = request.batch(start)
+        whole = hosts.gather(codes)[np.arange(request.steps) % drawn]
+        sequences = rearrange(whole, "n b p k -> b (n p) k")
+        parts = []
+        for first in range(0, len(sequences), chunk):
+            rows = np.arange(first, first + chunk).clip(max=len(sequences) - 1)
+            decoded = self._decode(self.params["tokenizer"], sequences[rows], keys[rows], height=request.grid)
+            parts.append(hosts.gather(decoded)[: len(sequences) - first])
+        pictures = np.concatenate(parts)[: len(request.keys) - start]
+        if drawn < request.steps:
+            side = self.config.size_multiple
+            done = (np.arange(request.steps) < drawn).reshape(height // side, width // side)
+            pictures = np.where(done.repeat(side, 0).repeat(side, 1)[..., None], pictures, np.uint8(128))
+        return pictures
+
+    def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def on_mesh(*arguments: Any, **static: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*arguments, **static)
+
+        return jax.jit(functools.wraps(function)(on_mesh), **options)
+
+    def _noise(self, keys: Array, sampler: SamplerConfig) -> NoiseSource:
+        return noise_from_keys(jax.random.wrap_key_data(keys), num_noises(sampler), self.config.tokens_per_step, self.config.tokenizer.bits)
+
+    def _begin_images(self, params: Any, prefixes: Prefixes, xy: Array, keys: Array, *, sampler: SamplerConfig) -> Drawing:
+        return model.begin(self._module, params, prefixes, xy, self._noise(keys, sampler), sampler)
+
+    def _advance_images(
+        self, params: Any, drawing: Drawing, padding: Array, xy: Array, keys: Array, stop: Int[Array, ""], *, sampler: SamplerConfig
+    ) -> Drawing:
+        return model.advance(self._module, params, drawing, padding, xy, self._noise(keys, sampler), sampler, stop)
+
+    def _decode_images(self, params: Any, sequences: Int8[Array, "B T K"], keys: Array, *, height: int) -> UInt8[Array, "B H W 3"]:
+        """Each device decodes some rows of the pictures: the compiler moves what the convolutions and the norms need of the others."""
+        codes = order.sequence_to_grid(sequences.astype(jnp.float32), height, self.config.patch_side, "patch")
+        cut = P(None, sharding.AXES) if height % self.mesh.size == 0 else P()
+        codes = jax.lax.with_sharding_constraint(codes.astype(jnp.int8), NamedSharding(self.mesh, cut))
+        return decode_codes(Autoencoder(self.config.tokenizer, self._dtype), params, codes, jax.random.wrap_key_data(keys))
+
+    def _place(self, path: tuple[str, ...], stored: model_folder.StoredArray) -> Array | None:
+        if path[:3] == ("model", "text", "lm_head") or path[:2] == ("tokenizer", "encoder"):
+            return None
+        # The decoder is small, and its activations are not: each device has it whole, and a part of the picture.
+        spec = P() if path[0] == "tokenizer" else sharding.parameter_spec(self.mesh, "/".join(path), stored.shape)
+        dtype = jnp.dtype(self._weights)
+        return jax.make_array_from_callback(stored.shape, NamedSharding(self.mesh, spec), lambda index: stored[index].astype(dtype))
+
+
+class _Request(NamedTuple):
+    """What `generate` was asked for, checked.
+
+    Attributes:
+      tokens, padding: of every prompt, and of the unconditional one, which comes last.
+      prompts: of every image, the number of its prompt.
+      keys: of every image, as numbers.
+      xy: of every token.
+      grid: rows of tokens.
+      size: height and width in pixels.
+      steps: patches of an image.
+      sampler: solver and guidance.
+      batch_size: images drawn at a time.
+    """
+
+    tokens: Int[np.ndarray, "Q S"]
+    padding: Int[np.ndarray, "Q"]
+    prompts: Int[np.ndarray, "N"]
+    keys: np.ndarray
+    xy: Int[np.ndarray, "T 2"]
+    grid: int
+    size: tuple[int, int]
+    steps: int
+    sampler: SamplerConfig
+    batch_size: int
+
+    def batch(self, start: int) -> tuple[Prefixes, np.ndarray]:
+        """Prefixes and keys of the images from `start` on. The last image fills a last batch up, to keep one compiled shape."""
+        images = np.arange(start, start + self.batch_size).clip(max=len(self.keys) - 1)
+        rows = self.prompts[images]
+        if self.sampler.guidance_scale != 1:
+            rows = np.concatenate([rows, np.full_like(rows, len(self.tokens) - 1)])
+        return Prefixes(self.tokens[rows], self.padding[rows]), self.keys[images]
+
+
+def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of "WIDTHxHEIGHT", or of (height, width).
+
+    Raises:
+      UserError: it is neither.
+    """
+    if not isinstance(size, str):
+        height, width = size
+        return int(height), int(width)
+    match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
+    if match is None:
+        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got {size!r}")
+    return int(match[2]), int(match[1])
