@@ -1,9 +1,11 @@
-"""Draws pictures from a model folder: a labelled grid as a PNG, or any number of them as an .npz for an evaluation suite.
+"""Draws pictures from a model folder: a labelled grid as a PNG, any number of them as an .npz for an evaluation suite, or prompts.
 
-`python sample.py` draws a grid of the embedded emoji model as samples.png.
+`python sample.py` draws a grid of the embedded emoji model as samples.png;
+`python sample.py --checkpoint FOLDER --prompt "a cat on a mat" --size 1024x1024 --out cat.png` draws a prompt with a text-to-image model.
 """
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -12,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax import ClassConditionalPipeline, hosts, images, load
+from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, model_folder
 from bitdance_jax.command_line import parse, run
-from bitdance_jax.config import SamplerConfig
+from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.npz import Request, sample_to_npz
-from bitdance_jax.sampling.pipeline import fingerprint
+from bitdance_jax.sampling.pipeline import EMBEDDED, fingerprint, load
+from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,25 @@ class Arguments:
     """Draws a grid of pictures, one row a label; with --npz, pictures for an evaluation suite, picture i with label i % classes.
 
     An .npz grows as OUT.npz.partial, on all devices; stopped or killed, the same command goes on. Memory does not grow with --num-images.
+    A text-to-image model takes --prompt instead of --labels: one picture of a prompt as it is, several as a grid, one row a prompt.
 
     Attributes:
       checkpoint: model folder, local or gs://; "emoji" is the small model that comes with the package.
       labels: names or numbers; all of the model's if left out (the first 10 of a model with more).
+      prompt: what a text-to-image model shall draw.
+      size: WIDTHxHEIGHT in pixels, of a text-to-image model's pictures; 1024x1024 if left out.
       per_label: pictures of each label.
+      per_prompt: pictures of each prompt; 1 if left out.
       seed: picture i of a seed is the same whatever the batch size.
       out: the PNG.
       head_steps: N of the head's solver; left out, the model's own, like the next three.
       guidance_scale: classifier-free guidance; 1 for none.
       guidance_schedule: over the patches.
       solver: as released, or the paper's plain Euler.
-      batch_size: pictures drawn at a time, on each device with --npz.
-      dtype: of weights and activations.
+      batch_size: pictures drawn at a time, on each device with --npz; 24 if left out, 4 for prompts.
+      dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
+      weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
+      mesh: the devices of a text-to-image model; all of them share every layer if left out.
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that was begun otherwise.
@@ -47,15 +56,20 @@ class Arguments:
 
     checkpoint: str = "emoji"
     labels: tuple[str, ...] | None = None
+    prompt: tuple[str, ...] | None = None
+    size: str | None = None
     per_label: int = 8
+    per_prompt: int | None = None
     seed: int = 0
     out: str = "samples.png"
     head_steps: int | None = None
     guidance_scale: float | None = None
     guidance_schedule: Literal["linear", "constant"] | None = None
     solver: Literal["euler_maruyama", "euler"] | None = None
-    batch_size: int = 24
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    weights: Weights | None = None
+    mesh: MeshConfig = ALL_DEVICES
     npz: str | None = None
     num_images: int | None = None
     overwrite: bool = False
@@ -79,11 +93,15 @@ def main() -> int:
 
 
 def draw(arguments: Arguments) -> int:
-    model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
+    kind = "class_conditional" if arguments.checkpoint == EMBEDDED else model_folder.read_config(arguments.checkpoint).kind
+    check_flags(arguments, kind == "text_to_image")
+    if kind == "text_to_image":
+        draw_prompts(arguments)
+        return 0
+    model = load(arguments.checkpoint, jnp.dtype(arguments.dtype or "float32"))
     if not isinstance(model, ClassConditionalPipeline):
         raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplerConfig)}
-    sampler = dataclasses.replace(model.sampler, **{name: value for name, value in given.items() if value is not None})
+    sampler = chosen_sampler(arguments, model.sampler)
     if arguments.npz is None:
         draw_grid(arguments, model, sampler)
         return 0
@@ -95,11 +113,52 @@ def draw(arguments: Arguments) -> int:
     return 0
 
 
+def check_flags(arguments: Arguments, text_to_image: bool) -> None:
+    """Raises a UserError for flags of the other kind of model."""
+    other = ("labels", "npz") if text_to_image else ("prompt", "size", "per_prompt", "weights")
+    given = [name for name in other if getattr(arguments, name) is not None]
+    if not text_to_image and arguments.mesh != ALL_DEVICES:
+        given.append("mesh")
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        kinds = ("text-to-image", "class-conditional") if text_to_image else ("class-conditional", "text-to-image")
+        takes = "--prompt" if text_to_image else "--labels"
+        raise UserError(f"{arguments.checkpoint} is a {kinds[0]} model, which takes {takes}; {names} belongs to {kinds[1]} ones")
+    if text_to_image and not arguments.prompt:
+        raise UserError(f'{arguments.checkpoint} is a text-to-image model; say what it shall draw: --prompt "a cat on a mat"')
+
+
+def chosen_sampler(arguments: Arguments, own: SamplerConfig) -> SamplerConfig:
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplerConfig)}
+    return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+
+
+def draw_prompts(arguments: Arguments) -> None:
+    images.check_writable(arguments.out)
+    model = TextToImage(arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights)
+    pictures = model.generate(
+        arguments.prompt or (),
+        size=arguments.size or "1024x1024",
+        images_per_prompt=1 if arguments.per_prompt is None else arguments.per_prompt,
+        seed=arguments.seed,
+        sampler=chosen_sampler(arguments, model.sampler),
+        batch_size=4 if arguments.batch_size is None else arguments.batch_size,
+    )
+    each = len(pictures) // len(arguments.prompt or ())
+    columns = each if each > 1 else math.isqrt(len(pictures) - 1) + 1
+    images.save_png(arguments.out, pictures[0] if len(pictures) == 1 else images.grid(pictures, columns))
+    print(f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {pictures.shape[2]}x{pictures.shape[1]} in {arguments.out}")
+
+
+def labels_at_a_time(arguments: Arguments) -> int:
+    return 24 if arguments.batch_size is None else arguments.batch_size
+
+
 def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
     images.check_writable(arguments.out)
     labels = [model.label(label) for label in arguments.labels or model.class_names[:10]]
     pictures = model.sample(
-        np.repeat(labels, arguments.per_label).tolist(), arguments.seed, sampler=sampler, batch_size=arguments.batch_size
+        np.repeat(labels, arguments.per_label).tolist(), arguments.seed, sampler=sampler, batch_size=labels_at_a_time(arguments)
     )
     size = pictures.shape[1]
     captions = [model.class_names[label] for label in labels]
@@ -109,9 +168,9 @@ def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: Sa
 
 def write_npz(arguments: Arguments, path: str, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
     count = 50_000 if arguments.num_images is None else arguments.num_images
-    request = Request(fingerprint(arguments.checkpoint), arguments.dtype, count, arguments.seed, sampler)
+    request = Request(fingerprint(arguments.checkpoint), arguments.dtype or "float32", count, arguments.seed, sampler)
     first_host = jax.process_index() == 0
-    per_device, overwrite = arguments.batch_size, arguments.overwrite
+    per_device, overwrite = labels_at_a_time(arguments), arguments.overwrite
     drawn = sample_to_npz(path, model, request, per_device=per_device, overwrite=overwrite, progress=first_host)
     if first_host:
         print(f"{count} pictures of {model.config.num_classes} labels in {path}" + (f" ({drawn} drawn now)" if drawn < count else ""))

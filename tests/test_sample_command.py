@@ -12,9 +12,11 @@ import pytest
 import tiny_models
 from PIL import Image
 
+from bitdance_jax import toy_text_to_image
 from bitdance_jax.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
+from bitdance_jax.sampling.text_to_image import TextToImage
 
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,7 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     tiny_models.save_model(root / "model", class_names=CLASSES, sampler=to_dict(tiny_models.SAMPLER))
     tiny_models.save_tokenizer(root / "tokenizer")
+    toy_text_to_image.save(root / "prompts", toy_text_to_image.config())
     shutil.copytree(root / "model", root / "damaged")
     largest = max((path for path in (root / "damaged" / "weights").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
@@ -99,9 +102,55 @@ def test_flags_reach_the_sampler(sample, quick_samples):
     assert quick_samples == [{"labels": [8], "seed": 5, "sampler": expected, "batch_size": 2}]
 
 
+@pytest.fixture
+def quick_prompts(monkeypatch):
+    """Grey pictures instead of drawn ones; a list of what each call to `generate` got."""
+    calls = []
+
+    def generate(self, prompt, *, size, images_per_prompt, **options):
+        calls.append({"prompt": prompt, "size": size, "images_per_prompt": images_per_prompt, "mesh": self.mesh.devices.shape, **options})
+        return np.full((len(prompt) * images_per_prompt, 32, 64, 3), 128, np.uint8)
+
+    monkeypatch.setattr(TextToImage, "generate", generate)
+    return calls
+
+
+def test_prompts(sample, quick_prompts, tmp_path):
+    """One picture as it is, several as a grid: a row a prompt, or about as many rows as columns."""
+    at = ["--checkpoint", "{models}/prompts", "--out", "x.png"]
+    assert sample(*at, "--prompt", "a cat")[:2] == (0, "1 picture of 64x32 in x.png\n")
+    assert Image.open("x.png").size == (64, 32)
+    sampler = toy_text_to_image.SAMPLER
+    expected = {"prompt": ("a cat",), "size": "1024x1024", "images_per_prompt": 1, "mesh": (1, 1, 1), "seed": 0, "batch_size": 4}
+    assert quick_prompts == [expected | {"sampler": sampler}]
+
+    flags = "--size 64x32 --per-prompt 3 --seed 5 --head-steps 9 --guidance-scale 1 --batch-size 2 --mesh.data -1 --mesh.tensor 1"
+    assert sample(*at, "--prompt", "a cat", "一只狗", *flags.split())[:2] == (0, "6 pictures of 64x32 in x.png\n")
+    assert Image.open("x.png").size == (3 * 68, 2 * 36)
+    sampler = SamplerConfig(head_steps=9, guidance_scale=1.0, guidance_schedule="constant")
+    assert quick_prompts[1] == expected | {
+        "prompt": ("a cat", "一只狗"), "size": "64x32", "images_per_prompt": 3, "seed": 5, "batch_size": 2, "sampler": sampler,
+    }  # fmt: skip
+    sample(*at, "--prompt", *"abcde")
+    assert Image.open("x.png").size == (3 * 68, 2 * 36)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--checkpoint", "{models}/prompts", "--labels", "3"], "a text-to-image model, which takes --prompt; --labels belongs to class-"),
+        (["--checkpoint", "{models}/prompts"], "is a text-to-image model; say what it shall draw: --prompt"),
+        (
+            ["--prompt", "x", "--mesh.data", "2"],
+            "a class-conditional model, which takes --labels; --prompt, --mesh belongs to text-to-image",
+        ),
+        (["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "64"], "a size is WIDTHxHEIGHT in pixels, such as 1024x1024"),
+        (
+            ["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "48x64"],
+            "must be multiples of 32 up to 1024 pixels, got 64 x 48",
+        ),
+        (["--checkpoint", "{models}/prompts", "--prompt", " "], "a prompt is empty; write what the image shall show"),
+        (["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-prompt", "0"], "images_per_prompt must be positive, got 0"),
         (["--labels", "flag"], "unknown label 'flag'; did you mean 'Flags'?"),
         (["--labels", "Flags", "9"], "label 9 is out of range; the model has labels 0 to 8"),
         (["--labels", "-1"], "label -1 is out of range; the model has labels 0 to 8"),
