@@ -17,8 +17,8 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-"""Keeps the products that give the weights' gradients whole, to be added up over the devices afterwards. XLA would make rings of small ones,
-each of which goes through memory; `python -m bitdance_jax.plan` shows what that costs."""
+"""Keeps the products that give the weights' gradients whole, to be added up over the devices afterwards. XLA would make them rings of small
+ones, each of which goes through memory; `python -m bitdance_jax.plan` shows what that costs."""
 
 
 def make_train_step(
