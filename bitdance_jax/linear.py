@@ -2,13 +2,19 @@
 
 Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or
 turn each product into a ring of small ones; both cost TPUs several times the product (`python -m bitdance_jax.plan`).
+The kernels of Dense and DenseGeneral may be `quantize.Int8Kernel`.
 """
 
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array
 
 from bitdance_jax import sharding
+from bitdance_jax.quantize import Int8Kernel
 
 
 class _Gathered:
@@ -16,15 +22,39 @@ class _Gathered:
         array = super().param(name, *arguments, **keywords)  # type: ignore[misc]
         if name not in ("kernel", "embedding"):
             return array
-        return sharding.gathered(array, "/".join((*self.path, name)), self.dtype)  # type: ignore[attr-defined]
+        path = "/".join((*self.path, name))  # type: ignore[attr-defined]
+        if isinstance(array, Int8Kernel):
+            return jax.tree.map(lambda part: sharding.gathered(part, path, part.dtype), array)
+        return sharding.gathered(array, path, self.dtype)  # type: ignore[attr-defined]
+
+
+def _promote(inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, dtype: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(kernel, Int8Kernel):
+        return tuple(promote_dtype(inputs, kernel, bias, dtype=dtype))
+    inputs, bias = promote_dtype(inputs, bias, dtype=dtype)
+    return inputs, kernel, bias
+
+
+def _product(inputs: Array, kernel: Array | Int8Kernel, dimensions: Any, precision: Any = None) -> Array:
+    if not isinstance(kernel, Int8Kernel):
+        return jax.lax.dot_general(inputs, kernel, dimensions, precision)
+    weights = kernel.int8.astype(inputs.dtype)
+    y = jax.lax.dot_general(inputs, weights, dimensions, precision, preferred_element_type=jnp.float32)
+    return (y * kernel.scale[0]).astype(inputs.dtype)
 
 
 class Dense(_Gathered, nn.Dense):
     """flax.linen.Dense."""
 
+    promote_dtype: Any = _promote
+    dot_general: Any = _product
+
 
 class DenseGeneral(_Gathered, nn.DenseGeneral):
     """flax.linen.DenseGeneral."""
+
+    promote_dtype: Any = _promote
+    dot_general: Any = _product
 
 
 class Conv(_Gathered, nn.Conv):

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
 
-from bitdance_jax import hosts, model_folder, sharding
+from bitdance_jax import hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
@@ -41,7 +41,8 @@ ALL_DEVICES = MeshConfig(data=1, tensor=-1)
 REPORTS = 16
 """How often `generate` returns to the host while it draws a batch, to show how far it is."""
 
-Weights = Literal["float32", "bfloat16"]
+Weights = Literal["float32", "bfloat16", "int8"]
+"""How weights are kept; int8 (`bitdance_jax.quantize`) all but 2 % of a released model's, the others in the compute type."""
 
 
 class Partial(NamedTuple):
@@ -80,7 +81,7 @@ class TextToImage:
           folder: a text_to_image model folder, local or gs://.
           dtype: compute type; bfloat16 if left out, float32 on CPUs.
           mesh: how the devices share the work (`bitdance_jax.sharding`).
-          weights: the type that the weights are kept in, the compute type if left out.
+          weights: the type that the weights are kept in, the compute type if left out; "int8" as `bitdance_jax.quantize` says.
 
         Raises:
           UserError: no such folder, another kind of model, no tokenizer files or others, a mesh that does not fit the devices.
@@ -98,7 +99,7 @@ class TextToImage:
         self.mesh = sharding.make_mesh(mesh)
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self._dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
-        self._weights = weights or self._dtype.name
+        self._weights: str = weights or self._dtype.name
         self._module = model.TextToImage(self.config, dtype=self._dtype)
         self._begin = self._jit(self._begin_images, static_argnames="sampler")
         self._advance = self._jit(self._advance_images, static_argnames="sampler", donate_argnames="drawing")
@@ -282,13 +283,16 @@ class TextToImage:
         codes = jax.lax.with_sharding_constraint(codes.astype(jnp.int8), NamedSharding(self.mesh, cut))
         return decode_codes(Autoencoder(self.config.tokenizer, self._dtype), params, codes, jax.random.wrap_key_data(keys))
 
-    def _place(self, path: tuple[str, ...], stored: model_folder.StoredArray) -> Array | None:
+    def _place(self, path: tuple[str, ...], stored: model_folder.StoredArray) -> Any:
         if path[:3] == ("model", "text", "lm_head") or path[:2] == ("tokenizer", "encoder"):
             return None
         # The decoder is small, and its activations are not: each device has it whole, and a part of the picture.
         spec = P() if path[0] == "tokenizer" else sharding.parameter_spec(self.mesh, "/".join(path), stored.shape)
-        dtype = jnp.dtype(self._weights)
-        return jax.make_array_from_callback(stored.shape, NamedSharding(self.mesh, spec), lambda index: stored[index].astype(dtype))
+        dtype = self._dtype if self._weights == "int8" else jnp.dtype(self._weights)
+        array = jax.make_array_from_callback(stored.shape, NamedSharding(self.mesh, spec), lambda index: stored[index].astype(dtype))
+        if self._weights == "int8" and quantize.QUANTIZED.search("/".join(path[1:])):
+            return quantize.quantize(array)
+        return array
 
 
 class _Request(NamedTuple):
