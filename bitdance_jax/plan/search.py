@@ -69,8 +69,8 @@ def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Famil
 def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tuple[str, str]]]:
     """Plans of what fits, those of most images a second first, and (name, why not) of the rest. Ctrl-C ranks what there is.
 
-    Of each list of variants the first that fits is taken. What a family's member could not have, those after it, which need more memory,
-    are not tried with.
+    Of the first variants in a family that fit, the next are tried too for as long as they are faster: keeping less for the backward pass
+    can pay. The rest of the family, which needs more memory, begins with the variant found so.
     """
     plans: list[tuple[str, Plan]] = []
     refused: list[tuple[str, str]] = []
@@ -84,19 +84,27 @@ def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tup
 
 
 def _try_family(family: Family, plans: list[tuple[str, Plan]], refused: list[tuple[str, str]], bar: Any) -> None:
-    first = 0
+    first, settled = 0, False
     for variants in family:
-        for name, make in variants[first:]:
+        fastest = 0.0
+        for number, (name, make) in enumerate(variants):
+            if number < first:
+                continue
             bar.set_description(name)
             try:
-                plans.append((name, make_plan(_small_enough(make()))))
-                break
+                plan = make_plan(_small_enough(make()))
             except DoesNotFit as error:
                 refused.append((name, str(error)))
-                first += 1
+                first = number + 1
+                continue
             except UserError as error:
                 refused.append((name, str(error)))
                 break
+            plans.append((name, plan))
+            if settled or _speed(plan) <= fastest:
+                break
+            first, fastest = number, _speed(plan)
+        settled = settled or fastest > 0
         bar.update()
 
 

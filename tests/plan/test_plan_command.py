@@ -115,8 +115,9 @@ def test_memory_for_all_that_is_held_at_a_time(known_chip, monkeypatch):
         make_plan(program)
 
 
-def test_a_search_takes_the_first_variant_that_fits_and_ranks(known_chip):
+def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
     tried = []
+    images = {"slow": 1, "fast": 8, "slower": 4}
 
     def make(name):
         tried.append(name)
@@ -124,19 +125,20 @@ def test_a_search_takes_the_first_variant_that_fits_and_ranks(known_chip):
             raise DoesNotFit("too large")
         if name == "impossible":
             raise UserError("cannot be cut")
-        return toy_program(1 if name == "slow" else 4)
+        return toy_program(images.get(name, 2))
 
     def variants(*names):
         return [(name, functools.partial(make, name)) for name in names]
 
     families = [
-        [variants("slow", "never")],
-        [variants("large", "good", "never"), variants("never", "also good")],  # what needs more than "large" is not tried
+        [variants("large", "slow", "fast", "slower", "never"), variants("never", "never", "second", "never")],
         [variants("impossible", "never"), variants("large 2"), variants("never")],
     ]
     plans, refused = search.search(families)
-    assert tried == ["slow", "large", "good", "also good", "impossible", "large 2"]
-    assert {name for name, _ in plans[:2]} == {"good", "also good"} and plans[2][0] == "slow"
+    assert tried == ["large", "slow", "fast", "slower", "second", "impossible", "large 2"]
+    assert {name for name, _ in plans} == {"slow", "fast", "slower", "second"}
+    speeds = [plan.images_per_second(plan.estimate.expected) for _, plan in plans]
+    assert plans[0][0] == "fast" and speeds == sorted(speeds, reverse=True)
     assert refused == [("large", "too large"), ("impossible", "cannot be cut"), ("large 2", "too large")]
     assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == [name for name, _ in plans]
 
