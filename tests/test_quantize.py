@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from golden_models import largest_error
 
 from bitdance_jax import linear, quantize
 from bitdance_jax.config import SamplerConfig

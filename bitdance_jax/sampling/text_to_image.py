@@ -23,6 +23,7 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Drawing, Prefixes
+from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.next_patch import NoiseSource, noise_from_keys
 from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes, image_keys
 from bitdance_jax.text import prompt_tokenizer
@@ -42,7 +43,7 @@ REPORTS = 16
 """How often `generate` returns to the host while it draws a batch, to show how far it is."""
 
 Weights = Literal["float32", "bfloat16", "int8"]
-"""How weights are kept; int8 (`bitdance_jax.quantize`) all but 2 % of a released model's, the others in the compute type."""
+"""How weights are kept; int8 (`bitdance_jax.quantize`) all but 5 % of a released model's, the others in the compute type."""
 
 
 class Partial(NamedTuple):
@@ -128,6 +129,7 @@ class TextToImage:
         """The weights: {"model": unrolled, without `text/lm_head`; "tokenizer": the decoder alone}, read when first asked for."""
         if self._params is None:
             abstract = {"model": model.abstract_params(self.config), "tokenizer": autoencoder.abstract_params(self.config.tokenizer)}
+            self._check_memory((0, 0), 0)
             self._params = model_folder.load(self._folder, abstract=abstract, place=self._place, unrolled=True).params
         return self._params
 
@@ -157,7 +159,7 @@ class TextToImage:
           progress: show a bar.
 
         Raises:
-          UserError: an empty prompt or one that is too long, a size that the model does not draw.
+          UserError: an empty prompt or one that is too long, a size that the model does not draw, too little memory.
         """
         request = self._request(prompt, size, images_per_prompt, seed, sampler, batch_size, first_index)
         pictures = []
@@ -210,10 +212,12 @@ class TextToImage:
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size), ("the number of prompts", len(prompts))):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be positive, got {value}")
+        sampler, batch_size = sampler or self.sampler, min(batch_size or count, count)
         ids = [self._prompts.encode(text, MAX_PROMPT) for text in prompts]
         rows = [*ids, self._prompts.unconditional()]
         tokens, padding = model.prefix_rows(self.config, rows, height, width)
         chosen = np.repeat(np.arange(len(prompts)), images_per_prompt)
+        self._check_memory((height, width), batch_size, 1 if sampler.guidance_scale == 1 else 2)
         return _Request(
             tokens=np.asarray(tokens),
             padding=np.asarray(padding),
@@ -223,9 +227,15 @@ class TextToImage:
             grid=height // self.config.tokenizer.downsampling,
             size=(height, width),
             steps=height * width // self.config.size_multiple**2,
-            sampler=sampler or self.sampler,
-            batch_size=min(batch_size or count, count),
+            sampler=sampler,
+            batch_size=batch_size,
         )
+
+    def _check_memory(self, size: tuple[int, int], images: int, rows: int = 1) -> None:
+        device = self.mesh.devices.flat[0]
+        if self._params is None or device.platform != "cpu":  # of a CPU's memory, weights that are loaded are taken already
+            setting = memory.Setting(self.config, self._weights, self._dtype.name, self.mesh.devices.shape, size, images, rows)
+            memory.check(setting, device)
 
     def _draw(self, request: "_Request", start: int, every: int) -> Iterator[tuple[Drawing, int]]:
         """The batch of images from `start` on, and how many patches are drawn: 1, 1 + every, ..., all. Each takes the last one's memory."""

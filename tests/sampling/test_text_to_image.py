@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from bitdance_jax.config import FlowHeadConfig, MeshConfig, TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image
+from bitdance_jax.quantize import Int8Kernel
+from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.next_patch import noise_from_keys
 from bitdance_jax.sampling.pipeline import decode_codes, image_keys
 from bitdance_jax.sampling.text_to_image import TextToImage, parse_size
@@ -177,6 +182,45 @@ def test_tokenizer_files_that_are_not_the_models(folder, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="are not the model's: their image tokens differ"):
         TextToImage(other)
+
+
+def test_too_little_memory(folder, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda _: 1e6)
+    model = TextToImage(folder)
+    model._place = None
+    with pytest.raises(UserError, match=r"a device are needed \(weights .* and cpu has 0\.0 GiB; "):
+        model.generate("x", size="128x128")
+    monkeypatch.setattr(memory, "device_memory", lambda _: 1e4)
+    with pytest.raises(UserError, match="take more devices, or larger ones"):
+        TextToImage.load(folder)
+
+
+def test_int8(folder, model):
+    """The layers' kernels are quantized, and nothing else."""
+    layer = TextToImage.load(folder, weights="int8").params["model"]["text"]["layers_0"]
+    assert isinstance(layer["mlp"]["down"]["kernel"], Int8Kernel) and isinstance(layer["mlp_norm"]["scale"], jax.Array)
+    exact, kernel = model.params["model"]["text"]["layers_0"]["mlp"]["down"]["kernel"], layer["mlp"]["down"]["kernel"]
+    assert 0 < np.max(np.abs(kernel.int8 * kernel.scale - exact) / kernel.scale) < 0.51
+
+
+@pytest.mark.slow
+def test_on_a_mesh(folder, generate, tmp_path):
+    """The same pictures from four devices, which share every layer, every batch and the decoder's rows; each program compiles once."""
+    script = """
+import sys, numpy as np
+from bitdance_jax import MeshConfig, TextToImage
+model = TextToImage.load(sys.argv[1], mesh=MeshConfig(data=2, tensor=2))
+np.save(sys.argv[2], model.generate(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False))
+assert {f._cache_size() for f in (model._begin, model._advance, model._decode)} == {1}
+kernel = model.params["model"]["text"]["layers_0"]["mlp"]["up"]["kernel"]
+assert kernel.addressable_shards[0].data.shape == (64, 48)
+"""
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "x.npy")]
+    process = subprocess.run(command, env=os.environ | variables, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    expected = generate(["a cat", "x", "y"], seed=3)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy").astype(int), expected, atol=1)
 
 
 def test_a_mesh_that_does_not_fit(folder):

@@ -1,0 +1,126 @@
+"""Whether a text-to-image model fits the devices, estimated before anything is read or compiled, and what would fit if it does not."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import AbstractMesh
+
+from bitdance_jax import hardware, sharding
+from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.models import text_to_image as model
+from bitdance_jax.quantize import QUANTIZED
+from bitdance_jax.tokenizer import autoencoder
+
+
+DECODER_PICTURES = 3
+"""float32 pictures of `ch` channels that the decoder holds at once: what the compilers for CPUs and TPUs plan, at 1 and 4 megapixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What decides how much memory sampling takes.
+
+    Attributes:
+      config: sizes.
+      weights: the type that they are kept in, or "int8".
+      dtype: compute type.
+      mesh: sizes of the axes: data, fsdp, tensor.
+      size: height and width in pixels.
+      images: drawn at a time.
+      rows: for each image; 2 with guidance.
+    """
+
+    config: TextToImageConfig
+    weights: str
+    dtype: str
+    mesh: tuple[int, ...]
+    size: tuple[int, int]
+    images: int
+    rows: int
+
+
+def check(setting: Setting, device: Any) -> None:
+    """Raises a UserError that says what would fit, if `needed` is more than such a device (a jax.Device) has."""
+    available = device_memory(device)
+    if available is None or sum(needed(setting)) <= available:
+        return
+    weights, cache, pictures = map(_gib, needed(setting))
+    fit = [f"{name} ({_gib(sum(needed(other)))})" for name, other in _others(setting) if sum(needed(other)) <= available]
+    hint = (
+        f"what fits: {', or '.join(fit[:3])}" if fit else "take more devices, or larger ones, and cut the model over them by --mesh.tensor"
+    )
+    raise UserError(
+        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, cache {cache}, decoder {pictures}), and "
+        f"{device.device_kind} has {_gib(available)}; {hint}"
+    )
+
+
+def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """Settings that need less, in the order in which to try them."""
+    height, width = setting.size
+    small = dataclasses.replace(setting, weights="int8")
+    yield "--weights int8", small
+    if setting.images > 1:
+        yield "--batch-size 1", dataclasses.replace(setting, images=1)
+        yield "--weights int8 --batch-size 1", dataclasses.replace(small, images=1)
+    for devices in (2, 4, 8):
+        if devices > math.prod(setting.mesh):
+            yield f"--mesh.tensor {devices} on {devices} such devices", dataclasses.replace(setting, mesh=(1, 1, devices))
+    if height and width:
+        yield f"pictures of {width // 2}x{height // 2}", dataclasses.replace(setting, size=(height // 2, width // 2))
+
+
+def needed(setting: Setting) -> tuple[float, float, float]:
+    """Bytes on each device: weights, cache and attention while patches are drawn, activations of the decoder."""
+    config, mesh, bytes_each = setting.config, AbstractMesh(setting.mesh, sharding.AXES), jnp.dtype(setting.dtype).itemsize
+    text, (height, width), tensor = config.text, setting.size, setting.mesh[-1]
+    slots = model.PREFIX_LENGTHS[0] + height * width // config.tokenizer.downsampling**2
+    cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
+    scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
+    rows = setting.images * setting.rows
+    cut = math.gcd(sharding.batch_parts(mesh), rows) * math.gcd(tensor, text.num_kv_heads)
+    picture = DECODER_PICTURES * 4 * config.tokenizer.ch * height * width / mesh.size
+    return _weights(setting, mesh), rows * (cache + scores) / cut, picture
+
+
+def _weights(setting: Setting, mesh: AbstractMesh) -> float:
+    kept = jnp.dtype(setting.dtype if setting.weights == "int8" else setting.weights).itemsize
+    shapes, decoder = _shapes(setting.config)
+    total = float(kept * decoder)
+    for name, shape in shapes.items():
+        parts = math.prod(sharding.num_parts(mesh, axes) for axes in sharding.parameter_spec(mesh, name, shape))
+        total += math.prod(shape) / parts * (1 if setting.weights == "int8" and QUANTIZED.search(name) else kept)
+    return total
+
+
+@functools.cache
+def _shapes(config: TextToImageConfig) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Of all that sampling reads but the decoder, and the size of that, which every device has whole."""
+    decoder = jax.tree.leaves(autoencoder.abstract_params(config.tokenizer)["decoder"])
+    leaves = traverse_util.flatten_dict(model.abstract_params(config), sep="/")
+    shapes = {name: leaf.shape for name, leaf in leaves.items() if not name.startswith("text/lm_head")}
+    return shapes, sum(leaf.size for leaf in decoder)
+
+
+def device_memory(device: Any) -> float | None:
+    """Bytes that a program may use; None where that is not known."""
+    if device.platform == "cpu":
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
+        return 1024 * float(found[1]) / jax.local_device_count() if found else None
+    if limit := (device.memory_stats() or {}).get("bytes_limit"):
+        return float(limit)
+    chip = hardware.chip_of(device)
+    return chip.memory if chip else None
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
