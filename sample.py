@@ -47,6 +47,7 @@ class Arguments:
       dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
       weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
       mesh: the devices of a text-to-image model; all of them share every layer if left out.
+      compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time.
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that was begun otherwise.
@@ -70,6 +71,7 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: Weights | None = None
     mesh: MeshConfig = ALL_DEVICES
+    compilation_cache: str | None = None
     npz: str | None = None
     num_images: int | None = None
     overwrite: bool = False
@@ -88,6 +90,8 @@ def main() -> int:
         raise UserError("--labels are for a grid; an .npz holds all of them in turn")
     if arguments.multi_host and not hosts.start():
         raise UserError("--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID")
+    if arguments.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", arguments.compilation_cache)
     with hosts.together():
         return draw(arguments)
 

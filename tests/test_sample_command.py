@@ -191,6 +191,20 @@ def test_a_place_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_p
 
 
 @pytest.mark.slow
+def test_compiled_programs_are_kept(folders, tmp_path):
+    """Another prompt finds every program in the cache: none is written again."""
+    variables = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    flags = "--size 64x32 --head-steps 1 --out x.png --compilation-cache cache"
+    kept = []
+    for prompt in ("a cat", "two dogs"):
+        command = [sys.executable, ROOT / "sample.py", "--checkpoint", folders / "prompts", "--prompt", prompt, *flags.split()]
+        process = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()})
+    assert kept[0] == kept[1] and len([name for name in kept[0] if "_images-" in name]) == 3
+
+
+@pytest.mark.slow
 def test_from_training_to_pictures(tmp_path):
     """The commands of the config files' first lines, made tiny by flags, then sample.py on what they trained. From another folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
