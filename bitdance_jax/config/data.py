@@ -72,7 +72,9 @@ class DataConfig:
         for name, value in (("path", self.path), ("held_out", self.held_out)):
             flag = "--data." + name.replace("_", "-")
             require(self.source != "emoji" or value is None, f"{flag} {value} needs --data.source too: folder, imagenet_tar or tokens")
-        require(not (self.cache_latents and self.source == "tokens"), "data.source tokens has no latents to cache; add --data.no-cache-latents")
+        require(
+            not (self.cache_latents and self.source == "tokens"), "data.source tokens has no latents to cache; add --data.no-cache-latents"
+        )
 
     @property
     def gives_codes(self) -> bool:
