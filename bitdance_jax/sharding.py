@@ -150,7 +150,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
 def gathered(kernel: Array, name: str, dtype: DTypeLike) -> Array:
     """A parameter in the compute type, whole but for the axis "tensor": first converted, then gathered over "fsdp".
 
-    The gradient is the other way round: each device gets its own part of the sum, in the compute type. Without a mesh only the type changes.
+    The gradient goes the other way: each device gets its own part of the sum, in the compute type. Without a mesh only the type changes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or mesh.shape[FSDP] == 1:
