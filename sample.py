@@ -98,7 +98,8 @@ def main() -> int:
 
 def draw(arguments: Arguments) -> int:
     kind = "class_conditional" if arguments.checkpoint == EMBEDDED else model_folder.read_config(arguments.checkpoint).kind
-    check_flags(arguments, kind == "text_to_image")
+    if kind != "tokenizer":
+        check_flags(arguments, kind == "text_to_image")
     if kind == "text_to_image":
         draw_prompts(arguments)
         return 0

@@ -29,9 +29,10 @@ def folders(tmp_path_factory):
     tiny_models.save_model(root / "model", class_names=CLASSES, sampler=to_dict(tiny_models.SAMPLER))
     tiny_models.save_tokenizer(root / "tokenizer")
     toy_text_to_image.save(root / "prompts", toy_text_to_image.config())
-    shutil.copytree(root / "model", root / "damaged")
-    largest = max((path for path in (root / "damaged" / "weights").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-1])
+    for name, whole in (("damaged", "model"), ("cut", "prompts")):
+        shutil.copytree(root / whole, root / name)
+        largest = max((path for path in (root / name / "weights").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
     return root
 
 
@@ -157,7 +158,10 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--checkpoint", "nowhere"], "no model folder nowhere"),
         (["--checkpoint", "{models}"], "{models} is not a model folder: it has no config.json"),
         (["--checkpoint", "{models}/tokenizer"], "is a tokenizer, which draws nothing by itself; give a class-conditional model"),
+        (["--checkpoint", "{models}/tokenizer", "--prompt", "x"], "is a tokenizer, which draws nothing by itself"),
         (["--checkpoint", "{models}/damaged"], "the model folder is damaged: "),
+        (["--checkpoint", "{models}/cut", "--prompt", "x", "--size", "64x32"], "the model folder is damaged: "),
+        (["--checkpoint", "{models}/prompts", "--prompt", "x" * 1100], "tokens with its template, and at most 1022 fit; shorten it"),
         (["--head-steps", "0"], "head_steps must be positive, got 0"),
         (["--guidance-scale", "-1"], "guidance_scale must not be negative, got -1.0"),
         (["--per-label", "0"], "--per-label must be positive, got 0"),

@@ -162,6 +162,7 @@ class TextToImage:
           UserError: an empty prompt or one that is too long, a size that the model does not draw, too little memory.
         """
         request = self._request(prompt, size, images_per_prompt, seed, sampler, batch_size, first_index)
+        _ = self.params  # before a bar is shown: they may be damaged
         pictures = []
         total = request.steps * -(-len(request.keys) // request.batch_size)
         with tqdm(total=total, unit="patch", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
