@@ -41,7 +41,7 @@ class Arguments:
       dtype: of weights and activations when sampling.
       search: try meshes and ways to save memory, or with --sample numbers of pictures, and rank them.
       batch_sizes: batches to try when searching; left out, the config's.
-      tensors: sizes of the mesh's tensor axis to try when searching.
+      fsdps, tensors: sizes of those axes of the mesh to try when searching.
       top: lines of each list of findings.
       json: file to write everything to.
     """
@@ -52,7 +52,8 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     search: bool = False
     batch_sizes: tuple[int, ...] = ()
-    tensors: tuple[int, ...] = (1, 2, 4)
+    fsdps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    tensors: tuple[int, ...] = (1, 2)
     top: int = 10
     json: str | None = None
 
@@ -104,7 +105,7 @@ def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -
         families = search.sampling_candidates(lambda count: sampler(arguments, config, count, mesh), arguments.per_device)
     else:
         batch_sizes = arguments.batch_sizes or (config.data.batch_size,)
-        families = search.training_candidates(config, devices, batch_sizes, arguments.tensors)
+        families = search.training_candidates(config, devices, batch_sizes, arguments.fsdps, arguments.tensors)
     plans, refused = search.search(families)
     print("\n".join(report.ranking(plans)) if plans else "nothing fits")
     for name, reason in refused:

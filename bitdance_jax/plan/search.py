@@ -25,7 +25,9 @@ Family = list[Variants]
 """Each needs at least as much memory as the one before it, in the variant of the same number."""
 
 
-def training_candidates(config: Training, devices: list[jax.Device], batch_sizes: Sequence[int], tensors: Sequence[int]) -> list[Family]:
+def training_candidates(
+    config: Training, devices: list[jax.Device], batch_sizes: Sequence[int], fsdps: Sequence[int], tensors: Sequence[int]
+) -> list[Family]:
     """A family for each batch size and `tensor` axis: its meshes, from the most to the fewest parts that the state is cut into.
 
     The variants of a mesh: what rematerialisation keeps becomes less, then the batch is cut into 2, 4 and 8.
@@ -50,7 +52,7 @@ def training_candidates(config: Training, devices: list[jax.Device], batch_sizes
 
     def meshes(tensor: int) -> list[MeshConfig]:
         rows = len(devices) // tensor
-        return [MeshConfig(rows // fsdp, fsdp, tensor) for fsdp in range(rows, 0, -1) if rows % fsdp == 0]
+        return [MeshConfig(rows // fsdp, fsdp, tensor) for fsdp in sorted(fsdps, reverse=True) if rows % fsdp == 0]
 
     return [
         [variants(batch_size, mesh) for mesh in meshes(tensor)]

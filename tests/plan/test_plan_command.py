@@ -145,7 +145,7 @@ def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
 
 def test_training_candidates(config):
     """Meshes from the least to the most memory, their variants from the most to the least."""
-    families = search.training_candidates(config, jax.devices()[:1] * 8, [6, 16], [1, 2, 3])
+    families = search.training_candidates(config, jax.devices()[:1] * 8, [6, 16], [1, 2, 4, 8], [1, 2, 3])
     names = [[[name for name, _ in variants] for variants in family] for family in families]
     assert [len(family) for family in names] == [4, 3, 4, 3]  # 3 does not divide 8
     assert [variants[0] for variants in names[1]] == [f"data {4 // f} fsdp {f} tensor 2, batch 6, remat none" for f in (4, 2, 1)]
