@@ -19,10 +19,25 @@ from bitdance_jax.plan.programs import Program, training_step
 REMATS: tuple[Literal["none", "dots", "nothing"], ...] = ("none", "dots", "nothing")
 """From the fastest to the one that needs least memory."""
 
-Variants = list[tuple[str, Callable[[], Program]]]
-"""Named ways to run the same thing, from the fastest to the one that needs least memory."""
-Family = list[Variants]
-"""Each needs at least as much memory as the one before it, in the variant of the same number."""
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to run something.
+
+    Attributes:
+      name: what is printed.
+      make: gives the program.
+      last_resort: never faster than the variant before it, only smaller.
+    """
+
+    name: str
+    make: Callable[[], Program]
+    last_resort: bool = False
+
+
+Family = list[list[Variant]]
+"""Lists of variants, each from the one that needs most memory to the one that needs least. A list needs at least as much as the one before
+it, in the variant of the same number."""
 
 
 def training_candidates(
@@ -39,12 +54,13 @@ def training_candidates(
         changed: dict[str, Any] = {"run": run, "data": dataclasses.replace(config.data, batch_size=batch_size), "mesh": mesh}
         return training_step(dataclasses.replace(config, **changed), sharding.make_mesh(mesh, devices))
 
-    def variants(batch_size: int, mesh: MeshConfig) -> Variants:
+    def variants(batch_size: int, mesh: MeshConfig) -> list[Variant]:
         name = f"data {mesh.data} fsdp {mesh.fsdp} tensor {mesh.tensor}, batch {batch_size}"
         return [
-            (
+            Variant(
                 f"{name}, remat {remat}" + (f", accumulate {parts}" if parts > 1 else ""),
                 functools.partial(variant, batch_size, mesh, parts, remat),
+                last_resort=parts > 1,
             )
             for parts, remat in savings
             if batch_size % parts == 0
@@ -65,14 +81,14 @@ def training_candidates(
 def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Family]:
     """Powers of two of pictures a device, up to `most`, which is tried too. `make` gives the program of a number."""
     counts = sorted({*(2**n for n in range(3, most.bit_length())), most})
-    return [[[(f"{count} images a device", functools.partial(make, count))] for count in counts if count <= most]]
+    return [[[Variant(f"{count} images a device", functools.partial(make, count))] for count in counts if count <= most]]
 
 
 def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tuple[str, str]]]:
     """Plans of what fits, those of most images a second first, and (name, why not) of the rest. Ctrl-C ranks what there is.
 
-    Of the first variants in a family that fit, the next are tried too for as long as they are faster: keeping less for the backward pass
-    can pay. The rest of the family, which needs more memory, begins with the variant found so.
+    After the first variant of a family that fits, the next are tried too for as long as they are faster: to keep less for the backward
+    pass can pay. The rest of the family, which needs more memory, begins with the variant found so.
     """
     plans: list[tuple[str, Plan]] = []
     refused: list[tuple[str, str]] = []
@@ -89,21 +105,23 @@ def _try_family(family: Family, plans: list[tuple[str, Plan]], refused: list[tup
     first, settled = 0, False
     for variants in family:
         fastest = 0.0
-        for number, (name, make) in enumerate(variants):
+        for number, variant in enumerate(variants):
             if number < first:
                 continue
-            bar.set_description(name)
+            if fastest and (settled or variant.last_resort):
+                break
+            bar.set_description(variant.name)
             try:
-                plan = make_plan(_small_enough(make()))
+                plan = make_plan(_small_enough(variant.make()))
             except DoesNotFit as error:
-                refused.append((name, str(error)))
+                refused.append((variant.name, str(error)))
                 first = number + 1
                 continue
             except UserError as error:
-                refused.append((name, str(error)))
+                refused.append((variant.name, str(error)))
                 break
-            plans.append((name, plan))
-            if settled or _speed(plan) <= fastest:
+            plans.append((variant.name, plan))
+            if _speed(plan) <= fastest:
                 break
             first, fastest = number, _speed(plan)
         settled = settled or fastest > 0

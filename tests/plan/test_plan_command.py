@@ -17,6 +17,7 @@ from bitdance_jax.plan import __main__ as command
 from bitdance_jax.plan import analysis, report, search
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan, resident_bytes
 from bitdance_jax.plan.programs import Program
+from bitdance_jax.plan.search import Variant
 
 
 TINY = """--data.batch-size 2 --model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2
@@ -128,25 +129,26 @@ def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
         return toy_program(images.get(name, 2))
 
     def variants(*names):
-        return [(name, functools.partial(make, name)) for name in names]
+        return [Variant(name, functools.partial(make, name), last_resort=name == "small") for name in names]
 
     families = [
         [variants("large", "slow", "fast", "slower", "never"), variants("never", "never", "second", "never")],
         [variants("impossible", "never"), variants("large 2"), variants("never")],
+        [variants("third", "small"), variants("large 3", "small"), variants("never", "small")],
     ]
     plans, refused = search.search(families)
-    assert tried == ["large", "slow", "fast", "slower", "second", "impossible", "large 2"]
-    assert {name for name, _ in plans} == {"slow", "fast", "slower", "second"}
+    assert tried == ["large", "slow", "fast", "slower", "second", "impossible", "large 2", "third", "large 3", "small", "small"]
+    assert {name for name, _ in plans} == {"slow", "fast", "slower", "second", "third", "small"}
     speeds = [plan.images_per_second(plan.estimate.expected) for _, plan in plans]
     assert plans[0][0] == "fast" and speeds == sorted(speeds, reverse=True)
-    assert refused == [("large", "too large"), ("impossible", "cannot be cut"), ("large 2", "too large")]
+    assert refused == [("large", "too large"), ("impossible", "cannot be cut"), ("large 2", "too large"), ("large 3", "too large")]
     assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == [name for name, _ in plans]
 
 
 def test_training_candidates(config):
     """Meshes from the least to the most memory, their variants from the most to the least."""
     families = search.training_candidates(config, jax.devices()[:1] * 8, [6, 16], [1, 2, 4, 8], [1, 2, 3])
-    names = [[[name for name, _ in variants] for variants in family] for family in families]
+    names = [[[variant.name for variant in variants] for variants in family] for family in families]
     assert [len(family) for family in names] == [4, 3, 4, 3]  # 3 does not divide 8
     assert [variants[0] for variants in names[1]] == [f"data {4 // f} fsdp {f} tensor 2, batch 6, remat none" for f in (4, 2, 1)]
     assert [name.split("remat ")[1] for name in names[0][0]] == ["none", "dots", "nothing", "nothing, accumulate 2"]
@@ -156,11 +158,11 @@ def test_training_candidates(config):
 def test_a_state_that_cannot_fit_is_not_compiled(known_chip, monkeypatch):
     monkeypatch.setattr(search, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1e6))
     monkeypatch.setattr(search, "make_plan", lambda program: pytest.fail("compiled"))
-    plans, ((_, reason),) = search.search([[[("one", lambda: toy_program(1))]]])
+    plans, ((_, reason),) = search.search([[[Variant("one", lambda: toy_program(1))]]])
     assert plans == [] and "its arguments alone need" in reason
 
 
 def test_sampling_candidates():
     (family,) = search.sampling_candidates(toy_program, 48)
-    assert [name for ((name, _),) in family] == [f"{count} images a device" for count in (8, 16, 32, 48)]
-    assert family[1][0][1]().images == 16
+    assert [variant.name for (variant,) in family] == [f"{count} images a device" for count in (8, 16, 32, 48)]
+    assert family[1][0].make().images == 16

@@ -54,7 +54,8 @@ try:
 except DoesNotFit as error:
     refusal = str(error)
 exchanges = [[part.kind, list(part.axes(mesh)), row.trips * part.bytes] for row in plan.rows for part in row.collectives]
-print(json.dumps({**plan.to_dict(), "exchanges": exchanges, "refusal": refusal}))
+torus = sharding.make_mesh(MeshConfig(data=8, fsdp=4, tensor=2), find_devices("v5p:4x4x4"))
+print(json.dumps({**plan.to_dict(), "torus": dict(torus.shape), "exchanges": exchanges, "refusal": refusal}))
 """
 
 
@@ -67,6 +68,10 @@ def plan():
 
 def test_the_slice_and_its_chips(plan):
     assert (plan["devices"], plan["chip"]["name"], plan["mesh"]) == (8, "v5e", {"data": 2, "fsdp": 4, "tensor": 1})
+
+
+def test_a_mesh_that_cuts_the_axes_of_a_torus(plan):
+    assert plan["torus"] == {"data": 8, "fsdp": 4, "tensor": 2}
 
 
 def test_arithmetic_in_fusions_and_loops_is_the_jaxprs(plan):
