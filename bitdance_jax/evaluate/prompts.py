@@ -1,0 +1,236 @@
+"""The pictures that GenEval and DPG-Bench score, of the prompts that come with them.
+
+python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --geneval evaluation_metadata.jsonl --out geneval
+python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --dpg dpg_bench/prompts --out dpg
+
+The folder is then what the benchmark's own scorer reads (`bitdance_jax.evaluate.prompt_files`).
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from bitdance_jax import hosts, images, sharding
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate.prompt_files import Prompt, read_dpg, read_geneval
+from bitdance_jax.files import replacing
+from bitdance_jax.models.text_to_image import MAX_PROMPT
+from bitdance_jax.sampling.pipeline import fingerprint
+from bitdance_jax.sampling.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
+from bitdance_jax.text import prompt_tokenizer
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+
+
+GENEVAL_GUIDANCE, DPG_GUIDANCE = 13.0, 7.5
+"""Guidance scales with which the released models were scored."""
+
+DPG_PICTURES = 4
+"""That DPG-Bench's scorer looks at, at most: it cuts them out of a grid of two by two squares."""
+
+STRIDE = 2**20
+"""Picture j of prompt i is number j * STRIDE + i of the seed's: the same however many there are of prompts and pictures."""
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draws the prompts of GenEval or DPG-Bench into a folder for their scorers, with the settings of the released models.
+
+    Stopped or killed, the same command goes on: prompts whose files are all there are not drawn anew.
+
+    Attributes:
+      checkpoint: text-to-image model folder, local or gs://.
+      out: the folder.
+      geneval: GenEval's evaluation_metadata.jsonl, or lines like its own: objects with a "prompt".
+      dpg: DPG-Bench's folder of ID.txt, or a .json of {id: prompt}.
+      size: WIDTHxHEIGHT in pixels.
+      seed: picture j of prompt i depends on seed, i and j alone, up to rounding.
+      per_prompt: pictures of each prompt.
+      guidance_scale: 13.0 for GenEval and 7.5 for DPG-Bench if left out.
+      head_steps: N of the head's solver.
+      limit: draw the first prompts only; a later start may draw more.
+      batch_size: pictures drawn at a time by each copy of the model (--mesh.data times --mesh.fsdp); they are of as many prompts.
+      weights: the type that the weights are kept in.
+      mesh: the devices; all of them share every layer if left out, with --multi-host those of each host.
+      compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time.
+      multi_host: this is one of several processes, on as many hosts, that draw together (bitdance_jax/hosts.py); all get the same flags,
+        and process 0 writes.
+    """
+
+    checkpoint: str
+    out: str
+    geneval: str | None = None
+    dpg: str | None = None
+    size: str = "1024x1024"
+    seed: int = 0
+    per_prompt: int = 4
+    guidance_scale: float | None = None
+    head_steps: int = 50
+    limit: int | None = None
+    batch_size: int = 4
+    weights: Weights | None = None
+    mesh: MeshConfig = ALL_DEVICES
+    compilation_cache: str | None = None
+    multi_host: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.geneval is None) == (self.dpg is None):
+            raise UserError("give one of --geneval evaluation_metadata.jsonl and --dpg PROMPTS, a folder of ID.txt or a .json")
+        for name in ("per_prompt", "limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if self.per_prompt > 2**32 // STRIDE:
+            raise UserError(f"--per-prompt must be at most {2**32 // STRIDE}, got {self.per_prompt}")
+        if "://" in self.out:
+            raise UserError(f"--out must be a local folder, which the scorers read, got {self.out}")
+        height, width = parse_size(self.size)
+        if self.dpg is not None and (height != width or self.per_prompt > DPG_PICTURES):
+            raise UserError(
+                f"DPG-Bench's scorer takes up to {DPG_PICTURES} pictures a prompt, squares, "
+                f"got --per-prompt {self.per_prompt} --size {self.size}"
+            )
+
+
+def main() -> int:
+    arguments = parse(Arguments, prog="python -m bitdance_jax.evaluate.prompts")
+    if arguments.multi_host:
+        if not hosts.start():
+            raise UserError(
+                "--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            )
+        if arguments.mesh == ALL_DEVICES:
+            arguments = replace(arguments, mesh=MeshConfig(data=jax.process_count(), tensor=-1))
+    if arguments.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", arguments.compilation_cache)
+    with hosts.together():
+        try:
+            draw(arguments)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+    return 0
+
+
+def draw(arguments: Arguments) -> None:
+    """Draws what is not there yet."""
+    prompts = read_geneval(arguments.geneval) if arguments.geneval is not None else read_dpg(arguments.dpg or "")
+    model = TextToImage(arguments.checkpoint, mesh=arguments.mesh, weights=arguments.weights)
+    _check_lengths(prompts, arguments.checkpoint)
+    guidance = arguments.guidance_scale
+    if guidance is None:
+        guidance = DPG_GUIDANCE if arguments.geneval is None else GENEVAL_GUIDANCE
+    sampler = replace(model.sampler, head_steps=arguments.head_steps, guidance_scale=guidance)
+    folder, settings = Path(arguments.out), _settings(arguments, prompts, sampler)
+    hosts.on_first(lambda: _check_folder(folder, settings))
+
+    limit, at_once = min(arguments.limit or len(prompts), len(prompts)), arguments.batch_size * sharding.batch_parts(model.mesh)
+    finished = {}
+    for start in range(0, limit, at_once):
+        finished[start] = hosts.on_first(functools.partial(_finished, folder, prompts[start : min(start + at_once, limit)], arguments))
+    drawn, first_host = limit - sum(finished.values()), jax.process_index() == 0
+    each = arguments.per_prompt
+    # Shown once there are pictures. Until then the model shows its own bar, and none if it refuses what it is asked for.
+    counts: dict[str, Any] = {"total": limit * each, "initial": (limit - drawn) * each, "unit": "image", "delay": 1e-6}
+    with tqdm(**counts, disable=not first_host, dynamic_ncols=True) as bar:
+        for start, count in finished.items():
+            group, pictures = prompts[start : min(start + at_once, limit)], []
+            if count == len(group):
+                continue
+            show = first_host and bar.n == bar.initial
+            for drawn_now in _draw_batch(model, prompts, start, at_once, arguments, sampler, show):
+                pictures.append(drawn_now)
+                bar.update(len(group) - count)
+            hosts.on_first(functools.partial(_write, folder, settings, group, np.stack(pictures, axis=1)))
+    if first_host:
+        print(f"{each} pictures of each of {limit} prompts in {folder}" + (f" ({drawn} drawn now)" if drawn < limit else ""))
+
+
+def _draw_batch(
+    model: TextToImage, prompts: list[Prompt], start: int, at_once: int, arguments: Arguments, sampler: SamplerConfig, show: bool
+) -> Iterator[UInt8[np.ndarray, "Q H W 3"]]:
+    """The first picture of each of `at_once` prompts from number `start` on, then the second of each, and so on.
+
+    Always of all of them, also where some are there already or past the limit; past the end the last is drawn again. So programs and
+    batches, and with them the rounding, are the same whatever was skipped.
+    """
+    texts = [prompts[min(i, len(prompts) - 1)].text for i in range(start, start + at_once)]
+    options: dict[str, Any] = {"size": arguments.size, "seed": arguments.seed, "sampler": sampler, "batch_size": at_once}
+    for j in range(arguments.per_prompt):
+        yield model.generate(texts, first_index=j * STRIDE + start, progress=show and j == 0, **options)
+
+
+def _finished(folder: Path, prompts: list[Prompt], arguments: Arguments) -> int:
+    return sum(prompt.finished(folder, arguments.per_prompt) for prompt in prompts)
+
+
+def _write(folder: Path, settings: dict[str, Any], prompts: list[Prompt], pictures: UInt8[np.ndarray, "Q N H W 3"]) -> int:
+    if not (folder / SETTINGS).exists():
+        with replacing(folder / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    for prompt, own in zip(prompts, pictures, strict=False):
+        prompt.write(folder, own)
+    return len(prompts)
+
+
+def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:
+    """Raises a UserError for a prompt that the model does not take, before its weights are read."""
+    tokenizer = PromptTokenizer(epath.Path(checkpoint) / prompt_tokenizer.FOLDER)
+    for prompt in prompts:
+        try:
+            tokenizer.encode(prompt.text, MAX_PROMPT)
+        except UserError as error:
+            raise UserError(f"{prompt.where}: {error}") from error
+
+
+def _settings(arguments: Arguments, prompts: list[Prompt], sampler: SamplerConfig) -> dict[str, Any]:
+    """All that decides the pictures."""
+    given = repr([(prompt.name, prompt.text, prompt.line) for prompt in prompts])
+    height, width = parse_size(arguments.size)
+    return {
+        "benchmark": "DPG-Bench" if arguments.geneval is None else "GenEval",
+        "prompts": hashlib.sha256(given.encode()).hexdigest()[:12],
+        "checkpoint": fingerprint(arguments.checkpoint),
+        "weights": arguments.weights,
+        "size": f"{width}x{height}",
+        "seed": arguments.seed,
+        "per_prompt": arguments.per_prompt,
+        **to_dict(sampler),
+    }
+
+
+def _check_folder(folder: Path, settings: dict[str, Any]) -> int:
+    """Raises a UserError unless pictures of these settings can be written there, beside those that are there."""
+    path = folder / SETTINGS
+    images.check_writable(folder / "any.png")
+    if not path.exists():
+        if any(not there.name.startswith(".") for there in folder.iterdir()):
+            raise UserError(f"{folder} is not empty, and no {SETTINGS} says how what is there was drawn; give another --out")
+        return 0
+    try:
+        there = json.loads(path.read_text())
+        names = list(there | settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; give another --out") from error
+    differ = [f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names if there.get(name) != settings.get(name)]
+    if differ:
+        raise UserError(f"{folder} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,228 @@
+"""The pictures of GenEval's and DPG-Bench's prompts, by a toy text-to-image model."""
+
+import dataclasses
+import functools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitdance_jax import images, toy_text_to_image
+from bitdance_jax.command_line import run
+from bitdance_jax.config import FlowHeadConfig, SamplerConfig, TokenizerConfig
+from bitdance_jax.evaluate import prompts
+from bitdance_jax.evaluate.prompt_files import Prompt, read_dpg, read_geneval
+from bitdance_jax.sampling.text_to_image import TextToImage
+
+
+LINES = [
+    b'{"tag": "single_object",  "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n',
+    b'{"prompt": "a photo of a cow", "tag": "single_object"}\n',
+    '{"prompt": "两只猫"}'.encode(),
+]
+SMALL = ["--size", "12x8", "--head-steps", "2"]
+CONFIG = dataclasses.replace(
+    toy_text_to_image.config(),
+    tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
+    head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
+)
+"""Patches of 4 x 4 pixels."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    toy_text_to_image.save(folder, CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(folder):
+    """Runs it in the working directory; all runs share a model and what it compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts, "TextToImage", functools.cache(TextToImage))
+
+        def command(*flags: str, checkpoint: Path = folder) -> int:
+            patch.setattr(sys, "argv", ["prompts", "--checkpoint", str(checkpoint), *flags])
+            return run(prompts.main)
+
+        yield command
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("geneval.jsonl").write_bytes(b"".join(LINES))
+
+
+def contents(folder: str) -> dict[str, tuple[bytes, int]]:
+    """Of every file, its bytes and when it was written."""
+    paths = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def test_geneval_and_going_on(command, capsys):
+    """The layout; then the first prompts first, the others later, and what was lost once more: always the same bytes."""
+    flags = ["--geneval", "geneval.jsonl", "--per-prompt", "3", "--seed", "5", "--batch-size", "2", *SMALL]
+    assert command(*flags, "--out", "whole") == 0
+    assert capsys.readouterr().out == "3 pictures of each of 3 prompts in whole\n"
+    whole = contents("whole")
+    files = ["metadata.jsonl", "grid.png", *(f"samples/{j:04d}.png" for j in range(3))]
+    assert sorted(whole) == sorted(["settings.json", *(f"{i:05d}/{file}" for i in range(3) for file in files)])
+    assert [whole[f"{i:05d}/metadata.jsonl"][0] for i in range(3)] == LINES
+
+    samples = [[images.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)] for i in range(3)]
+    assert samples[0][0].shape == (8, 12, 3) and len({picture.tobytes() for row in samples for picture in row}) == 9
+    grid = images.load_image("whole/00001/grid.png")
+    expected = np.block([[[samples[1][0]], [samples[1][1]]], [[samples[1][2]], [np.zeros((8, 12, 3), np.uint8)]]])
+    np.testing.assert_array_equal(grid, expected)
+
+    assert command(*flags, "--out", "parts", "--limit", "1") == 0
+    assert "3 pictures of each of 1 prompts in parts\n" in capsys.readouterr().out
+    first = contents("parts")
+    assert set(first) == {"settings.json", *(f"00000/{file}" for file in files)}
+    assert command(*flags, "--out", "parts") == 0
+    assert "3 pictures of each of 3 prompts in parts (2 drawn now)\n" in capsys.readouterr().out
+    Path("parts/00001/samples/0001.png").unlink()
+    before = contents("parts")
+    assert command(*flags, "--out", "parts") == 0
+    after = contents("parts")
+    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in whole.items()}
+    assert {name: after[name] for name in before} == before and {name: before[name] for name in first} == first
+    assert command(*flags, "--out", "parts") == 0
+    assert "(0 drawn now)" in capsys.readouterr().out and contents("parts") == after
+
+
+@pytest.fixture
+def quick(monkeypatch) -> list[dict]:
+    """Generates grey pictures that tell their numbers; the calls."""
+    calls = []
+
+    def generate(self, texts, *, size, first_index, **options):
+        calls.append({"texts": texts, "size": size, "first_index": first_index, **options})
+        numbers = np.arange(first_index, first_index + len(texts))
+        values = (50 * (numbers // prompts.STRIDE) + numbers % prompts.STRIDE).astype(np.uint8)
+        return np.broadcast_to(values[:, None, None, None], (len(texts), 32, 32, 3))
+
+    monkeypatch.setattr(TextToImage, "generate", generate)
+    return calls
+
+
+def test_a_picture_depends_on_its_numbers_alone(command, quick):
+    """Not on how many there are of a prompt, nor on the batch."""
+    flags = ["--geneval", "geneval.jsonl"]
+    assert command(*flags, "--batch-size", "2", "--per-prompt", "1", "--out", "pairs") == 0
+    assert command(*flags, "--batch-size", "3", "--per-prompt", "2", "--out", "threes") == 0
+    for i in range(3):
+        for out, j in (("pairs", 0), ("threes", 0), ("threes", 1)):
+            assert np.all(images.load_image(f"{out}/{i:05d}/samples/{j:04d}.png") == 50 * j + i)
+
+
+@pytest.mark.parametrize("kind", ["folder", "json"])
+def test_dpg(command, quick, kind):
+    """Four in a square without padding, under the prompt's id."""
+    texts = {"COCOval2014_7": "a red truck", "drawtext-9": "two dogs", "partiprompts1": "three"}
+    Path("prompts").mkdir()
+    for name, text in texts.items():
+        Path(f"prompts/{name}.txt").write_text(text + "\n")
+    Path("prompts.json").write_text(json.dumps(texts))
+    assert command("--dpg", "prompts" if kind == "folder" else "prompts.json", "--out", "out", "--batch-size", "2") == 0
+    assert sorted(contents("out")) == sorted(["settings.json", *(f"{name}.png" for name in texts)])
+    for i, name in enumerate(texts):
+        quarters = np.array([[i, 50 + i], [100 + i, 150 + i]], np.uint8).repeat(32, 0).repeat(32, 1)
+        np.testing.assert_array_equal(images.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1))
+    assert [call["texts"] for call in quick] == [["a red truck", "two dogs"]] * 4 + [["three", "three"]] * 4
+
+
+def test_released_settings(command, quick):
+    released = SamplerConfig(head_steps=50, guidance_scale=13.0, guidance_schedule="constant")
+    assert command("--geneval", "geneval.jsonl", "--out", "g") == 0
+    Path("d.json").write_text('{"1": "a cat"}')
+    assert command("--dpg", "d.json", "--out", "d") == 0
+    shared = {"size": "1024x1024", "seed": 0, "batch_size": 4}
+    texts = ["a photo of a bench", "a photo of a cow", "两只猫", "两只猫"]
+    assert quick[:4] == [
+        shared | {"texts": texts, "sampler": released, "first_index": j * prompts.STRIDE, "progress": j == 0} for j in range(4)
+    ]
+    assert len(quick) == 8 and quick[4]["sampler"] == SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
+
+
+def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
+    flags = ["--geneval", "geneval.jsonl", "--out", "out", "--limit", "1"]
+    assert command(*flags, "--guidance-scale", "3") == 0
+    assert command(*flags, "--guidance-scale", "3", "--limit", "2", "--batch-size", "1") == 0
+    toy_text_to_image.save(tmp_path / "other", CONFIG, seed=1)
+    assert command(*flags, "--seed", "4", checkpoint=tmp_path / "other") == 2
+    error = capsys.readouterr().err
+    assert "error: out was begun otherwise (checkpoint " in error and "; give the same again, or another --out\n" in error
+    assert "seed 0, asked for 4; guidance_scale 3.0, asked for 13.0" in error
+    Path("geneval.jsonl").write_bytes(LINES[1])
+    assert command(*flags, "--guidance-scale", "3") == 2
+    assert "out was begun otherwise (prompts " in capsys.readouterr().err
+    Path("out/settings.json").write_text("[")
+    assert command(*flags) == 2 and "settings.json is damaged; give another --out" in capsys.readouterr().err
+    Path("out/settings.json").unlink()
+    assert command(*flags) == 2 and "out is not empty, and no settings.json says how" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "message"),
+    [
+        ([], b"", "give one of --geneval evaluation_metadata.jsonl and --dpg PROMPTS"),
+        (["--geneval", "x", "--dpg", "x"], b"", "give one of --geneval"),
+        (["--geneval", "none.jsonl"], b"", "cannot read the prompts in none.jsonl: No such file or directory"),
+        (["--dpg", "none"], b"", "cannot read the prompts in none: No such file or directory"),
+        (["--geneval", "x"], b"\n", "x has no prompts"),
+        (["--geneval", "x"], LINES[0] + b"\n{prompt", "line 3 of x is not JSON"),
+        (["--geneval", "x"], LINES[0] + b'{"prompts": "a cat"}', 'line 2 of x is not an object with a "prompt" that is text'),
+        (["--geneval", "x"], b'["prompt"]', 'line 1 of x is not an object with a "prompt" that is text'),
+        (["--geneval", "x"], b'{"prompt": " "}', "line 1 of x: a prompt is empty; write what the image shall show"),
+        (["--geneval", "x"], LINES[0] + b'{"prompt": "%s"}' % (b"x" * 1100), "line 2 of x: the prompt 'xxx"),
+        (["--dpg", "x"], b"{}", "x has no prompts"),
+        (["--dpg", "x"], b"a cat", "x is not JSON"),
+        (["--dpg", "x"], b'["a cat"]', "x is not an object of {id: prompt}"),
+        (["--dpg", "x"], b'{"1": {"prompt": "a cat"}}', "x: the prompt of '1' is not text"),
+        (["--dpg", "x"], b'{"1": "a", "2": "b", "1": "c"}', "x has the id '1' 2 times; give each prompt its own"),
+        (["--dpg", "x"], b'{"a/b": "a"}', "x: the id 'a/b' cannot name a picture; ids are letters, digits, _ and -"),
+        (["--dpg", "x"], b'{"1.5": "a"}', "x: the id '1.5' cannot name a picture"),
+        (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: the prompt 'xxx"),
+        (["--dpg", "x", "--size", "128x64"], b'{"1": "a"}', "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got"),
+        (["--dpg", "x", "--per-prompt", "5"], b'{"1": "a"}', "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got"),
+        (["--geneval", "x", "--limit", "0"], LINES[0], "--limit must be positive, got 0"),
+        (["--geneval", "x", "--per-prompt", "5000"], LINES[0], "--per-prompt must be at most 4096, got 5000"),
+        (["--geneval", "x", "--size", "64"], LINES[0], "a size is WIDTHxHEIGHT in pixels"),
+        (["--geneval", "x", "--size", "14x8"], LINES[0], "height and width must be multiples of 4"),
+        (["--geneval", "x", "--size", "12x8", "--seed", "-1"], LINES[0], "the seed must be between 0 and"),
+        (["--geneval", "x", "--head-steps", "0"], LINES[0], "head_steps must be positive, got 0"),
+        (["--geneval", "x", "--out", "gs://bucket/x"], LINES[0], "--out must be a local folder, which the scorers read"),
+        (["--geneval", "x", "--out", "x"], LINES[0], "cannot write the picture x/any.png"),
+    ],
+)
+def test_bad_input(command, monkeypatch, capsys, flags, data, message):
+    """One line, before any weight is read, and nothing is left that would stand in the way of the next start."""
+    monkeypatch.setattr(TextToImage, "params", property(lambda self: pytest.fail("weights were read")))
+    Path("x").write_bytes(data)
+    assert command(*flags, *([] if "--out" in flags else ["--out", "out"])) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+def test_other_models(command, tmp_path, capsys):
+    emoji = Path(prompts.__file__).parents[1] / "assets" / "emoji" / "model"
+    assert command("--geneval", "geneval.jsonl", "--out", "out", checkpoint=emoji) == 2
+    assert "holds a class_conditional model, and a text_to_image model is needed here" in capsys.readouterr().err
+    assert command("--geneval", "geneval.jsonl", "--out", "out", checkpoint=tmp_path / "none") == 2
+    assert f"no model folder {tmp_path}/none" in capsys.readouterr().err
+
+
+def test_names_and_places(tmp_path):
+    assert read_geneval("geneval.jsonl")[1] == Prompt("00001", "a photo of a cow", "line 2 of geneval.jsonl", LINES[1])
+    Path("blank.jsonl").write_bytes(LINES[0] + b"\n" + LINES[1])
+    assert [prompt.name for prompt in read_geneval("blank.jsonl")] == ["00000", "00001"]
+    Path("folder").mkdir()
+    Path("folder/1.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"folder/1\.txt is not UTF-8 text"):
+        read_dpg("folder")
