@@ -74,7 +74,16 @@ def leaves(tree: ShapeTree) -> Iterator[Shape]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `operands` are the names of others in its computation, `text` what follows the shape on its line."""
+    """One instruction.
+
+    Attributes:
+      name: unique in the program.
+      shape: of its result.
+      opcode: what it does.
+      operands: names of instructions in the same computation.
+      argument: what stands between its parentheses.
+      attributes: what follows them.
+    """
 
     name: str
     shape: ShapeTree
