@@ -240,6 +240,6 @@ def test_from_training_to_pictures(tmp_path):
         assert len(rows) == 4 and (tmp_path / name / "curves.png").exists()
     assert (tmp_path / "tokenizer" / "pictures" / "reconstructions_0000003.png").exists()
     assert (tmp_path / "run" / "pictures" / "samples_0000003.png").exists()
-    assert {path.name for path in (tmp_path / "run").glob("latents_*")} == {"latents_train.npz", "latents_heldout.npz"}
+    assert {path.name for path in (tmp_path / "run").glob("tokens_*")} == {"tokens_train", "tokens_heldout"}
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.height == 2 * 132 and picture.width > 3 * 132

@@ -9,6 +9,7 @@ from bitdance_jax import sharding
 from bitdance_jax.config import ConfigError, MeshConfig, OptimizerConfig
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.task import Objective
 
 
 MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -42,7 +43,7 @@ def test_decay_before_the_end_of_the_warm_up_is_an_error():
         learning_rate_schedule(OptimizerConfig(warmup_steps=10, schedule="cosine", decay_start=5), 100)
 
 
-class LinearObjective:
+class LinearObjective(Objective):
     """The gradient of every parameter is the batch's scale."""
 
     def init(self, key):
@@ -95,7 +96,7 @@ def test_clipping_acts_on_the_moments_and_the_norm_is_logged_unclipped():
 
 
 def test_the_step_gives_up_the_old_state(toy):
-    task, config = toy.ToyTask(), toy.OPTIMIZER
+    task, config = toy.ToyTask(), toy.training_config("", 10).optimizer
     schedule = learning_rate_schedule(config, 10)
     optimizer = make_optimizer(config, schedule, task.objective)
     step = make_train_step(task.objective, optimizer, schedule, config.ema_decay, MESH)
