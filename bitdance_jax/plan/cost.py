@@ -190,6 +190,8 @@ def touched(module: Module, computation: Computation, name: str, user: Instructi
         return _touched_by_all(module, computation, user.name)
     if user.opcode == "fusion":
         inner = module[user.called("calls") or ""]
+        if all(part.opcode in ("parameter", "bitcast") for part in inner):  # what reads its result reads the array
+            return _touched_by_all(module, computation, user.name)
         return sum(_touched_by_all(module, inner, inner.parameters[i].name) for i, used in enumerate(user.operands) if used == name)
     if (user.opcode == "dynamic-update-slice" and user.operands[0] == name) or _hands_on(user):
         return 0

@@ -121,6 +121,29 @@ ENTRY %main (m: f32[100,64], n: s32[], v: f32[64]) -> f32[100,64] {
     assert rows["whole"].bytes == 2 * 100 * row
 
 
+def test_a_product_reads_an_array_through_a_fused_bitcast():
+    """As TPUs write a product of a kernel with several axes."""
+    rows = costs("""%rename (a: f32[64,32]) -> f32[64,32,1] {
+  %a = f32[64,32]{1,0} parameter(0)
+  ROOT %b = f32[64,32,1]{1,0,2} bitcast(%a)
+}
+
+%product (c: f32[8,64], d: f32[64,32]) -> f32[8,32] {
+  %c = f32[8,64]{1,0} parameter(0)
+  %d = f32[64,32]{1,0} parameter(1)
+  %e = f32[64,32,1]{1,0,2} fusion(%d), kind=kLoop, calls=%rename
+  ROOT %f = f32[8,32]{1,0} convolution(%c, %e), dim_labels=bf_io0->bf
+}
+
+ENTRY %main (x: f32[8,64], y: f32[64,32]) -> f32[8,32] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %y = f32[64,32]{1,0} parameter(1)
+  ROOT %z = f32[8,32]{1,0} fusion(%x, %y), kind=kOutput, calls=%product
+}
+""")
+    assert rows["z"].bytes == 4 * (8 * 64 + 64 * 32 + 8 * 32)
+
+
 def test_a_tpus_vector_memory_counts_nothing():
     rows = costs("""ENTRY %main (a: f32[8,128]) -> f32[8,128] {
   %a = f32[8,128]{1,0:T(8,128)} parameter(0)
