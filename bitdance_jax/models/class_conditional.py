@@ -19,6 +19,7 @@ from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.flow_head import objective
 from bitdance_jax.flow_head.head import FlowHead
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sharding import constrain
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order, rope
@@ -220,10 +221,55 @@ def sample_values(
     sampler: SamplerConfig,
 ) -> Float[Array, "N B P K"]:
     """The sampler's values before the sign, patch by patch."""
-    config = model.config
+    states, cache = _read_prefix(model, params, labels, sampler)
+    return next_patch.sample_patches(_patches(model, params), states, cache, model.config.num_steps, noise, sampler)
+
+
+def begin(
+    model: ClassConditional,
+    params: Params,
+    labels: Int[Array, "B"],
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+) -> Drawing:
+    """`sample_codes` as far as the first patch; `advance` goes on, and both together draw the same."""
+    states, cache = _read_prefix(model, params, labels, sampler)
+    return next_patch.begin(_patches(model, params), states, cache, model.config.num_steps, noise, sampler)
+
+
+def advance(
+    model: ClassConditional,
+    params: Params,
+    drawing: Drawing,
+    noise: next_patch.NoiseSource,
+    sampler: SamplerConfig,
+    stop: Int[Array, ""] | int,
+) -> Drawing:
+    """Draws on until `stop` patches are drawn, however many those are: one program."""
+    return next_patch.advance(_patches(model, params), drawing, noise, sampler, stop)
+
+
+def _read_prefix(
+    model: ClassConditional, params: Params, labels: Int[Array, "B"], sampler: SamplerConfig
+) -> tuple[Float[Array, "R P C"], Any]:
+    """States of the first patch, and the cache."""
+    config, transformer = model.config, model.config.transformer
     bound = model.bind({"params": params})
     if sampler.guidance_scale != 1:
         labels = jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
+    prefix, length = config.class_tokens + config.tokens_per_step - 1, config.tokens_per_step
+    total = prefix + config.num_tokens - length
+    cos, sin = rotary(config)
+    mask = jnp.asarray(attention_mask(config)[:prefix, :prefix])
+    empty = attention.empty_cache(labels.shape[0], total, transformer.num_heads, transformer.head_dim, jnp.dtype(model.dtype))
+    hidden, cache = bound.read(bound.embed_prefix(labels), (cos[:prefix], sin[:prefix]), mask, [empty] * transformer.num_layers)
+    return bound.condition(hidden[:, -length:]), cache
+
+
+def _patches(model: ClassConditional, params: Params) -> next_patch.Model:
+    """The model as the sampler takes it, after the prefix."""
+    config = model.config
+    bound = model.bind({"params": params})
     prefix, length = config.class_tokens + config.tokens_per_step - 1, config.tokens_per_step
     total = prefix + config.num_tokens - length
     cos, sin = rotary(config)
@@ -238,10 +284,4 @@ def sample_values(
         hidden, cache = bound.read(bound.embed_bits(bits), angles, visible, cache, start)
         return bound.condition(hidden, (patch + 1) * length), cache
 
-    transformer = config.transformer
-    empty = attention.empty_cache(labels.shape[0], total, transformer.num_heads, transformer.head_dim, jnp.dtype(model.dtype))
-    hidden, cache = bound.read(
-        bound.embed_prefix(labels), (cos[:prefix], sin[:prefix]), mask[:prefix, :prefix], [empty] * transformer.num_layers
-    )
-    head = next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
-    return next_patch.sample_patches(head, bound.condition(hidden[:, -length:]), cache, config.num_steps, noise, sampler)
+    return next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Int8
+from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax import linear
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.head import FlowHead
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sharding import constrain
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order
@@ -214,22 +215,6 @@ def sample_values(
     return next_patch.sample_patches(head, states, cache, xy.shape[0] // model.config.tokens_per_step, noise, sampler)
 
 
-class Drawing(NamedTuple):
-    """A batch of images that are partly drawn.
-
-    Attributes:
-      rows: values of the last patch, as the rows read it.
-      cache: of what was read before it.
-      codes: in {-1, 1}; 0 where nothing is drawn yet.
-      drawn: patches that are.
-    """
-
-    rows: Float[Array, "R P K"]
-    cache: list[KVCache]
-    codes: Int8[Array, "N B P K"]
-    drawn: Int[Array, ""]
-
-
 def begin(
     model: TextToImage,
     params: Params,
@@ -240,12 +225,8 @@ def begin(
 ) -> Drawing:
     """`sample_codes` as far as the first patch; `advance` goes on, and both together draw the same."""
     states, cache = _read_prefixes(model, params, prefixes, xy)
-    steps = xy.shape[0] // model.config.tokens_per_step
     head = _patches(model, params, prefixes.padding, prefixes.tokens.shape[1], xy)
-    rows = next_patch.draw_first(next_patch.drawing(head, sampler), states, steps, noise, sampler)
-    first = rows[: next_patch.num_images(len(rows), sampler)]
-    codes = jnp.zeros((steps, *first.shape), jnp.int8).at[0].set(lfq.quantize(first).astype(jnp.int8))
-    return _placed(Drawing(rows, cache, codes, jnp.int32(1)))
+    return _placed(next_patch.begin(head, states, cache, xy.shape[0] // model.config.tokens_per_step, noise, sampler))
 
 
 def advance(
@@ -259,17 +240,9 @@ def advance(
     stop: Int[Array, ""] | int,
 ) -> Drawing:
     """Draws on until `stop` patches are drawn, however many those are: one program. The other arguments are those of `begin`."""
-    steps = len(drawing.codes)
     length = drawing.cache[0].k.shape[2] - xy.shape[0] + model.config.tokens_per_step
     head = _patches(model, params, padding, length, xy)
-    step = next_patch.following(head, next_patch.drawing(head, sampler), steps, noise, sampler)
-
-    def draw(patch: Int[Array, ""], drawing: Drawing) -> Drawing:
-        (rows, cache), values = step((drawing.rows, drawing.cache), patch)
-        codes = drawing.codes.at[patch].set(lfq.quantize(values).astype(jnp.int8))
-        return Drawing(rows, cache, codes, patch + 1)
-
-    return _placed(jax.lax.fori_loop(drawing.drawn, jnp.asarray(stop, jnp.int32), draw, drawing))
+    return _placed(next_patch.advance(head, drawing, noise, sampler, stop))
 
 
 def _placed(drawing: Drawing) -> Drawing:

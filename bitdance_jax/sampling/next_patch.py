@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.flow_head import solver
@@ -89,6 +89,42 @@ def sample_patches(
     first = draw_first(draw, states, num_steps, noise, config)
     _, rest = jax.lax.scan(following(model, draw, num_steps, noise, config), (first, cache), jnp.arange(1, num_steps))
     return jnp.concatenate([first[None, : num_images(len(first), config)], rest])
+
+
+class Drawing(NamedTuple):
+    """A batch of images that are partly drawn.
+
+    Attributes:
+      rows: values of the last patch, as the rows read it.
+      cache: of what was read before it.
+      codes: in {-1, 1}; 0 where nothing is drawn yet.
+      drawn: patches that are.
+    """
+
+    rows: Float[Array, "R P K"]
+    cache: Cache
+    codes: Int8[Array, "N B P K"]
+    drawn: Int[Array, ""]
+
+
+def begin(model: Model, states: Float[Array, "R P C"], cache: Cache, num_steps: int, noise: NoiseSource, config: SamplerConfig) -> Drawing:
+    """The bits of `sample_patches` as far as the first patch; `advance` goes on, and both together draw the same."""
+    rows = draw_first(drawing(model, config), states, num_steps, noise, config)
+    first = rows[: num_images(len(rows), config)]
+    codes = jnp.zeros((num_steps, *first.shape), jnp.int8).at[0].set(lfq.quantize(first).astype(jnp.int8))
+    return Drawing(rows, cache, codes, jnp.int32(1))
+
+
+def advance(model: Model, drawn: Drawing, noise: NoiseSource, config: SamplerConfig, stop: Int[Array, ""] | int) -> Drawing:
+    """Draws on until `stop` patches are drawn, however many those are: one program."""
+    step = following(model, drawing(model, config), len(drawn.codes), noise, config)
+
+    def draw(patch: Int[Array, ""], drawn: Drawing) -> Drawing:
+        (rows, cache), values = step((drawn.rows, drawn.cache), patch)
+        codes = drawn.codes.at[patch].set(lfq.quantize(values).astype(jnp.int8))
+        return Drawing(rows, cache, codes, patch + 1)
+
+    return jax.lax.fori_loop(drawn.drawn, jnp.asarray(stop, jnp.int32), draw, drawn)
 
 
 def drawing(model: Model, config: SamplerConfig) -> Draw:

@@ -79,6 +79,7 @@ class ClassConditionalPipeline:
       tokenizer: its tokenizer.
       class_names: name of each label; numbers where none were saved.
       sampler: how it samples unless told otherwise.
+      dtype: compute type.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class ClassConditionalPipeline:
         self.class_names = tuple(class_names or map(str, range(config.num_classes)))
         if len(self.class_names) != config.num_classes:
             raise UserError(f"{config.num_classes} classes need as many class_names, got {len(self.class_names)}")
-        self._dtype = dtype
+        self.dtype = dtype
         self.set_params(params)
         self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=dtype)), static_argnames="sampler")
 
     def set_params(self, params: Any) -> None:
         """Other weights of the same model, stacked; nothing compiles anew."""
-        self._params = sampling_params(params, self._dtype)
+        self._params = sampling_params(params, self.dtype)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class ClassConditionalPipeline:
           keys: `image_keys`.
           sampler: solver and guidance.
         """
-        return draw_pictures(functools.partial(self._sample, sampler=sampler), self.config, self._dtype, params, labels, keys)
+        return draw_pictures(functools.partial(self._sample, sampler=sampler), self.config, self.dtype, params, labels, keys)
 
     def sample(
         self,

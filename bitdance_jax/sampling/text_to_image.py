@@ -22,9 +22,9 @@ from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, fr
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image as model
-from bitdance_jax.models.text_to_image import MAX_PROMPT, Drawing, Prefixes
+from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.sampling import memory
-from bitdance_jax.sampling.next_patch import NoiseSource, noise_from_keys
+from bitdance_jax.sampling.next_patch import Drawing, NoiseSource, noise_from_keys
 from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes, image_keys
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
