@@ -150,7 +150,7 @@ def _use_page(sync_api, page, address):
     status, pictures = page.locator("#status textarea, #status input"), page.locator("#pictures button img")
     page.locator("#steps input[type=number]").fill("2")
     page.locator("#draw").click()
-    sync_api.expect(status).to_have_value("done: 16 of 16 patches", timeout=120_000)
+    sync_api.expect(status).to_have_value("done: 16 of 16 patches", timeout=400_000)
     sync_api.expect(pictures).to_have_count(9)
     page.locator("#seed input").fill("")
     page.locator("#draw").click()
