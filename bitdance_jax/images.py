@@ -28,7 +28,8 @@ def to_model(image: UInt8[T, "*B H W C"]) -> Float32[T, "*B H W C"]:
 
 def to_uint8(image: Float[T, "*B H W C"]) -> UInt8[T, "*B H W C"]:
     """Model range [-1, 1] (what lies outside is clipped) to bytes, as the release does: clip(127.5 y + 128, 0, 255) truncated."""
-    return (127.5 * image + 128).clip(0, 255).astype("uint8")
+    # By way of int32: XLA for CPUs drops the truncation of a float that becomes a byte and a float again in one program (jax 0.10.2).
+    return (127.5 * image + 128).clip(0, 255).astype("int32").astype("uint8")
 
 
 class DamagedPicture(UserError):

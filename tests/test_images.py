@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,12 @@ def test_every_byte_survives_the_model_range(module):
     back = images.to_uint8(values)
     assert isinstance(back, type(picture)) and back.dtype == module.uint8
     np.testing.assert_array_equal(back, picture)
+
+
+def test_to_uint8_truncates_inside_a_program_too():
+    values = jnp.linspace(-1.1, 1.1, 300).reshape(1, 10, 30, 1)
+    total = jax.jit(lambda x: jnp.sum(images.to_uint8(x).astype(jnp.float32)))(values)
+    assert total == images.to_uint8(np.asarray(values)).astype(np.float64).sum()
 
 
 def test_to_uint8_truncates_and_clips():
