@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax import images, model_folder
-from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training, to_dict
+from bitdance_jax.config import ClassConditionalTraining, DataConfig, TokenizerTraining, Training, to_dict
 from bitdance_jax.data.latents import cached_latents
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.records import PictureSource
@@ -25,7 +25,40 @@ PREVIEW_TOKENS = 5120
 """Tokens drawn at a time, to bound the cache beside the training state: for H-1x, 20 pictures of 256 tokens take 2.6 GB of it."""
 
 
-class TokenizerTask:
+class _Records:
+    """The training records and the held-out ones of a task, and their batches.
+
+    Attributes:
+      batch_size, steps_per_epoch, held_out_size: as in Task.
+    """
+
+    def __init__(self, data: DataConfig, seed: int, image_size: int, train: PictureSource, held_out: PictureSource) -> None:
+        self._data, self._seed, self._image_size = data, seed, image_size
+        self._source, self._held_out = train, held_out
+        self.batch_size = data.batch_size
+        self.steps_per_epoch = len(train) / data.batch_size
+        self.held_out_size = len(held_out)
+
+    def batches(self, rows: np.ndarray) -> Batches:
+        data = self._data
+        return make_loader(
+            self._source,
+            batch_size=data.batch_size,
+            rows=rows,
+            seed=self._seed,
+            image_size=self._image_size,
+            augment=data.augment,
+            workers=data.workers,
+        )
+
+    def held_out(self, rows: np.ndarray) -> Batches:
+        return self._held_out_batches(self.batch_size, rows)
+
+    def _held_out_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Batches:
+        return make_loader(self._held_out, batch_size=batch_size, rows=rows, seed=0, image_size=self._image_size, shuffle=False)
+
+
+class TokenizerTask(_Records):
     """Trains the tokenizer; draws reconstructions of held-out pictures."""
 
     def __init__(self, config: TokenizerTraining) -> None:
@@ -34,26 +67,8 @@ class TokenizerTask:
         self.frozen: Params = {}
         if config.data.gives_codes:
             raise UserError("a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents")
-        self._source, self._held_out = open_sources(config.data)
+        super().__init__(config.data, config.run.seed, config.image_size, *open_sources(config.data))
         self._reconstruct = jax.jit(self.objective.reconstruct)
-        self.batch_size = config.data.batch_size
-        self.steps_per_epoch = len(self._source) / self.batch_size
-        self.held_out_size = len(self._held_out)
-
-    def batches(self, rows: np.ndarray) -> Batches:
-        config, data = self._config, self._config.data
-        return make_loader(
-            self._source,
-            batch_size=data.batch_size,
-            rows=rows,
-            seed=config.run.seed,
-            image_size=config.image_size,
-            augment=data.augment,
-            workers=data.workers,
-        )
-
-    def held_out(self, rows: np.ndarray) -> Batches:
-        return self._held_out_batches(self.batch_size, rows)
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         originals = next(self._held_out_batches(PREVIEW_IMAGES))["image"]
@@ -66,45 +81,22 @@ class TokenizerTask:
         params = _cast(ema_params, self._config.run.export_dtype)
         model_folder.save(folder, kind="tokenizer", config=to_dict(self._config.model), params=params, metadata=metadata)
 
-    def _held_out_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Batches:
-        return make_loader(self._held_out, batch_size=batch_size, rows=rows, seed=0, image_size=self._config.image_size, shuffle=False)
 
-
-class ClassConditionalTask:
+class ClassConditionalTask(_Records):
     """Trains transformer and head on the bits of a frozen tokenizer; draws samples."""
 
     def __init__(self, config: ClassConditionalTraining) -> None:
         self._config = config
         self.objective = ClassConditionalObjective(config)
         self._tokenizer = _load_tokenizer(config)
-        self._source, self._held_out = self._open()
+        super().__init__(config.data, config.run.seed, config.model.image_size, *self._open())
         # From here on the tokenizer's weights stay in the host's memory: a step has its own copy of the encoder's, and devices are full.
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
+        abstract = self.objective.abstract_frozen()
         self.frozen = jax.tree.map(
-            lambda array, shape: array.astype(shape.dtype),
-            {name: self._tokenizer.params[name] for name in self.objective.abstract_frozen()},
-            self.objective.abstract_frozen(),
+            lambda array, shape: array.astype(shape.dtype), {name: self._tokenizer.params[name] for name in abstract}, abstract
         )
         self._pipeline: ClassConditionalPipeline | None = None
-        self.batch_size = config.data.batch_size
-        self.steps_per_epoch = len(self._source) / self.batch_size
-        self.held_out_size = len(self._held_out)
-
-    def batches(self, rows: np.ndarray) -> Batches:
-        config, data = self._config, self._config.data
-        return make_loader(
-            self._source,
-            batch_size=data.batch_size,
-            rows=rows,
-            seed=config.run.seed,
-            image_size=config.model.image_size,
-            augment=data.augment,
-            workers=data.workers,
-        )
-
-    def held_out(self, rows: np.ndarray) -> Batches:
-        size = self._config.model.image_size
-        return make_loader(self._held_out, batch_size=self.batch_size, rows=rows, seed=0, image_size=size, shuffle=False)
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         config, names = self._config, self._source.class_names
