@@ -20,6 +20,10 @@ from bitdance_jax.transformer.stack import apply_layers, stacked
 Rotary = tuple[Float[Array, "#B S half"], Float[Array, "#B S half"]]
 
 
+def _dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
+    return linear.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=dtype, name=name)
+
+
 class GroupedQueryAttention(nn.Module):
     """Rotary attention with fewer key heads than query heads, RMSNorm on each query and key; over its own tokens or over a cache."""
 
@@ -33,11 +37,8 @@ class GroupedQueryAttention(nn.Module):
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         config = self.config
 
-        def dense(features: int, name: str) -> nn.Dense:
-            return linear.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
-
         def heads(name: str, count: int) -> Float[Array, "B N S D"]:
-            y = rearrange(dense(count * config.head_dim, name)(x), "b s (n d) -> b n s d", n=count)
+            y = rearrange(_dense(count * config.head_dim, self.dtype, name)(x), "b s (n d) -> b n s d", n=count)
             return constrain(y, "batch", "heads", None, None)
 
         q = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="q_norm")(heads("q", config.num_heads))
@@ -45,7 +46,7 @@ class GroupedQueryAttention(nn.Module):
         v = heads("v", config.num_kv_heads)
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
-        return dense(config.dim, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
+        return _dense(config.dim, self.dtype, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
 class GatedMLP(nn.Module):
@@ -56,11 +57,9 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        def dense(features: int, name: str) -> nn.Dense:
-            return linear.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name=name)
-
-        hidden = nn.silu(dense(self.config.hidden_dim, "gate")(x)) * dense(self.config.hidden_dim, "up")(x)
-        return dense(self.config.dim, "down")(constrain(hidden, "batch", None, "hidden"))
+        width, dtype = self.config.hidden_dim, self.dtype
+        hidden = nn.silu(_dense(width, dtype, "gate")(x)) * _dense(width, dtype, "up")(x)
+        return _dense(self.config.dim, dtype, "down")(constrain(hidden, "batch", None, "hidden"))
 
 
 class Qwen3Block(nn.Module):
