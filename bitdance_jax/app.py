@@ -18,9 +18,9 @@ from bitdance_jax import ClassConditionalPipeline, TextToImage, load, model_fold
 from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.sampling.partial import Partial
 from bitdance_jax.sampling.pipeline import EMBEDDED
-from bitdance_jax.sampling.steps import sample_steps
-from bitdance_jax.sampling.text_to_image import Partial, Weights, parse_size
+from bitdance_jax.sampling.text_to_image import Weights, parse_size
 
 
 PREVIEWS = 16
@@ -133,7 +133,7 @@ def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
     if not wish.subject:
         raise UserError("choose at least one class")
     labels = np.repeat(np.asarray(wish.subject, np.int32), wish.pictures).tolist()
-    return sample_steps(model, labels, wish.seed, every=_every(model.config.num_steps), sampler=sampler)
+    return model.sample_steps(labels, wish.seed, every=_every(model.config.num_steps), sampler=sampler)
 
 
 def _draw_prompt(model: TextToImage, wish: Wish, sampler: SamplerConfig) -> Iterator[Partial]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jaxtyping
+import pytest
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,3 +20,11 @@ import jax  # noqa: E402
 
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For tests that compile more than they compute: a quarter of the compiler's time, for slower programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

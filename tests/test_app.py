@@ -14,8 +14,9 @@ import tiny_models
 from bitdance_jax import UserError, app, toy_text_to_image
 from bitdance_jax.app import Wish, draw
 from bitdance_jax.config import FlowHeadConfig, TokenizerConfig
-from bitdance_jax.sampling.steps import sample_steps
 
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WISH = Wish(subject=[0, 3], size="16x16", pictures=2, seed=5, steps=3, guidance=2.0)
 
@@ -48,7 +49,7 @@ def test_classes(classes):
     *previews, last = draw(classes, WISH)
     assert [partial.drawn for partial in previews] == list(range(1, 16)) and last.drawn == 16
     sampler = dataclasses.replace(classes.sampler, head_steps=3, guidance_scale=2.0)
-    *_, expected = sample_steps(classes, [0, 0, 3, 3], 5, every=1, sampler=sampler)
+    *_, expected = classes.sample_steps([0, 0, 3, 3], 5, every=1, sampler=sampler)
     np.testing.assert_array_equal(last.pictures, expected.pictures)
 
 

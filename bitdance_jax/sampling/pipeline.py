@@ -22,8 +22,11 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params, sample_codes
 from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
+from bitdance_jax.sampling.steps import draw_steps
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.transformer import order
 from bitdance_jax.transformer.stack import unstack
 
 
@@ -168,6 +171,37 @@ class ClassConditionalPipeline:
                 bar.set_description("sampling")
                 bar.update(count)
         return np.concatenate(parts)
+
+    def sample_steps(
+        self,
+        labels: Sequence[int | str],
+        seed: int = 0,
+        *,
+        every: int,
+        sampler: SamplerConfig | None = None,
+        first_index: int = 0,
+    ) -> Iterator[Partial]:
+        """`sample` of one batch, seen while it is drawn: what there is after the first patch, after every `every` more, and at the end.
+
+        The last pictures are those that `sample` gives, up to rounding.
+
+        Raises:
+          UserError: as `sample`; `every` is not positive; no labels.
+        """
+        if every < 1:
+            raise UserError(f"every must be positive, got {every}")
+        if not labels:
+            raise UserError("there are no labels to draw")
+        config, numbers = self.config, np.array([self.label(label) for label in labels], np.int32)
+        keys, model = image_keys(seed, first_index, len(numbers)), ClassConditional(config, dtype=self.dtype)
+        positions = order.token_positions(config.grid, config.grid, config.patch_side, config.order)
+        for drawing in draw_steps(model, self._params, numbers, keys, sampler or self.sampler, every):
+            drawn = int(drawing.drawn)
+            sequences = fill_in(np.asarray(drawing.codes), drawn)
+            codes = order.sequence_to_grid(jnp.asarray(sequences, jnp.float32), config.grid, config.patch_side, config.order)
+            pictures = self.tokenizer.decode(np.asarray(codes, np.int8), seed, first_index)
+            missing = positions[drawn * config.tokens_per_step :]
+            yield Partial(drawn, config.num_steps, grey_out(pictures, missing, config.tokenizer.downsampling))
 
     def label(self, label: int | str) -> int:
         """The number of a label given as a number or a name."""

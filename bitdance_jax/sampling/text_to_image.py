@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,6 +24,7 @@ from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.next_patch import Drawing, NoiseSource, noise_from_keys
+from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
 from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes, image_keys
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -44,19 +44,6 @@ REPORTS = 16
 
 Weights = Literal["float32", "bfloat16", "int8"]
 """How weights are kept; int8 (`bitdance_jax.quantize`) all but 5 % of a released model's, the others in the compute type."""
-
-
-class Partial(NamedTuple):
-    """Pictures that are being drawn.
-
-    Attributes:
-      drawn, patches: how many of an image's patches are drawn, and how many there are.
-      pictures: uint8; what is not drawn yet is grey. Colours still change a little: the decoder's norms run over the whole picture.
-    """
-
-    drawn: int
-    patches: int
-    pictures: UInt8[np.ndarray, "N H W 3"]
 
 
 class TextToImage:
@@ -251,23 +238,18 @@ class TextToImage:
             yield drawing, stop
 
     def _pictures(self, request: "_Request", start: int, codes: Int8[Array, "N B P K"], drawn: int) -> UInt8[np.ndarray, "count H W 3"]:
-        """A few at a time, to bound memory. Where nothing is drawn, the decoder gets what is, over and over, and grey takes its place."""
+        """A few at a time, to bound memory."""
         height, width = request.size
         chunk = max(1, min(CHUNK_PIXELS // (height * width), request.batch_size))
         _, keys = request.batch(start)
-        whole = hosts.gather(codes)[np.arange(request.steps) % drawn]
-        sequences = rearrange(whole, "n b p k -> b (n p) k")
+        sequences = fill_in(hosts.gather(codes), drawn)
         parts = []
         for first in range(0, len(sequences), chunk):
             rows = np.arange(first, first + chunk).clip(max=len(sequences) - 1)
             decoded = self._decode(self.params["tokenizer"], sequences[rows], keys[rows], height=request.grid)
             parts.append(hosts.gather(decoded)[: len(sequences) - first])
         pictures = np.concatenate(parts)[: len(request.keys) - start]
-        if drawn < request.steps:
-            side = self.config.size_multiple
-            done = (np.arange(request.steps) < drawn).reshape(height // side, width // side)
-            pictures = np.where(done.repeat(side, 0).repeat(side, 1)[..., None], pictures, np.uint8(128))
-        return pictures
+        return grey_out(pictures, request.xy[drawn * self.config.tokens_per_step :], self.config.tokenizer.downsampling)
 
     def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def on_mesh(*arguments: Any, **static: Any) -> Any:

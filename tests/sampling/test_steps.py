@@ -8,28 +8,28 @@ import tiny_models
 
 import bitdance_jax
 from bitdance_jax import UserError
-from bitdance_jax.sampling.steps import sample_steps
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize(("raster", "scale", "schedule"), [("token", 2.0, "linear"), ("patch", 1.0, "linear"), ("patch", 2.0, "constant")])
-def test_the_last_pictures_are_those_of_sample(tmp_path, raster, scale, schedule):
+def test_steps_end_in_the_pictures(tmp_path, raster, scale, schedule):
+    """4 x 4 patches of 4 tokens, each of 2 x 2 pixels: what is not drawn yet is grey, and the last pictures are those of `sample`."""
     tiny_models.save_model(tmp_path / "model", dataclasses.replace(tiny_models.MODEL, order=raster))
     model = bitdance_jax.load(tmp_path / "model")
     sampler = dataclasses.replace(tiny_models.SAMPLER, guidance_scale=scale, guidance_schedule=schedule)
-    parts = list(sample_steps(model, [0, 3, 8], seed=2, every=6, sampler=sampler, first_index=1))
-    assert [part.drawn for part in parts] == [1, 7, 13, 16]
+    parts = list(model.sample_steps([0, 3, 8], seed=2, every=6, sampler=sampler, first_index=1))
+    assert [part.drawn for part in parts] == [1, 7, 13, 16] and {part.patches for part in parts} == {16}
     np.testing.assert_array_equal(parts[-1].pictures, model.sample([0, 3, 8], seed=2, sampler=sampler, first_index=1, progress=False))
-
-
-def test_what_is_not_drawn_is_grey(tmp_path):
-    model = bitdance_jax.load(tiny_models.save_model(tmp_path / "model"))
-    first, *_ = sample_steps(model, [0], every=4, sampler=tiny_models.SAMPLER)
-    grey = (first.pictures[0] == 128).all(-1)
-    assert grey[4:].all() and grey[:, 4:].all() and not grey[:4, :4].all()
+    patches = np.arange(16).reshape(4, 4).repeat(2, 0).repeat(2, 1) if raster == "patch" else np.arange(64).reshape(8, 8) // 4
+    for part in parts:
+        grey = (part.pictures == 128).reshape(3, 8, 2, 8, 2, 3).all((0, 2, 4, 5))
+        np.testing.assert_array_equal(grey, patches >= part.drawn)
 
 
 def test_bad_input(tmp_path):
     model = bitdance_jax.load(tiny_models.save_model(tmp_path / "model"))
     for labels, every, message in [([0], 0, "every must be positive"), ([], 1, "no labels"), ([9], 1, "out of range")]:
         with pytest.raises(UserError, match=message):
-            next(sample_steps(model, labels, every=every))
+            next(model.sample_steps(labels, every=every))
