@@ -13,9 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, model_folder
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.npz import Request, sample_to_npz
@@ -51,8 +52,8 @@ class Arguments:
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that was begun otherwise.
-      multi_host: this is one of several processes, on as many hosts, that draw the .npz together (bitdance_jax/hosts.py); all get
-        the same flags, and process 0 writes.
+      multi_host: this is one of several processes, on as many hosts, that draw an .npz or prompts together (bitdance_jax/hosts.py);
+        all get the same flags, and process 0 writes.
     """
 
     checkpoint: str = "emoji"
@@ -80,20 +81,32 @@ class Arguments:
 
 def main() -> int:
     arguments = parse(Arguments)
-    if arguments.per_label < 1:
-        raise UserError(f"--per-label must be positive, got {arguments.per_label}")
-    if arguments.npz is None:
-        for name in ("num_images", "overwrite", "multi_host"):
-            if getattr(arguments, name):
-                raise UserError(f"--{name.replace('_', '-')} belongs to --npz OUT.npz")
-    elif arguments.labels is not None:
-        raise UserError("--labels are for a grid; an .npz holds all of them in turn")
+    check_values(arguments)
     if arguments.multi_host and not hosts.start():
         raise UserError("--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID")
-    if arguments.compilation_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", arguments.compilation_cache)
     with hosts.together():
+        if arguments.compilation_cache is not None:
+            keep_compiled(arguments.compilation_cache)
         return draw(arguments)
+
+
+def check_values(arguments: Arguments) -> None:
+    """Raises a UserError for what no model takes."""
+    for name in ("per_label", "per_prompt", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if "://" in arguments.out or not arguments.out.lower().endswith(".png"):
+        raise UserError(f"--out must be a local file that ends in .png, got {arguments.out}")
+    if arguments.npz is not None:
+        if arguments.labels is not None:
+            raise UserError("--labels are for a grid; an .npz holds all of them in turn")
+        return
+    for name in ("num_images", "overwrite"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name.replace('_', '-')} belongs to --npz OUT.npz")
+    if arguments.multi_host and not arguments.prompt:
+        raise UserError("--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels")
 
 
 def draw(arguments: Arguments) -> int:
@@ -139,20 +152,27 @@ def chosen_sampler(arguments: Arguments, own: SamplerConfig) -> SamplerConfig:
 
 
 def draw_prompts(arguments: Arguments) -> None:
-    images.check_writable(arguments.out)
+    prompts = arguments.prompt or ()
+    hosts.on_first(lambda: images.check_writable(arguments.out))
     model = TextToImage(arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights)
     pictures = model.generate(
-        arguments.prompt or (),
-        size=arguments.size or "1024x1024",
+        prompts,
+        size="1024x1024" if arguments.size is None else arguments.size,
         images_per_prompt=1 if arguments.per_prompt is None else arguments.per_prompt,
         seed=arguments.seed,
         sampler=chosen_sampler(arguments, model.sampler),
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,
+        progress=jax.process_index() == 0,
     )
-    each = len(pictures) // len(arguments.prompt or ())
+    hosts.on_first(lambda: save_prompts(arguments.out, pictures, len(prompts)))
+
+
+def save_prompts(path: str, pictures: UInt8[np.ndarray, "N H W 3"], prompts: int) -> None:
+    """One picture as it is; of one each about as many rows as columns; else a row a prompt."""
+    each = len(pictures) // prompts
     columns = each if each > 1 else math.isqrt(len(pictures) - 1) + 1
-    images.save_png(arguments.out, pictures[0] if len(pictures) == 1 else images.grid(pictures, columns))
-    print(f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {pictures.shape[2]}x{pictures.shape[1]} in {arguments.out}")
+    images.save_png(path, pictures[0] if len(pictures) == 1 else images.grid(pictures, columns))
+    print(f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {pictures.shape[2]}x{pictures.shape[1]} in {path}")
 
 
 def labels_at_a_time(arguments: Arguments) -> int:

@@ -1,4 +1,4 @@
-"""What the command-line tools share: flags from a dataclass, and one line for bad input."""
+"""What the command-line tools share: flags from a dataclass, one line for bad input, and compiled programs that are kept."""
 
 import contextlib
 import dataclasses
@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
 import tyro
 
+from bitdance_jax import files
 from bitdance_jax.errors import UserError
 
 
@@ -32,7 +34,8 @@ def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | N
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+        # What the dataclass itself says stands behind its name, which is no flag.
+        raise UserError(_one_line(complaint.getvalue()).removeprefix(f"Error parsing {arguments.__name__}: ")) from None
     if unknown:
         known = ["--" + name.replace("_", "-") for name in _flag_names(arguments if default is None else default)]
         nearest = difflib.get_close_matches(unknown[0], known, n=1)
@@ -48,6 +51,15 @@ def run(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def keep_compiled(folder: str) -> None:
+    """Keeps the programs that JAX compiles from here on in a folder, local or gs://, and takes those that are there.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(files.folder(folder)))
 
 
 def _flag_names(config: Any, prefix: str = "") -> list[str]:

@@ -90,9 +90,9 @@ def all_agree(fine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.bool_(fine))))
 
 
-def on_first(action: Callable[[], int]) -> int:
-    """What `action` returns on process 0, where alone it is run. If it fails there, `together` stops all processes."""
-    result = action() if jax.process_index() == 0 else 0
+def on_first(action: Callable[[], int | None]) -> int:
+    """What `action` returns on process 0, where alone it is run; 0 for None. If it fails there, `together` stops all processes."""
+    result = action() or 0 if jax.process_index() == 0 else 0
     return int(multihost_utils.broadcast_one_to_all(np.int32(result)))
 
 

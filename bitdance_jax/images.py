@@ -61,7 +61,7 @@ def decode_image(file: str | os.PathLike[str] | io.BytesIO, name: str) -> UInt8[
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Makes the folder of a picture that is to be written later, and tries to write there: before long work rather than after it.
+    """Tries to write where a picture shall lie, before long work rather than after it, and leaves nothing there.
 
     Raises:
       UserError: no file can be written there.
@@ -70,8 +70,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        # Folders that are missing are made with the picture: by then its model and its prompt are known to be good.
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
             pass
     except OSError as error:
         raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error

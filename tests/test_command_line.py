@@ -97,6 +97,22 @@ def test_a_bad_value_is_one_line(flags, message):
     assert complaint(*flags) == message
 
 
+@dataclass(frozen=True)
+class Positive:
+    """Arguments that check themselves."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"--steps must be positive, got {self.steps}")
+
+
+def test_what_a_dataclass_says_of_itself():
+    with pytest.raises(UserError, match=r"^--steps must be positive, got 0$"):
+        parse(Positive, ["--steps", "0"])
+
+
 def test_a_missing_value_names_its_flag():
     with pytest.raises(UserError, match=r"^Missing from .*: --out STR the file\. \(required\)$"):
         parse(Arguments, ["--steps", "4"])

@@ -55,6 +55,7 @@ TOY = ClassConditionalConfig(
         (TOY, {"head_repeats": 0}, "head_repeats must be positive, got 0"),
         (SamplerConfig(), {"head_steps": 0}, "head_steps must be positive, got 0"),
         (SamplerConfig(), {"guidance_scale": -1.0}, "guidance_scale must not be negative, got -1.0"),
+        (SamplerConfig(), {"guidance_scale": float("nan")}, "guidance_scale must be a number, got nan"),
         (AugmentConfig(), {"min_crop": 0.0}, "min_crop must be in (0, 1], got 0.0"),
         (AugmentConfig(), {"decay_start": 3.0}, "decay_start and decay_end go together"),
         (AugmentConfig(), {"decay_start": 3.0, "decay_end": 2.0}, "decay_start must not be after decay_end"),

@@ -124,9 +124,9 @@ def test_grid_captions_and_enlarging():
         images.grid(pictures, columns=2, captions=["cats"])
 
 
-def test_check_writable_makes_the_folder_and_leaves_no_file(tmp_path):
-    images.check_writable(tmp_path / "new" / "grid.png")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+def test_check_writable_leaves_nothing(tmp_path):
+    images.check_writable(tmp_path / "new" / "folder" / "grid.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_check_writable_says_what_is_in_the_way(tmp_path):

@@ -122,7 +122,15 @@ def test_prompts(sample, quick_prompts, tmp_path):
     assert sample(*at, "--prompt", "a cat")[:2] == (0, "1 picture of 64x32 in x.png\n")
     assert Image.open("x.png").size == (64, 32)
     sampler = toy_text_to_image.SAMPLER
-    expected = {"prompt": ("a cat",), "size": "1024x1024", "images_per_prompt": 1, "mesh": (1, 1, 1), "seed": 0, "batch_size": 4}
+    expected = {
+        "prompt": ("a cat",),
+        "size": "1024x1024",
+        "images_per_prompt": 1,
+        "mesh": (1, 1, 1),
+        "seed": 0,
+        "batch_size": 4,
+        "progress": True,
+    }
     assert quick_prompts == [expected | {"sampler": sampler}]
 
     flags = "--size 64x32 --per-prompt 3 --seed 5 --head-steps 9 --guidance-scale 1 --batch-size 2 --mesh.data -1 --mesh.tensor 1"
@@ -148,10 +156,11 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "64"], "a size is WIDTHxHEIGHT in pixels, such as 1024x1024"),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "48x64"],
-            "must be multiples of 32 up to 1024 pixels, got 64 x 48",
+            "must be multiples of 32 up to 1024 pixels, got 48x64",
         ),
         (["--checkpoint", "{models}/prompts", "--prompt", " "], "a prompt is empty; write what the image shall show"),
-        (["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-prompt", "0"], "images_per_prompt must be positive, got 0"),
+        (["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-prompt", "0"], "--per-prompt must be positive, got 0"),
+        (["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", ""], "a size is WIDTHxHEIGHT in pixels, such as"),
         (["--labels", "flag"], "unknown label 'flag'; did you mean 'Flags'?"),
         (["--labels", "Flags", "9"], "label 9 is out of range; the model has labels 0 to 8"),
         (["--labels", "-1"], "label -1 is out of range; the model has labels 0 to 8"),
@@ -165,7 +174,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--head-steps", "0"], "head_steps must be positive, got 0"),
         (["--guidance-scale", "-1"], "guidance_scale must not be negative, got -1.0"),
         (["--per-label", "0"], "--per-label must be positive, got 0"),
-        (["--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
         (["--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'."),
         (["--label", "3"], "unknown flag --label; did you mean --labels?"),
@@ -174,7 +183,13 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--npz", "x.npz", "--labels", "3"], "--labels are for a grid; an .npz holds all of them in turn"),
         (["--npz", "x.npz", "--num-images", "0"], "--num-images must be positive, got 0"),
         (["--npz", "x.npz", "--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
-        (["--npz", "x.npz", "--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["--npz", "x.npz", "--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--out", "x.jpg"], "--out must be a local file that ends in .png, got x.jpg"),
+        (["--out", "gs://bucket/x.png"], "--out must be a local file that ends in .png, got gs://bucket/x.png"),
+        (["--out", "new/x.png", "--checkpoint", "{models}/prompts", "--prompt", " "], "a prompt is empty"),
+        (["--guidance-scale", "nan"], "guidance_scale must be a number, got nan"),
+        (["--compilation-cache", "/dev/null/x"], "cannot make the folder /dev/null/x: Not a directory"),
+        (["--multi-host"], "--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels"),
         (["--npz", "x.zip"], "the samples go into a local file that ends in .npz, got x.zip"),
         (["--per-label", "two"], "Error parsing --per-label: invalid literal for int() with base 10: 'two'"),
     ],
@@ -190,7 +205,7 @@ def test_a_place_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_p
     (tmp_path / "file").write_text("")
     status, _, error = sample("--out", "file/x.png")
     assert status == 2
-    assert error == "error: cannot write the picture file/x.png: File exists\n"
+    assert error == "error: cannot write the picture file/x.png: Not a directory\n"
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -3,6 +3,7 @@
 Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and of the published release.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -224,4 +225,5 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         require(self.head_steps > 0, f"head_steps must be positive, got {self.head_steps}")
+        require(math.isfinite(self.guidance_scale), f"guidance_scale must be a number, got {self.guidance_scale}")
         require(self.guidance_scale >= 0, f"guidance_scale must not be negative, got {self.guidance_scale}")

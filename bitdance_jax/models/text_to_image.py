@@ -156,7 +156,7 @@ def check_size(config: TextToImageConfig, height: int, width: int) -> None:
     """Raises a UserError unless images of height x width pixels can be drawn."""
     multiple, largest = config.size_multiple, config.image_tokens.num_resolutions * config.tokenizer.downsampling
     if any(side <= 0 or side % multiple or side > largest for side in (height, width)):
-        raise UserError(f"height and width must be multiples of {multiple} up to {largest} pixels, got {height} x {width}")
+        raise UserError(f"width and height must be multiples of {multiple} up to {largest} pixels, got {width}x{height}")
 
 
 def token_positions(config: TextToImageConfig, height: int, width: int) -> Int[np.ndarray, "T 2"]:

@@ -193,7 +193,7 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
         (["--geneval", "x", "--limit", "0"], LINES[0], "--limit must be positive, got 0"),
         (["--geneval", "x", "--per-prompt", "5000"], LINES[0], "--per-prompt must be at most 4096, got 5000"),
         (["--geneval", "x", "--size", "64"], LINES[0], "a size is WIDTHxHEIGHT in pixels"),
-        (["--geneval", "x", "--size", "14x8"], LINES[0], "height and width must be multiples of 4"),
+        (["--geneval", "x", "--size", "14x8"], LINES[0], "width and height must be multiples of 4 up to 128 pixels, got 14x8"),
         (["--geneval", "x", "--size", "12x8", "--seed", "-1"], LINES[0], "the seed must be between 0 and"),
         (["--geneval", "x", "--head-steps", "0"], LINES[0], "head_steps must be positive, got 0"),
         (["--geneval", "x", "--out", "gs://bucket/x"], LINES[0], "--out must be a local folder, which the scorers read"),

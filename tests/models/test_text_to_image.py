@@ -139,9 +139,9 @@ def test_prefix_rows():
 @pytest.mark.parametrize(
     ("prompts", "size", "message"),
     [
-        ([[1]], (8, 10), "height and width must be multiples of 4 up to 32 pixels, got 8 x 10"),
-        ([[1]], (0, 8), "got 0 x 8"),
-        ([[1]], (36, 8), "got 36 x 8"),
+        ([[1]], (8, 10), "width and height must be multiples of 4 up to 32 pixels, got 10x8"),
+        ([[1]], (0, 8), "got 8x0"),
+        ([[1]], (36, 8), "got 8x36"),
         ([[1] * 1023], (8, 8), "a prompt has 1023 tokens with its template, and at most 1022 fit"),
     ],
 )

@@ -148,8 +148,8 @@ def test_sizes():
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("x", {"size": "12x10"}, "height and width must be multiples of 4 up to 128 pixels, got 10 x 12"),
-        ("x", {"size": (8, 132)}, "up to 128 pixels, got 8 x 132"),
+        ("x", {"size": "12x10"}, "width and height must be multiples of 4 up to 128 pixels, got 12x10"),
+        ("x", {"size": (8, 132)}, "up to 128 pixels, got 132x8"),
         (["x", " "], {}, "a prompt is empty; write what the image shall show"),
         ("x" * 1100, {}, "tokens with its template, and at most 1022 fit; shorten it"),
         ([], {}, "the number of prompts must be positive, got 0"),
