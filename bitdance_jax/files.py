@@ -1,9 +1,11 @@
 """Files that are there whole or not at all, and folders on a disk or under gs://."""
 
+import contextlib
+import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from etils import epath
@@ -11,7 +13,7 @@ from etils import epath
 from bitdance_jax.errors import UserError
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
     """Gives a place beside `path` to write to, which becomes `path` when the block ends and is removed if it fails.
 
@@ -32,6 +34,28 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {kind}{path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes that ask for it out of a local folder, which is there, and removes what killed ones left of `replacing` in it.
+
+    Raises:
+      UserError: another process is writing there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # of file systems that lock no folders
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is writing into {folder}; wait for it, or give another folder") from error
+        for path in Path(folder).rglob(".*"):
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+                path.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:

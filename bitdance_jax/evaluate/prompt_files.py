@@ -1,13 +1,18 @@
-"""Prompt files of GenEval and DPG-Bench, and the files that their scorers read.
+"""Prompt files of GenEval and DPG-Bench, and the folder of pictures that their scorers read.
 
 The layouts are those of the scorers in github.com/djghosh13/geneval and github.com/TencentQQGYLab/ELLA (dpg_bench).
 """
 
 import collections
+import contextlib
 import json
+import os
 import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -15,7 +20,7 @@ from jaxtyping import UInt8
 
 from bitdance_jax import images
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
+from bitdance_jax.files import only_writer, replacing
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,70 @@ class Prompt:
         if self.line is None:
             return [f"{self.name}.png"]
         return [f"{self.name}/grid.png", *(f"{self.name}/samples/{j:04d}.png" for j in range(count))]
+
+
+class PictureFolder:
+    """The folder of a benchmark's pictures. Every file in it is one of the benchmark's: its scorers take what they find.
+
+    What decides the pictures stands beside it in FOLDER.settings.json, so that a start with other settings is refused.
+    """
+
+    def __init__(self, path: str, settings: dict[str, Any], per_prompt: int) -> None:
+        """`settings` are JSON-ready. Touches nothing: `open` does."""
+        self._path, self._settings_file = Path(path), Path(f"{os.path.abspath(path)}.settings.json")
+        self._settings, self._per_prompt = settings, per_prompt
+        self._pool, self._writing = ThreadPoolExecutor(thread_name_prefix="pictures"), list[Future[None]]()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Keeps the folder to this process until the block ends.
+
+        Raises:
+          UserError: it cannot be written, holds pictures of other settings or something else, or another process is writing there.
+        """
+        images.check_writable(self._path / "any.png")
+        self._path.mkdir(parents=True, exist_ok=True)
+        with only_writer(self._path), self._pool:
+            self._check_settings()
+            yield
+
+    def finished(self, prompts: list[Prompt]) -> int:
+        """How many of these have all their files."""
+        return sum(prompt.finished(self._path, self._per_prompt) for prompt in prompts)
+
+    def write(self, prompts: list[Prompt], pictures: UInt8[np.ndarray, "Q N H W 3"]) -> None:
+        """Writes pictures while others are drawn, once those before them are written: compressing a batch takes seconds."""
+        self.wait()
+        if not self._settings_file.exists():
+            with replacing(self._settings_file) as temporary:
+                temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
+        pairs = zip(prompts, pictures, strict=False)
+        self._writing = [self._pool.submit(prompt.write, self._path, own) for prompt, own in pairs]
+
+    def wait(self) -> None:
+        """Returns once all that `write` got is in its place.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        for writing in self._writing:
+            writing.result()
+
+    def _check_settings(self) -> None:
+        file, settings = self._settings_file, self._settings
+        if all(there.name.startswith(".") for there in self._path.iterdir()):
+            file.unlink(missing_ok=True)  # Of pictures that were since removed.
+            return
+        if not file.exists():
+            raise UserError(f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out")
+        try:
+            there = json.loads(file.read_text())
+            names = list(there | settings)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} is damaged; give another --out") from error
+        differ = [f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names if there.get(name) != settings.get(name)]
+        if differ:
+            raise UserError(f"{self._path} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out")
 
 
 def read_geneval(path: str) -> list[Prompt]:

@@ -3,16 +3,16 @@
 python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --geneval evaluation_metadata.jsonl --out geneval
 python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --dpg dpg_bench/prompts --out dpg
 
-The folder is then what the benchmark's own scorer reads (`bitdance_jax.evaluate.prompt_files`).
+The folder is then what the benchmark's own scorer reads (`bitdance_jax.evaluate.prompt_files`). All processes draw, each on its own
+devices; process 0 looks what is there, and writes.
 """
 
+import contextlib
 import functools
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,14 +21,13 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from bitdance_jax import hosts, images, sharding
-from bitdance_jax.command_line import parse, run
+from bitdance_jax import hosts, sharding
+from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.prompt_files import Prompt, read_dpg, read_geneval
-from bitdance_jax.files import replacing
-from bitdance_jax.models.text_to_image import MAX_PROMPT
-from bitdance_jax.sampling.pipeline import fingerprint
+from bitdance_jax.evaluate.prompt_files import PictureFolder, Prompt, read_dpg, read_geneval
+from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
+from bitdance_jax.sampling.pipeline import check_seed, fingerprint
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -43,14 +42,13 @@ DPG_PICTURES = 4
 STRIDE = 2**20
 """Picture j of prompt i is number j * STRIDE + i of the seed's: the same however many there are of prompts and pictures."""
 
-SETTINGS = "settings.json"
-
 
 @dataclass(frozen=True)
 class Arguments:
     """Draws the prompts of GenEval or DPG-Bench into a folder for their scorers, with the settings of the released models.
 
-    Stopped or killed, the same command goes on: prompts whose files are all there are not drawn anew.
+    Stopped or killed, the same command goes on: prompts whose files are all there are not drawn anew. OUT.settings.json says how they were
+    drawn.
 
     Attributes:
       checkpoint: text-to-image model folder, local or gs://.
@@ -115,9 +113,9 @@ def main() -> int:
             )
         if arguments.mesh == ALL_DEVICES:
             arguments = replace(arguments, mesh=MeshConfig(data=jax.process_count(), tensor=-1))
-    if arguments.compilation_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", arguments.compilation_cache)
     with hosts.together():
+        if arguments.compilation_cache is not None:
+            keep_compiled(arguments.compilation_cache)
         try:
             draw(arguments)
         except KeyboardInterrupt:
@@ -135,29 +133,39 @@ def draw(arguments: Arguments) -> None:
     if guidance is None:
         guidance = DPG_GUIDANCE if arguments.geneval is None else GENEVAL_GUIDANCE
     sampler = replace(model.sampler, head_steps=arguments.head_steps, guidance_scale=guidance)
-    folder, settings = Path(arguments.out), _settings(arguments, prompts, sampler)
-    hosts.on_first(lambda: _check_folder(folder, settings))
+    check_size(model.config, *parse_size(arguments.size))
+    check_seed(arguments.seed)
+    folder = PictureFolder(arguments.out, _settings(arguments, prompts, sampler), arguments.per_prompt)
+    limit = min(arguments.limit or len(prompts), len(prompts))
+    with contextlib.ExitStack() as stack:
+        hosts.on_first(lambda: stack.enter_context(folder.open()))
+        drawn = _draw_missing(folder, model, prompts, limit, arguments, sampler)
+    if jax.process_index() == 0:
+        now = f" ({drawn} drawn now)" if drawn < limit else ""
+        print(f"{arguments.per_prompt} pictures of each of {limit} prompts in {arguments.out}{now}")
 
-    limit, at_once = min(arguments.limit or len(prompts), len(prompts)), arguments.batch_size * sharding.batch_parts(model.mesh)
-    finished = {}
-    for start in range(0, limit, at_once):
-        finished[start] = hosts.on_first(functools.partial(_finished, folder, prompts[start : min(start + at_once, limit)], arguments))
-    drawn, first_host = limit - sum(finished.values()), jax.process_index() == 0
-    each = arguments.per_prompt
+
+def _draw_missing(
+    folder: PictureFolder, model: TextToImage, prompts: list[Prompt], limit: int, arguments: Arguments, sampler: SamplerConfig
+) -> int:
+    """Draws and writes those of the first `limit` prompts that are not there; returns how many."""
+    at_once = arguments.batch_size * sharding.batch_parts(model.mesh)
+    groups = {start: prompts[start : min(start + at_once, limit)] for start in range(0, limit, at_once)}
+    finished = {start: hosts.on_first(functools.partial(folder.finished, group)) for start, group in groups.items()}
+    drawn, each, first_host = limit - sum(finished.values()), arguments.per_prompt, jax.process_index() == 0
     # Shown once there are pictures. Until then the model shows its own bar, and none if it refuses what it is asked for.
     counts: dict[str, Any] = {"total": limit * each, "initial": (limit - drawn) * each, "unit": "image", "delay": 1e-6}
     with tqdm(**counts, disable=not first_host, dynamic_ncols=True) as bar:
-        for start, count in finished.items():
-            group, pictures = prompts[start : min(start + at_once, limit)], []
-            if count == len(group):
+        for start, group in groups.items():
+            if finished[start] == len(group):
                 continue
-            show = first_host and bar.n == bar.initial
+            pictures, show = [], first_host and bar.n == bar.initial
             for drawn_now in _draw_batch(model, prompts, start, at_once, arguments, sampler, show):
                 pictures.append(drawn_now)
-                bar.update(len(group) - count)
-            hosts.on_first(functools.partial(_write, folder, settings, group, np.stack(pictures, axis=1)))
-    if first_host:
-        print(f"{each} pictures of each of {limit} prompts in {folder}" + (f" ({drawn} drawn now)" if drawn < limit else ""))
+                bar.update(len(group) - finished[start])
+            hosts.on_first(functools.partial(folder.write, group, np.stack(pictures, axis=1)))
+    hosts.on_first(folder.wait)
+    return drawn
 
 
 def _draw_batch(
@@ -172,19 +180,6 @@ def _draw_batch(
     options: dict[str, Any] = {"size": arguments.size, "seed": arguments.seed, "sampler": sampler, "batch_size": at_once}
     for j in range(arguments.per_prompt):
         yield model.generate(texts, first_index=j * STRIDE + start, progress=show and j == 0, **options)
-
-
-def _finished(folder: Path, prompts: list[Prompt], arguments: Arguments) -> int:
-    return sum(prompt.finished(folder, arguments.per_prompt) for prompt in prompts)
-
-
-def _write(folder: Path, settings: dict[str, Any], prompts: list[Prompt], pictures: UInt8[np.ndarray, "Q N H W 3"]) -> int:
-    if not (folder / SETTINGS).exists():
-        with replacing(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    for prompt, own in zip(prompts, pictures, strict=False):
-        prompt.write(folder, own)
-    return len(prompts)
 
 
 def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:
@@ -211,25 +206,6 @@ def _settings(arguments: Arguments, prompts: list[Prompt], sampler: SamplerConfi
         "per_prompt": arguments.per_prompt,
         **to_dict(sampler),
     }
-
-
-def _check_folder(folder: Path, settings: dict[str, Any]) -> int:
-    """Raises a UserError unless pictures of these settings can be written there, beside those that are there."""
-    path = folder / SETTINGS
-    images.check_writable(folder / "any.png")
-    if not path.exists():
-        if any(not there.name.startswith(".") for there in folder.iterdir()):
-            raise UserError(f"{folder} is not empty, and no {SETTINGS} says how what is there was drawn; give another --out")
-        return 0
-    try:
-        there = json.loads(path.read_text())
-        names = list(there | settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged; give another --out") from error
-    differ = [f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names if there.get(name) != settings.get(name)]
-    if differ:
-        raise UserError(f"{folder} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out")
-    return 0
 
 
 if __name__ == "__main__":

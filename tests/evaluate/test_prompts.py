@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_geneval_and_going_on(command, capsys):
     assert capsys.readouterr().out == "3 pictures of each of 3 prompts in whole\n"
     whole = contents("whole")
     files = ["metadata.jsonl", "grid.png", *(f"samples/{j:04d}.png" for j in range(3))]
-    assert sorted(whole) == sorted(["settings.json", *(f"{i:05d}/{file}" for i in range(3) for file in files)])
+    assert sorted(whole) == sorted(f"{i:05d}/{file}" for i in range(3) for file in files)
     assert [whole[f"{i:05d}/metadata.jsonl"][0] for i in range(3)] == LINES
 
     samples = [[images.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)] for i in range(3)]
@@ -82,11 +83,12 @@ def test_geneval_and_going_on(command, capsys):
     assert command(*flags, "--out", "parts", "--limit", "1") == 0
     assert "3 pictures of each of 1 prompts in parts\n" in capsys.readouterr().out
     first = contents("parts")
-    assert set(first) == {"settings.json", *(f"00000/{file}" for file in files)}
+    assert set(first) == {f"00000/{file}" for file in files}
     assert command(*flags, "--out", "parts") == 0
     assert "3 pictures of each of 3 prompts in parts (2 drawn now)\n" in capsys.readouterr().out
     Path("parts/00001/samples/0001.png").unlink()
     before = contents("parts")
+    Path("parts/00001/samples/.0001.png.0123abcd").touch()  # as a kill leaves it
     assert command(*flags, "--out", "parts") == 0
     after = contents("parts")
     assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in whole.items()}
@@ -107,6 +109,7 @@ def quick(monkeypatch) -> list[dict]:
         return np.broadcast_to(values[:, None, None, None], (len(texts), 32, 32, 3))
 
     monkeypatch.setattr(TextToImage, "generate", generate)
+    monkeypatch.setattr(prompts, "check_size", lambda *_: None)
     return calls
 
 
@@ -129,7 +132,7 @@ def test_dpg(command, quick, kind):
         Path(f"prompts/{name}.txt").write_text(text + "\n")
     Path("prompts.json").write_text(json.dumps(texts))
     assert command("--dpg", "prompts" if kind == "folder" else "prompts.json", "--out", "out", "--batch-size", "2") == 0
-    assert sorted(contents("out")) == sorted(["settings.json", *(f"{name}.png" for name in texts)])
+    assert sorted(contents("out")) == sorted(f"{name}.png" for name in texts)
     for i, name in enumerate(texts):
         quarters = np.array([[i, 50 + i], [100 + i, 150 + i]], np.uint8).repeat(32, 0).repeat(32, 1)
         np.testing.assert_array_equal(images.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1))
@@ -161,10 +164,20 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     Path("geneval.jsonl").write_bytes(LINES[1])
     assert command(*flags, "--guidance-scale", "3") == 2
     assert "out was begun otherwise (prompts " in capsys.readouterr().err
-    Path("out/settings.json").write_text("[")
-    assert command(*flags) == 2 and "settings.json is damaged; give another --out" in capsys.readouterr().err
-    Path("out/settings.json").unlink()
-    assert command(*flags) == 2 and "out is not empty, and no settings.json says how" in capsys.readouterr().err
+    Path("out.settings.json").write_text("[")
+    assert command(*flags) == 2 and "out.settings.json is damaged; give another --out" in capsys.readouterr().err
+    shutil.move("out.settings.json", "kept")
+    assert command(*flags) == 2 and "out is not empty, and no out.settings.json beside it says how" in capsys.readouterr().err
+    shutil.move("kept", "out.settings.json")
+    shutil.rmtree("out")
+    assert command(*flags) == 0
+
+
+def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, capsys):
+    """Also one that is being written when the last one is drawn."""
+    monkeypatch.setattr(Prompt, "write", lambda self, folder, pictures: images.save_png("/dev/null/x.png", pictures[0]))
+    assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
+    assert "error: cannot write the picture /dev/null/x.png: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -197,7 +210,7 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
         (["--geneval", "x", "--size", "12x8", "--seed", "-1"], LINES[0], "the seed must be between 0 and"),
         (["--geneval", "x", "--head-steps", "0"], LINES[0], "head_steps must be positive, got 0"),
         (["--geneval", "x", "--out", "gs://bucket/x"], LINES[0], "--out must be a local folder, which the scorers read"),
-        (["--geneval", "x", "--out", "x"], LINES[0], "cannot write the picture x/any.png"),
+        (["--geneval", "x", "--size", "12x8", "--out", "x"], LINES[0], "cannot write the picture x/any.png"),
     ],
 )
 def test_bad_input(command, monkeypatch, capsys, flags, data, message):
