@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import tokenizers
 from etils import epath
@@ -30,6 +29,9 @@ FILES = (
 class PromptTokenizer:
     """The byte-level BPE of a text-to-image model, and the template that its prompts stand in.
 
+    What a user writes is text, also where it looks like one of the added tokens: those are put in by their ids. (The release looks for
+    them in the prompt too, so that one could end the template or open an image.)
+
     Attributes:
       tokens_per_step: P, which the number of `<|query_N|>` tells.
       image_tokens: ids of the added tokens that open an image.
@@ -45,15 +47,13 @@ class PromptTokenizer:
           UserError: no such files, damaged ones, or special tokens that are missing or out of order, all of them named.
         """
         self._path = epath.Path(folder) / "tokenizer.json"
-        self._tokenizer = _read(self._path)
-        # What a user writes is text, even where it looks like one of the special tokens: those are put in by their ids.
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer, self._added = _read(self._path)
         self.tokens_per_step = tokens_per_step or 1 + len(list(self._run("query")))
         needed = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>"]
         needed += [f"<|query_{n}|>" for n in range(1, self.tokens_per_step)]
-        if missing := [token for token in needed if self._tokenizer.token_to_id(token) is None]:
+        if missing := [token for token in needed if token not in self._added]:
             raise UserError(f"{self._path} lacks special tokens that text-to-image needs: {', '.join(missing)}; take the model's own files")
-        self._start, self._end, vision_start = (self._tokenizer.token_to_id(token) or 0 for token in needed[:3])
+        self._start, self._end, vision_start = (self._added[token] for token in needed[:3])
         resolutions, queries = list(self._run("res")), list(self._run("query"))
         for name, ids in (("res", resolutions), ("query", queries)):
             if ids and ids != list(range(ids[0], ids[0] + len(ids))):
@@ -91,7 +91,7 @@ class PromptTokenizer:
     def _run(self, name: str) -> Iterator[int]:
         """Ids of `<|name_1|>`, `<|name_2|>` and so on, as many as there are."""
         number = 1
-        while (token := self._tokenizer.token_to_id(f"<|{name}_{number}|>")) is not None:
+        while (token := self._added.get(f"<|{name}_{number}|>")) is not None:
             yield token
             number += 1
 
@@ -101,32 +101,25 @@ def read_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     return {f"{FOLDER}/{name}": (epath.Path(folder) / name).read_bytes() for name in FILES if (epath.Path(folder) / name).exists()}
 
 
-def _read(path: epath.Path) -> tokenizers.Tokenizer:
+def _read(path: epath.Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+    """The tokenizer of plain text, and the ids of the tokens that were added to it."""
     config = path.parent / "tokenizer_config.json"
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
-        added = json.loads(config.read_text()).get("added_tokens_decoder", {}) if config.exists() else {}
-        for number, token in sorted(added.items(), key=lambda item: int(item[0])):
-            _add(path, tokenizer, int(number), token)
+        content = json.loads(path.read_text())
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
+        further = json.loads(config.read_text()).get("added_tokens_decoder", {}) if config.exists() else {}
+        further = {token["content"]: int(number) for number, token in further.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: a text-to-image model needs its tokenizer files") from error
-    except UserError:
-        raise
     except Exception as error:  # The tokenizers library raises bare Exceptions.
         raise UserError(f"the tokenizer files in {path.parent} cannot be read ({error}); fetch them again") from error
+    for token, number in further.items():
+        if added.setdefault(token, number) != number:
+            raise UserError(f"{path} and tokenizer_config.json beside it give {token} different ids; take the model's own files")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
-
-
-def _add(path: epath.Path, tokenizer: tokenizers.Tokenizer, number: int, token: dict[str, Any]) -> None:
-    """Adds a token that only tokenizer_config.json may know, by the id that it has there."""
-    content = token["content"]
-    if tokenizer.token_to_id(content) is None:
-        flags = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in token}
-        tokenizer.add_tokens([tokenizers.AddedToken(content, **flags)])
-    if tokenizer.token_to_id(content) != number:
-        raise UserError(f"{path} and tokenizer_config.json beside it give {content} different ids; take the model's own files")
+    return tokenizer, added
 
 
 def _short(prompt: str) -> str:
