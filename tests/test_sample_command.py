@@ -1,5 +1,6 @@
 """`python sample.py`: pictures in a file, one clear line for bad input, and the whole way from training to pictures."""
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+import two_hosts
 from PIL import Image
 
-from bitdance_jax import toy_text_to_image
+from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
-from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.config import FlowHeadConfig, SamplerConfig, TokenizerConfig, to_dict
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
 from bitdance_jax.sampling.text_to_image import TextToImage
 
@@ -221,6 +223,48 @@ def test_compiled_programs_are_kept(folders, tmp_path):
         assert process.returncode == 0, process.stderr
         kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()})
     assert kept[0] == kept[1] and len([name for name in kept[0] if "_images-" in name]) == 3
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A text-to-image model that is quick to compile; patches of 4 x 4 pixels."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = dataclasses.replace(
+        toy_text_to_image.config(),
+        tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
+        head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
+    )
+    toy_text_to_image.save(folder, config)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_hosts_draw_prompts(tiny, tmp_path):
+    """The mesh spans both; process 0 alone writes and speaks. The pictures are those of one device."""
+    prompts = ["a cat", "两只狗"]
+    flags = "--size 12x8 --seed 3 --mesh.data 2 --mesh.tensor 2 --multi-host --out".split()
+    command = [ROOT / "sample.py", "--checkpoint", tiny, "--prompt", *prompts, *flags]
+    processes = two_hosts.start([[*command, f"{number}.png"] for number in range(2)], tmp_path, devices=2)
+    (out, error), (other_out, other_error) = (process.communicate(timeout=120) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], error + other_error
+    assert out.splitlines()[-1] == "2 pictures of 12x8 in 0.png" and "picture" not in other_out  # beside Gloo's words
+    assert "drawing" in error and other_error == ""
+    assert os.listdir(tmp_path) == ["0.png"]
+    expected = images.grid(TextToImage(tiny).generate(prompts, size="12x8", seed=3, progress=False), columns=2)
+    np.testing.assert_allclose(images.load_image(tmp_path / "0.png").astype(int), expected, atol=1)
+
+
+@pytest.mark.slow
+def test_a_host_with_damaged_weights_stops_both(tiny, tmp_path):
+    damaged = shutil.copytree(tiny, tmp_path / "damaged")
+    (damaged / "weights" / "_METADATA").unlink()
+    flags = "--size 12x8 --prompt x --multi-host".split()
+    processes = two_hosts.start([[ROOT / "sample.py", "--checkpoint", folder, *flags] for folder in (tiny, damaged)], tmp_path)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    line = f"the model folder is incomplete: {damaged}/weights/_METADATA is missing; fetch or write the folder again\n"
+    assert errors[0].endswith(f"error: process 1: {line}") and errors[1] == f"\nerror: {line}"
+    assert not (tmp_path / "samples.png").exists()
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ import functools
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import two_hosts
 
 from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
@@ -221,6 +223,38 @@ def test_bad_input(command, monkeypatch, capsys, flags, data, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+@pytest.mark.slow
+def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, capsys):
+    """Each draws its part of every batch; one is killed at some moment. What is there then is whole, and the rest becomes what it was."""
+    Path("many.jsonl").write_text("".join(json.dumps({"prompt": f"{n} cats"}) + "\n" for n in range(40)))
+    flags = ["--geneval", "many.jsonl", "--per-prompt", "2", "--batch-size", "1", *SMALL]
+    assert command(*flags, "--out", "whole") == 0
+    script = ["-m", "bitdance_jax.evaluate.prompts", "--checkpoint", folder, *flags, "--multi-host"]
+    processes = two_hosts.start([[*script, "--out", out] for out in ("parts", "unused")], Path.cwd())
+    while not Path("parts/00006/grid.png").exists():
+        assert processes[1].poll() is None, processes[1].communicate()
+        time.sleep(0.002)
+    processes[1].kill()
+    _, error = processes[0].communicate(timeout=60)
+    assert processes[0].returncode == 2 and "error: process 1 is gone (killed, or its host is down); start all" in error
+    assert not Path("unused").exists() and "pictures" not in processes[1].communicate()[0]
+
+    begun = {name: file for name, file in contents("parts").items() if not Path(name).name.startswith(".")}
+    finished = [name for name in begun if name.endswith("grid.png")]
+    assert 7 <= len(finished) < 40
+    for name in begun:
+        assert not name.endswith(".png") or images.load_image(f"parts/{name}").shape == ((8, 12, 3) if "samples" in name else (8, 24, 3))
+    capsys.readouterr()
+    assert command(*flags, "--out", "parts") == 0
+    assert "2 pictures of each of 40 prompts in parts (" in capsys.readouterr().out
+    whole, parts = contents("whole"), contents("parts")
+    assert set(whole) == set(parts) and begun.items() <= parts.items()
+    for name in whole:
+        if name.endswith(".png"):
+            one, other = (images.load_image(f"{out}/{name}").astype(int) for out in ("whole", "parts"))
+            np.testing.assert_allclose(one, other, atol=1)
 
 
 def test_other_models(command, tmp_path, capsys):
