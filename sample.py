@@ -48,7 +48,8 @@ class Arguments:
       dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
       weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
       mesh: the devices of a text-to-image model; all of them share every layer if left out.
-      compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time.
+      compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time. Of
+        several hosts the first one alone writes there, and all read.
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that was begun otherwise.

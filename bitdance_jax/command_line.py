@@ -45,21 +45,27 @@ def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | N
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """The exit status of a tool; bad input is one line on stderr and status 2."""
+    """The exit status of a tool; bad input is one line on stderr and status 2, Ctrl-C one and 130."""
     try:
         return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 def keep_compiled(folder: str) -> None:
     """Keeps the programs that JAX compiles from here on in a folder, local or gs://, and takes those that are there.
 
+    Of several processes the first one alone writes, and all read: the folder must be one that all of them see.
+
     Raises:
       UserError: it cannot be made.
     """
     jax.config.update("jax_compilation_cache_dir", str(files.folder(folder)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # The small ones, left out otherwise, add up to a second.
 
 
 def _flag_names(config: Any, prefix: str = "") -> list[str]:

@@ -147,6 +147,14 @@ def test_run_prints_one_line_for_bad_input(capsys):
     assert capsys.readouterr() == ("", "error: no model folder x\n")
 
 
+def test_run_prints_one_line_for_ctrl_c(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert run(main) == 130
+    assert capsys.readouterr() == ("", "stopped\n")
+
+
 def test_run_does_not_hide_bugs():
     def main():
         raise KeyError("x")

@@ -64,7 +64,8 @@ class Arguments:
       batch_size: pictures drawn at a time by each copy of the model (--mesh.data times --mesh.fsdp); they are of as many prompts.
       weights: the type that the weights are kept in.
       mesh: the devices; all of them share every layer if left out, with --multi-host those of each host.
-      compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time.
+      compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time. Of
+        several hosts the first one alone writes there, and all read.
       multi_host: this is one of several processes, on as many hosts, that draw together (bitdance_jax/hosts.py); all get the same flags,
         and process 0 writes.
     """
