@@ -49,8 +49,9 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 """What the end of a parameter's path matches -> its axes, counted from the last; layers stacked in front are never cut."""
 
-ACTIVATIONS: dict[str, str | tuple[str, ...]] = {"batch": BATCH, "heads": TENSOR, "hidden": TENSOR}
-"""What an activation's axis is -> the mesh axes that it is split over; any other is whole."""
+ACTIVATIONS: dict[str, str | tuple[str, ...]] = {"batch": BATCH, "heads": TENSOR, "hidden": TENSOR, "tokens": AXES}
+"""What an activation's axis is -> the mesh axes that it is split over, "tokens" being rows without anything to say to each other; any
+other is whole."""
 
 LARGE = 2**20
 """A parameter of more elements than this must be cut as its rule says; a smaller one may stay whole where its size does not divide."""
@@ -74,6 +75,15 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | Non
         return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
     except NotImplementedError:  # an axis that is no product of whole axes of the TPUs' torus
         return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=axis_types)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """What the compiler of the mesh's devices is told.
+
+    Products of arrays that are cut stay whole, and what they need or give is exchanged before or after. XLA for TPUs would make them rings
+    of small products, whose exchanges take several times as long; `python -m bitdance_jax.plan` shows what that costs.
+    """
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if mesh.devices.flat[0].platform == "tpu" else None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -141,15 +151,19 @@ def constrain(x: Array, *axes: str | None) -> Array:
     """Tells the compiler where an activation lies; without a mesh, or inside shard_map, nothing.
 
     Args:
-      axes: what each axis of `x` is (ACTIVATIONS), None for one that is not split. An axis that the devices do not divide stays whole.
+      axes: what each axis of `x` is (ACTIVATIONS), None for one that is not split. The last mesh axes that do not divide it are left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x
 
-    wanted = [None if axis is None else ACTIVATIONS[axis] for axis in axes]
-    spec = [names if size % num_parts(mesh, names) == 0 else None for names, size in zip(wanted, x.shape, strict=True)]
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    def cut(axis: str | None, size: int) -> tuple[str, ...] | None:
+        names = _names(None if axis is None else ACTIVATIONS[axis])
+        while size % num_parts(mesh, names):
+            names = names[:-1]
+        return names or None
+
+    return jax.lax.with_sharding_constraint(x, P(*map(cut, axes, x.shape)))
 
 
 def gathered(kernel: Array, name: str, dtype: DTypeLike) -> Array:

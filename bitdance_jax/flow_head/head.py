@@ -1,5 +1,10 @@
-"""The binary diffusion head f(x_t, t, z) (paper 3.2): a small DiT that predicts all the clean bits of one patch at once."""
+"""The binary diffusion head f(x_t, t, z) (paper 3.2): a small DiT that predicts all the clean bits of one patch at once.
 
+Inside, the P tokens of all B patches are N rows, one after another. Where the weights are cut over devices (the axis "tensor"), the rows
+are whole in the products and cut between them, so that each device norms and modulates its own.
+"""
+
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +34,7 @@ def timestep_features(t: Float[Array, "*B"]) -> Float[Array, "*B 256"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def modulate(x: Float[Array, "B P D"], scale: Float[Array, "B P D"], shift: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+def modulate(x: Float[Array, "N D"], scale: Float[Array, "N D"], shift: Float[Array, "N D"]) -> Float[Array, "N D"]:
     return x * (1 + scale) + shift
 
 
@@ -61,15 +66,17 @@ class PatchAttention(nn.Module):
     """Full attention among the tokens of one patch, without positions."""
 
     config: FlowHeadConfig
+    tokens_per_step: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         qkv = FusedDense(3, self.config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (constrain(rearrange(y, "b p (n d) -> b n p d", d=self.config.head_dim), "batch", "heads", None, None) for y in qkv)
+        split = functools.partial(rearrange, pattern="(b p) (n d) -> b n p d", p=self.tokens_per_step, d=self.config.head_dim)
+        q, k, v = (constrain(split(y), "batch", "heads", None, None) for y in qkv)
         out = attention.attend(q, k, v, mask=None)
         project = linear.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
-        return project(rearrange(out, "b n p d -> b p (n d)"))
+        return project(rearrange(out, "b n p d -> (b p) (n d)"))
 
 
 class HeadBlock(nn.Module):
@@ -80,7 +87,7 @@ class HeadBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B P D"], modulation: list[Float[Array, "B P D"]]) -> tuple[Float[Array, "B P D"], None]:
+    def __call__(self, x: Float[Array, "N D"], modulation: list[Float[Array, "N D"]]) -> tuple[Float[Array, "N D"], None]:
         config, hidden = self.config, int(1.5 * self.config.width)
         if config.use_swiglu:
             mlp: nn.Module = SwiGLU(hidden, config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="mlp")
@@ -89,10 +96,18 @@ class HeadBlock(nn.Module):
         if self.tokens_per_step > 1:
             scale, shift, gate = modulation[:3]
             y = modulate(nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="attention_norm")(x), scale, shift)
-            x = x + gate * PatchAttention(config, self.dtype, name="attention")(y)
+            x = x + gate * _cut(PatchAttention(config, self.tokens_per_step, self.dtype, name="attention")(_whole(y)))
         scale, shift, gate = modulation[-3:]
         y = modulate(nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="mlp_norm")(x), scale, shift)
-        return constrain(x + gate * mlp(y), "batch", None, None), None
+        return x + gate * _cut(mlp(_whole(y))), None
+
+
+def _cut(x: Float[Array, "*E N D"]) -> Float[Array, "*E N D"]:
+    return constrain(x, *[None] * (x.ndim - 2), "tokens", None)
+
+
+def _whole(x: Float[Array, "*E N D"]) -> Float[Array, "*E N D"]:
+    return constrain(x, *[None] * (x.ndim - 2), "batch", None)
 
 
 class HeadGroup(nn.Module):
@@ -104,24 +119,36 @@ class HeadGroup(nn.Module):
     remat: str | None = None
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B P D"], y: Float[Array, "B P D"]) -> tuple[Float[Array, "B P D"], None]:
-        config = self.config
+    def setup(self) -> None:
+        config, count = self.config, self.config.num_blocks // self.config.num_groups
         vectors = 6 if self.tokens_per_step > 1 else 3
-        modulation = FusedDense(vectors, config.width, True, nn.initializers.zeros, self.dtype, name="ada_ln")(y)
-        blocks = config.num_blocks // config.num_groups
+        self.ada_ln = FusedDense(vectors, config.width, True, nn.initializers.zeros, self.dtype)
         arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.dtype)
         if self.scan:
-            return stacked(HeadBlock, blocks, self.remat)(*arguments, name="blocks")(x, modulation)
-        for i in range(blocks):
-            x, _ = HeadBlock(*arguments, name=f"blocks_{i}")(x, modulation)
-        return x, None
+            self.blocks: Any = stacked(HeadBlock, count, self.remat)(*arguments)
+        else:
+            self.blocks = [HeadBlock(*arguments) for _ in range(count)]
+
+    def modulation(self, y: Float[Array, "*E N D"]) -> list[Float[Array, "*E N D"]]:
+        """The blocks' scales, shifts and gates."""
+        return [_cut(vector) for vector in self.ada_ln(y)]
+
+    def run(self, x: Float[Array, "N D"], modulation: list[Float[Array, "N D"]]) -> Float[Array, "N D"]:
+        if self.scan:
+            return self.blocks(x, modulation)[0]
+        for block in self.blocks:
+            x, _ = block(x, modulation)
+        return x
+
+    def __call__(self, x: Float[Array, "N D"], y: Float[Array, "N D"]) -> tuple[Float[Array, "N D"], None]:
+        return self.run(x, self.modulation(y)), None
 
 
 class FlowHead(nn.Module):
     """Predicts clean bits from noisy ones.
 
-    Sampling calls the three parts apart: `embed_time` once for all steps, `embed_condition` once for a patch, `denoise` at every step.
+    Sampling calls the parts apart: `embed_time` once for all steps, `embed_condition` once for a patch, `predict` at every step;
+    `modulation`, which knows nothing of the noisy bits, at every step or once for all of a patch's.
 
     Attributes:
       config: sizes.
@@ -161,26 +188,53 @@ class FlowHead(nn.Module):
         """The transformer's states at a patch to vectors of the head's width."""
         return self.cond_embed(z)
 
-    def denoise(self, x_t: Float[Array, "B P K"], time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> Float[Array, "B P K"]:
+    def modulation(self, time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> "Modulation":
+        """What the blocks and the last layer are modulated by, of unrolled groups.
+
+        Args:
+          time: `embed_time` of the times: [D] for all rows, [B, 1, D], or [E, 1, 1, D] for E evaluations at once.
+          condition: `embed_condition` of the states.
+        """
+        y = self._style(time, condition)
+        return [group.modulation(y) for group in self.groups], [_cut(vector) for vector in self.final_ada_ln(y)]
+
+    def predict(self, x_t: Float[Array, "B P K"], modulation: "Modulation") -> Float[Array, "B P K"]:
         """The predicted clean bits, float32.
 
         Args:
           x_t: noisy bits; 1 for the data, 0 for the noise end of time.
-          time: `embed_time` of the times, [D] for all rows or [B, 1, D].
-          condition: `embed_condition` of the states.
+          modulation: `modulation` of one evaluation.
         """
-        # Rows stay where they are: the kernels, cut over the same devices, would draw the activations after them.
-        y = constrain(nn.silu(time + condition), "batch", None, None)
-        x = constrain(self.input_proj(constrain(x_t, "batch", None, None)), "batch", None, None)
-        if self.scan:
-            x, _ = self.groups(x, y)
-        else:
-            for group in self.groups:
-                x, _ = group(x, y)
-        scale, shift = self.final_ada_ln(y)
-        out = self.final_linear(modulate(self.final_norm(x), scale, shift))
-        return 2 * nn.sigmoid(out) - 1 if self.config.squash_output else out
+        vectors, last = modulation
+        x = self._embed(x_t)
+        for group, own in zip(self.groups, vectors, strict=True):
+            x = group.run(x, own)
+        return self._bits(x, last)
+
+    def denoise(self, x_t: Float[Array, "B P K"], time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> Float[Array, "B P K"]:
+        """`predict` with the `modulation` of one evaluation; the groups may be scanned."""
+        if not self.scan:
+            return self.predict(x_t, self.modulation(time, condition))
+        y = self._style(time, condition)
+        x, _ = self.groups(self._embed(x_t), y)
+        return self._bits(x, self.final_ada_ln(y))
 
     def __call__(self, x_t: Float[Array, "B P K"], t: Float[Array, "B"], z: Float[Array, "B P C"]) -> Float[Array, "B P K"]:
         """`denoise` with both embeddings made on the spot: one time and one state for each patch."""
         return self.denoise(x_t, self.embed_time(t)[:, None], self.embed_condition(z))
+
+    def _style(self, time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> Float[Array, "*E N D"]:
+        # Rows stay where they are: the kernels, cut over the same devices, would draw the activations after them.
+        return _whole(rearrange(nn.silu(time + condition), "... b p d -> ... (b p) d"))
+
+    def _embed(self, x_t: Float[Array, "B P K"]) -> Float[Array, "N D"]:
+        return _cut(self.input_proj(_cut(_whole(rearrange(x_t, "b p k -> (b p) k")))))
+
+    def _bits(self, x: Float[Array, "N D"], modulation: list[Float[Array, "N D"]]) -> Float[Array, "B P K"]:
+        out = self.final_linear(modulate(self.final_norm(x), *modulation))
+        out = rearrange(_whole(out), "(b p) k -> b p k", p=self.tokens_per_step)
+        return 2 * nn.sigmoid(out) - 1 if self.config.squash_output else out
+
+
+Modulation = tuple[list[list[Float[Array, "*E N D"]]], list[Float[Array, "*E N D"]]]
+"""(each group's vectors, the last layer's)."""

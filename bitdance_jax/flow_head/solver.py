@@ -8,7 +8,7 @@ Both solvers are the same recurrence x <- a x + b v + c e with v = (f - x) / max
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,27 +59,27 @@ def guide(velocity: Float[Array, "R P K"], scale: Float[Array, ""] | float) -> F
 
 
 def solve(
-    predict: Callable[[Float[Array, "R P K"], Float[Array, "D"]], Float[Array, "R P K"]],
+    predict: Callable[[Float[Array, "R P K"], Any], Float[Array, "R P K"]],
     noise: Float[Array, "S B P K"],
     steps: Steps,
-    time_embeddings: Float[Array, "E D"],
+    inputs: Any,
     scale: Float[Array, ""] | float | None,
 ) -> Float[Array, "B P K"]:
     """Values whose signs are the bits of one patch.
 
     Args:
-      predict: the head at given time embedding. With guidance it gets the shared sample twice, R = 2 B rows.
+      predict: the head, given one evaluation's part of `inputs`. With guidance it gets the shared sample twice, R = 2 B rows.
       noise: `num_noises` standard normal draws; the first is the starting point.
       steps: `solver_steps`.
-      time_embeddings: the head's embedding of every `steps.t`.
+      inputs: arrays [E, ...], the evaluations' own: time embeddings, or what is made of them.
       scale: guidance scale of this patch, or None for a sample for each row.
     """
 
-    def step(x: Float[Array, "B P K"], inputs: tuple[Array, Array, Array]) -> tuple[Float[Array, "B P K"], None]:
-        numbers, time, fresh = inputs
+    def step(x: Float[Array, "B P K"], parts: tuple[Array, Any, Array]) -> tuple[Float[Array, "B P K"], None]:
+        numbers, own, fresh = parts
         at = Steps(*numbers)
         rows = x if scale is None else jnp.concatenate([x, x])
-        velocity = (predict(rows, time) - rows) / remaining_time(at.t)
+        velocity = (predict(rows, own) - rows) / remaining_time(at.t)
         if scale is not None:
             velocity = guide(velocity, scale)
         return at.keep * x + at.move * velocity + at.diffuse * fresh, None
@@ -88,5 +88,5 @@ def solve(
     idle = steps.t.shape[0] - fresh.shape[0]
     fresh = jnp.concatenate([fresh, jnp.zeros((idle, *start.shape), start.dtype)])
     # One array for the numbers of a step: accelerators launch a kernel for every one that a loop slices.
-    x, _ = jax.lax.scan(step, start, (jnp.stack(steps, axis=1), time_embeddings, fresh))
+    x, _ = jax.lax.scan(step, start, (jnp.stack(steps, axis=1), inputs, fresh))
     return x

@@ -284,4 +284,5 @@ def _patches(model: ClassConditional, params: Params) -> next_patch.Model:
         hidden, cache = bound.read(bound.embed_bits(bits), angles, visible, cache, start)
         return bound.condition(hidden, (patch + 1) * length), cache
 
-    return next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
+    head = bound.head
+    return next_patch.Model(read, head.embed_time, head.embed_condition, head.modulation, head.predict, config.head.time_shift)

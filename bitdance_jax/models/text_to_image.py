@@ -282,7 +282,8 @@ def _patches(
         hidden, cache = bound.read(x, jax.lax.dynamic_slice_in_dim(positions, start, block, axis=1), mask, cache, start)
         return bound.condition(hidden, jax.lax.dynamic_slice_in_dim(xy, (patch + 1) * block, block)), cache
 
-    return next_patch.Model(read, bound.head.embed_time, bound.head.embed_condition, bound.head.denoise, config.head.time_shift)
+    head = bound.head
+    return next_patch.Model(read, head.embed_time, head.embed_condition, head.modulation, head.predict, config.head.time_shift)
 
 
 def _positions(padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int) -> tuple[Int[Array, "R S"], Bool[Array, "R S"]]:

@@ -25,14 +25,16 @@ class Model(NamedTuple):
       read: bits of patch i [R, P, K], i, cache -> states of patch i + 1 [R, P, C], cache.
       embed_time: times [E] -> vectors [E, D].
       embed_condition: states [R, P, C] -> vectors [R, P, D].
-      denoise: noisy bits [R, P, K], one time vector [D], condition vectors [R, P, D] -> predicted bits [R, P, K].
+      modulation: time vectors [D], or [E, 1, 1, D] of E evaluations, condition vectors [R, P, D] -> arrays [R, P, D], or [E, R, P, D].
+      predict: noisy bits [R, P, K], one evaluation's modulation -> predicted bits [R, P, K].
       time_shift: the head's.
     """
 
     read: Callable[[Float[Array, "R P K"], Int[Array, ""], Cache], tuple[Float[Array, "R P C"], Cache]]
     embed_time: Callable[[Float[Array, "E"]], Float[Array, "E D"]]
     embed_condition: Callable[[Float[Array, "R P C"]], Float[Array, "R P D"]]
-    denoise: Callable[[Float[Array, "R P K"], Float[Array, "D"], Float[Array, "R P D"]], Float[Array, "R P K"]]
+    modulation: Callable[[Float[Array, "*E D"], Float[Array, "R P D"]], Any]
+    predict: Callable[[Float[Array, "R P K"], Any], Float[Array, "R P K"]]
     time_shift: float
 
 
@@ -134,9 +136,20 @@ def drawing(model: Model, config: SamplerConfig) -> Draw:
 
     def draw(states: Float[Array, "R P C"], patch_noise: Float[Array, "S B P K"], scale: Any) -> Float[Array, "B P K"]:
         condition = model.embed_condition(states)
-        return solver.solve(lambda x, time: model.denoise(x, time, condition), patch_noise, steps, times, scale)
+        if modulated_at_once(states.shape[0] * states.shape[1], len(times)):
+            return solver.solve(model.predict, patch_noise, steps, model.modulation(times[:, None, None], condition), scale)
+        return solver.solve(lambda x, time: model.predict(x, model.modulation(time, condition)), patch_noise, steps, times, scale)
 
     return draw
+
+
+def modulated_at_once(rows: int, evaluations: int) -> bool:
+    """Whether a patch's modulation is made for all evaluations of the head at once.
+
+    A fifth of the head's weights make it. While the rows are few, reading weights is what takes the time, and those are then read once a
+    patch. The bound on what is kept is 14 vectors, of the head's width, for each of 2^14 rows: 2.2 GiB of a released text-to-image model.
+    """
+    return rows <= 256 and rows * evaluations <= 2**14
 
 
 def draw_first(

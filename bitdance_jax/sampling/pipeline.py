@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
 
-from bitdance_jax import images, model_folder
+from bitdance_jax import images, model_folder, sharding
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig, from_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
@@ -24,7 +26,7 @@ from bitdance_jax.models.class_conditional import ClassConditional, abstract_par
 from bitdance_jax.sampling.next_patch import noise_from_keys
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
 from bitdance_jax.sampling.steps import draw_steps
-from bitdance_jax.tokenizer import autoencoder, lfq
+from bitdance_jax.tokenizer import autoencoder, lfq, strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.transformer import order
 from bitdance_jax.transformer.stack import unstack
@@ -263,11 +265,30 @@ def sample_labels(
     return sample_codes(model, params, labels, noise, sampler).astype(jnp.int8)
 
 
-def decode_codes(tokenizer: Autoencoder, params: Any, codes: Int8[Array, "B h w K"], keys: Array) -> UInt8[Array, "B H W C"]:
-    """Pictures of codes. `keys` [B] are for the noise of a GAN decoder."""
+def decode_codes(
+    tokenizer: Autoencoder, params: Any, codes: Int8[Array, "B h w K"], keys: Array, mesh: Mesh | None = None
+) -> UInt8[Array, "B H W C"]:
+    """Pictures of codes, large ones in strips.
+
+    Args:
+      tokenizer, params: its decoder, whole on every device.
+      codes: in {-1, 1}.
+      keys: [B], for the noise of a GAN decoder.
+      mesh: each device decodes some rows of the pictures, or all where it does not divide them; one device if left out.
+    """
     noise = jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys) if tokenizer.config.decoder == "gan" else None
-    values: Any = tokenizer.apply({"params": params}, codes.astype(jnp.float32), noise, method="decode")
-    return images.to_uint8(values)
+    axes = sharding.AXES if mesh is not None and mesh.size > 1 and codes.shape[1] % mesh.size == 0 else ()
+
+    def decode(params: Any, codes: Array, noise: Array | None) -> Array:
+        rows = strips.choose(codes.shape, tokenizer.config.downsampling, axes)
+        values: Any = tokenizer.clone(rows=rows).apply({"params": params}, codes.astype(jnp.float32), noise, method="decode")
+        return images.to_uint8(values)
+
+    if mesh is None:
+        return decode(params, codes, noise)
+    # Not left to the partitioner, which would gather a picture that is cut over devices to take a strip of it.
+    cut = P(None, axes or None)
+    return jax.shard_map(decode, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False)(params, codes, noise)
 
 
 def draw_pictures(
@@ -291,15 +312,20 @@ def draw_pictures(
 
 
 def sampling_params(params: Any, dtype: DTypeLike) -> Any:
-    """Stacked parameters of a model as it samples: unstacked, in its compute type.
+    """Stacked parameters of a model as it samples: unstacked, and as `weight_dtype` says."""
+
+    def convert(path: tuple[Any, ...], array: Any) -> Array:
+        return jnp.asarray(array, weight_dtype([part.key for part in path], dtype))
+
+    return jax.tree_util.tree_map_with_path(convert, unstack(params))
+
+
+def weight_dtype(path: Sequence[str], dtype: DTypeLike) -> jnp.dtype:
+    """The type in which sampling keeps the weight at a path: the compute type.
 
     Those of norms stay float32, in which norms compute: else each would be converted anew at every step of the head.
     """
-
-    def convert(path: tuple[Any, ...], array: Any) -> Array:
-        return jnp.asarray(array, jnp.float32 if any("norm" in part.key for part in path) else dtype)
-
-    return jax.tree_util.tree_map_with_path(convert, unstack(params))
+    return jnp.dtype(jnp.float32 if any("norm" in name for name in path) else dtype)
 
 
 def check_seed(seed: int) -> None:

@@ -1,17 +1,14 @@
 """Text-to-image models ready to use: prompts to pictures. Loaded from a model folder; numpy out."""
 
-import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
@@ -19,18 +16,16 @@ from tqdm import tqdm
 from bitdance_jax import hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.sampling import memory
-from bitdance_jax.sampling.next_patch import Drawing, NoiseSource, noise_from_keys
+from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
-from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes, image_keys
+from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, image_keys
+from bitdance_jax.sampling.prompt_programs import Programs, kept
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.tokenizer import autoencoder
-from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.transformer import order
 
 
 RELEASED_SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
@@ -88,10 +83,7 @@ class TextToImage:
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self._dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
         self._weights: str = weights or self._dtype.name
-        self._module = model.TextToImage(self.config, dtype=self._dtype)
-        self._begin = self._jit(self._begin_images, static_argnames="sampler")
-        self._advance = self._jit(self._advance_images, static_argnames="sampler", donate_argnames="drawing")
-        self._decode = self._jit(self._decode_images, static_argnames="height")
+        self._programs = Programs(self.config, self.mesh, self._dtype)
 
     @classmethod
     def load(
@@ -228,11 +220,11 @@ class TextToImage:
     def _draw(self, request: "_Request", start: int, every: int) -> Iterator[tuple[Drawing, int]]:
         """The batch of images from `start` on, and how many patches are drawn: 1, 1 + every, ..., all. Each takes the last one's memory."""
         prefixes, keys = request.batch(start)
-        drawing = self._begin(self.params["model"], prefixes, request.xy, keys, sampler=request.sampler)
+        drawing = self._programs.begin(self.params["model"], prefixes, request.xy, keys, sampler=request.sampler)
         yield drawing, 1
         for drawn in range(1, request.steps, every):
             stop = min(drawn + every, request.steps)
-            drawing = self._advance(
+            drawing = self._programs.advance(
                 self.params["model"], drawing, prefixes.padding, request.xy, keys, np.int32(stop), sampler=request.sampler
             )
             yield drawing, stop
@@ -246,46 +238,17 @@ class TextToImage:
         parts = []
         for first in range(0, len(sequences), chunk):
             rows = np.arange(first, first + chunk).clip(max=len(sequences) - 1)
-            decoded = self._decode(self.params["tokenizer"], sequences[rows], keys[rows], height=request.grid)
+            decoded = self._programs.decode(self.params["tokenizer"], sequences[rows], keys[rows], height=request.grid)
             parts.append(hosts.gather(decoded)[: len(sequences) - first])
         pictures = np.concatenate(parts)[: len(request.keys) - start]
         return grey_out(pictures, request.xy[drawn * self.config.tokens_per_step :], self.config.tokenizer.downsampling)
 
-    def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        def on_mesh(*arguments: Any, **static: Any) -> Any:
-            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                return function(*arguments, **static)
-
-        return jax.jit(functools.wraps(function)(on_mesh), **options)
-
-    def _noise(self, keys: Array, sampler: SamplerConfig) -> NoiseSource:
-        return noise_from_keys(jax.random.wrap_key_data(keys), num_noises(sampler), self.config.tokens_per_step, self.config.tokenizer.bits)
-
-    def _begin_images(self, params: Any, prefixes: Prefixes, xy: Array, keys: Array, *, sampler: SamplerConfig) -> Drawing:
-        return model.begin(self._module, params, prefixes, xy, self._noise(keys, sampler), sampler)
-
-    def _advance_images(
-        self, params: Any, drawing: Drawing, padding: Array, xy: Array, keys: Array, stop: Int[Array, ""], *, sampler: SamplerConfig
-    ) -> Drawing:
-        return model.advance(self._module, params, drawing, padding, xy, self._noise(keys, sampler), sampler, stop)
-
-    def _decode_images(self, params: Any, sequences: Int8[Array, "B T K"], keys: Array, *, height: int) -> UInt8[Array, "B H W 3"]:
-        """Each device decodes some rows of the pictures: the compiler moves what the convolutions and the norms need of the others."""
-        codes = order.sequence_to_grid(sequences.astype(jnp.float32), height, self.config.patch_side, "patch")
-        cut = P(None, sharding.AXES) if height % self.mesh.size == 0 else P()
-        codes = jax.lax.with_sharding_constraint(codes.astype(jnp.int8), NamedSharding(self.mesh, cut))
-        return decode_codes(Autoencoder(self.config.tokenizer, self._dtype), params, codes, jax.random.wrap_key_data(keys))
-
     def _place(self, path: tuple[str, ...], stored: model_folder.StoredArray) -> Any:
-        if path[:3] == ("model", "text", "lm_head") or path[:2] == ("tokenizer", "encoder"):
+        how = kept(self.mesh, path, stored.shape, self._dtype, self._weights)
+        if how is None:
             return None
-        # The decoder is small, and its activations are not: each device has it whole, and a part of the picture.
-        spec = P() if path[0] == "tokenizer" else sharding.parameter_spec(self.mesh, "/".join(path), stored.shape)
-        dtype = self._dtype if self._weights == "int8" else jnp.dtype(self._weights)
-        array = jax.make_array_from_callback(stored.shape, NamedSharding(self.mesh, spec), lambda index: stored[index].astype(dtype))
-        if self._weights == "int8" and quantize.QUANTIZED.search("/".join(path[1:])):
-            return quantize.quantize(array)
-        return array
+        array = jax.make_array_from_callback(stored.shape, how.place, lambda index: stored[index].astype(how.dtype))
+        return quantize.quantize(array) if how.int8 else array
 
 
 class _Request(NamedTuple):

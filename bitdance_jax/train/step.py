@@ -16,10 +16,6 @@ from bitdance_jax.train.task import Batch, Objective, Params
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]
 
-TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-"""Keeps the products that give the weights' gradients whole, to be added up over the devices afterwards. XLA would make them rings of small
-ones, each of which goes through memory; `python -m bitdance_jax.plan` shows what that costs."""
-
 
 def make_train_step(
     objective: Objective,
@@ -50,8 +46,7 @@ def make_train_step(
             return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     places = jax.tree.map(lambda x: x.sharding, abstract_state(objective, optimizer, mesh))
-    options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None), compiler_options=options)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None), compiler_options=sharding.compiler_options(mesh))
 
 
 def make_evaluation_step(objective: Objective, mesh: Mesh) -> Callable[[Params, Params, Batch, jax.Array], Metrics]:

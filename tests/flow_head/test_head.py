@@ -66,16 +66,19 @@ def test_scanned_blocks_give_the_same_numbers(tokens_per_step):
 
 
 def test_parts_make_the_whole():
-    """Embedding times and conditions beforehand changes nothing; one time serves all rows."""
+    """Embedding times and conditions beforehand changes nothing, nor modulation for all times at once; one time serves all rows."""
     x_t, _, z = inputs(4)
     model = head(4)
     variables = {"params": random_params(model, x_t, jnp.zeros(5), z)}
     times = jnp.array([0.2, 0.7])
     time_vectors = model.apply(variables, times, method="embed_time")
     condition = model.apply(variables, z, method="embed_condition")
-    for t, vector in zip(times, time_vectors, strict=True):
+    modulation = model.apply(variables, time_vectors[:, None, None], condition, method="modulation")
+    for i, t in enumerate(times):
         whole = model.apply(variables, x_t, jnp.full(5, t), z)
-        assert_close(model.apply(variables, x_t, vector, condition, method="denoise"), whole, 1e-5)
+        assert_close(model.apply(variables, x_t, time_vectors[i], condition, method="denoise"), whole, 1e-5)
+        own = jax.tree.map(lambda vectors, i=i: vectors[i], modulation)
+        assert_close(model.apply(variables, x_t, own, method="predict"), whole, 1e-5)
 
 
 def test_tokens_of_a_patch_see_each_other_and_no_other_patch():
