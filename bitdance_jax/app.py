@@ -4,8 +4,13 @@ Classes or a prompt go in; a gallery fills in while the patches are drawn. The p
 """
 
 import dataclasses
+import logging
+import math
 import os
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,8 +21,8 @@ import numpy as np
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, load, model_folder
 from bitdance_jax.command_line import parse, run
-from bitdance_jax.config import SamplerConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.images import save_png
 from bitdance_jax.sampling.partial import Partial
 from bitdance_jax.sampling.pipeline import EMBEDDED
 from bitdance_jax.sampling.text_to_image import Weights, parse_size
@@ -32,7 +37,8 @@ MAX_PICTURES = 64
 SIZES = ("1024x1024", "1280x768", "768x1280", "512x512", "2048x512", "512x2048")
 """Proposed for text-to-image models; others can be typed."""
 
-MAX_SEED = 2**32 - 1
+PROMPTS = ("a red fox in fresh snow, watercolour", "a lighthouse on a cliff at dusk, long exposure", "一只橘猫在窗台上看雨")
+"""Proposed likewise."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,9 @@ class Wish(NamedTuple):
     guidance: float
 
 
+STYLE = "#pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(10rem, 30%), 1fr)) !important}"
+"""Of the page: pictures side by side as large as suits the screen."""
+
 Drawer = ClassConditionalPipeline | TextToImage
 
 
@@ -88,7 +97,7 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", arguments.compilation_cache)
     page = make_page(gradio, load_drawer(arguments), os.path.basename(os.path.normpath(arguments.checkpoint)))
     try:
-        page.launch(server_name=arguments.host, server_port=arguments.port, share=arguments.share, ssr_mode=False)
+        page.launch(server_name=arguments.host, server_port=arguments.port, share=arguments.share, ssr_mode=False, css=STYLE)
     except OSError as error:  # Gradio's, of a port that is taken, has several lines
         raise UserError(f"cannot serve at {arguments.host}:{arguments.port}: {str(error).splitlines()[0]}") from None
 
@@ -124,65 +133,93 @@ def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
     for name, value in wish._asdict().items():
         if value is None:  # so Gradio gives an emptied field
             raise UserError(f"{name} is empty; fill it in")
-    sampler = dataclasses.replace(model.sampler, head_steps=wish.steps, guidance_scale=float(wish.guidance))
-    total = wish.pictures * (1 if isinstance(wish.subject, str) else len(wish.subject))
+    total = len(captions(model, wish))
     if total > MAX_PICTURES:
         raise UserError(f"{total} pictures are too many at a time; {MAX_PICTURES} are the most")
+    sampler = dataclasses.replace(model.sampler, head_steps=wish.steps, guidance_scale=float(wish.guidance))
     if isinstance(model, TextToImage):
-        return _draw_prompt(model, wish, sampler)
+        size, prompt, count = parse_size(wish.size), str(wish.subject), wish.pictures
+        every = max(1, math.prod(size) // model.config.size_multiple**2 // PREVIEWS)
+        return model.generate_steps(prompt, every=every, size=size, images_per_prompt=count, seed=wish.seed, sampler=sampler)
     if not wish.subject:
         raise UserError("choose at least one class")
     labels = np.repeat(np.asarray(wish.subject, np.int32), wish.pictures).tolist()
-    return model.sample_steps(labels, wish.seed, every=_every(model.config.num_steps), sampler=sampler)
+    return model.sample_steps(labels, wish.seed, every=max(1, model.config.num_steps // PREVIEWS), sampler=sampler)
 
 
-def _draw_prompt(model: TextToImage, wish: Wish, sampler: SamplerConfig) -> Iterator[Partial]:
-    height, width = parse_size(wish.size)
-    every = _every(height * width // model.config.size_multiple**2)
-    prompt, pictures = str(wish.subject), wish.pictures
-    return model.generate_steps(prompt, every=every, size=(height, width), images_per_prompt=pictures, seed=wish.seed, sampler=sampler)
-
-
-def _every(patches: int) -> int:
-    return max(1, patches // PREVIEWS)
+def captions(model: Drawer, wish: Wish) -> list[str | None]:
+    """What is written below each picture: its class."""
+    if isinstance(model, TextToImage):
+        return [None] * wish.pictures
+    return [model.class_names[int(label)] for label in wish.subject for _ in range(wish.pictures)]
 
 
 def make_page(gradio: Any, model: Drawer, name: str) -> Any:
     """The page, a `gradio.Blocks`, that draws with a model."""
+    turn = threading.Lock()
 
     def on_draw(*fields: Any) -> Iterator[tuple[Any, str]]:
-        yield [], "starting; the first pictures of a kind wait until the model is compiled"
+        """What the gallery and the line above it show."""
+        yield gradio.skip(), "starting; the first pictures of a kind wait until the model is compiled"
+        wish = Wish(*fields)
         try:
-            for partial in draw(model, Wish(*fields)):
-                done = "done" if partial.drawn == partial.patches else "drawing"
-                yield list(partial.pictures), f"{done}: {partial.drawn} of {partial.patches} patches"
-        except UserError as error:
-            gradio.Warning(str(error))
-            yield [], ""
+            # When one drawing is stopped, Gradio begins the next even while a patch of it is still computed.
+            with turn, tempfile.TemporaryDirectory() as folder:
+                start = time.monotonic()
+                for drawn, patches, pictures in draw(model, wish):
+                    last = drawn == patches
+                    shown = list(zip(_save(folder, wish.seed, pictures) if last else pictures, captions(model, wish), strict=True))
+                    status = f"{'done' if last else 'drawing'}: {drawn} of {patches} patches, {time.monotonic() - start:.1f} s"
+                    # At first a single picture is opened, which makes it as large as the gallery; later that is up to the visitor.
+                    yield gradio.Gallery(shown, selected_index=0 if len(shown) == 1 else None) if drawn == 1 else shown, status
+        except Exception as error:
+            complaint = str(error)
+            if not isinstance(error, UserError):  # one of XLA, say, whose memory is full: the next drawing may be a smaller one
+                logging.exception("a drawing failed")
+                complaint = type(error).__name__ + ": " + complaint.partition("\n")[0]
+            gradio.Warning(complaint)
+            yield gradio.skip(), complaint
 
     with gradio.Blocks(title=f"BitDance: {name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"## BitDance: {name}")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
                 inputs = _inputs(gradio, model)
-                with gradio.Row():
-                    start = gradio.Button("Draw", variant="primary", min_width=100, elem_id="draw")
-                    stop = gradio.Button("Stop", variant="stop", min_width=100, elem_id="stop")
             with gradio.Column(scale=2):
+                with gradio.Row():
+                    start = gradio.Button("Draw", variant="primary", scale=2, min_width=100, elem_id="draw")
+                    stop = gradio.Button("Stop", variant="stop", scale=1, min_width=100, elem_id="stop")
                 status = gradio.Textbox(show_label=False, interactive=False, container=False, elem_id="status")
                 pictures = gradio.Gallery(
-                    label="Pictures", columns=3, height=640, object_fit="contain", format="png", interactive=False, elem_id="pictures"
+                    show_label=False,
+                    height=640,
+                    object_fit="contain",
+                    format="jpeg" if isinstance(model, TextToImage) else "png",
+                    interactive=False,
+                    buttons=["download", "download_all", "fullscreen"],
+                    elem_id="pictures",
                 )
         # One event for all visitors together: the queue starts a drawing when the one before has ended.
-        drawing = start.click(on_draw, inputs, [pictures, status], concurrency_limit=1, show_progress="hidden")
-        stop.click(lambda: "stopped", None, status, cancels=[drawing], queue=False)
+        drawing = start.click(on_draw, inputs, [pictures, status], concurrency_limit=1, show_progress="minimal", show_progress_on=status)
+        stop.click(None, cancels=[drawing])
+        # After its last event, in the browser: nothing of the drawing can come later and take the word back.
+        drawing.then(None, status, status, js="text => text.replace(/^(starting.*|drawing)/, 'stopped')")
     return page
+
+
+def _save(folder: str, seed: int, pictures: np.ndarray) -> list[str]:
+    """PNG files, whose names a browser keeps when it saves them."""
+    paths = [os.path.join(folder, f"seed-{seed}-{number:02d}.png") for number in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        save_png(path, picture)
+    return paths
 
 
 def _inputs(gradio: Any, model: Drawer) -> list[Any]:
     """The fields of a `Wish`."""
     if isinstance(model, TextToImage):
-        subject = gradio.Textbox(label="Prompt", lines=3, placeholder="a cat on a mat", elem_id="subject")
+        subject = gradio.Textbox(label="Prompt", lines=3, placeholder=PROMPTS[0], elem_id="subject")
+        gradio.Examples([[prompt] for prompt in PROMPTS], subject, label="Such as")
         size = gradio.Dropdown(SIZES, value=SIZES[0], allow_custom_value=True, label="Size (width x height)", elem_id="size")
         pictures = "Pictures"
     else:
@@ -192,14 +229,12 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
         side = f"{model.config.image_size}x{model.config.image_size}"
         size = gradio.Textbox(side, label="Size (the model's own)", interactive=False, elem_id="size")
         pictures = "Pictures of each class"
-    return [
-        subject,
-        size,
-        gradio.Slider(1, 16, value=1, step=1, label=pictures, elem_id="count"),
-        gradio.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", elem_id="seed"),
-        gradio.Slider(1, 200, value=model.sampler.head_steps, step=1, label="Steps of the head", elem_id="steps"),
-        gradio.Slider(0, 20, value=model.sampler.guidance_scale, step=0.1, label="Guidance (1: none)", elem_id="guidance"),
-    ]
+    count = gradio.Slider(1, 16, value=1, step=1, label=pictures, elem_id="count")
+    seed = gradio.Number(0, precision=0, label="Seed", elem_id="seed")
+    gradio.Button("Another seed", size="sm", elem_id="another").click(None, None, seed, js=f"() => Math.floor(Math.random() * {2**32})")
+    steps = gradio.Slider(1, 200, value=model.sampler.head_steps, step=1, label="Steps of the head", elem_id="steps")
+    guidance = gradio.Slider(0, 20, value=model.sampler.guidance_scale, step=0.1, label="Guidance (1: none)", elem_id="guidance")
+    return [subject, size, count, seed, steps, guidance]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The web page: what it draws for a wish, its warnings, and the page itself in a browser where there is one."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_models
+from PIL import Image
 
 from bitdance_jax import UserError, app, toy_text_to_image
 from bitdance_jax.app import Wish, draw
@@ -98,67 +101,152 @@ def test_without_gradio(monkeypatch):
         app.import_gradio()
 
 
-@pytest.mark.parametrize("kind", ["classes", "prompts"])
-def test_gallery_and_warnings(request, kind, monkeypatch):
+@pytest.fixture
+def page(request, kind):
+    """A page's function that draws, its good fields, and the pop-ups that it shows."""
     gradio = pytest.importorskip("gradio")
-    page = app.make_page(gradio, request.getfixturevalue(kind), kind)
-    drawing, *stop = page.fns.values()
-    assert drawing.concurrency_limit == 1 and any(drawing._id in each.cancels for each in stop)
-    good = WISH if kind == "classes" else WISH._replace(subject="a cat", size="12x8")
-    started, *partly, (pictures, status) = drawing.fn(*good)
-    assert started[0] == [] and all("drawing" in text for _, text in partly)
-    assert len(pictures) == (4 if kind == "classes" else 2) and status.startswith("done")
+    events = app.make_page(gradio, request.getfixturevalue(kind), kind).fns.values()
+    (drawing,) = (event for event in events if event.concurrency_limit == 1)
+    assert any(drawing._id in event.cancels for event in events)
     warnings = []
-    monkeypatch.setattr(gradio, "Warning", warnings.append)
-    assert list(drawing.fn(*good._replace(seed=None)))[-1] == ([], "")
-    assert warnings == ["seed is empty; fill it in"]
+    request.getfixturevalue("monkeypatch").setattr(gradio, "Warning", warnings.append)
+    return drawing.fn, WISH if kind == "classes" else WISH._replace(subject="a cat", size="12x8"), warnings
 
 
-@pytest.mark.slow
-def test_in_a_browser(folders, tmp_path):
+@pytest.mark.parametrize("kind", ["classes", "prompts"])
+def test_gallery_and_warnings(page, kind):
+    on_draw, good, warnings = page
+    (_, started), *partly, (pictures, status) = on_draw(*good)
+    assert started.startswith("starting") and partly and all(text.startswith("drawing: ") for _, text in partly)
+    assert re.fullmatch(r"done: (16 of 16|6 of 6) patches, \d+\.\d s", status)
+    assert [caption for _, caption in pictures] == (["0", "0", "3", "3"] if kind == "classes" else [None, None])
+    assert [os.path.basename(file) for file, _ in pictures][:2] == ["seed-5-00.png", "seed-5-01.png"]
+    *_, (_, status) = on_draw(*good._replace(seed=None))
+    assert [status] == warnings == ["seed is empty; fill it in"]
+
+
+@pytest.mark.parametrize("kind", ["classes"])
+def test_another_drawing_after_one_that_was_stopped_or_failed(page, monkeypatch):
+    on_draw, good, warnings = page
+    stopped = on_draw(*good)
+    assert [next(stopped)[1][:7] for _ in range(2)] == ["startin", "drawing"]
+    stopped.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "draw", lambda *_: (_ for _ in [1 // 0]))
+        *_, (_, status) = on_draw(*good)
+    assert [status] == warnings == ["ZeroDivisionError: integer division or modulo by zero"]
+    *_, (_, status) = on_draw(*good)
+    assert status.startswith("done")
+
+
+class Page:
+    """A server's page in a browser."""
+
+    def __init__(self, sync_api, page, address):
+        self.expect, self.page, self.address, self.elsewhere = sync_api.expect, page, address, []
+        page.set_default_timeout(60_000)
+        page.on("request", self._note)
+        for _ in range(240):
+            try:
+                page.goto(address)
+                break
+            except sync_api.Error:  # it is still starting
+                page.wait_for_timeout(500)
+        self.pictures = page.locator("#pictures .grid-container img")
+
+    def _note(self, request):
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def fill(self, **fields):
+        for name, value in fields.items():
+            self.page.locator(f"#{name} textarea, #{name} input").first.fill(value)
+
+    def press(self, button):
+        self.page.locator(f"#{button}").click()
+
+    def wait_for_status(self, pattern):
+        """Minutes: the model may have to be compiled, on a machine with other work."""
+        self.expect(self.page.locator("#status textarea, #status input")).to_have_value(re.compile(pattern), timeout=400_000)
+
+    def wait_for_warning(self, text):
+        self.expect(self.page.get_by_text(text).last).to_be_visible()
+        self.wait_for_status(text)
+
+
+@pytest.fixture
+def open_page(folders, tmp_path):
+    """Serves a model and opens its page."""
     pytest.importorskip("gradio")
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path / "log").open("wb")
-    command = [sys.executable, "-m", "bitdance_jax.app", "--checkpoint", str(folders / "classes"), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
-    try:
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            _use_page(sync_api, browser.new_page(), f"http://127.0.0.1:{port}")
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
+    with contextlib.ExitStack() as stack:
+
+        def open_page(kind):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [sys.executable, "-m", "bitdance_jax.app", "--checkpoint", str(folders / kind), "--port", str(port)]
+            log = stack.enter_context((tmp_path / "log").open("wb"))
+            environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            server = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            stack.callback(server.terminate)
+            browser = stack.enter_context(sync_api.sync_playwright()).chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            stack.callback(browser.close)
+            return Page(sync_api, browser.new_page(), f"http://127.0.0.1:{port}")
+
+        yield open_page
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def _use_page(sync_api, page, address):
-    page.set_default_timeout(60_000)
-    elsewhere = []
-    page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else elsewhere.append(request.url))
-    for _ in range(120):
-        try:
-            page.goto(address)
-            break
-        except sync_api.Error:  # it is still starting
-            page.wait_for_timeout(500)
-    status, pictures = page.locator("#status textarea, #status input"), page.locator("#pictures button img")
-    page.locator("#steps input[type=number]").fill("2")
-    page.locator("#draw").click()
-    sync_api.expect(status).to_have_value("done: 16 of 16 patches", timeout=400_000)
-    sync_api.expect(pictures).to_have_count(9)
-    page.locator("#seed input").fill("")
-    page.locator("#draw").click()
-    sync_api.expect(page.get_by_text("seed is empty; fill it in")).to_be_visible()
-    page.locator("#seed input").fill("1")
-    page.locator("#steps input[type=number]").fill("200")
-    page.locator("#draw").click()
-    page.locator("#stop").click()
-    sync_api.expect(status).to_have_value("stopped")
-    assert not elsewhere
+@pytest.mark.slow
+def test_classes_in_a_browser(open_page, tmp_path):
+    page = open_page("classes")
+    page.fill(steps="200", count="7")  # long enough to be stopped
+    page.press("draw")
+    page.wait_for_status("^drawing: ")
+    page.expect(page.pictures).to_have_count(63)
+    page.press("stop")
+    page.wait_for_status("^stopped: ")
+    page.fill(steps="2", count="1")
+    page.press("draw")
+    page.wait_for_status("^done: 16 of 16 patches")
+    page.expect(page.pictures).to_have_count(9)
+    page.fill(seed="")
+    page.press("draw")
+    page.wait_for_warning("seed is empty; fill it in")
+    page.expect(page.pictures).to_have_count(9)
+    page.pictures.nth(2).click()
+    with page.page.expect_download() as download:
+        page.page.get_by_label("Download", exact=True).click()
+    assert download.value.suggested_filename == "seed-0-02.png"
+    download.value.save_as(tmp_path / "picture.png")
+    assert Image.open(tmp_path / "picture.png").size == (16, 16)
+    page.press("another")
+    page.expect(page.page.locator("#seed input")).to_have_value(re.compile(r"^\d+$"))
+    assert not page.elsewhere
+
+
+@pytest.mark.slow
+def test_prompts_in_a_browser(open_page):
+    page = open_page("prompts")
+    page.fill(size="128x128")
+    page.press("draw")
+    page.wait_for_warning("a prompt is empty; write what the image shall show")
+    page.fill(subject="a cat", size="13x8")
+    page.press("draw")
+    page.wait_for_warning("multiples of 4 up to 128 pixels, got 13x8")
+    page.fill(size="128x128", steps="200", count="4")  # long enough to be stopped
+    page.press("draw")
+    page.wait_for_status("^drawing: ")
+    page.press("stop")
+    page.wait_for_status("^stopped: ")
+    page.page.get_by_text(app.PROMPTS[-1]).click()
+    page.expect(page.page.locator("#subject textarea")).to_have_value(app.PROMPTS[-1])
+    page.fill(size="16x12", steps="2", count="3")
+    page.press("draw")
+    page.wait_for_status("^done: 12 of 12 patches")
+    page.expect(page.pictures).to_have_count(3)
+    assert not page.elsewhere
