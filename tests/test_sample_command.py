@@ -4,15 +4,14 @@ import dataclasses
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
-import two_hosts
 from PIL import Image
+from processes import python, start_job
 
 from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
@@ -212,15 +211,12 @@ def test_a_place_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_p
 
 
 @pytest.mark.slow
-def test_compiled_programs_are_kept(folders, tmp_path):
+def test_compiled_programs_are_kept(tiny, tmp_path):
     """Another prompt finds every program in the cache: none is written again."""
-    variables = {"JAX_PLATFORMS": "cpu"}
-    flags = "--size 64x32 --head-steps 1 --out x.png --compilation-cache cache"
+    flags = "--size 12x8 --head-steps 1 --out x.png --compilation-cache cache".split()
     kept = []
     for prompt in ("a cat", "two dogs"):
-        command = [sys.executable, ROOT / "sample.py", "--checkpoint", folders / "prompts", "--prompt", prompt, *flags.split()]
-        process = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
+        python([ROOT / "sample.py", "--checkpoint", tiny, "--prompt", prompt, *flags], tmp_path)
         kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()})
     assert kept[0] == kept[1] and len([name for name in kept[0] if name.endswith("-cache")]) >= 3
 
@@ -244,7 +240,7 @@ def test_two_hosts_draw_prompts(tiny, tmp_path):
     prompts = ["a cat", "两只狗"]
     flags = "--size 12x8 --seed 3 --mesh.data 2 --mesh.tensor 2 --multi-host --out".split()
     command = [ROOT / "sample.py", "--checkpoint", tiny, "--prompt", *prompts, *flags]
-    processes = two_hosts.start([[*command, f"{number}.png"] for number in range(2)], tmp_path, devices=2)
+    processes = start_job([[*command, f"{number}.png"] for number in range(2)], tmp_path, devices=2)
     (out, error), (other_out, other_error) = (process.communicate(timeout=120) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], error + other_error
     assert out.splitlines()[-1] == "2 pictures of 12x8 in 0.png" and "picture" not in other_out  # beside Gloo's words
@@ -259,7 +255,7 @@ def test_a_host_with_damaged_weights_stops_both(tiny, tmp_path):
     damaged = shutil.copytree(tiny, tmp_path / "damaged")
     (damaged / "weights" / "_METADATA").unlink()
     flags = "--size 12x8 --prompt x --multi-host".split()
-    processes = two_hosts.start([[ROOT / "sample.py", "--checkpoint", folder, *flags] for folder in (tiny, damaged)], tmp_path)
+    processes = start_job([[ROOT / "sample.py", "--checkpoint", folder, *flags] for folder in (tiny, damaged)], tmp_path)
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     line = f"the model folder is incomplete: {damaged}/weights/_METADATA is missing; fetch or write the folder again\n"
@@ -270,28 +266,24 @@ def test_a_host_with_damaged_weights_stops_both(tiny, tmp_path):
 @pytest.mark.slow
 def test_from_training_to_pictures(tmp_path):
     """The commands of the config files' first lines, made tiny by flags, then sample.py on what they trained. From another folder."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
-    def python(script, *flags):
-        command = [sys.executable, str(ROOT / script), *" ".join(flags).split()]
-        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
-        return process.stdout
+    def command(script, *flags):
+        return python([ROOT / script, *" ".join(flags).split()], tmp_path)
 
     run = "--run.steps 3 --run.log-every 1 --run.preview-every 3 --data.batch-size 8"
-    python(
+    command(
         "train.py",
         f"{ROOT}/configs/emoji_tokenizer.py {run} --run.workdir tokenizer --image-size 16",
         "--model.bits 8 --model.ch-mult 1 1 --model.num-codebooks 2",
     )
-    python(
+    command(
         "train.py",
         f"{ROOT}/configs/emoji_4x.py {run} --run.workdir run --tokenizer tokenizer/model --model.image-size 16 --preview.head-steps 2",
         "--model.tokenizer.bits 8 --model.tokenizer.ch-mult 1 1 --model.tokenizer.num-codebooks 2",
         "--model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2",
         "--model.head.width 32 --model.head.num-blocks 1 --model.head.head-dim 16",
     )
-    out = python("sample.py", "--checkpoint run/model --labels Flags Objects --per-label 3 --head-steps 2 --out x.png")
+    out = command("sample.py", "--checkpoint run/model --labels Flags Objects --per-label 3 --head-steps 2 --out x.png")
     assert out == "6 pictures of 2 labels in x.png\n"
 
     for name in ("tokenizer", "run"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import two_hosts
+from processes import start_job
 
 from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
@@ -232,7 +232,7 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
     flags = ["--geneval", "many.jsonl", "--per-prompt", "2", "--batch-size", "1", *SMALL]
     assert command(*flags, "--out", "whole") == 0
     script = ["-m", "bitdance_jax.evaluate.prompts", "--checkpoint", folder, *flags, "--multi-host"]
-    processes = two_hosts.start([[*script, "--out", out] for out in ("parts", "unused")], Path.cwd())
+    processes = start_job([[*script, "--out", out] for out in ("parts", "unused")], Path.cwd())
     while not Path("parts/00006/grid.png").exists():
         assert processes[1].poll() is None, processes[1].communicate()
         time.sleep(0.002)

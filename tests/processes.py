@@ -1,0 +1,41 @@
+"""Commands in processes of their own: quick to compile, alone or as the hosts of one job."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+QUICK = ("xla_backend_optimization_level=0", "xla_cpu_use_fusion_emitters=false")
+"""Compiling takes half the time, and small programs run as fast."""
+
+Command = Sequence[str | os.PathLike[str]]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process with so many CPU devices."""
+    flags = " ".join(f"--{flag}" for flag in (f"xla_force_host_platform_device_count={devices}", *QUICK))
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1]), "XLA_FLAGS": flags}
+
+
+def python(command: Command, cwd: Path, devices: int = 1) -> str:
+    """What a Python command says that must not fail."""
+    process = subprocess.run([sys.executable, *command], env=environment(devices), cwd=cwd, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def start_job(commands: Sequence[Command], cwd: Path, devices: int = 1) -> list[subprocess.Popen]:
+    """Starts Python commands in processes that find each other, each with so many devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
+    variables = [environment(devices) | job | {"JAX_PROCESS_ID": str(number)} for number in range(len(commands))]
+    pipe = subprocess.PIPE
+    return [
+        subprocess.Popen([sys.executable, *command], env=own, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
+        for command, own in zip(commands, variables, strict=True)
+    ]
