@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, load, model_folder
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.errors import UserError
 from bitdance_jax.images import save_png
 from bitdance_jax.sampling.partial import Partial
@@ -94,7 +93,7 @@ def main() -> None:
     if not 0 < arguments.port < 2**16:
         raise UserError(f"--port must be between 1 and {2**16 - 1}, got {arguments.port}")
     if arguments.compilation_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", arguments.compilation_cache)
+        keep_compiled(arguments.compilation_cache)
     page = make_page(gradio, load_drawer(arguments), os.path.basename(os.path.normpath(arguments.checkpoint)))
     try:
         page.launch(server_name=arguments.host, server_port=arguments.port, share=arguments.share, ssr_mode=False, css=STYLE)

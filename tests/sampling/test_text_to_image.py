@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 from flax import traverse_util
+from processes import python
 
 import bitdance_jax
 from bitdance_jax import SamplerConfig, toy_text_to_image
@@ -219,10 +217,7 @@ assert {f._cache_size() for f in (programs.begin, programs.advance, programs.dec
 kernel = model.params["model"]["text"]["layers_0"]["mlp"]["up"]["kernel"]
 assert kernel.addressable_shards[0].data.shape == (64, 48)
 """
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "x.npy")]
-    process = subprocess.run(command, env=os.environ | variables, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    python(["-c", script, folder, "x.npy"], tmp_path, devices=4)
     expected = generate(["a cat", "x", "y"], seed=3)
     np.testing.assert_allclose(np.load(tmp_path / "x.npy").astype(int), expected, atol=1)
 
