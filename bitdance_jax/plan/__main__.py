@@ -3,7 +3,9 @@
     python -m bitdance_jax.plan configs/imagenet_h_1x.py --topology v5p:4x4x4 --mesh.fsdp 16
     python -m bitdance_jax.plan configs/imagenet_b_1x.py --topology v5e:2x4 --sample --per-device 64
     python -m bitdance_jax.plan configs/imagenet_l_1x.py --topology v5e:4x4 --search --json plans.json
+    python -m bitdance_jax.plan 14b_64x --topology v5e:2x4 --size 1024x1024 --batch-size 4 --search
 
+In the last, a released text-to-image model, or the folder of one, takes the place of a config: `--help` after it lists its flags.
 A topology needs the TPU compiler (`pip install libtpu`) and no TPU; without one the plan is for this machine's devices. Every value of the
 config is a flag too, as for train.py. `bitdance_jax/plan/estimate.py` says what the times assume.
 """
@@ -20,11 +22,11 @@ import jax
 
 from bitdance_jax import sharding
 from bitdance_jax.command_line import parse, run
-from bitdance_jax.config import ClassConditionalTraining, Training
+from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Training
 from bitdance_jax.config.file import load_config
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import replacing
-from bitdance_jax.plan import report, search
+from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
 from bitdance_jax.plan.programs import Program, sampling, training_step
@@ -65,15 +67,28 @@ def main() -> None:
         print(__doc__)
         return
     path, *flags = sys.argv[1:]
+    if prompted := text_to_image.find_model(path):
+        plan_prompts(path, prompted, parse(text_to_image.Arguments, flags, prog=f"bitdance_jax.plan {path}"))
+        return
     own, others = split_flags(flags)
     arguments = parse(Arguments, own, prog="bitdance_jax.plan CONFIG")
     default = load_config(path)
     config = parse(type(default), others, default, prog=f"bitdance_jax.plan {path}")
     devices = find_devices(arguments.topology)
     result = compare(arguments, config, devices) if arguments.search else describe(arguments, config, devices)
-    if arguments.json is not None:
-        with replacing(arguments.json) as temporary:
-            Path(temporary).write_text(json.dumps({"config": path, "topology": arguments.topology, **result}, indent=1) + "\n")
+    write_json(arguments.json, {"config": path, "topology": arguments.topology, **result})
+
+
+def plan_prompts(name: str, config: TextToImageConfig, arguments: text_to_image.Arguments) -> None:
+    devices = find_devices(arguments.topology)
+    make = text_to_image.compare if arguments.search else text_to_image.describe
+    write_json(arguments.json, {"model": name, "topology": arguments.topology, **make(arguments, config, devices)})
+
+
+def write_json(path: str | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        with replacing(path) as temporary:
+            Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:

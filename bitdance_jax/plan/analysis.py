@@ -27,7 +27,7 @@ class Plan:
     """A compiled program and its costs.
 
     Attributes:
-      program: what was compiled.
+      program, compiled: what was compiled, and what came of it.
       chip: the devices' figures; None where they are not known, and then there is no estimate.
       memory: bytes on each device.
       module, rows: the compiled text, and every instruction's cost.
@@ -36,6 +36,7 @@ class Plan:
     """
 
     program: Program
+    compiled: jax.stages.Compiled
     chip: Chip | None
     memory: Memory
     module: Module
@@ -94,8 +95,8 @@ def make_plan(program: Program) -> Plan:
     if chip is not None and memory.total > chip.memory:
         raise DoesNotFit(f"it needs {memory.total / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}")
     module = hlo.parse(compiled.as_text() or "")
-    rows = costs(module, program.mesh.size)
-    return Plan(program, chip, memory, module, rows, estimate(rows, program.mesh, chip) if chip else None, seconds)
+    rows = costs(module, program.mesh.size, program.turns)
+    return Plan(program, compiled, chip, memory, module, rows, estimate(rows, program.mesh, chip) if chip else None, seconds)
 
 
 def resident_bytes(program: Program) -> int:

@@ -55,23 +55,26 @@ class Cost:
     op_name: str
 
 
-def costs(module: Module, devices: int) -> list[Cost]:
-    """Of every instruction that a call of the program runs, for programs that run on `devices` devices."""
-    return list(_walk(module, module[module.entry], devices, 1, False))
+def costs(module: Module, devices: int, turns: int | None = None) -> list[Cost]:
+    """Of every instruction that a call of the program runs, for programs that run on `devices` devices.
+
+    `turns` are those of the loop, if there is one, whose bound only the call knows.
+    """
+    return list(_walk(module, module[module.entry], devices, 1, False, turns))
 
 
-def _walk(module: Module, computation: Computation, devices: int, trips: int, looped: bool) -> Iterator[Cost]:
+def _walk(module: Module, computation: Computation, devices: int, trips: int, looped: bool, turns: int | None) -> Iterator[Cost]:
     channels: set[str] = set()
     for instruction in computation:
         if instruction.opcode == "while":
             body = module[instruction.called("body") or ""]
-            yield from _walk(module, body, devices, trips * trip_count(module, computation, instruction), True)
+            yield from _walk(module, body, devices, trips * trip_count(module, computation, instruction, turns), True, turns)
         elif instruction.opcode == "conditional":
-            branches = [list(_walk(module, branch, devices, trips, looped)) for branch in _branches(module, instruction)]
+            branches = [list(_walk(module, branch, devices, trips, looped, turns)) for branch in _branches(module, instruction)]
             yield from max(branches, key=lambda rows: sum(row.flops * row.trips for row in rows))
         elif instruction.opcode in ("call", "async-start"):
             name = instruction.called("to_apply") or instruction.called("calls") or ""
-            yield from _walk(module, module[name], devices, trips, looped)
+            yield from _walk(module, module[name], devices, trips, looped, turns)
         elif instruction.opcode not in _FREE:
             sent = collectives.find(module, computation, instruction, devices)
             # A TPU hides one exchange behind several fusions, each of which holds it; they share its channel.
@@ -103,11 +106,11 @@ def _branches(module: Module, instruction: Instruction) -> list[Computation]:
     return [module[name] for name in names]
 
 
-def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
-    """How often a loop turns: what the compiler notes, or else the bound that its condition compares a counter with.
+def trip_count(module: Module, computation: Computation, loop: Instruction, turns: int | None = None) -> int:
+    """How often a loop turns: what the compiler notes, or else the bound that its condition compares a counter with, or else `turns`.
 
     Raises:
-      ValueError: neither is there; the program has a loop that ends when its data say so.
+      ValueError: none of them is there; the program has a loop that ends when its data say so.
     """
     noted = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
     if noted is not None:
@@ -121,7 +124,9 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
         last = _constant(computation, start.operands[_place(bound)]) if bound.opcode == counter.opcode else _constant(condition, bound.name)
         if first is not None and last is not None:
             return -(-(last - first) // _step(module[loop.called("body") or ""], place))
-    raise ValueError(f"the loop {loop.name} ({loop.op_name}) has no trip count to count by")
+    if turns is None:
+        raise ValueError(f"the loop {loop.name} ({loop.op_name}) has no trip count to count by")
+    return turns
 
 
 def _place(element: Instruction) -> int:

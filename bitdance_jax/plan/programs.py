@@ -1,7 +1,8 @@
 """The programs that a plan compiles: the ones that training and sampling run, with shapes in the place of arrays."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ class Program:
       mesh: the devices.
       images: pictures that a call trains on or draws.
       model_flops: operations of the products that a call needs on all devices together, nothing computed twice.
+      turns: of the loop whose bound is an argument, if there is one.
+      static: keyword arguments that are compiled in.
     """
 
     name: str
@@ -40,9 +43,11 @@ class Program:
     mesh: Mesh
     images: int
     model_flops: int
+    turns: int | None = None
+    static: Mapping[str, Any] = field(default_factory=dict)
 
     def compile(self) -> jax.stages.Compiled:
-        return self.function.lower(*self.arguments).compile()
+        return self.function.lower(*self.arguments, **self.static).compile()
 
 
 def training_step(config: Training, mesh: Mesh) -> Program:

@@ -1,0 +1,280 @@
+"""Plans of text-to-image sampling: the three programs that draw a batch of prompts, and what they come to together."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from bitdance_jax import model_folder, sharding
+from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.flow_head.solver import num_noises, solver_steps
+from bitdance_jax.models import text_to_image as model
+from bitdance_jax.models.text_to_image import Prefixes
+from bitdance_jax.plan import report
+from bitdance_jax.plan.analysis import Plan, make_plan
+from bitdance_jax.plan.programs import Program
+from bitdance_jax.quantize import quantize
+from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes
+from bitdance_jax.sampling.prompt_programs import Programs, kept
+from bitdance_jax.sampling.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size
+from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Plans how a text-to-image model draws a batch of prompts.
+
+    Attributes:
+      topology: a TPU slice, as for other plans.
+      size: WIDTHxHEIGHT in pixels.
+      batch_size: pictures drawn at a time, on all devices together.
+      weights: the type that the weights are kept in.
+      dtype: compute type.
+      prompt_tokens: length of the longest prompt, with its template.
+      head_steps, guidance_scale: as for sample.py.
+      mesh: how the devices share the work.
+      search: try every way to share it between `--mesh.data` and `--mesh.tensor`, and rank them.
+      top: lines of each list of findings.
+      json: file to write everything to.
+    """
+
+    topology: str | None = None
+    size: str = "1024x1024"
+    batch_size: int = 1
+    weights: Weights = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    prompt_tokens: int = 60
+    head_steps: int = RELEASED_SAMPLER.head_steps
+    guidance_scale: float = RELEASED_SAMPLER.guidance_scale
+    mesh: MeshConfig = ALL_DEVICES
+    search: bool = False
+    top: int = 10
+    json: str | None = None
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        return SamplerConfig(head_steps=self.head_steps, guidance_scale=self.guidance_scale, guidance_schedule="constant")
+
+
+class Drawing(NamedTuple):
+    """Plans of what draws one batch on a mesh.
+
+    Attributes:
+      plans: the prompts with the first patch, the patches after it, the decoder.
+      calls: how often each runs.
+      images: pictures of the batch.
+      weight_seconds: to read each device's weights as often as they are used: the head's at every evaluation, the others for every patch.
+    """
+
+    plans: tuple[Plan, Plan, Plan]
+    calls: tuple[int, int, int]
+    images: int
+    weight_seconds: float | None
+
+    def seconds(self, bound: str) -> float | None:
+        """Of one picture, by one of `Estimate.bounds`."""
+        bounds = [plan.estimate.bounds for plan in self.plans if plan.estimate]
+        if len(bounds) < len(self.plans) or bound not in bounds[0]:
+            return None
+        return sum(count * each[bound] for count, each in zip(self.calls, bounds, strict=True)) / self.images
+
+
+def find_model(name: str) -> TextToImageConfig | None:
+    """The text-to-image model of that name, "14b_16x" or "14b_64x", or of the model folder there; None if it is neither."""
+    if name.lower().replace("-", "_").removeprefix("bitdance_") in ("14b_16x", "14b_64x"):
+        return TextToImageConfig.released(name.lower().replace("-", "_").removeprefix("bitdance_"))
+    if not Path(name).is_dir():
+        return None
+    return from_dict(TextToImageConfig, model_folder.read_config(name, expect="text_to_image").config, f"{name}/config.json: config")
+
+
+def describe(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
+    """Prints the plan of a batch; returns it for a JSON file."""
+    mesh = sharding.make_mesh(arguments.mesh, devices)
+    print(f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes", file=sys.stderr)
+    drawing = plan_drawing(arguments, config, mesh)
+    for plan in drawing.plans:
+        print(report.to_text(plan, arguments.top) + "\n")
+    print("\n".join(summary(drawing)))
+    return {"programs": [report.to_dict(plan, arguments.top) for plan in drawing.plans], **_figures(drawing)}
+
+
+def compare(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
+    """Prints how fast each mesh draws a batch, the fastest first; returns it for a JSON file."""
+    drawings: list[tuple[str, Drawing]] = []
+    refused: dict[str, str] = {}
+    rows = arguments.batch_size * (1 if arguments.guidance_scale == 1 else 2)
+    meshes = [MeshConfig(data=data, tensor=len(devices) // data) for data in range(1, len(devices) + 1) if len(devices) % data == 0]
+    for mesh in tqdm([mesh for mesh in meshes if rows % mesh.data == 0], dynamic_ncols=True):
+        name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
+        try:
+            drawings.append((name, plan_drawing(arguments, config, sharding.make_mesh(mesh, devices))))
+        except UserError as error:
+            refused[name] = str(error)
+    bounds = ("overlapped", "serial", "compiler")
+    drawings.sort(key=lambda pair: max(pair[1].seconds(bound) or 0.0 for bound in bounds))
+    print("\n".join(_times_table(drawings)) if drawings else "nothing fits")
+    for name, reason in refused.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    return {"drawings": [{"name": name, **_figures(drawing)} for name, drawing in drawings], "refused": refused}
+
+
+def summary(drawing: Drawing) -> list[str]:
+    """Lines: memory and seconds a picture, against the time that reading the weights takes."""
+    mesh = drawing.plans[0].program.mesh
+    layout = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return [
+        f"a batch of {drawing.images} on {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {layout}:",
+        "",
+        *_times_table([("", drawing)]),
+    ]
+
+
+def _times_table(drawings: list[tuple[str, Drawing]]) -> list[str]:
+    names = {"overlapped": "at best, s a picture", "serial": "roofline, s", "compiler": "compiler, s"}
+    rows = []
+    for name, drawing in drawings:
+        limit = drawing.weight_seconds and drawing.weight_seconds / drawing.images
+        row = [name, f"{max(plan.memory.total for plan in drawing.plans) / 2**30:.1f}", f"{limit:.2f}" if limit else "-"]
+        for bound in names:
+            seconds = drawing.seconds(bound)
+            row.append("-" if seconds is None or limit is None else f"{seconds:.2f} ({seconds / limit:.1f} x)")
+        rows.append(row)
+    return report.table(["", "GiB a device", "reading weights, s a picture", *names.values()], rows)
+
+
+def _figures(drawing: Drawing) -> dict[str, Any]:
+    return {
+        "images": drawing.images,
+        "calls": drawing.calls,
+        "memory": [plan.memory.total for plan in drawing.plans],
+        "weight_seconds_an_image": drawing.weight_seconds and drawing.weight_seconds / drawing.images,
+        "seconds_an_image": {bound: drawing.seconds(bound) for bound in ("overlapped", "serial", "compiler")},
+    }
+
+
+def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh) -> Drawing:
+    """Compiles what `TextToImage.generate` runs for a batch.
+
+    Raises:
+      UserError: a size that the model does not draw, a mesh that does not divide it.
+      DoesNotFit: it needs more memory than a device has.
+    """
+    height, width = parse_size(arguments.size)
+    model.check_size(config, height, width)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
+    batch = _Batch(arguments, config, mesh, height, width)
+    begin = make_plan(batch.begin())
+    plans = (begin, make_plan(batch.advance(begin)), make_plan(batch.decode()))
+    calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
+    evaluations = len(solver_steps(arguments.sampler).t)
+    read = _bytes_read(batch.weights["model"], batch.patches, evaluations)
+    return Drawing(plans, calls, arguments.batch_size, read / begin.chip.bandwidth if begin.chip else None)
+
+
+class _Batch:
+    """The programs of one batch, with the shapes and places of what they take."""
+
+    def __init__(self, arguments: Arguments, config: TextToImageConfig, mesh: Mesh, height: int, width: int) -> None:
+        self._config, self._mesh, self._sampler, self._images = config, mesh, arguments.sampler, arguments.batch_size
+        self._dtype = jnp.dtype(arguments.dtype)
+        self._compiled = Programs(config, mesh, self._dtype)
+        self._pixels, self._grid = height * width, height // config.tokenizer.downsampling
+        self._tokens = model.token_positions(config, height, width)
+        self.patches = len(self._tokens) // config.tokens_per_step
+        self.weights = abstract_weights(config, mesh, self._dtype, arguments.weights)
+        rows = self._images * (1 if self._sampler.guidance_scale == 1 else 2)
+        one = model.prefix_rows(config, [[0] * arguments.prompt_tokens], height, width)
+        tokens, padding = self._whole((rows, one.tokens.shape[1]), jnp.int32), self._whole((rows,), jnp.int32)
+        self._prefixes: Any = Prefixes(tokens, padding)  # type: ignore[arg-type]
+        self._inputs = (self._whole(self._tokens.shape, jnp.int32), self._whole((self._images, 2), jnp.uint32))
+
+    def begin(self) -> Program:
+        inputs = (self.weights["model"], self._prefixes, *self._inputs)
+        return self._program("prompts and first patch", self._compiled.begin, inputs, self._flops(1))
+
+    def advance(self, begin: Plan) -> Program:
+        """The program after `begin`, whose plan knows where the arrays of a drawing lie."""
+        drawing = self._compiled.begin.eval_shape(self.weights["model"], self._prefixes, *self._inputs, sampler=self._sampler)
+        places = begin.compiled.output_shardings
+        drawing = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), drawing, places)
+        inputs = (self.weights["model"], drawing, self._prefixes.padding, *self._inputs, self._whole((), jnp.int32))
+        turns = self.patches - 1
+        return self._program(f"{turns} patches more", self._compiled.advance, inputs, self._flops(self.patches) - self._flops(1), turns)
+
+    def decode(self) -> Program:
+        config, images = self._config.tokenizer, max(1, min(CHUNK_PIXELS // self._pixels, self._images))
+        codes = self._whole((images, len(self._tokens), config.bits), jnp.int8)
+        inputs = (self.weights["tokenizer"], codes, self._whole((images, 2), jnp.uint32))
+
+        def decode(params: Any, codes: Any, keys: Any) -> Any:
+            return decode_codes(Autoencoder(config, self._dtype), params, codes, jax.random.wrap_key_data(keys))
+
+        grid = jax.ShapeDtypeStruct((images, self._grid, len(self._tokens) // self._grid, config.bits), jnp.int8)
+        flops = traced_flops(decode, inputs[0], grid, inputs[2])
+        return Program("decoder", self._compiled.decode, inputs, self._mesh, images, flops, static={"height": self._grid})
+
+    def _program(self, name: str, function: Any, inputs: tuple[Any, ...], flops: int, turns: int | None = None) -> Program:
+        return Program(name, function, inputs, self._mesh, self._images, flops, turns, {"sampler": self._sampler})
+
+    def _whole(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return _array(self._mesh, shape, dtype)
+
+    def _flops(self, patches: int) -> int:
+        """Of the prompts and so many patches."""
+        config, sampler = self._config, self._sampler
+        xy = jnp.asarray(self._tokens[: patches * config.tokens_per_step])
+
+        def sample(params: Any, prefixes: Prefixes, keys: Any) -> Any:
+            noise = noise_from_keys(jax.random.wrap_key_data(keys), num_noises(sampler), config.tokens_per_step, config.tokenizer.bits)
+            return model.sample_values(model.TextToImage(config, dtype=self._dtype), params, prefixes, xy, noise, sampler)
+
+        return traced_flops(sample, model.abstract_params(config, scan=False), self._prefixes, self._inputs[1])
+
+
+def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = PartitionSpec()) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def abstract_weights(config: TextToImageConfig, mesh: Mesh, dtype: jnp.dtype, weights: str) -> dict[str, Any]:
+    """Shapes and places of `TextToImage.params`."""
+    shapes = {"model": model.abstract_params(config, scan=False), "tokenizer": autoencoder.abstract_params(config.tokenizer)}
+    leaves: dict[tuple[str, ...], Any] = {}
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
+        how = kept(mesh, path, leaf.shape, dtype, weights)
+        if how is None:
+            continue
+        stored = jax.ShapeDtypeStruct(leaf.shape, how.dtype)
+        parts = jax.eval_shape(quantize, stored) if how.int8 else stored
+        axes = [*how.place.spec, *[None] * (leaf.ndim - len(how.place.spec))]
+        leaves[path] = jax.tree.map(lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _cut(part.shape, axes)), parts)
+    return traverse_util.unflatten_dict(leaves)
+
+
+def _cut(shape: tuple[int, ...], axes: list[Any]) -> PartitionSpec:
+    """A quantized kernel's scales lie as its channels do; their first axis is a single row."""
+    return PartitionSpec(*(None if size == 1 else names for size, names in zip(shape, axes, strict=True)))
+
+
+def _bytes_read(params: Any, patches: int, evaluations: int) -> float:
+    """Bytes of weights that a device reads for a batch: the head's own at every evaluation, all others but embeddings once a patch."""
+    total = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "embed_tokens" in name or "time_embed" in name:
+            continue
+        times = evaluations if name.startswith("head/") and "cond_embed" not in name else 1
+        total += times * int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+    return patches * total
