@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, load, model_folder
@@ -38,6 +37,9 @@ SIZES = ("1024x1024", "1280x768", "768x1280", "512x512", "2048x512", "512x2048")
 
 PROMPTS = ("a red fox in fresh snow, watercolour", "a lighthouse on a cliff at dusk, long exposure", "一只橘猫在窗台上看雨")
 """Proposed likewise."""
+
+STYLE = "#pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(10rem, 30%), 1fr)) !important}"
+"""Of the page: as many pictures side by side as the screen has room for."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,6 @@ class Wish(NamedTuple):
     guidance: float
 
 
-STYLE = "#pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(10rem, 30%), 1fr)) !important}"
-"""Of the page: pictures side by side as large as suits the screen."""
-
 Drawer = ClassConditionalPipeline | TextToImage
 
 
@@ -117,7 +116,7 @@ def load_drawer(arguments: Arguments) -> Drawer:
         return TextToImage.load(arguments.checkpoint, dtype=arguments.dtype, weights=arguments.weights)
     if arguments.weights is not None:
         raise UserError(f"{arguments.checkpoint} is a {kind} model; --weights belongs to text-to-image ones")
-    model = load(arguments.checkpoint, jnp.dtype(arguments.dtype or "float32"))
+    model = load(arguments.checkpoint, arguments.dtype)
     if not isinstance(model, ClassConditionalPipeline):
         raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a model")
     return model

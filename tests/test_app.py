@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,9 +130,14 @@ def test_gallery_and_warnings(page, kind):
 @pytest.mark.parametrize("kind", ["classes"])
 def test_another_drawing_after_one_that_was_stopped_or_failed(page, monkeypatch):
     on_draw, good, warnings = page
-    stopped = on_draw(*good)
-    assert [next(stopped)[1][:7] for _ in range(2)] == ["startin", "drawing"]
-    stopped.close()
+    stopped, waiting = on_draw(*good), on_draw(*good)
+    assert [next(drawing)[1][:8] for drawing in (stopped, waiting, stopped)] == ["starting", "starting", "drawing:"]
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(next, waiting)
+        assert not wait([first], timeout=0.5).done  # two at a time would need the memory of two
+        stopped.close()
+        assert first.result()[1].startswith("drawing: 1 of 16")
+    waiting.close()
     with monkeypatch.context() as patch:
         patch.setattr(app, "draw", lambda *_: jnp.zeros(2**50, jnp.int8))
         *_, (_, status) = on_draw(*good)
