@@ -16,6 +16,7 @@ from bitdance_jax.plan.cost import Cost, costs
 from bitdance_jax.plan.estimate import Estimate, Memory, estimate
 from bitdance_jax.plan.hlo import Module
 from bitdance_jax.plan.programs import Program
+from bitdance_jax.plan.schedule import scheduled_seconds
 
 
 class DoesNotFit(UserError):
@@ -96,7 +97,10 @@ def make_plan(program: Program) -> Plan:
         raise DoesNotFit(f"it needs {memory.total / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}")
     module = hlo.parse(compiled.as_text() or "")
     rows = costs(module, program.mesh.size, program.turns)
-    return Plan(program, compiled, chip, memory, module, rows, estimate(rows, program.mesh, chip) if chip else None, seconds)
+    figures = None
+    if chip is not None:
+        figures = estimate(rows, program.mesh, chip, scheduled_seconds(module, rows, program.mesh, chip, program.turns))
+    return Plan(program, compiled, chip, memory, module, rows, figures, seconds)
 
 
 def resident_bytes(program: Program) -> int:

@@ -70,8 +70,8 @@ def _walk(module: Module, computation: Computation, devices: int, trips: int, lo
             body = module[instruction.called("body") or ""]
             yield from _walk(module, body, devices, trips * trip_count(module, computation, instruction, turns), True, turns)
         elif instruction.opcode == "conditional":
-            branches = [list(_walk(module, branch, devices, trips, looped, turns)) for branch in _branches(module, instruction)]
-            yield from max(branches, key=lambda rows: sum(row.flops * row.trips for row in rows))
+            taken = [list(_walk(module, branch, devices, trips, looped, turns)) for branch in branches(module, instruction)]
+            yield from max(taken, key=lambda rows: sum(row.flops * row.trips for row in rows))
         elif instruction.opcode in ("call", "async-start"):
             name = instruction.called("to_apply") or instruction.called("calls") or ""
             yield from _walk(module, module[name], devices, trips, looped, turns)
@@ -100,7 +100,8 @@ def _op_name(module: Module, computation: Computation, instruction: Instruction)
     return next((part.op_name for part in (instruction, *inside, *makers) if part.op_name), "")
 
 
-def _branches(module: Module, instruction: Instruction) -> list[Computation]:
+def branches(module: Module, instruction: Instruction) -> list[Computation]:
+    """Of a conditional."""
     listed = instruction.attribute(r"branch_computations=\{([^}]*)\}")
     names = re.findall(r"%([\w.\-]+)", listed or "") or [instruction.called(f"{which}_computation") or "" for which in ("true", "false")]
     return [module[name] for name in names]

@@ -2,9 +2,10 @@
 
 Assumptions. Each kernel takes the longer of its products at the chip's peak and its bytes at the memory's bandwidth; work on vectors, and
 whatever stays in a TPU's vector memory, takes no time. Exchanges run at the links' full rate round rings, each as if alone, and one
-microsecond a hop (`collectives.Collective.seconds`). Two bounds come of it: `overlapped`, where arithmetic, memory and exchanges all hide
-behind the longest of the three, and `serial`, where kernels and exchanges follow one another. Neither knows of the input, the host, or
-how well the matrix units are filled; `compiler_seconds`, where a TPU's compiler tells its own estimate of each kernel, knows the last.
+microsecond a hop (`collectives.Collective.seconds`). Three figures come of it: `overlapped`, where arithmetic, memory and exchanges all
+hide behind the longest of the three, `scheduled`, where what the compiler starts ahead hides behind what runs meanwhile
+(`plan.schedule`), and `serial`, where everything follows one another. None knows of the input, the host, or how well the matrix units are
+filled; `compiler_seconds`, where a TPU's compiler tells its own estimate of each kernel, knows the last.
 """
 
 import dataclasses
@@ -54,6 +55,7 @@ class Estimate:
       sent: bytes sent to other devices.
       arithmetic, memory, communication: seconds of each by itself.
       kernel_seconds: each kernel's longer side, added up.
+      scheduled: see above.
       compiler_seconds: the TPU compiler's estimate of the kernels; None elsewhere.
     """
 
@@ -65,12 +67,17 @@ class Estimate:
     memory: float
     communication: float
     kernel_seconds: float
+    scheduled: float
     compiler_seconds: float | None
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds of a call: overlapped at best, serial without any overlap, and the compiler's kernels followed by the exchanges."""
-        bounds = {"overlapped": max(self.arithmetic, self.memory, self.communication), "serial": self.kernel_seconds + self.communication}
+        """Seconds of a call: overlapped at best, scheduled, serial without any overlap, and the compiler's kernels, then the exchanges."""
+        bounds = {
+            "overlapped": max(self.arithmetic, self.memory, self.communication),
+            "scheduled": self.scheduled,
+            "serial": self.kernel_seconds + self.communication,
+        }
         return bounds if self.compiler_seconds is None else {**bounds, "compiler": self.compiler_seconds + self.communication}
 
     @property
@@ -92,8 +99,8 @@ def compiler_seconds(cost: Cost, chip: Chip) -> float:
     return cost.cycles / chip.clock if cost.cycles and chip.clock else seconds(cost, chip)
 
 
-def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip) -> Estimate:
-    """Adds up what `cost.costs` gave."""
+def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, scheduled: float) -> Estimate:
+    """Adds up what `cost.costs` gave; `scheduled` is `schedule.scheduled_seconds`."""
     exchanges = [(row.trips, exchange) for row in rows for exchange in row.collectives]
     flops, moved = sum(row.trips * row.flops for row in rows), sum(row.trips * row.bytes for row in rows)
     return Estimate(
@@ -105,5 +112,6 @@ def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip) -> Estimate:
         memory=moved / chip.bandwidth,
         communication=sum((trips * exchange.seconds(mesh, chip) for trips, exchange in exchanges), 0.0),
         kernel_seconds=sum(row.trips * seconds(row, chip) for row in rows),
+        scheduled=scheduled,
         compiler_seconds=sum(row.trips * compiler_seconds(row, chip) for row in rows) if chip.clock else None,
     )

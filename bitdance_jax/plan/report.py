@@ -78,6 +78,7 @@ def _times(plan: Plan) -> list[str]:
     ]
     names = {
         "overlapped": "at best: all overlaps",
+        "scheduled": "roofline, copies ahead overlap",
         "serial": "roofline, nothing overlaps",
         "compiler": "compiler's estimate, nothing overlaps",
     }

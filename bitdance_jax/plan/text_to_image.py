@@ -31,6 +31,10 @@ from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
+BOUNDS = {"overlapped": "at best, s a picture", "scheduled": "roofline", "serial": "nothing overlaps", "compiler": "compiler"}
+"""Names of `Estimate.bounds` in a table."""
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Plans how a text-to-image model draws a batch of prompts.
@@ -113,17 +117,18 @@ def describe(arguments: Arguments, config: TextToImageConfig, devices: list[jax.
 def compare(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
     """Prints how fast each mesh draws a batch, the fastest first; returns it for a JSON file."""
     drawings: list[tuple[str, Drawing]] = []
+    decoder: Plan | None = None
     refused: dict[str, str] = {}
     rows = arguments.batch_size * (1 if arguments.guidance_scale == 1 else 2)
     meshes = [MeshConfig(data=data, tensor=len(devices) // data) for data in range(1, len(devices) + 1) if len(devices) % data == 0]
     for mesh in tqdm([mesh for mesh in meshes if rows % mesh.data == 0], dynamic_ncols=True):
         name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
         try:
-            drawings.append((name, plan_drawing(arguments, config, sharding.make_mesh(mesh, devices))))
+            drawings.append((name, plan_drawing(arguments, config, sharding.make_mesh(mesh, devices), decoder)))
+            decoder = drawings[-1][1].plans[2]  # it is cut over all devices alike
         except UserError as error:
             refused[name] = str(error)
-    bounds = ("overlapped", "serial", "compiler")
-    drawings.sort(key=lambda pair: max(pair[1].seconds(bound) or 0.0 for bound in bounds))
+    drawings.sort(key=lambda pair: max(pair[1].seconds(bound) or 0.0 for bound in BOUNDS))
     print("\n".join(_times_table(drawings)) if drawings else "nothing fits")
     for name, reason in refused.items():
         print(f"{name}: {reason}", file=sys.stderr)
@@ -142,16 +147,15 @@ def summary(drawing: Drawing) -> list[str]:
 
 
 def _times_table(drawings: list[tuple[str, Drawing]]) -> list[str]:
-    names = {"overlapped": "at best, s a picture", "serial": "roofline, s", "compiler": "compiler, s"}
     rows = []
     for name, drawing in drawings:
         limit = drawing.weight_seconds and drawing.weight_seconds / drawing.images
         row = [name, f"{max(plan.memory.total for plan in drawing.plans) / 2**30:.1f}", f"{limit:.2f}" if limit else "-"]
-        for bound in names:
+        for bound in BOUNDS:
             seconds = drawing.seconds(bound)
             row.append("-" if seconds is None or limit is None else f"{seconds:.2f} ({seconds / limit:.1f} x)")
         rows.append(row)
-    return report.table(["", "GiB a device", "reading weights, s a picture", *names.values()], rows)
+    return report.table(["", "GiB a device", "reading weights, s a picture", *BOUNDS.values()], rows)
 
 
 def _figures(drawing: Drawing) -> dict[str, Any]:
@@ -160,12 +164,12 @@ def _figures(drawing: Drawing) -> dict[str, Any]:
         "calls": drawing.calls,
         "memory": [plan.memory.total for plan in drawing.plans],
         "weight_seconds_an_image": drawing.weight_seconds and drawing.weight_seconds / drawing.images,
-        "seconds_an_image": {bound: drawing.seconds(bound) for bound in ("overlapped", "serial", "compiler")},
+        "seconds_an_image": {bound: drawing.seconds(bound) for bound in BOUNDS},
     }
 
 
-def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh) -> Drawing:
-    """Compiles what `TextToImage.generate` runs for a batch.
+def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, decoder: Plan | None = None) -> Drawing:
+    """Compiles what `TextToImage.generate` runs for a batch; the decoder only if its plan is not given.
 
     Raises:
       UserError: a size that the model does not draw, a mesh that does not divide it.
@@ -177,7 +181,7 @@ def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh) ->
         raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
     batch = _Batch(arguments, config, mesh, height, width)
     begin = make_plan(batch.begin())
-    plans = (begin, make_plan(batch.advance(begin)), make_plan(batch.decode()))
+    plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
     calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
     evaluations = len(solver_steps(arguments.sampler).t)
     read = _bytes_read(batch.weights["model"], batch.patches, evaluations)

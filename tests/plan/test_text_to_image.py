@@ -67,11 +67,11 @@ def test_a_search_ranks_meshes_and_says_why_the_others_are_out(monkeypatch, caps
     """Four devices, two rows of one picture: data can be 1 or 2."""
     seconds = {1: 3.0, 2: 2.0}
 
-    def plan_drawing(arguments, config, mesh):
+    def plan_drawing(arguments, config, mesh, decoder):
         if mesh.data == 1 and arguments.weights == "bfloat16":
             raise DoesNotFit("it needs 17.0 GiB of a device's 16.0")
         memory = Memory(arguments=2**30, outputs=0, aliased=0, temporaries=0, code=0)
-        bounds = Estimate(0, 0, 0, 0, 0, 0, 0, seconds[mesh.data], None)
+        bounds = Estimate(0, 0, 0, 0, 0.0, 0.0, 0.0, seconds[mesh.data], 0.0, None)
         one = SimpleNamespace(memory=memory, estimate=bounds)
         return text_to_image.Drawing((one, one, one), (1, 1, 1), 1, 1.0)
 

@@ -95,7 +95,7 @@ def test_padding_and_largest_results(rows):
 
 
 def test_an_estimate_adds_kernels_and_exchanges(rows, mesh):
-    total = estimate(rows, mesh, CHIP)
+    total = estimate(rows, mesh, CHIP, 0.0)
     assert total.flops == 3 * 2 * 256 * 256 * 1024
     assert total.arithmetic == pytest.approx(total.flops / CHIP.flops)
     assert total.memory == pytest.approx(total.bytes / CHIP.bandwidth)
