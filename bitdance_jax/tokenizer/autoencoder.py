@@ -3,6 +3,7 @@
 Layout is NHWC throughout. Widths follow `TokenizerConfig`: level i has ch * ch_mult[i] channels, level 0 is the finest.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,20 +11,51 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from bitdance_jax import linear
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer.strips import Whole
 
 
-def group_norm(dtype: DTypeLike, affine: bool = True, name: str | None = None) -> nn.GroupNorm:
-    # E[x^2] - E[x]^2 would lose two digits against the release.
-    return nn.GroupNorm(num_groups=32, epsilon=1e-6, use_fast_variance=False, use_bias=affine, use_scale=affine, dtype=dtype, name=name)
+GROUPS = 32
 
 
-def conv3x3(features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None) -> nn.Module:
+class GroupNorm(nn.Module):
+    """flax.linen.GroupNorm of 32 groups, in two steps: of the statistics of a picture, it makes the function that normalizes its pixels."""
+
+    dtype: DTypeLike = jnp.float32
+    affine: bool = True
+    rows: Whole = Whole()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Callable[[Array], Array]:
+        channels = x.shape[-1:]
+        mean, variance = group_statistics(x, self.rows)
+        scale = self.param("scale", nn.initializers.ones, channels) if self.affine else None
+        bias = self.param("bias", nn.initializers.zeros, channels) if self.affine else None
+
+        def normalize(part: Float[Array, "N H2 W C"]) -> Float[Array, "N H2 W C"]:
+            multiplier = jax.lax.rsqrt(variance + 1e-6)
+            y = (part - mean) * (multiplier if scale is None else multiplier * scale)
+            return (y if bias is None else y + bias).astype(self.dtype)
+
+        return normalize
+
+
+def group_statistics(x: Float[Array, "N H W C"], rows: Whole) -> tuple[Float32[Array, "N 1 1 C"], Float32[Array, "N 1 1 C"]]:
+    """Mean and variance of the group that a channel is in, over all rows of the picture."""
+
+    def groups(part: Float[Array, "N H2 W C"]) -> Float32[Array, "N H2 W G E"]:
+        return rearrange(part, "n h w (g e) -> n h w g e", g=GROUPS).astype(jnp.float32)
+
+    mean, variance = (jnp.repeat(values[..., 0], x.shape[-1] // GROUPS, axis=-1) for values in rows.moments(groups, x))
+    return mean, variance
+
+
+def conv3x3(features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None) -> linear.Conv:
     # Explicit padding: "SAME" would pad a stride-2 convolution on one side only.
     return linear.Conv(features, (3, 3), strides=(stride, stride), padding=1, use_bias=use_bias, dtype=dtype, name=name)
 
@@ -33,14 +65,20 @@ class ResidualBlock(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
+    rows: Whole = Whole()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        y = conv3x3(self.features, self.dtype, use_bias=False, name="conv1")(nn.silu(group_norm(self.dtype, name="norm1")(x)))
-        y = conv3x3(self.features, self.dtype, use_bias=False, name="conv2")(nn.silu(group_norm(self.dtype, name="norm2")(y)))
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W D"]:
+        norm1, norm2 = (GroupNorm(self.dtype, rows=self.rows, name=name) for name in ("norm1", "norm2"))
+        conv1, conv2 = (conv3x3(self.features, self.dtype, use_bias=False, name=name) for name in ("conv1", "conv2"))
+        y = self.rows.convolve(conv1, x, before=swish_of(norm1(x)))
         if x.shape[-1] != self.features:
             x = linear.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut")(x)
-        return x + y
+        return self.rows.convolve(conv2, y, before=swish_of(norm2(y)), add=x)
+
+
+def swish_of(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda x: nn.silu(function(x))
 
 
 class Encoder(nn.Module):
@@ -61,7 +99,7 @@ class Encoder(nn.Module):
                 x = conv3x3(width, self.dtype, stride=2, name=f"down_{level}_downsample")(x)
         for block in range(config.num_res_blocks):
             x = ResidualBlock(widths[-1], self.dtype, name=f"mid_{block}")(x)
-        x = nn.silu(group_norm(self.dtype, name="norm_out")(x))
+        x = nn.silu(GroupNorm(self.dtype, name="norm_out")(x)(x))
         # The last product decides signs: it is made in float32 whatever the compute type.
         return linear.Conv(config.bits, (1, 1), dtype=jnp.float32, name="conv_out")(x)
 
@@ -70,14 +108,16 @@ class AdaptiveGroupNorm(nn.Module):
     """GroupNorm whose scale and shift come from the code's own spread and mean over space, per bit."""
 
     dtype: DTypeLike = jnp.float32
+    rows: Whole = Whole()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], style: Float[Array, "B h w K"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "N H W C"], style: Float[Array, "N h w K"]) -> Float[Array, "N H W C"]:
         spread = jnp.sqrt(jnp.var(style, axis=(1, 2), ddof=1, keepdims=True) + 1e-6)
         mean = jnp.mean(style, axis=(1, 2), keepdims=True)
         scale = linear.Dense(x.shape[-1], dtype=self.dtype, name="gamma")(spread)
         shift = linear.Dense(x.shape[-1], dtype=self.dtype, name="beta")(mean)
-        return group_norm(self.dtype, affine=False)(x) * scale + shift
+        normalize = GroupNorm(self.dtype, affine=False, rows=self.rows)(x)
+        return self.rows.map(lambda part: normalize(part) * scale + shift, x)
 
 
 def depth_to_space(x: Float[Array, "B H W C4"]) -> Float[Array, "B H2 W2 C"]:
@@ -90,23 +130,26 @@ class Decoder(nn.Module):
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
+    rows: Whole = Whole()
 
     @nn.compact
     def __call__(self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None) -> Float[Array, "B H W C"]:
-        config = self.config
+        config, rows = self.config, self.rows
         widths = [config.ch * m for m in config.ch_mult]
-        x = codes if noise is None else jnp.concatenate([codes, noise], axis=-1)
-        x = conv3x3(widths[-1], self.dtype, name="conv_in")(x)
+        style = rows.pictures_of(codes)
+        x = rows.split(codes if noise is None else jnp.concatenate([codes, noise], axis=-1))
+        x = rows.convolve(conv3x3(widths[-1], self.dtype, name="conv_in"), x)
         for block in range(config.num_res_blocks):
-            x = ResidualBlock(widths[-1], self.dtype, name=f"mid_{block}")(x)
+            x = ResidualBlock(widths[-1], self.dtype, rows, name=f"mid_{block}")(x)
         for level in reversed(range(len(widths))):
-            x = AdaptiveGroupNorm(self.dtype, name=f"adaptive_{level}")(x, codes)
+            x = AdaptiveGroupNorm(self.dtype, rows, name=f"adaptive_{level}")(x, style)
             for block in range(config.num_res_blocks):
-                x = ResidualBlock(widths[level], self.dtype, name=f"up_{level}_block_{block}")(x)
+                x = ResidualBlock(widths[level], self.dtype, rows, name=f"up_{level}_block_{block}")(x)
             if level > 0:
-                x = depth_to_space(conv3x3(4 * widths[level], self.dtype, name=f"up_{level}_upsample")(x))
-        x = nn.silu(group_norm(self.dtype, name="norm_out")(x))
-        return conv3x3(config.image_channels, self.dtype, name="conv_out")(x)
+                x = rows.convolve(conv3x3(4 * widths[level], self.dtype, name=f"up_{level}_upsample"), x, after=depth_to_space)
+        norm = GroupNorm(self.dtype, rows=rows, name="norm_out")(x)
+        x = rows.convolve(conv3x3(config.image_channels, self.dtype, name="conv_out"), x, before=swish_of(norm))
+        return rows.join(x)
 
 
 class Autoencoder(nn.Module):
@@ -115,14 +158,16 @@ class Autoencoder(nn.Module):
     Attributes:
       config: sizes.
       dtype: compute type; parameters are float32, the encoder's output too.
+      rows: how the decoder goes through them (`strips.choose`).
     """
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
+    rows: Whole = Whole()
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config, self.dtype)
-        self.decoder = Decoder(self.config, self.dtype)
+        self.decoder = Decoder(self.config, self.dtype, self.rows)
 
     def encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
         """Pictures in [-1, 1], any height and width divisible by the downsampling, to values before the sign; `lfq.quantize` makes bits."""
