@@ -81,7 +81,8 @@ def load(path: Path, layout: Layout) -> Release:
         part: Part = getattr(layout, name)
         stems[name] = next((stem for stem in part.stems if _has_weights(path / part.folder, stem)), part.stems[0])
         if not _has_weights(path / part.folder, stems[name]):
-            missing.append(str(Path(part.folder, f"{stems[name]}.safetensors")))
+            shards = any((path / part.folder).glob(f"{stems[name]}-*-of-*.safetensors"))
+            missing.append(str(Path(part.folder, f"{stems[name]}.safetensors{'.index.json' if shards else ''}")))
         if part.config and not (path / part.folder / part.config).is_file():
             missing.append(str(Path(part.folder, part.config)))
     if not (path / layout.text_tokenizer / "tokenizer.json").is_file():

@@ -30,6 +30,8 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.transformer import order
 
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = dataclasses.replace(
     toy_text_to_image.config(),
     tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
