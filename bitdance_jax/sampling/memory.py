@@ -18,11 +18,15 @@ from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.quantize import QUANTIZED
-from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.sampling.pipeline import CHUNK_PIXELS
+from bitdance_jax.tokenizer import autoencoder, strips
 
 
-DECODER_PICTURES = 3
-"""float32 pictures of `ch` channels that the decoder holds at once: what the compilers for CPUs and TPUs plan, at 1 and 4 megapixels."""
+WHOLE = 3
+"""Pictures of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
+
+IN_STRIPS = 2.5
+"""The same where it works in strips, in the compute type: two, and what the compiler for TPUs leaves between them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +92,19 @@ def needed(setting: Setting) -> tuple[float, float, float]:
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
     rows = setting.images * setting.rows
     cut = math.gcd(sharding.batch_parts(mesh), rows) * math.gcd(tensor, text.num_kv_heads)
-    picture = DECODER_PICTURES * 4 * config.tokenizer.ch * height * width / mesh.size
-    return _weights(setting, mesh), rows * (cache + scores) / cut, picture
+    return _weights(setting, mesh), rows * (cache + scores) / cut, _activations(setting, mesh) if height * width else 0.0
+
+
+def _activations(setting: Setting, mesh: AbstractMesh) -> float:
+    tokenizer, (height, width) = setting.config.tokenizer, setting.size
+    count = max(1, min(CHUNK_PIXELS // (height * width), setting.images))
+    tokens = count, height // tokenizer.downsampling, width // tokenizer.downsampling, tokenizer.bits
+    cut = mesh.size > 1 and tokens[1] % mesh.size == 0
+    values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)
+    if strips.choose(tokens, tokenizer.downsampling, sharding.AXES if cut else ()) == strips.Whole():
+        return WHOLE * 4 * values
+    # A strip is there as a convolution takes it, and as it comes out.
+    return IN_STRIPS * jnp.dtype(setting.dtype).itemsize * values + 2 * min(strips.STRIP_BYTES, 4 * values)
 
 
 def _weights(setting: Setting, mesh: AbstractMesh) -> float:

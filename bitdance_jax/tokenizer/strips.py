@@ -8,6 +8,7 @@ up to rounding: norms take their statistics of all rows, and a strip sees one ro
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -138,7 +139,8 @@ class Strips(Whole):
         def strip(start: Array | int, height: int) -> Array:
             above, here, below = (before(_rows(x, *place)) for place in ((start - 1, 1), (start, height), (start + height, 1)))
             above, below = jnp.where(start == 0, top, above), jnp.where(start + height == rows, bottom, below)
-            return after(without_padding.apply(variables, jnp.concatenate([above, here, below], axis=1)))
+            y: Any = without_padding.apply(variables, jnp.concatenate([above, here, below], axis=1))
+            return after(y)
 
         def write(start: Array | int, height: int, out: Array) -> Array:
             y = strip(start, height)

@@ -1,13 +1,19 @@
+import dataclasses
+import functools
 import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.config import TextToImageConfig, TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.memory import Setting
+from bitdance_jax.sampling.pipeline import decode_codes
+from bitdance_jax.tokenizer import strips
+from bitdance_jax.tokenizer.autoencoder import Autoencoder, abstract_params
 
 
 GIB = 2**30
@@ -24,11 +30,11 @@ def gib(**changes) -> list[float]:
 
 
 def test_the_released_model():
-    """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; 3 float32 pictures of 256 channels."""
+    """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; pictures of 256 channels in bfloat16."""
     weights, cache, decoder = gib()
     assert 28 < weights < 31
     assert cache == pytest.approx(2 * (4160 * 160 / 2**20 + 2 * 4 * 40 * 64 * 4160 / GIB), rel=1e-6)
-    assert decoder == pytest.approx(3)
+    assert decoder == pytest.approx(2.5 / 2 + 2 * strips.STRIP_BYTES / GIB)
     assert 15.5 < gib(weights="int8")[0] < 17.5
     assert gib(weights="float32")[0] == pytest.approx(2 * weights)
 
@@ -37,8 +43,28 @@ def test_what_devices_share():
     weights, cache, decoder = gib()
     cut = gib(mesh=(1, 1, 8))
     assert weights / 8 < cut[0] < weights / 8 + 0.5  # the decoder's weights are whole everywhere
-    assert cut[1:] == pytest.approx([cache / 8, decoder / 8])
+    assert cut[1:] == pytest.approx([cache / 8, 2.5 / 2 / 8 + 2 * strips.STRIP_BYTES / GIB])
+    assert gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder  # 65 rows of tokens, which every device decodes
     assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, cache])
+
+
+def test_how_pictures_are_decoded():
+    """Small ones as many at a time as make a megapixel, and whole, in float32."""
+    assert [gib(size=(512, 512), images=images)[2] for images in (1, 4, 5)] == pytest.approx([0.75, 3, 3])
+    assert gib(size=(1024, 1024), images=4)[2] == gib()[2]
+    assert gib(size=(0, 0), images=0)[2] == 0
+
+
+def test_what_the_compiler_plans():
+    """Two pictures, and some strips, where the whole decoder takes three."""
+    tokenizer = TokenizerConfig(bits=RELEASED.tokenizer.bits, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1)
+    codes = jax.ShapeDtypeStruct((1, 512, 512, tokenizer.bits), jnp.int8)
+    decode = jax.jit(functools.partial(decode_codes, Autoencoder(tokenizer)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    planned = decode.lower(abstract_params(tokenizer), codes, keys).compile().memory_analysis().temp_size_in_bytes / GIB
+    config = dataclasses.replace(RELEASED, tokenizer=tokenizer)
+    estimate = gib(config=config, dtype="float32", size=(2048, 2048))[2]
+    assert 2 / 2 < planned < estimate < 2.5 / 2 + 0.2
 
 
 def test_too_little_is_a_line_that_says_what_fits():

@@ -1,0 +1,133 @@
+import functools
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import golden_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_models import assert_close, nhwc
+from jax.sharding import PartitionSpec as P
+from jaxprs import operations
+from random_params import random_params
+
+from bitdance_jax import sharding
+from bitdance_jax.config import MeshConfig, TokenizerConfig
+from bitdance_jax.images import to_uint8
+from bitdance_jax.sampling import pipeline
+from bitdance_jax.tokenizer import strips
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.strips import Strips, Whole
+
+
+strips_choose = strips.choose
+SMALL = TokenizerConfig(bits=4, ch=32, ch_mult=(1, 2), num_res_blocks=1, decoder="gan")
+
+
+def row_bytes(config: TokenizerConfig, codes: np.ndarray, bands: int) -> int:
+    """Of one row of every band, at the finest level."""
+    return 4 * len(codes) * bands * codes.shape[2] * config.downsampling * config.ch
+
+
+@pytest.mark.parametrize(("name", "bands", "rows"), [("tokenizer", 2, 4), ("tokenizer_gan", 4, 1)], ids=["plain", "gan"])
+def test_the_release(name, bands, rows):
+    """Of 32 rows of each of two bands four at a time, and of 16 of each of four a single one."""
+    config, params = golden_models.tokenizer(name)
+    io = golden_models.read(f"{name}/io")
+    codes, noise = nhwc(io["codes"]), nhwc(io["noise"]) if "noise" in io else None
+    model = Autoencoder(config, rows=Strips(bands, bytes=rows * row_bytes(config, codes, bands)))
+    decode = jax.jit(functools.partial(model.apply, method="decode"))
+    lengths = {
+        operation.equation.params["length"]
+        for operation in operations(jax.make_jaxpr(decode)({"params": params}, codes, noise))
+        if operation.equation.primitive.name == "scan"
+    }
+    assert codes.shape[1] * config.downsampling // bands // rows in lengths
+    assert_close(decode({"params": params}, codes, noise), nhwc(io["reconstruction"]))
+
+
+@functools.cache
+def small() -> tuple[dict, jax.Array, jax.Array]:
+    """Parameters, codes and noise of pictures of 16 x 6."""
+    codes, noise = jax.random.normal(jax.random.key(0), (2, 2, 8, 3, 4))
+    params = random_params(Autoencoder(SMALL), jnp.zeros((1, 2, 4, 3)), noise[:1, :1, :2])
+    return {"params": params}, jnp.sign(codes), noise
+
+
+@functools.cache
+def decoder(rows: Whole, dtype=jnp.float32) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(Autoencoder(SMALL, dtype, rows).apply, method="decode"))
+
+
+def test_any_height():
+    """Five rows of 16 at a time leave a strip of one."""
+    rows = Strips(bytes=5 * row_bytes(SMALL, small()[1], 1))
+    assert_close(decoder(rows)(*small()), decoder(Whole())(*small()))
+
+
+def test_bfloat16():
+    rows = Strips(2, bytes=4 * row_bytes(SMALL, small()[1], 2))
+    assert_close(decoder(rows, jnp.bfloat16)(*small()), decoder(Whole())(*small()), 0.05)
+
+
+def test_choice():
+    assert strips.choose((1, 32, 32, 4), 16) == Whole() == strips.choose((100, 16, 64, 4), 16)
+    assert strips.choose((1, 128, 128, 4), 16) == Strips(8)
+    assert strips.choose((1, 36, 128, 4), 16) == Strips(4) == strips.choose((2, 128, 128, 4), 16)
+    assert strips.choose((9, 33, 32, 4), 16) == Strips(1)
+    assert strips.choose((1, 2, 2, 4), 16, ("data",)) == Strips(2, ("data",))
+
+
+def test_decoding_chooses(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(strips, "choose", lambda *arguments: chosen.append(strips_choose(*arguments)) or chosen[-1])
+    params, codes, _ = small()
+    for factor in (1, 50, 100):
+        large = jnp.tile(codes.astype(jnp.int8), (1, factor, factor, 1))
+        keys = jax.random.split(jax.random.key(1), 2)
+        jax.eval_shape(functools.partial(pipeline.decode_codes, Autoencoder(SMALL)), params["params"], large, keys)
+    assert chosen == [Whole(), Whole(), Strips(4)]
+
+
+def test_on_meshes():
+    """In a process of its own, with eight devices."""
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | variables | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+    process = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def on_eight_devices() -> None:
+    jax.config.update("jax_default_matmul_precision", "highest")
+    params, codes, noise = small()
+    mesh, cut = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), P(None, sharding.AXES)
+    row_by_row = decoder(Strips(1, sharding.AXES, row_bytes(SMALL, codes, 1)))
+    sharded = jax.jit(jax.shard_map(row_by_row, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False))
+    assert_close(sharded(params, codes, noise), decoder(Whole())(params, codes, noise))
+
+    mesh, keys = sharding.make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]), jax.random.split(jax.random.key(1), 2)
+    noise = jnp.stack([jax.random.normal(key, codes.shape[1:]) for key in keys])
+    expected = to_uint8(decoder(Whole())(params, codes, noise)).astype(int)
+    on_mesh = functools.partial(pipeline.decode_codes, Autoencoder(SMALL), mesh=mesh)
+    arguments = params["params"], codes.astype(jnp.int8), keys
+    compiled = jax.jit(on_mesh).lower(*arguments).compile()
+    assert compiled(*arguments).addressable_shards[0].data.shape == (2, 4, 6, 3)
+    np.testing.assert_allclose(np.asarray(compiled(*arguments)).astype(int), expected, atol=1)
+    gathered = [elements(line) for line in compiled.as_text().splitlines() if " all-gather(" in line]
+    assert gathered and max(gathered) <= codes.size
+    six_rows = jax.eval_shape(on_mesh, params["params"], codes[:, :6].astype(jnp.int8), keys)
+    assert six_rows.shape == (2, 12, 6, 3)  # each device has them all
+
+
+def elements(line: str) -> int:
+    """Of the array that a line of XLA's text makes: `... = f32[2,8]{1,0} all-gather(...)`."""
+    return math.prod(int(size) for size in line.split("[")[1].split("]")[0].split(",") if size)
+
+
+if __name__ == "__main__":
+    on_eight_devices()
