@@ -16,9 +16,12 @@ from processes import python, start_job
 from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
 from bitdance_jax.config import FlowHeadConfig, SamplerConfig, TokenizerConfig, to_dict
+from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
 from bitdance_jax.sampling.text_to_image import TextToImage
 
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["Activities", "Animals", "Flags", "Food", "Objects", "People", "Smileys", "Symbols", "Travel"]
@@ -199,6 +202,14 @@ def test_bad_input_is_one_line(sample, folders, tmp_path, flags, message):
     status, out, error = sample(*flags)
     assert (status, out) == (2, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and message.format(models=folders) in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_one_line(sample, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "device_memory", lambda _: 1e6)
+    status, out, error = sample("--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "64x32", "--out", "new/x.png")
+    assert (status, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1
+    assert "a device are needed (weights " in error and "and cpu has 0.0 GiB; " in error
     assert list(tmp_path.iterdir()) == []
 
 
