@@ -84,9 +84,14 @@ class PictureFolder:
         """
         images.check_writable(self._path / "any.png")
         self._path.mkdir(parents=True, exist_ok=True)
-        with only_writer(self._path), self._pool:
-            self._check_settings()
-            yield
+        with only_writer(self._path):
+            try:
+                with self._pool:
+                    self._check_settings()
+                    yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self._path.rmdir()  # Succeeds where nothing was drawn.
 
     def finished(self, prompts: list[Prompt]) -> int:
         """How many of these have all their files."""

@@ -224,7 +224,14 @@ def test_bad_input(command, monkeypatch, capsys, flags, data, message):
     assert command(*flags, *([] if "--out" in flags else ["--out", "out"])) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert not Path("out").exists() or not list(Path("out").iterdir())
+    assert sorted(path.name for path in Path().iterdir()) == ["geneval.jsonl", "x"]
+
+
+def test_damaged_weights_leave_no_folder(command, folder, capsys):
+    damaged = shutil.copytree(folder, "damaged")
+    Path(damaged, "weights", "_METADATA").unlink()
+    assert command("--geneval", "geneval.jsonl", "--out", "out", *SMALL, checkpoint=damaged) == 2
+    assert "error: the model folder is incomplete: " in capsys.readouterr().err and not Path("out").exists()
 
 
 @pytest.mark.slow
