@@ -186,7 +186,8 @@ class FlowHead(nn.Module):
 
     def embed_condition(self, z: Float[Array, "*B P C"]) -> Float[Array, "*B P D"]:
         """The transformer's states at a patch to vectors of the head's width."""
-        return self.cond_embed(z)
+        condition = self.cond_embed(z)
+        return constrain(condition, "batch", *[None] * (condition.ndim - 1))  # whole before it meets the times, which are many
 
     def modulation(self, time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> "Modulation":
         """What the blocks and the last layer are modulated by, of unrolled groups.

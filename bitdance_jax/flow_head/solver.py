@@ -41,6 +41,11 @@ def solver_steps(config: SamplerConfig, time_shift: float = 1.0) -> Steps:
     return Steps(*(jnp.concatenate(pair) for pair in zip(diffusing, last, strict=True)))
 
 
+def num_evaluations(config: SamplerConfig) -> int:
+    """How often the head is evaluated for one patch."""
+    return config.head_steps + (1 if config.solver == "euler_maruyama" else 0)
+
+
 def num_noises(config: SamplerConfig) -> int:
     """Noises that one patch takes: the starting point, then one for each diffusing step."""
     return 1 + (config.head_steps if config.solver == "euler_maruyama" else 0)

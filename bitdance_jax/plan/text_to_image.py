@@ -16,7 +16,7 @@ from bitdance_jax import model_folder, sharding
 from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head.solver import num_noises, solver_steps
+from bitdance_jax.flow_head.solver import num_evaluations, num_noises
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.plan import report
@@ -183,7 +183,7 @@ def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, de
     begin = make_plan(batch.begin())
     plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
     calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
-    evaluations = len(solver_steps(arguments.sampler).t)
+    evaluations = num_evaluations(arguments.sampler)
     read = _bytes_read(batch.weights["model"], batch.patches, evaluations)
     return Drawing(plans, calls, arguments.batch_size, read / begin.chip.bandwidth if begin.chip else None)
 

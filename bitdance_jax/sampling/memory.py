@@ -14,10 +14,12 @@ from flax import traverse_util
 from jax.sharding import AbstractMesh
 
 from bitdance_jax import hardware, sharding
-from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.flow_head import solver
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.quantize import QUANTIZED
+from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.pipeline import CHUNK_PIXELS
 from bitdance_jax.tokenizer import autoencoder, strips
 
@@ -40,7 +42,7 @@ class Setting:
       mesh: sizes of the axes: data, fsdp, tensor.
       size: height and width in pixels.
       images: drawn at a time.
-      rows: for each image; 2 with guidance.
+      sampler: its guidance and steps.
     """
 
     config: TextToImageConfig
@@ -49,7 +51,7 @@ class Setting:
     mesh: tuple[int, ...]
     size: tuple[int, int]
     images: int
-    rows: int
+    sampler: SamplerConfig
 
 
 def check(setting: Setting, device: Any) -> None:
@@ -57,13 +59,13 @@ def check(setting: Setting, device: Any) -> None:
     available = device_memory(device)
     if available is None or sum(needed(setting)) <= available:
         return
-    weights, cache, pictures = map(_gib, needed(setting))
+    weights, held, pictures = map(_gib, needed(setting))
     fit = [f"{name} ({_gib(sum(needed(other)))})" for name, other in _others(setting) if sum(needed(other)) <= available]
     hint = (
         f"what fits: {', or '.join(fit[:3])}" if fit else "take more devices, or larger ones, and cut the model over them by --mesh.tensor"
     )
     raise UserError(
-        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, cache {cache}, decoder {pictures}), and "
+        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, drawing {held}, decoder {pictures}), and "
         f"{device.device_kind} has {_gib(available)}; {hint}"
     )
 
@@ -84,15 +86,24 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
 
 
 def needed(setting: Setting) -> tuple[float, float, float]:
-    """Bytes on each device: weights, cache and attention while patches are drawn, activations of the decoder."""
+    """Bytes on each device: weights, what drawing patches holds (cache, attention, modulation of the head), activations of the decoder."""
     config, mesh, bytes_each = setting.config, AbstractMesh(setting.mesh, sharding.AXES), jnp.dtype(setting.dtype).itemsize
     text, (height, width), tensor = config.text, setting.size, setting.mesh[-1]
     slots = model.PREFIX_LENGTHS[0] + height * width // config.tokenizer.downsampling**2
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
-    rows = setting.images * setting.rows
-    cut = math.gcd(sharding.batch_parts(mesh), rows) * math.gcd(tensor, text.num_kv_heads)
-    return _weights(setting, mesh), rows * (cache + scores) / cut, _activations(setting, mesh) if height * width else 0.0
+    rows = setting.images * (1 if setting.sampler.guidance_scale == 1 else 2)
+    parts = math.gcd(sharding.batch_parts(mesh), rows)
+    held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _modulation(setting, rows) / (parts * tensor)
+    return _weights(setting, mesh), held, _activations(setting, mesh) if height * width else 0.0
+
+
+def _modulation(setting: Setting, rows: int) -> float:
+    """As it comes out of its products, and taken apart."""
+    config, evaluations = setting.config, solver.num_evaluations(setting.sampler)
+    tokens, vectors = rows * config.tokens_per_step, 6 * config.head.num_groups + 2
+    at_once = evaluations if next_patch.modulated_at_once(tokens, evaluations) else 1
+    return 2.0 * at_once * tokens * vectors * config.head.width * jnp.dtype(setting.dtype).itemsize
 
 
 def _activations(setting: Setting, mesh: AbstractMesh) -> float:

@@ -108,7 +108,7 @@ class TextToImage:
         """The weights: {"model": unrolled, without `text/lm_head`; "tokenizer": the decoder alone}, read when first asked for."""
         if self._params is None:
             abstract = {"model": model.abstract_params(self.config), "tokenizer": autoencoder.abstract_params(self.config.tokenizer)}
-            self._check_memory((0, 0), 0)
+            self._check_memory((0, 0), 0, self.sampler)
             self._params = model_folder.load(self._folder, abstract=abstract, place=self._place, unrolled=True).params
         return self._params
 
@@ -197,7 +197,7 @@ class TextToImage:
         rows = [*ids, self._prompts.unconditional()]
         tokens, padding = model.prefix_rows(self.config, rows, height, width)
         chosen = np.repeat(np.arange(len(prompts)), images_per_prompt)
-        self._check_memory((height, width), batch_size, 1 if sampler.guidance_scale == 1 else 2)
+        self._check_memory((height, width), batch_size, sampler)
         return _Request(
             tokens=np.asarray(tokens),
             padding=np.asarray(padding),
@@ -211,10 +211,10 @@ class TextToImage:
             batch_size=batch_size,
         )
 
-    def _check_memory(self, size: tuple[int, int], images: int, rows: int = 1) -> None:
+    def _check_memory(self, size: tuple[int, int], images: int, sampler: SamplerConfig) -> None:
         device = self.mesh.devices.flat[0]
         if self._params is None or device.platform != "cpu":  # of a CPU's memory, weights that are loaded are taken already
-            setting = memory.Setting(self.config, self._weights, self._dtype.name, self.mesh.devices.shape, size, images, rows)
+            setting = memory.Setting(self.config, self._weights, self._dtype.name, self.mesh.devices.shape, size, images, sampler)
             memory.check(setting, device)
 
     def _draw(self, request: "_Request", start: int, every: int) -> Iterator[tuple[Drawing, int]]:

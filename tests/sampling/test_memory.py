@@ -12,13 +12,14 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.memory import Setting
 from bitdance_jax.sampling.pipeline import decode_codes
+from bitdance_jax.sampling.text_to_image import RELEASED_SAMPLER
 from bitdance_jax.tokenizer import strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder, abstract_params
 
 
 GIB = 2**30
 RELEASED = TextToImageConfig.released("14b_64x")
-ONE_PICTURE = Setting(RELEASED, "bfloat16", "bfloat16", (1, 1, 1), (1024, 1024), images=1, rows=2)
+ONE_PICTURE = Setting(RELEASED, "bfloat16", "bfloat16", (1, 1, 1), (1024, 1024), images=1, sampler=RELEASED_SAMPLER)
 
 
 def device(gib: float) -> types.SimpleNamespace:
@@ -31,21 +32,25 @@ def gib(**changes) -> list[float]:
 
 def test_the_released_model():
     """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; pictures of 256 channels in bfloat16."""
-    weights, cache, decoder = gib()
+    weights, drawing, decoder = gib()
     assert 28 < weights < 31
-    assert cache == pytest.approx(2 * (4160 * 160 / 2**20 + 2 * 4 * 40 * 64 * 4160 / GIB), rel=1e-6)
+    # 51 evaluations for 128 tokens: 14 vectors of 5120 in bfloat16 each, twice
+    assert drawing == pytest.approx(2 * (4160 * 160 / 2**20 + 2 * 4 * 40 * 64 * 4160 / GIB) + 2 * 51 * 128 * 14 * 5120 * 2 / GIB, rel=1e-6)
+    apart = 2 * 128 * 14 * 5120 * 2 / GIB  # more steps than are modulated at once
+    assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, head_steps=200))[1] == pytest.approx(drawing - 50 * apart)
+    assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, guidance_scale=1.0))[1] == pytest.approx(drawing / 2)
     assert decoder == pytest.approx(2.5 / 2 + 2 * strips.STRIP_BYTES / GIB)
     assert 15.5 < gib(weights="int8")[0] < 17.5
     assert gib(weights="float32")[0] == pytest.approx(2 * weights)
 
 
 def test_what_devices_share():
-    weights, cache, decoder = gib()
+    weights, drawing, decoder = gib()
     cut = gib(mesh=(1, 1, 8))
     assert weights / 8 < cut[0] < weights / 8 + 0.5  # the decoder's weights are whole everywhere
-    assert cut[1:] == pytest.approx([cache / 8, 2.5 / 2 / 8 + 2 * strips.STRIP_BYTES / GIB])
+    assert cut[1:] == pytest.approx([drawing / 8, 2.5 / 2 / 8 + 2 * strips.STRIP_BYTES / GIB])
     assert gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder  # 65 rows of tokens, which every device decodes
-    assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, cache])
+    assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, drawing])
 
 
 def test_how_pictures_are_decoded():
