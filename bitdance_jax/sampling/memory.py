@@ -27,7 +27,7 @@ from bitdance_jax.tokenizer import autoencoder, strips
 WHOLE = 3
 """Pictures of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
 
-IN_STRIPS = 2.5
+IN_STRIPS = 2.25
 """The same where it works in strips, in the compute type: two, and what the compiler for TPUs leaves between them."""
 
 
@@ -114,8 +114,8 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
     values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)
     if strips.choose(tokens, tokenizer.downsampling, sharding.AXES if cut else ()) == strips.Whole():
         return WHOLE * 4 * values
-    # A strip is there as a convolution takes it, and as it comes out.
-    return IN_STRIPS * jnp.dtype(setting.dtype).itemsize * values + 2 * min(strips.STRIP_BYTES, 4 * values)
+    # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
+    return IN_STRIPS * jnp.dtype(setting.dtype).itemsize * values + 4 * min(strips.STRIP_BYTES, 4 * values)
 
 
 def _weights(setting: Setting, mesh: AbstractMesh) -> float:

@@ -39,7 +39,7 @@ def test_the_released_model():
     apart = 2 * 128 * 14 * 5120 * 2 / GIB  # more steps than are modulated at once
     assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, head_steps=200))[1] == pytest.approx(drawing - 50 * apart)
     assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, guidance_scale=1.0))[1] == pytest.approx(drawing / 2)
-    assert decoder == pytest.approx(2.5 / 2 + 2 * strips.STRIP_BYTES / GIB)
+    assert decoder == pytest.approx(2.25 / 2 + 4 * strips.STRIP_BYTES / GIB)
     assert 15.5 < gib(weights="int8")[0] < 17.5
     assert gib(weights="float32")[0] == pytest.approx(2 * weights)
 
@@ -48,7 +48,7 @@ def test_what_devices_share():
     weights, drawing, decoder = gib()
     cut = gib(mesh=(1, 1, 8))
     assert weights / 8 < cut[0] < weights / 8 + 0.5  # the decoder's weights are whole everywhere
-    assert cut[1:] == pytest.approx([drawing / 8, 2.5 / 2 / 8 + 2 * strips.STRIP_BYTES / GIB])
+    assert cut[1:] == pytest.approx([drawing / 8, 2.25 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
     assert gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder  # 65 rows of tokens, which every device decodes
     assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, drawing])
 
@@ -61,7 +61,7 @@ def test_how_pictures_are_decoded():
 
 
 def test_what_the_compiler_plans():
-    """Two pictures, and some strips, where the whole decoder takes three."""
+    """Two pictures of half a GiB, and some strips, where the whole decoder takes three."""
     tokenizer = TokenizerConfig(bits=RELEASED.tokenizer.bits, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1)
     codes = jax.ShapeDtypeStruct((1, 512, 512, tokenizer.bits), jnp.int8)
     decode = jax.jit(functools.partial(decode_codes, Autoencoder(tokenizer)))
@@ -69,7 +69,7 @@ def test_what_the_compiler_plans():
     planned = decode.lower(abstract_params(tokenizer), codes, keys).compile().memory_analysis().temp_size_in_bytes / GIB
     config = dataclasses.replace(RELEASED, tokenizer=tokenizer)
     estimate = gib(config=config, dtype="float32", size=(2048, 2048))[2]
-    assert 2 / 2 < planned < estimate < 2.5 / 2 + 0.2
+    assert 1 < planned < estimate < 1.4
 
 
 def test_too_little_is_a_line_that_says_what_fits():
