@@ -34,9 +34,9 @@ def row_bytes(config: TokenizerConfig, codes: np.ndarray, bands: int) -> int:
     return 4 * len(codes) * bands * codes.shape[2] * config.downsampling * config.ch
 
 
-@pytest.mark.parametrize(("name", "bands", "rows"), [("tokenizer", 2, 4), ("tokenizer_gan", 4, 1)], ids=["plain", "gan"])
+@pytest.mark.parametrize(("name", "bands", "rows"), [("tokenizer", 2, 5), ("tokenizer_gan", 4, 1)], ids=["plain", "gan"])
 def test_the_release(name, bands, rows):
-    """Of 32 rows of each of two bands four at a time, and of 16 of each of four a single one."""
+    """Of the 32 rows of each of two bands five at a time, which leaves two, and of the 16 of each of four bands a single one."""
     config, params = golden_models.tokenizer(name)
     io = golden_models.read(f"{name}/io")
     codes, noise = nhwc(io["codes"]), nhwc(io["noise"]) if "noise" in io else None
@@ -62,12 +62,6 @@ def small() -> tuple[dict, jax.Array, jax.Array]:
 @functools.cache
 def decoder(rows: Whole, dtype=jnp.float32) -> Callable[..., jax.Array]:
     return jax.jit(functools.partial(Autoencoder(SMALL, dtype, rows).apply, method="decode"))
-
-
-def test_any_height():
-    """Five rows of 16 at a time leave a strip of one."""
-    rows = Strips(bytes=5 * row_bytes(SMALL, small()[1], 1))
-    assert_close(decoder(rows)(*small()), decoder(Whole())(*small()))
 
 
 def test_bfloat16():
