@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
@@ -38,8 +37,8 @@ def _promote(inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, d
 def _product(inputs: Array, kernel: Array | Int8Kernel, dimensions: Any, precision: Any = None) -> Array:
     if not isinstance(kernel, Int8Kernel):
         return jax.lax.dot_general(inputs, kernel, dimensions, precision)
-    weights = kernel.int8.astype(inputs.dtype)
-    y = jax.lax.dot_general(inputs, weights, dimensions, precision, preferred_element_type=jnp.float32)
+    # In the compute type, in which devices that each hold a part of the sum exchange it.
+    y = jax.lax.dot_general(inputs, kernel.int8.astype(inputs.dtype), dimensions, precision)
     return (y * kernel.scale[0]).astype(inputs.dtype)
 
 
