@@ -30,6 +30,9 @@ WHOLE = 3
 IN_STRIPS = 2.25
 """The same where it works in strips, in the compute type: two, and what the compiler for TPUs leaves between them."""
 
+IN_STRIPS_CUT = 3
+"""The same where devices have some rows each: that compiler then turns a picture round to send its edges."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -115,7 +118,7 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
     if strips.choose(tokens, tokenizer.downsampling, sharding.AXES if cut else ()) == strips.Whole():
         return WHOLE * 4 * values
     # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
-    return IN_STRIPS * jnp.dtype(setting.dtype).itemsize * values + 4 * min(strips.STRIP_BYTES, 4 * values)
+    return (IN_STRIPS_CUT if cut else IN_STRIPS) * jnp.dtype(setting.dtype).itemsize * values + 4 * min(strips.STRIP_BYTES, 4 * values)
 
 
 def _weights(setting: Setting, mesh: AbstractMesh) -> float:

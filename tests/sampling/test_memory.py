@@ -48,7 +48,7 @@ def test_what_devices_share():
     weights, drawing, decoder = gib()
     cut = gib(mesh=(1, 1, 8))
     assert weights / 8 < cut[0] < weights / 8 + 0.5  # the decoder's weights are whole everywhere
-    assert cut[1:] == pytest.approx([drawing / 8, 2.25 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
+    assert cut[1:] == pytest.approx([drawing / 8, 3 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
     assert gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder  # 65 rows of tokens, which every device decodes
     assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, drawing])
 
