@@ -45,11 +45,16 @@ def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | N
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """The exit status of a tool; bad input is one line on stderr and status 2, Ctrl-C one and 130."""
+    """The exit status of a tool; bad input and a device whose memory is full are one line on stderr and status 2, Ctrl-C one and 130."""
     try:
         return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: a device's memory is full ({str(error).splitlines()[0]}); make the batch or the pictures smaller", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

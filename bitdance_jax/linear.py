@@ -37,8 +37,10 @@ def _promote(inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, d
 def _product(inputs: Array, kernel: Array | Int8Kernel, dimensions: Any, precision: Any = None) -> Array:
     if not isinstance(kernel, Int8Kernel):
         return jax.lax.dot_general(inputs, kernel, dimensions, precision)
+    # The barrier keeps the compiler from converting weights before they are needed, all of a model's at once.
+    inputs, weights = jax.lax.optimization_barrier((inputs, kernel.int8))
     # In the compute type, in which devices that each hold a part of the sum exchange it.
-    y = jax.lax.dot_general(inputs, kernel.int8.astype(inputs.dtype), dimensions, precision)
+    y = jax.lax.dot_general(inputs, weights.astype(inputs.dtype), dimensions, precision)
     return (y * kernel.scale[0]).astype(inputs.dtype)
 
 

@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from bitdance_jax.command_line import parse, run
@@ -161,3 +163,9 @@ def test_run_does_not_hide_bugs():
 
     with pytest.raises(KeyError):
         run(main)
+
+
+def test_a_full_device_is_one_line(capsys):
+    assert run(lambda: jax.block_until_ready(jax.jit(lambda: jnp.ones((2**40,)) + 1)()) and None) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a device's memory is full (RESOURCE_EXHAUSTED") and error.count("\n") == 1

@@ -12,6 +12,7 @@ from flax import traverse_util
 from bitdance_jax import linear, quantize
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.models.text_to_image import TextToImage, prefix_rows, sample_values, token_positions
+from bitdance_jax.plan import hlo
 from bitdance_jax.quantize import Int8Kernel
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.transformer.layers import FusedDense
@@ -88,3 +89,19 @@ def test_error_of_the_recorded_model(monkeypatch):
     equal = np.mean((np.asarray(values) > 0) == (np.asarray(bits) > 0))
     assert 1e-4 < relative_error(np.stack(conditions), expected) < 0.02
     assert equal > 0.97
+
+
+def test_a_loop_converts_kernels_where_it_reads_them():
+    """And not before it, as compilers like to, where those of a whole model would be there at once in the compute type."""
+    layer = linear.Dense(512, use_bias=False, dtype=jnp.float32)
+    kernels = [jax.eval_shape(quantize.quantize, jnp.zeros((512, 512)))] * 3
+
+    def read(kernels, x):
+        return functools.reduce(lambda x, kernel: jnp.tanh(layer.apply({"params": {"kernel": kernel}}, x)), kernels, x)
+
+    def loop(kernels, x, stop):
+        return jax.lax.fori_loop(0, stop, lambda _, x: read(kernels, x), x)
+
+    module = hlo.parse(jax.jit(loop).lower(kernels, jnp.zeros((4, 512)), 3).compile().as_text())
+    (turns,) = [instruction for instruction in module[module.entry] if instruction.opcode == "while"]
+    assert [shape.dtype for shape in hlo.leaves(turns.shape) if shape.dims == (512, 512)] == ["s8"] * 3
