@@ -1,7 +1,6 @@
 """Files that are there whole or not at all, and folders on a disk or under gs://."""
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -11,6 +10,12 @@ from pathlib import Path
 from etils import epath
 
 from bitdance_jax.errors import UserError
+
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows locks no folders
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -38,24 +43,28 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps other processes that ask for it out of a local folder, which is there, and removes what killed ones left of `replacing` in it.
+    """Keeps other processes that ask for it out of a local folder, which is there.
 
     Raises:
       UserError: another process is writing there.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # of file systems that lock no folders
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is writing into {folder}; wait for it, or give another folder") from error
-        for path in Path(folder).rglob(".*"):
-            if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
-                path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            with contextlib.suppress(OSError):  # of file systems that lock no folders
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(f"another process is writing into {folder}; wait for it, or give another folder") from error
         yield
-    finally:
-        os.close(descriptor)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left of `replacing` in a local folder of ours, and in those below it."""
+    for path in Path(folder).rglob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:

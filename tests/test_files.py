@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer, replacing
+from bitdance_jax.files import only_writer, remove_leftovers, replacing
 
 
 def test_another_writer_is_refused_and_a_killed_ones_leftovers_go(tmp_path):
@@ -27,6 +27,8 @@ with only_writer({str(tmp_path)!r}), replacing({str(tmp_path / "deep" / "y.png")
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
-    with only_writer(tmp_path), replacing(tmp_path / "z.png") as temporary:
-        temporary.touch()
+    with only_writer(tmp_path):
+        remove_leftovers(tmp_path)
+        with replacing(tmp_path / "z.png") as temporary:
+            temporary.touch()
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept, tmp_path / "z.png"}

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from bitdance_jax import images
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer, replacing
+from bitdance_jax.files import only_writer, remove_leftovers, replacing
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class PictureFolder:
             try:
                 with self._pool:
                     self._check_settings()
+                    remove_leftovers(self._path)
                     yield
             finally:
                 with contextlib.suppress(OSError):
