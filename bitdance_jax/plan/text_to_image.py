@@ -103,8 +103,16 @@ def find_model(name: str) -> TextToImageConfig | None:
     return from_dict(TextToImageConfig, model_folder.read_config(name, expect="text_to_image").config, f"{name}/config.json: config")
 
 
+def check(arguments: Arguments, config: TextToImageConfig) -> None:
+    """Raises a UserError for what the model cannot draw."""
+    model.check_size(config, *parse_size(arguments.size))
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
+
+
 def describe(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
     """Prints the plan of a batch; returns it for a JSON file."""
+    check(arguments, config)
     mesh = sharding.make_mesh(arguments.mesh, devices)
     print(f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes", file=sys.stderr)
     drawing = plan_drawing(arguments, config, mesh)
@@ -116,6 +124,7 @@ def describe(arguments: Arguments, config: TextToImageConfig, devices: list[jax.
 
 def compare(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
     """Prints how fast each mesh draws a batch, the fastest first; returns it for a JSON file."""
+    check(arguments, config)
     drawings: list[tuple[str, Drawing]] = []
     decoder: Plan | None = None
     refused: dict[str, str] = {}
@@ -172,14 +181,10 @@ def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, de
     """Compiles what `TextToImage.generate` runs for a batch; the decoder only if its plan is not given.
 
     Raises:
-      UserError: a size that the model does not draw, a mesh that does not divide it.
+      UserError: a mesh that does not divide the model, or the batch.
       DoesNotFit: it needs more memory than a device has.
     """
-    height, width = parse_size(arguments.size)
-    model.check_size(config, height, width)
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
-    batch = _Batch(arguments, config, mesh, height, width)
+    batch = _Batch(arguments, config, mesh)
     begin = make_plan(batch.begin())
     plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
     calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
@@ -191,7 +196,8 @@ def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, de
 class _Batch:
     """The programs of one batch, with the shapes and places of what they take."""
 
-    def __init__(self, arguments: Arguments, config: TextToImageConfig, mesh: Mesh, height: int, width: int) -> None:
+    def __init__(self, arguments: Arguments, config: TextToImageConfig, mesh: Mesh) -> None:
+        height, width = parse_size(arguments.size)
         self._config, self._mesh, self._sampler, self._images = config, mesh, arguments.sampler, arguments.batch_size
         self._dtype = jnp.dtype(arguments.dtype)
         self._compiled = Programs(config, mesh, self._dtype)
