@@ -105,7 +105,7 @@ def _modulation(setting: Setting, rows: int) -> float:
     """As it comes out of its products, and taken apart."""
     config, evaluations = setting.config, solver.num_evaluations(setting.sampler)
     tokens, vectors = rows * config.tokens_per_step, 6 * config.head.num_groups + 2
-    at_once = evaluations if next_patch.modulated_at_once(tokens, evaluations) else 1
+    at_once = evaluations if next_patch.modulated_at_once(tokens, evaluations, config.head.width) else 1
     return 2.0 * at_once * tokens * vectors * config.head.width * jnp.dtype(setting.dtype).itemsize
 
 

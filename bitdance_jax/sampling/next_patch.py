@@ -136,20 +136,21 @@ def drawing(model: Model, config: SamplerConfig) -> Draw:
 
     def draw(states: Float[Array, "R P C"], patch_noise: Float[Array, "S B P K"], scale: Any) -> Float[Array, "B P K"]:
         condition = model.embed_condition(states)
-        if modulated_at_once(states.shape[0] * states.shape[1], len(times)):
+        if modulated_at_once(states.shape[0] * states.shape[1], *times.shape):
             return solver.solve(model.predict, patch_noise, steps, model.modulation(times[:, None, None], condition), scale)
         return solver.solve(lambda x, time: model.predict(x, model.modulation(time, condition)), patch_noise, steps, times, scale)
 
     return draw
 
 
-def modulated_at_once(rows: int, evaluations: int) -> bool:
+def modulated_at_once(rows: int, evaluations: int, width: int) -> bool:
     """Whether a patch's modulation is made for all evaluations of the head at once.
 
     A fifth of the head's weights make it. While the rows are few, reading weights is what takes the time, and those are then read once a
-    patch. The bound on what is kept is 14 vectors, of the head's width, for each of 2^14 rows: 2.2 GiB of a released text-to-image model.
+    patch; but what they make is written and read for each row, so that the rows must be far fewer than the head is wide. The bound on
+    what is kept is 14 vectors of that width for each of 2^14 rows: 2.2 GiB of a released text-to-image model.
     """
-    return rows <= 256 and rows * evaluations <= 2**14
+    return rows <= 256 and 16 * rows <= width and rows * evaluations <= 2**14
 
 
 def draw_first(
