@@ -208,15 +208,18 @@ def test_int8(folder, model):
 
 
 @pytest.mark.slow
-def test_on_a_mesh(folder, generate, tmp_path):
+@pytest.mark.parametrize("at_once", [False, True], ids=["modulated_each", "modulated_at_once"])
+def test_on_a_mesh(folder, generate, tmp_path, at_once):
     """The same pictures from four devices, which share every layer, every batch and the decoder's rows; each program compiles once."""
-    script = """
+    script = f"""
 import sys, numpy as np
 from bitdance_jax import MeshConfig, TextToImage
+from bitdance_jax.sampling import next_patch
+next_patch.modulated_at_once = lambda *_: {at_once}
 model = TextToImage.load(sys.argv[1], mesh=MeshConfig(data=2, tensor=2))
 np.save(sys.argv[2], model.generate(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False))
 programs = model._programs
-assert {f._cache_size() for f in (programs.begin, programs.advance, programs.decode)} == {1}
+assert [f._cache_size() for f in (programs.begin, programs.advance, programs.decode)] == [1, 1, 1]
 kernel = model.params["model"]["text"]["layers_0"]["mlp"]["up"]["kernel"]
 assert kernel.addressable_shards[0].data.shape == (64, 48)
 """
