@@ -23,8 +23,8 @@ from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.programs import Program
 from bitdance_jax.quantize import quantize
-from bitdance_jax.sampling.next_patch import noise_from_keys
-from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, decode_codes
+from bitdance_jax.sampling.next_patch import noise_from_keys, rows_of_image
+from bitdance_jax.sampling.pipeline import chunk_size, decode_codes
 from bitdance_jax.sampling.prompt_programs import Programs, kept
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size
 from bitdance_jax.tokenizer import autoencoder
@@ -96,8 +96,9 @@ class Drawing(NamedTuple):
 
 def find_model(name: str) -> TextToImageConfig | None:
     """The text-to-image model of that name, "14b_16x" or "14b_64x", or of the model folder there; None if it is neither."""
-    if name.lower().replace("-", "_").removeprefix("bitdance_") in ("14b_16x", "14b_64x"):
-        return TextToImageConfig.released(name.lower().replace("-", "_").removeprefix("bitdance_"))
+    released = name.lower().replace("-", "_").removeprefix("bitdance_")
+    if released in ("14b_16x", "14b_64x"):
+        return TextToImageConfig.released(released)
     if not Path(name).is_dir():
         return None
     return from_dict(TextToImageConfig, model_folder.read_config(name, expect="text_to_image").config, f"{name}/config.json: config")
@@ -128,7 +129,7 @@ def compare(arguments: Arguments, config: TextToImageConfig, devices: list[jax.D
     drawings: list[tuple[str, Drawing]] = []
     decoder: Plan | None = None
     refused: dict[str, str] = {}
-    rows = arguments.batch_size * (1 if arguments.guidance_scale == 1 else 2)
+    rows = arguments.batch_size * rows_of_image(arguments.sampler)
     meshes = [MeshConfig(data=data, tensor=len(devices) // data) for data in range(1, len(devices) + 1) if len(devices) % data == 0]
     for mesh in tqdm([mesh for mesh in meshes if rows % mesh.data == 0], dynamic_ncols=True):
         name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
@@ -201,11 +202,11 @@ class _Batch:
         self._config, self._mesh, self._sampler, self._images = config, mesh, arguments.sampler, arguments.batch_size
         self._dtype = jnp.dtype(arguments.dtype)
         self._compiled = Programs(config, mesh, self._dtype)
-        self._pixels, self._grid = height * width, height // config.tokenizer.downsampling
+        self._size, self._grid = (height, width), height // config.tokenizer.downsampling
         self._tokens = model.token_positions(config, height, width)
         self.patches = len(self._tokens) // config.tokens_per_step
         self.weights = abstract_weights(config, mesh, self._dtype, arguments.weights)
-        rows = self._images * (1 if self._sampler.guidance_scale == 1 else 2)
+        rows = self._images * rows_of_image(self._sampler)
         one = model.prefix_rows(config, [[0] * arguments.prompt_tokens], height, width)
         tokens, padding = self._whole((rows, one.tokens.shape[1]), jnp.int32), self._whole((rows,), jnp.int32)
         self._prefixes: Any = Prefixes(tokens, padding)  # type: ignore[arg-type]
@@ -225,7 +226,7 @@ class _Batch:
         return self._program(f"{turns} patches more", self._compiled.advance, inputs, self._flops(self.patches) - self._flops(1), turns)
 
     def decode(self) -> Program:
-        config, images = self._config.tokenizer, max(1, min(CHUNK_PIXELS // self._pixels, self._images))
+        config, images = self._config.tokenizer, min(chunk_size(*self._size), self._images)
         codes = self._whole((images, len(self._tokens), config.bits), jnp.int8)
         inputs = (self.weights["tokenizer"], codes, self._whole((images, 2), jnp.uint32))
 

@@ -20,7 +20,7 @@ from bitdance_jax.flow_head import solver
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.quantize import QUANTIZED
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.pipeline import CHUNK_PIXELS
+from bitdance_jax.sampling.pipeline import chunk_size
 from bitdance_jax.tokenizer import autoencoder, strips
 
 
@@ -95,7 +95,7 @@ def needed(setting: Setting) -> tuple[float, float, float]:
     slots = model.PREFIX_LENGTHS[0] + height * width // config.tokenizer.downsampling**2
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
-    rows = setting.images * (1 if setting.sampler.guidance_scale == 1 else 2)
+    rows = setting.images * next_patch.rows_of_image(setting.sampler)
     parts = math.gcd(sharding.batch_parts(mesh), rows)
     held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _modulation(setting, rows) / (parts * tensor)
     return _weights(setting, mesh), held, _activations(setting, mesh) if height * width else 0.0
@@ -111,7 +111,7 @@ def _modulation(setting: Setting, rows: int) -> float:
 
 def _activations(setting: Setting, mesh: AbstractMesh) -> float:
     tokenizer, (height, width) = setting.config.tokenizer, setting.size
-    count = max(1, min(CHUNK_PIXELS // (height * width), setting.images))
+    count = min(chunk_size(height, width), setting.images)
     tokens = count, height // tokenizer.downsampling, width // tokenizer.downsampling, tokenizer.bits
     cut = mesh.size > 1 and tokens[1] % mesh.size == 0
     values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)

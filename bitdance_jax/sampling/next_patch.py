@@ -182,4 +182,9 @@ def following(
 
 def num_images(rows: int, config: SamplerConfig) -> int:
     """B of R rows."""
-    return rows // 2 if config.guidance_scale != 1 else rows
+    return rows // rows_of_image(config)
+
+
+def rows_of_image(config: SamplerConfig) -> int:
+    """With guidance a conditional and an unconditional one."""
+    return 2 if config.guidance_scale != 1 else 1

@@ -62,8 +62,8 @@ class Tokenizer:
         """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`."""
         if not len(pictures):
             return np.zeros((0, *(side // self.config.downsampling for side in pictures.shape[1:3]), self.config.bits), np.int8)
-        chunk = _chunk(*pictures.shape[1:3])
-        return np.concatenate([self._encode(self.params, part)[:count] for part, count in _chunks(pictures, chunk)])
+        chunk = chunk_size(*pictures.shape[1:3])
+        return np.concatenate([self._encode(self.params, part)[:count] for part, count in chunks(pictures, chunk)])
 
     def decode(self, codes: Int8[np.ndarray, "B h w K"], seed: int = 0, first_index: int = 0) -> UInt8[np.ndarray, "B H W C"]:
         """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone."""
@@ -71,8 +71,8 @@ class Tokenizer:
         if not len(codes):
             return np.zeros((0, height, width, self.config.image_channels), np.uint8)
         keys = image_keys(seed, first_index, len(codes))
-        chunk = _chunk(height, width)
-        pairs = zip(_chunks(codes, chunk), _chunks(keys, chunk), strict=True)
+        chunk = chunk_size(height, width)
+        pairs = zip(chunks(codes, chunk), chunks(keys, chunk), strict=True)
         return np.concatenate([self._decode(self.params, part, part_keys)[:count] for (part, count), (part_keys, _) in pairs])
 
 
@@ -168,7 +168,7 @@ class ClassConditionalPipeline:
         keys = image_keys(seed, first_index, len(numbers))
         parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
         with tqdm(total=len(numbers), unit="image", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
-            for (part, count), (part_keys, _) in zip(_chunks(numbers, batch_size), _chunks(keys, batch_size), strict=True):
+            for (part, count), (part_keys, _) in zip(chunks(numbers, batch_size), chunks(keys, batch_size), strict=True):
                 parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler or self.sampler))[:count])
                 bar.set_description("sampling")
                 bar.update(count)
@@ -308,7 +308,7 @@ def draw_pictures(
         code, key = image
         return decode_codes(Autoencoder(config.tokenizer, dtype), params["tokenizer"], code[None], key[None])[0]
 
-    return jax.lax.map(decode, (codes, keys), batch_size=_chunk(config.image_size, config.image_size))
+    return jax.lax.map(decode, (codes, keys), batch_size=chunk_size(config.image_size, config.image_size))
 
 
 def sampling_params(params: Any, dtype: DTypeLike) -> Any:
@@ -343,11 +343,12 @@ def image_keys(seed: int, first_index: int, count: int) -> Array:
 _fold_in_each = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
 
 
-def _chunk(height: int, width: int) -> int:
+def chunk_size(height: int, width: int) -> int:
+    """How many pictures the tokenizer takes at a time, to bound memory."""
     return max(1, CHUNK_PIXELS // (height * width))
 
 
-def _chunks(array: Any, size: int) -> Iterator[tuple[Any, int]]:
+def chunks(array: Any, size: int) -> Iterator[tuple[Any, int]]:
     """Pieces of `size` rows and how many of them count; a short last one is filled up by its last row, to keep one compiled shape."""
     size = min(size, max(len(array), 1))
     for start in range(0, len(array), size):

@@ -21,7 +21,7 @@ from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
-from bitdance_jax.sampling.pipeline import CHUNK_PIXELS, image_keys
+from bitdance_jax.sampling.pipeline import chunk_size, chunks, image_keys
 from bitdance_jax.sampling.prompt_programs import Programs, kept
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -232,14 +232,11 @@ class TextToImage:
     def _pictures(self, request: "_Request", start: int, codes: Int8[Array, "N B P K"], drawn: int) -> UInt8[np.ndarray, "count H W 3"]:
         """A few at a time, to bound memory."""
         height, width = request.size
-        chunk = max(1, min(CHUNK_PIXELS // (height * width), request.batch_size))
         _, keys = request.batch(start)
-        sequences = fill_in(hosts.gather(codes), drawn)
+        sequences, chunk = fill_in(hosts.gather(codes), drawn), chunk_size(height, width)
         parts = []
-        for first in range(0, len(sequences), chunk):
-            rows = np.arange(first, first + chunk).clip(max=len(sequences) - 1)
-            decoded = self._programs.decode(self.params["tokenizer"], sequences[rows], keys[rows], height=request.grid)
-            parts.append(hosts.gather(decoded)[: len(sequences) - first])
+        for (part, count), (part_keys, _) in zip(chunks(sequences, chunk), chunks(keys, chunk), strict=True):
+            parts.append(hosts.gather(self._programs.decode(self.params["tokenizer"], part, part_keys, height=request.grid))[:count])
         pictures = np.concatenate(parts)[: len(request.keys) - start]
         return grey_out(pictures, request.xy[drawn * self.config.tokens_per_step :], self.config.tokenizer.downsampling)
 
