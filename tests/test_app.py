@@ -18,7 +18,6 @@ from PIL import Image
 
 from bitdance_jax import UserError, app, toy_text_to_image
 from bitdance_jax.app import Wish, draw
-from bitdance_jax.config import FlowHeadConfig, TokenizerConfig
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -31,12 +30,7 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     tiny_models.save_model(root / "classes")
     tiny_models.save_tokenizer(root / "tokenizer")
-    small = dataclasses.replace(
-        toy_text_to_image.config(),
-        tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
-        head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
-    )
-    toy_text_to_image.save(root / "prompts", small)
+    toy_text_to_image.save(root / "prompts", tiny_models.TEXT_TO_IMAGE)
     return root
 
 

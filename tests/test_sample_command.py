@@ -1,6 +1,5 @@
 """`python sample.py`: pictures in a file, one clear line for bad input, and the whole way from training to pictures."""
 
-import dataclasses
 import importlib.util
 import os
 import shutil
@@ -15,7 +14,7 @@ from processes import python, start_job
 
 from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
-from bitdance_jax.config import FlowHeadConfig, SamplerConfig, TokenizerConfig, to_dict
+from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.sampling import memory
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
 from bitdance_jax.sampling.text_to_image import TextToImage
@@ -236,12 +235,7 @@ def test_compiled_programs_are_kept(tiny, tmp_path):
 def tiny(tmp_path_factory) -> Path:
     """A text-to-image model that is quick to compile; patches of 4 x 4 pixels."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = dataclasses.replace(
-        toy_text_to_image.config(),
-        tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
-        head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
-    )
-    toy_text_to_image.save(folder, config)
+    toy_text_to_image.save(folder, tiny_models.TEXT_TO_IMAGE)
     return folder
 
 

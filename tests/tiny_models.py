@@ -1,11 +1,12 @@
 """Models small enough to make, sample and train within seconds, with random weights, and their model folders."""
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
 from random_params import random_params
 
-from bitdance_jax import model_folder
+from bitdance_jax import model_folder, toy_text_to_image
 from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig, to_dict
 from bitdance_jax.models.class_conditional import ClassConditional
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -13,6 +14,13 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 TOKENIZER = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2)
 GAN_TOKENIZER = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2, decoder="gan")
+
+TEXT_TO_IMAGE = dataclasses.replace(
+    toy_text_to_image.config(),
+    tokenizer=TOKENIZER,
+    head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
+)
+"""Patches of 4 x 4 pixels."""
 
 MODEL = ClassConditionalConfig(
     tokenizer=TOKENIZER,

@@ -1,6 +1,5 @@
 """The pictures of GenEval's and DPG-Bench's prompts, by a toy text-to-image model."""
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 from processes import start_job
 
 from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
-from bitdance_jax.config import FlowHeadConfig, SamplerConfig, TokenizerConfig
+from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompts
 from bitdance_jax.evaluate.prompt_files import Prompt, read_dpg, read_geneval
 from bitdance_jax.sampling.text_to_image import TextToImage
@@ -28,18 +28,12 @@ LINES = [
     '{"prompt": "两只猫"}'.encode(),
 ]
 SMALL = ["--size", "12x8", "--head-steps", "2"]
-CONFIG = dataclasses.replace(
-    toy_text_to_image.config(),
-    tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
-    head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
-)
-"""Patches of 4 x 4 pixels."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "toy"
-    toy_text_to_image.save(folder, CONFIG)
+    toy_text_to_image.save(folder, tiny_models.TEXT_TO_IMAGE)
     return folder
 
 
@@ -160,7 +154,7 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     flags = ["--geneval", "geneval.jsonl", "--out", "out", "--limit", "1"]
     assert command(*flags, "--guidance-scale", "3") == 0
     assert command(*flags, "--guidance-scale", "3", "--limit", "2", "--batch-size", "1") == 0
-    toy_text_to_image.save(tmp_path / "other", CONFIG, seed=1)
+    toy_text_to_image.save(tmp_path / "other", tiny_models.TEXT_TO_IMAGE, seed=1)
     assert command(*flags, "--seed", "4", checkpoint=tmp_path / "other") == 2
     error = capsys.readouterr().err
     assert "error: out was begun otherwise (checkpoint " in error and "; give the same again, or another --out\n" in error

@@ -1,6 +1,5 @@
 """Prompts to pictures, with a model of two layers whose tokens are 2 x 2 pixels and whose patches are 4 x 4."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from processes import python
 
 import bitdance_jax
 from bitdance_jax import SamplerConfig, toy_text_to_image
-from bitdance_jax.config import FlowHeadConfig, MeshConfig, TokenizerConfig
+from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image
@@ -32,18 +31,13 @@ from bitdance_jax.transformer import order
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-CONFIG = dataclasses.replace(
-    toy_text_to_image.config(),
-    tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
-    head=FlowHeadConfig(width=32, num_blocks=1, num_groups=1, head_dim=16, squash_output=True),
-)
 PROMPTS = ["a cat", "两只猫和一只狗", "three dogs under a tree"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "toy"
-    toy_text_to_image.save(folder, CONFIG)
+    toy_text_to_image.save(folder, tiny_models.TEXT_TO_IMAGE)
     return folder
 
 
@@ -83,11 +77,16 @@ def test_pictures_are_those_of_the_sampler(folder, model, generate):
 
     @jax.jit
     def draw(params, keys):
-        prefixes, xy = text_to_image.prefix_rows(CONFIG, rows, 8, 12), jnp.asarray(text_to_image.token_positions(CONFIG, 8, 12))
+        prefixes, xy = (
+            text_to_image.prefix_rows(tiny_models.TEXT_TO_IMAGE, rows, 8, 12),
+            jnp.asarray(text_to_image.token_positions(tiny_models.TEXT_TO_IMAGE, 8, 12)),
+        )
         noise = noise_from_keys(keys, num_noises(model.sampler), 4, 8)
-        codes = text_to_image.sample_codes(text_to_image.TextToImage(CONFIG), params["model"], prefixes, xy, noise, model.sampler)
+        codes = text_to_image.sample_codes(
+            text_to_image.TextToImage(tiny_models.TEXT_TO_IMAGE), params["model"], prefixes, xy, noise, model.sampler
+        )
         grid = order.sequence_to_grid(codes, 4, 2, "patch").astype(jnp.int8)
-        return decode_codes(Autoencoder(CONFIG.tokenizer), params["tokenizer"], grid, keys)
+        return decode_codes(Autoencoder(tiny_models.TEXT_TO_IMAGE.tokenizer), params["tokenizer"], grid, keys)
 
     expected = np.asarray(draw(model.params, image_keys(7, 0, 2)))
     pictures = generate(PROMPTS[:2], seed=7)
