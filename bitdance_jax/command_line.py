@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import re
 import sys
@@ -17,6 +18,9 @@ from bitdance_jax.errors import UserError
 
 
 T = TypeVar("T")
+
+LONGEST_MESSAGE = 4000
+"""Characters of a message that are printed."""
 
 
 def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | None = None, prog: str | None = None) -> T:
@@ -49,7 +53,12 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {_printable(f'a name is too long: {error.filename}')}", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -80,6 +89,12 @@ def _flag_names(config: Any, prefix: str = "") -> list[str]:
         nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
         names += _flag_names(value, f"{prefix}{field.name}.") if nested else [prefix + field.name]
     return names
+
+
+def _printable(message: str) -> str:
+    """One line without control characters: what a message quotes of a file may hold some, and a list of keys may have no end."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message[:LONGEST_MESSAGE])
+    return f"{text} ... ({len(message):,} characters)" if len(message) > LONGEST_MESSAGE else text
 
 
 def _one_line(complaint: str) -> str:

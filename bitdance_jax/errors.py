@@ -1,5 +1,7 @@
 """What the command-line tools show as a single line."""
 
+import reprlib
+
 
 class UserError(ValueError):
     """Bad input. The message is one line that names the thing and the mend; the tools print it and exit with status 2."""
@@ -15,3 +17,13 @@ class Interrupted(BaseException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def short(value: object) -> str:
+    """A value from outside for a message: its `repr`, with the middle left out of what is long, deep or in circles."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60

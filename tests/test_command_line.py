@@ -149,6 +149,24 @@ def test_run_prints_one_line_for_bad_input(capsys):
     assert capsys.readouterr() == ("", "error: no model folder x\n")
 
 
+def test_what_a_message_quotes_cannot_leave_the_line(capsys):
+    """Keys of files may have line ends, a terminal's escape sequences, halves of surrogate pairs, and may be many."""
+
+    def main():
+        raise UserError("unknown key a\nb\x1b[2J\udcff é " + "k" * 10**6)
+
+    assert run(main) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: unknown key a\\nb\\x1b[2J\\udcff é k") and printed.count("\n") == 1
+    assert len(printed) < 5000 and printed.endswith("k ... (1,000,023 characters)\n")
+
+
+def test_a_name_that_is_too_long_is_one_line(capsys, tmp_path):
+    assert run(lambda: (tmp_path / ("x" * 5000)).stat().st_size) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and "too long" in printed and printed.count("\n") == 1
+
+
 def test_run_prints_one_line_for_ctrl_c(capsys):
     def main():
         raise KeyboardInterrupt
