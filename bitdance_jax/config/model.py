@@ -68,6 +68,7 @@ class TransformerConfig:
       num_heads: attention heads; `dim / num_heads` must be a multiple of 4 (2-D rotary pairs).
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
+      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
     num_layers: int
@@ -75,6 +76,7 @@ class TransformerConfig:
     num_heads: int
     rope_base: float = 10000.0
     norm_eps: float = 1e-6
+    residual_dtype: Literal["float32", "compute"] = "float32"
 
     def __post_init__(self) -> None:
         require(min(self.num_layers, self.dim, self.num_heads) > 0, "num_layers, dim and num_heads must be positive")
