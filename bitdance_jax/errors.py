@@ -20,8 +20,11 @@ class Interrupted(BaseException):
 
 
 def short(value: object) -> str:
-    """A value from outside for a message: its `repr`, with the middle left out of what is long, deep or in circles."""
-    return _SHORT.repr(value)
+    """A value from outside for a message: its `repr` on one line, with the middle left out of what is long, deep or in circles."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python 3.11 writes no integer of more than 4300 digits.
+        return "a number of too many digits"
 
 
 _SHORT = reprlib.Repr()

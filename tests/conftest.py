@@ -28,3 +28,9 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def as_users_call(monkeypatch):
+    """Without the checks of the hook above, which would find wrong arguments before the package does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -190,7 +190,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--out", "x.jpg"], "--out must be a local file that ends in .png, got x.jpg"),
         (["--out", "gs://bucket/x.png"], "--out must be a local file that ends in .png, got gs://bucket/x.png"),
         (["--out", "new/x.png", "--checkpoint", "{models}/prompts", "--prompt", " "], "a prompt is empty"),
-        (["--guidance-scale", "nan"], "guidance_scale must be a number, got nan"),
+        (["--guidance-scale", "nan"], "guidance_scale must be a finite number, got nan"),
         (["--compilation-cache", "/dev/null/x"], "cannot make the folder /dev/null/x: Not a directory"),
         (["--multi-host"], "--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels"),
         (["--npz", "x.zip"], "the samples go into a local file that ends in .npz, got x.zip"),

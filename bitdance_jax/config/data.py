@@ -1,9 +1,9 @@
 """Where training pictures come from, and how they are cropped."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from bitdance_jax.config.plain import require
+from bitdance_jax.config.plain import Config, Count, Natural, NotNegative, Range, Share, require
 
 
 # What `DataConfig.path` is, for sources that need it.
@@ -15,30 +15,29 @@ _PATHS = {
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    """Training augmentation (SPEC 4): ADM's random resized crop and a horizontal flip, fading to centre crops.
+class AugmentConfig(Config):
+    """Training augmentation (paper 4.2): ADM's random resized crop, fading to centre crops, and a horizontal flip, which never fades.
 
     Attributes:
       min_crop: smallest share of the (resized) shorter side that a crop keeps; 1 means the largest square, always.
-      flip: probability of a horizontal flip.
-      decay_start, decay_end: epochs between which the share of augmented pictures falls from 1 to 0; None: never.
+      flip: probability of a horizontal flip, of random and of centre crops.
+      decay_start, decay_end: epochs between which the share of random crops falls from 1 to 0; None: never.
     """
 
-    min_crop: float = 0.8
-    flip: float = 0.5
-    decay_start: float | None = None
-    decay_end: float | None = None
+    min_crop: Annotated[float, Range(0, 1, above=True)] = 0.8
+    flip: Share = 0.5
+    decay_start: NotNegative | None = None
+    decay_end: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        require(0 < self.min_crop <= 1, f"min_crop must be in (0, 1], got {self.min_crop}")
-        require(0 <= self.flip <= 1, f"flip must be between 0 and 1, got {self.flip}")
+        super().__post_init__()
         require((self.decay_start is None) == (self.decay_end is None), "decay_start and decay_end go together")
         if self.decay_start is not None and self.decay_end is not None:
-            require(0 <= self.decay_start <= self.decay_end, "decay_start must not be after decay_end")
+            require(self.decay_start <= self.decay_end, "decay_start must not be after decay_end")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Where training pictures come from.
 
     Attributes:
@@ -59,14 +58,13 @@ class DataConfig:
     path: str | None = None
     dataset: str = "imagenet2012"
     held_out: str | None = None
-    batch_size: int = 32
+    batch_size: Count = 32
     augment: AugmentConfig = AugmentConfig()
-    workers: int = 0
+    workers: Natural = 0
     cache_latents: bool = False
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
-        require(self.workers >= 0, f"workers must not be negative, got {self.workers}")
+        super().__post_init__()
         needed = _PATHS.get(self.source)
         require(needed is None or self.path is not None, f"data.source {self.source} needs --data.path, {needed}")
         for name, value in (("path", self.path), ("held_out", self.held_out)):

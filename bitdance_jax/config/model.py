@@ -3,15 +3,18 @@
 Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and of the published release.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.plain import ConfigError, require
+from bitdance_jax.config.plain import Config, ConfigError, NotNegative, Positive, Range, Share, Size, require
+
+
+MAX_LEVELS = 16
+"""Of a tokenizer: more, and one token would be larger than any picture."""
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Config):
     """The CNN tokenizer (paper 3.1). The field names after `bits` are those of the release's `ddconfig`.
 
     Attributes:
@@ -24,23 +27,19 @@ class TokenizerConfig:
       num_codebooks: groups the bits are split into for the entropy terms; it must divide `bits`.
     """
 
-    bits: int = 32
-    ch: int = 256
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 4
-    image_channels: int = 3
+    bits: Size = 32
+    ch: Size = 256
+    ch_mult: tuple[Size, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: Size = 4
+    image_channels: Size = 3
     decoder: Literal["plain", "gan"] = "plain"
-    num_codebooks: int = 4
+    num_codebooks: Size = 4
 
     def __post_init__(self) -> None:
-        require(self.bits > 0, f"bits must be positive, got {self.bits}")
-        require(self.ch > 0 and self.ch % 32 == 0, f"ch must be a positive multiple of 32 (GroupNorm groups), got {self.ch}")
-        require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, f"ch_mult must be positive integers, got {self.ch_mult}")
-        require(self.num_res_blocks > 0, f"num_res_blocks must be positive, got {self.num_res_blocks}")
-        require(
-            self.num_codebooks > 0 and self.bits % self.num_codebooks == 0,
-            f"num_codebooks must divide bits, got {self.num_codebooks} and {self.bits}",
-        )
+        super().__post_init__()
+        require(self.ch % 32 == 0, f"ch must be a multiple of 32 (GroupNorm groups), got {self.ch}")
+        require(0 < len(self.ch_mult) <= MAX_LEVELS, f"ch_mult must have 1 to {MAX_LEVELS} levels, got {len(self.ch_mult)}")
+        require(self.bits % self.num_codebooks == 0, f"num_codebooks must divide bits, got {self.num_codebooks} and {self.bits}")
 
     @property
     def downsampling(self) -> int:
@@ -59,7 +58,7 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Config):
     """The block-causal transformer of the class-conditional models (paper 3.3, table of sizes in 4.2).
 
     Attributes:
@@ -68,18 +67,16 @@ class TransformerConfig:
       num_heads: attention heads; `dim / num_heads` must be a multiple of 4 (2-D rotary pairs).
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
-      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
-    num_layers: int
-    dim: int
-    num_heads: int
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-6
-    residual_dtype: Literal["float32", "compute"] = "float32"
+    num_layers: Size
+    dim: Size
+    num_heads: Size
+    rope_base: Positive = 10000.0
+    norm_eps: Positive = 1e-6
 
     def __post_init__(self) -> None:
-        require(min(self.num_layers, self.dim, self.num_heads) > 0, "num_layers, dim and num_heads must be positive")
+        super().__post_init__()
         require(self.dim % (4 * self.num_heads) == 0, f"dim must be a multiple of 4 * num_heads, got {self.dim} and {self.num_heads} heads")
 
     @property
@@ -93,7 +90,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class FlowHeadConfig:
+class FlowHeadConfig(Config):
     """The binary diffusion head (paper 3.2): a DiT over the tokens of one patch, an MLP when a patch is one token.
 
     Attributes:
@@ -108,27 +105,26 @@ class FlowHeadConfig:
       time_shift: s of t <- (1/s) / (1/s + 1/t - 1), in training and sampling.
     """
 
-    width: int
-    num_blocks: int
-    num_groups: int
-    head_dim: int = 64
+    width: Size
+    num_blocks: Size
+    num_groups: Size
+    head_dim: Size = 64
     use_swiglu: bool = True
     squash_output: bool = False
     time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
     time_mean: float = -0.8
-    time_std: float = 0.8
-    time_shift: float = 1.0
+    time_std: NotNegative = 0.8
+    time_shift: Positive = 1.0
 
     def __post_init__(self) -> None:
-        require(min(self.width, self.num_blocks, self.num_groups) > 0, "width, num_blocks and num_groups must be positive")
+        super().__post_init__()
         require(self.num_blocks % self.num_groups == 0, f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}")
         require(self.width % self.head_dim == 0, f"head_dim must divide width, got {self.head_dim} and {self.width}")
         require(self.width % 2 == 0, f"width must be even, got {self.width}")
-        require(self.time_shift > 0, f"time_shift must be positive, got {self.time_shift}")
 
 
 @dataclass(frozen=True)
-class ClassConditionalConfig:
+class ClassConditionalConfig(Config):
     """Class-conditional BitDance (paper 3 and 4.2): tokenizer, transformer and head together.
 
     Attributes:
@@ -147,29 +143,25 @@ class ClassConditionalConfig:
     tokenizer: TokenizerConfig
     transformer: TransformerConfig
     head: FlowHeadConfig
-    num_classes: int
-    image_size: int
-    tokens_per_step: int
-    class_tokens: int = 64
+    num_classes: Size
+    image_size: Size
+    tokens_per_step: Size
+    class_tokens: Size = 64
     order: Literal["patch", "token"] = "patch"
     mask: Literal["block_causal", "causal"] = "block_causal"
-    bit_flip_rate: float = 0.1
-    label_drop_rate: float = 0.1
-    head_repeats: int = 4
+    bit_flip_rate: Share = 0.1
+    label_drop_rate: Share = 0.1
+    head_repeats: Size = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         down = self.tokenizer.downsampling
-        require(self.num_classes > 0, f"num_classes must be positive, got {self.num_classes}")
-        require(self.class_tokens > 0, f"class_tokens must be positive, got {self.class_tokens}")
-        require(self.head_repeats > 0, f"head_repeats must be positive, got {self.head_repeats}")
         require(self.patch_side**2 == self.tokens_per_step, f"tokens_per_step must be a square number, got {self.tokens_per_step}")
         require(
-            self.image_size > 0 and self.image_size % (down * self.patch_side) == 0,
+            self.image_size % (down * self.patch_side) == 0,
             f"image_size must be a multiple of {down * self.patch_side} (downsampling {down} x patch side {self.patch_side}), "
             f"got {self.image_size}",
         )
-        for name in ("bit_flip_rate", "label_drop_rate"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
     @property
     def patch_side(self) -> int:
@@ -210,7 +202,7 @@ class ClassConditionalConfig:
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Config):
     """How the head is solved and guided (paper 3.2; SPEC 3).
 
     Attributes:
@@ -220,12 +212,7 @@ class SamplerConfig:
       guidance_schedule: "linear", s_i = 1 + (s - 1) i / steps at step i, or "constant".
     """
 
-    head_steps: int = 100
+    head_steps: Annotated[int, Range(1, 10_000)] = 100
     solver: Literal["euler_maruyama", "euler"] = "euler_maruyama"
-    guidance_scale: float = 1.0
+    guidance_scale: NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
-
-    def __post_init__(self) -> None:
-        require(self.head_steps > 0, f"head_steps must be positive, got {self.head_steps}")
-        require(math.isfinite(self.guidance_scale), f"guidance_scale must be a number, got {self.guidance_scale}")
-        require(self.guidance_scale >= 0, f"guidance_scale must not be negative, got {self.guidance_scale}")

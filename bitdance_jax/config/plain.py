@@ -1,11 +1,16 @@
-"""Configs as plain data and back, and the error of one that cannot work."""
+"""Configs as plain data and back, and the error of one that cannot work. Fields are checked wherever a config is built."""
 
 import dataclasses
+import functools
+import math
+import numbers
+import operator
+import os
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 
 
 T = TypeVar("T")
@@ -13,6 +18,60 @@ T = TypeVar("T")
 
 class ConfigError(UserError):
     """A configuration that cannot work; the message names the field and the mend in one line."""
+
+
+class Range(NamedTuple):
+    """Of a number, as in `Annotated[float, Range(0, 1)]`.
+
+    Attributes:
+      low, high: both belong to it,
+      above, below: unless these say that it begins above `low`, or ends below `high`.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __str__(self) -> str:
+        if self.above or self.below:
+            if math.isinf(self.high):
+                return f"more than {self.low}"
+            return f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.below else ']'}"
+        return f"at least {self.low}" if math.isinf(self.high) else f"between {self.low} and {self.high}"
+
+    def check(self, value: float, where: str) -> None:
+        """Raises a ConfigError for a number outside."""
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        if low and high:
+            return
+        wanted = f"be {self}"
+        if not low and self.high > 1 and self.low == (0 if self.above else 1):
+            wanted = "be positive"
+        elif not low and self.high > 1 and self.low == 0:
+            wanted = "not be negative"
+        raise ConfigError(f"{where} must {wanted}, got {short(value)}")
+
+
+Size = Annotated[int, Range(1, 2**20)]
+"""Of a layer, or how many layers there are. The bounds are not for models, but for damaged files."""
+
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Natural = Annotated[int, Range(0, 2**31 - 1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, below=True)]
+
+
+class Config:
+    """Base of all configs, which are frozen dataclasses: each field is checked against its type wherever a config is built."""
+
+    def __post_init__(self) -> None:
+        for name, hint in _field_types(type(self)).items():  # type: ignore[arg-type]
+            object.__setattr__(self, name, checked(hint, getattr(self, name), name))
 
 
 def require(condition: bool, message: str) -> None:
@@ -29,35 +88,76 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     """The config that `to_dict` wrote; unknown, missing and ill-typed fields are ConfigErrors that name them."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be an object, got {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    require(not unknown, f"{where} has unknown fields: {', '.join(unknown)}; known: {', '.join(fields)}")
+        raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}")
+    hints = _field_types(cls)  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(hints))
+    require(not unknown, f"{where} has unknown fields: {', '.join(unknown)}; known: {', '.join(hints)}")
     missing = [
-        name
-        for name, f in fields.items()
-        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     require(not missing, f"{where} lacks the fields: {', '.join(missing)}")
-    return cls(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    return cls(**{name: checked(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 
-def _decode(hint: Any, value: Any, where: str) -> Any:
+def checked(hint: Any, value: Any, where: str) -> Any:
+    """The value as a field of the type `hint` holds it: numpy's numbers as Python's, lists as tuples, dicts as configs.
+
+    Raises:
+      ConfigError: it is of another type, not one of the choices or not in the `Range`; the line names it by `where`.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
-    if origin is Literal:
-        require(value in args, f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
+    if origin is Annotated:
+        value = checked(args[0], value, where)
+        for mark in args[1:]:
+            if isinstance(mark, Range):
+                mark.check(value, where)
         return value
-    if origin is tuple:
-        require(isinstance(value, list | tuple), f"{where} must be a list, got {value!r}")
-        return tuple(_decode(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _decode(next(a for a in args if a is not type(None)), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), f"{where} must be {hint.__name__}, got {value!r}")
+        return checked(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        known = any(isinstance(value, type(choice)) and value == choice for choice in args)
+        require(known, f"{where} must be one of {', '.join(map(str, args))}, got {short(value)}")
+        return value
+    if origin is tuple:
+        require(isinstance(value, list | tuple), f"{where} must be a list, got {short(value)}")
+        count = len(value) if Ellipsis in args else len(args)
+        require(len(value) == count, f"{where} must have {count} entries, got {short(value)}")
+        return tuple(checked(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = _finite(value)
+        require(number is not None, f"{where} must be a finite number, got {short(value)}")
+        return number
+    if hint is int and not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be {hint.__name__}, got {short(value)}")
     return value
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+@functools.cache
+def _field_types(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

@@ -1,14 +1,14 @@
 """Sizes of the text-to-image models (paper 4.3; SPEC 5); the released ones as named presets."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from bitdance_jax.config.model import FlowHeadConfig, TokenizerConfig
-from bitdance_jax.config.plain import ConfigError, require
+from bitdance_jax.config.plain import Config, ConfigError, Natural, Positive, Size, require
 
 
 @dataclass(frozen=True)
-class Qwen3Config:
+class Qwen3Config(Config):
     """The Qwen3 language model, which reads the prompt and the bits.
 
     Attributes:
@@ -21,23 +21,20 @@ class Qwen3Config:
       vocab_size: rows of the token embedding and of the output layer, which is not tied to it.
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
-      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
-    num_layers: int
-    dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_dim: int
-    vocab_size: int
-    rope_base: float = 1e6
-    norm_eps: float = 1e-6
-    residual_dtype: Literal["float32", "compute"] = "float32"
+    num_layers: Size
+    dim: Size
+    num_heads: Size
+    num_kv_heads: Size
+    head_dim: Size
+    hidden_dim: Size
+    vocab_size: Size
+    rope_base: Positive = 1e6
+    norm_eps: Positive = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "vocab_size"):
-            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        super().__post_init__()
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}",
@@ -54,7 +51,7 @@ class Qwen3Config:
 
 
 @dataclass(frozen=True)
-class ImageTokens:
+class ImageTokens(Config):
     """Ids of the added tokens that open an image. The tokenizer files decide them; conversion looks them up.
 
     Attributes:
@@ -64,17 +61,14 @@ class ImageTokens:
       first_query: `<|query_1|>`; the P - 1 follow in order. Unused where P is 1.
     """
 
-    vision_start: int
-    first_resolution: int
-    num_resolutions: int
-    first_query: int
-
-    def __post_init__(self) -> None:
-        require(self.num_resolutions > 0, f"num_resolutions must be positive, got {self.num_resolutions}")
+    vision_start: Natural
+    first_resolution: Natural
+    num_resolutions: Size
+    first_query: Natural
 
 
 @dataclass(frozen=True)
-class TextToImageConfig:
+class TextToImageConfig(Config):
     """Text-to-image BitDance: tokenizer, language model and head together.
 
     Attributes:
@@ -87,9 +81,10 @@ class TextToImageConfig:
     text: Qwen3Config
     head: FlowHeadConfig
     image_tokens: ImageTokens
-    tokens_per_step: int
+    tokens_per_step: Size
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.patch_side**2 == self.tokens_per_step, f"tokens_per_step must be a square number, got {self.tokens_per_step}")
         ids = self.image_tokens
         last = max(ids.vision_start, ids.first_resolution + ids.num_resolutions - 1, ids.first_query + self.tokens_per_step - 2)

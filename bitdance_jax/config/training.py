@@ -2,16 +2,16 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from bitdance_jax.config.data import DataConfig
 from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig, TokenizerConfig
-from bitdance_jax.config.plain import require
+from bitdance_jax.config.plain import Config, Count, Decay, Natural, NotNegative, Positive, Range, Seed, Size, require
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up, clipping and an exponential moving average (SPEC 4).
+class OptimizerConfig(Config):
+    """AdamW with warm-up, clipping and an exponential moving average (paper 4.2).
 
     Attributes:
       learning_rate: peak value, reached after `warmup_steps` from 0.
@@ -22,25 +22,20 @@ class OptimizerConfig:
       ema_decay: of the exponential moving average kept in float32, started from the initial weights.
     """
 
-    learning_rate: float = 6e-4
-    warmup_steps: int = 20_000
-    schedule: Literal["cosine", "constant"] = "constant"
-    end_learning_rate: float = 1e-5
-    decay_start: int | None = None
-    b1: float = 0.9
-    b2: float = 0.95
-    weight_decay: float = 0.05
-    clip_norm: float | None = 1.0
-    ema_decay: float = 0.9999
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
-        require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+    learning_rate: Positive = 6e-4
+    warmup_steps: Natural = 20_000
+    schedule: Literal["cosine", "constant"] = "cosine"
+    end_learning_rate: NotNegative = 1e-5
+    decay_start: Natural | None = None
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    weight_decay: NotNegative = 0.05
+    clip_norm: Positive | None = 1.0
+    ema_decay: Decay = 0.9999
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Config):
     """What every training run shares: length, precision, and when it logs, saves and draws.
 
     Attributes:
@@ -59,25 +54,23 @@ class RunConfig:
     """
 
     workdir: str
-    steps: int
-    seed: int = 0
+    steps: Count
+    seed: Seed = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "nothing"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"
-    accumulate: int = 1
-    spike: float | None = 5.0
-    log_every: int = 10
-    save_every: int = 500
-    preview_every: int = 500
-    keep: int = 2
+    accumulate: Count = 1
+    spike: Annotated[float, Range(1, above=True)] | None = 5.0
+    log_every: Count = 10
+    save_every: Count = 500
+    preview_every: Count = 500
+    keep: Count = 2
     checkpoints: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("://" not in self.workdir, f"workdir must be a local folder, got {self.workdir}; only checkpoints can go there")
-        for name in ("steps", "accumulate", "log_every", "save_every", "preview_every", "keep"):
-            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        require(self.spike is None or self.spike > 1, f"spike must be more than 1, got {self.spike}")
         require(
             self.attention == "xla" or self.compute_dtype == "bfloat16",
             "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
@@ -90,8 +83,8 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TokenizerLossConfig:
-    """Weights of the tokenizer's training terms (SPEC 1): reconstruction + entropy + commitment.
+class TokenizerLossConfig(Config):
+    """Weights of the tokenizer's training terms (paper 3.1): reconstruction + entropy + commitment.
 
     Attributes:
       l1, l2: weights of the mean absolute and mean squared pixel error.
@@ -100,15 +93,15 @@ class TokenizerLossConfig:
       temperature: of the codebook logits.
     """
 
-    l1: float = 0.0
-    l2: float = 1.0
-    entropy: float = 0.02
-    commitment: float = 0.05
-    temperature: float = 0.01
+    l1: NotNegative = 0.0
+    l2: NotNegative = 1.0
+    entropy: NotNegative = 0.02
+    commitment: NotNegative = 0.05
+    temperature: Positive = 0.01
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Config):
     """How the devices are laid out (`bitdance_jax.sharding`). The product must be their number; -1, once, stands for the rest.
 
     Attributes:
@@ -122,13 +115,14 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = (self.data, self.fsdp, self.tensor)
         require(all(n > 0 or n == -1 for n in sizes), f"mesh axes must be positive, or -1 for the rest, got {sizes}")
         require(sizes.count(-1) <= 1, f"only one mesh axis can be -1, got {sizes}")
 
 
 @dataclass(frozen=True)
-class HostsConfig:
+class HostsConfig(Config):
     """How this process finds those on other hosts. Cloud TPUs, Slurm and Open MPI tell JAX by themselves; these are for elsewhere.
 
     Attributes:
@@ -138,16 +132,17 @@ class HostsConfig:
     """
 
     coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
+    num_processes: Count | None = None
+    process_id: Natural | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
         require(all(given) or not any(given), "hosts.coordinator, hosts.num_processes and hosts.process_id go together")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Config):
     """What every training run has.
 
     Attributes:
@@ -161,12 +156,13 @@ class TrainingConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
-    profile: tuple[int, int] | None = None
+    profile: tuple[Count, Count] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         first, last = self.profile or (1, 1)
         require(
-            0 < first <= last and first <= self.run.steps,
+            first <= last and first <= self.run.steps,
             f"profile must be two steps in order, from 1 to run.steps ({self.run.steps}), got {self.profile}",
         )
         batch, accumulate = self.data.batch_size, self.run.accumulate
@@ -178,7 +174,7 @@ class TokenizerTraining(TrainingConfig):
     """One tokenizer training run: what a file in `configs/` returns."""
 
     model: TokenizerConfig
-    image_size: int
+    image_size: Size
     loss: TokenizerLossConfig = TokenizerLossConfig()
 
     def __post_init__(self) -> None:
