@@ -172,7 +172,8 @@ def make_loader(
 ) -> BatchIterator:
     """An iterator over batches {"image": uint8 [B, size, size, 3], "label": int32 [B]}, or {"codes", "label"} of a source of tokens.
 
-    Tokens may come in several versions (`data.tokens.Versions`): a batch holds one of them, chosen where a picture would be augmented.
+    Tokens may come in several versions (`data.tokens.Versions`): a batch holds one of them, chosen as a picture would be cropped and
+    flipped.
 
     Args:
       source: random access to records.
@@ -180,7 +181,7 @@ def make_loader(
         smaller.
       seed: of the order and of every random draw.
       image_size: side of the pictures in pixels; not used by tokens.
-      augment: random crops and flips; None: centre crops.
+      augment: random crops, which may fade out, and flips, which do not; None: centre crops, unflipped.
       workers: processes that load; 0: threads of this one.
       shuffle: a new order each epoch, which holds every record once.
       repeat: go on for ever, or stop after one epoch.
@@ -226,20 +227,20 @@ def _load(
     """The record at `position` of the endless sequence."""
     index, epoch = order[position], position // len(source)
     rng = np.random.default_rng((seed, epoch, index))
-    if augment is not None and rng.random() >= transforms.augmented_share(augment, epoch):
-        augment = None
+    crop = augment is not None and rng.random() < transforms.cropped_share(augment, epoch)
     record, skipped = read_whole(source, index)
     label = np.int32(record["label"])
     if "codes" in record:
-        return {"codes": _version(record, augment, rng), "label": label}, skipped
+        return {"codes": _version(record, augment, rng, crop), "label": label}, skipped
     image = record["image"]
     if image_size is not None:
-        image = transforms.centre_crop(image, image_size) if augment is None else transforms.augment(image, image_size, augment, rng)
+        image = transforms.augment(image, image_size, augment, rng, crop) if augment else transforms.centre_crop(image, image_size)
     return {"image": image, "label": label}, skipped
 
 
-def _version(record: Record, augment: AugmentConfig | None, rng: np.random.Generator) -> np.ndarray:
-    if augment is not None and "codes_crops" in record:
+def _version(record: Record, augment: AugmentConfig | None, rng: np.random.Generator, crop: bool) -> np.ndarray:
+    """A random crop, flips included, where there are some and one is due; else the centre crop or its mirror image."""
+    if crop and "codes_crops" in record:
         return record["codes_crops"][rng.integers(len(record["codes_crops"]))]
     if augment is not None and "codes_flipped" in record and rng.random() < augment.flip:
         return record["codes_flipped"]

@@ -32,8 +32,8 @@ class Arguments:
       out: folder for the tokens.
       data: where the pictures come from; its augment says how random crops are drawn, its workers how many processes load.
       image_size: in pixels.
-      flips: keep the mirror image of each centre crop as well.
-      crops: keep so many random crops of each picture as well.
+      flips: keep the mirror image of each centre crop as well; without it centre crops are trained on unflipped.
+      crops: keep so many random crops of each picture as well, flipped by --data.augment.flip.
       seed: of the random crops.
       batch_size: pictures that each device encodes at a time.
       dtype: of the encoder's arithmetic.
@@ -52,7 +52,7 @@ class Arguments:
     hosts: HostsConfig = HostsConfig()
 
     def __post_init__(self) -> None:
-        Versions(self.flips, self.crops)  # complains where they do not go together
+        Versions(self.flips, self.crops, seed=self.seed)  # complains of bad values
         if self.batch_size < 1:
             raise UserError(f"batch_size must be positive, got {self.batch_size}")
         if self.data.source == "tokens":

@@ -17,7 +17,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import UInt8
 
-from bitdance_jax.config import AugmentConfig, ConfigError, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.config.plain import Count, Natural, Seed, Size
 from bitdance_jax.data.records import PictureSource
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import replacing
@@ -31,26 +32,20 @@ PROBES = 8  # pictures that tell one source from another
 
 
 @dataclass(frozen=True)
-class Versions:
+class Versions(Config):
     """Which versions of a picture are kept as tokens, besides its centre crop.
 
     Attributes:
-      flips: the centre crop's mirror image; training then chooses between the two as `AugmentConfig.flip` says.
-      crops: how many random ones; training chooses among these alone, and takes the centre crop only where nothing is to be augmented.
+      flips: the centre crop's mirror image; wherever training shows a centre crop, it chooses between the two as `AugmentConfig.flip` says.
+      crops: how many random ones; training chooses among these alone, but for the share of pictures whose random crops have faded out.
       augment: how the random ones are drawn, their flips included.
       seed: of their draws: version v of a picture is what the loader would show in epoch v of this seed.
     """
 
     flips: bool = False
-    crops: int = 0
+    crops: Natural = 0
     augment: AugmentConfig = AugmentConfig()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.crops < 0:
-            raise ConfigError(f"crops must not be negative, got {self.crops}")
-        if self.flips and self.crops:
-            raise ConfigError("random crops are flipped as --data.augment.flip says; leave out --flips or --crops")
+    seed: Seed = 0
 
     @property
     def count(self) -> int:
@@ -58,7 +53,7 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Config):
     """What a folder of tokens holds.
 
     Attributes:
@@ -70,16 +65,16 @@ class Manifest:
       pictures: tells their source from another; see `pictures_fingerprint`.
     """
 
-    records: int
-    shard_size: int
+    records: Count
+    shard_size: Count
     class_names: tuple[str, ...]
-    image_size: int
+    image_size: Size
     tokenizer: TokenizerConfig
     fingerprint: str
     dtype: str
     pictures: str
     versions: Versions
-    format_version: int = FORMAT_VERSION
+    format_version: Natural = FORMAT_VERSION
 
     @property
     def code_shape(self) -> tuple[int, int, int]:
@@ -120,7 +115,7 @@ class Manifest:
 
 class TokensSource:
     """Records {"codes": uint8 [h, w, bytes] of the centre crop, "label"} with, as the manifest says, "codes_flipped" of its mirror
-    image or "codes_crops" [crops, h, w, bytes]. The loader chooses one version as "codes".
+    image and "codes_crops" [crops, h, w, bytes]. The loader chooses one version as "codes".
 
     Attributes:
       manifest: see Manifest.
@@ -154,7 +149,7 @@ class TokensSource:
         if versions.flips:
             record["codes_flipped"] = codes[1]
         if versions.crops:
-            record["codes_crops"] = codes[1:]
+            record["codes_crops"] = codes[-versions.crops :]
         return record
 
     def _read(self, index: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Crops and flips of training pictures (SPEC 4): pure functions whose randomness is an explicit numpy Generator.
+"""Crops and flips of training pictures (paper 4.2): pure functions whose randomness is an explicit numpy Generator.
 
 The crops are those of ADM (arXiv 2105.05233): the picture is scaled so that its shorter side gets the wanted length, by halving with a
 box filter while it is at least twice as long, then bicubically, and a square is cut out.
@@ -41,15 +41,15 @@ def random_crop(
 
 
 def augment(
-    image: UInt8[np.ndarray, "H W 3"], size: int, config: AugmentConfig, rng: np.random.Generator
+    image: UInt8[np.ndarray, "H W 3"], size: int, config: AugmentConfig, rng: np.random.Generator, crop: bool = True
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Random crop, then a horizontal flip with probability `config.flip`."""
-    image = random_crop(image, size, config.min_crop, rng)
+    """Random crop, or without `crop` the centre one, then a horizontal flip with probability `config.flip`."""
+    image = random_crop(image, size, config.min_crop, rng) if crop else centre_crop(image, size)
     return image[:, ::-1] if rng.random() < config.flip else image
 
 
-def augmented_share(config: AugmentConfig, epoch: int) -> float:
-    """Share of the pictures that are augmented in an epoch: 1 until `decay_start`, then linearly to 0 at `decay_end`."""
+def cropped_share(config: AugmentConfig, epoch: int) -> float:
+    """Share of the pictures that get a random crop in an epoch: 1 until `decay_start`, then linearly to 0 at `decay_end`."""
     if config.decay_start is None or config.decay_end is None or epoch < config.decay_start:
         return 1.0
     if epoch >= config.decay_end:

@@ -128,16 +128,22 @@ def test_without_augmentation_crops_are_centred(source):
     np.testing.assert_array_equal(batch["image"], source.arrays["image"][:4])
 
 
-def test_augmentation_fades_out():
+def test_random_crops_fade_out_and_flips_do_not():
+    """To the last epoch, long after the decay, half of the centre crops are flipped."""
     count = 400
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 2, 6, 3), dtype=np.uint8)
     source = ArraySource({"image": pictures, "label": np.arange(count)}, ())
-    fading = AugmentConfig(min_crop=1.0, flip=1.0, decay_start=1, decay_end=3)  # augmented is flipped
-    shares = []
-    for batch in take(loader(source, batch_size=count, image_size=2, augment=fading), 4):
-        shares.append(np.mean([np.array_equal(i, pictures[n][:, ::-1]) for n, i in zip(batch["label"], batch["image"], strict=True)]))
-    assert shares[:2] == [1, 1] and shares[3] == 0
-    assert 0.4 < shares[2] < 0.6
+    fading = AugmentConfig(min_crop=1.0, flip=0.5, decay_start=1, decay_end=3)
+    centre, flipped = [], []
+    for batch in take(loader(source, batch_size=count, image_size=2, augment=fading), 9):
+        middle = pictures[batch["label"]][:, :, 2:4]
+        same = (batch["image"] == middle).all((1, 2, 3))
+        mirrored = (batch["image"] == middle[:, :, ::-1]).all((1, 2, 3))
+        centre.append(np.mean(same | mirrored))
+        flipped.append(np.mean(mirrored))
+    assert max(centre[:2]) < 0.3 and 0.5 < centre[2] < 0.7  # one random crop of five is the centre one
+    assert centre[3:] == [1] * 6
+    assert all(0.4 < share < 0.6 for share in flipped[3:])
 
 
 def test_tokens_come_in_one_version():
@@ -150,16 +156,23 @@ def test_tokens_come_in_one_version():
     (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig(flip=0.25)), 1)
     assert batch.keys() == {"codes", "label"} and batch["codes"].dtype == np.uint8
     assert 0.18 < batch["codes"][:, 0, 0, 0].mean() < 0.32
+    faded = AugmentConfig(flip=0.25, decay_start=0, decay_end=0)
+    (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=faded), 1)
+    assert 0.18 < batch["codes"][:, 0, 0, 0].mean() < 0.32
 
 
-def test_random_crops_of_tokens_are_all_chosen_and_the_centre_one_only_without_augmentation():
+def test_random_crops_of_tokens_are_all_chosen_and_the_centre_one_where_they_have_faded_out():
+    """Flipped half of the times, as that of a picture."""
     count = 300
     crops = np.broadcast_to(np.arange(1, 4, dtype=np.uint8)[None, :, None, None, None], (count, 3, 2, 2, 4))
-    arrays = {"codes": np.zeros((count, 2, 2, 4), np.uint8), "codes_crops": crops, "label": np.arange(count)}
+    codes = np.zeros((count, 2, 2, 4), np.uint8)
+    arrays = {"codes": codes, "codes_flipped": codes + 9, "codes_crops": crops, "label": np.arange(count)}
     source = ArraySource(arrays, ())
     (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig()), 1)
     assert batch["codes"].shape == (count, 2, 2, 4)
-    assert (np.bincount(batch["codes"][:, 0, 0, 0], minlength=4)[1:] > 70).all() and (batch["codes"] > 0).all()
+    assert (np.bincount(batch["codes"][:, 0, 0, 0], minlength=10)[1:4] > 70).all() and set(np.unique(batch["codes"])) == {1, 2, 3}
+    (faded,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig(decay_start=0, decay_end=0)), 1)
+    assert set(np.unique(faded["codes"])) == {0, 9} and 0.4 < np.mean(faded["codes"][:, 0, 0, 0] == 9) < 0.6
     (plain,) = take(make_loader(source, batch_size=count, seed=0), 1)
     assert (plain["codes"] == 0).all()
 

@@ -41,7 +41,7 @@ def test_the_emoji_on_four_devices(tmp_path):
         (["--data.source", "tokens", "--data.path", "x"], "data.source tokens is tokens already; give the pictures"),
         (["--data.path", "pictures"], "--data.path pictures needs --data.source too: folder, imagenet_tar or tokens"),
         (["--batch-size", "0"], "batch_size must be positive, got 0"),
-        (["--crops", "2", "--flips"], "leave out --flips or --crops"),
+        (["--crops", "-1"], "crops must not be negative, got -1"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, tmp_path, flags, message):

@@ -84,16 +84,20 @@ def test_mirror_images(tmp_path, source, encode):
     np.testing.assert_array_equal([record["codes_flipped"] for record in read], encode([crop[:, ::-1] for crop in crops]))
 
 
-def test_random_crops_are_those_the_loader_shows(tmp_path, source, encode):
+@pytest.mark.parametrize("flips", [False, True])
+def test_random_crops_are_those_the_loader_shows(tmp_path, source, encode, flips):
     augment = AugmentConfig(min_crop=0.6, flip=0.5)
-    write(tmp_path, source, Versions(crops=2, augment=augment, seed=7))
+    write(tmp_path, source, Versions(flips=flips, crops=2, augment=augment, seed=7))
     read = records(tmp_path)
     assert read[0]["codes_crops"].shape == (2, 4, 4, 1)
     for index, record in enumerate(read):
         image = source.arrays["image"][index]
         versions = [transforms.augment(image, SIZE, augment, np.random.default_rng((7, version, index))) for version in range(2)]
         np.testing.assert_array_equal(record["codes_crops"], encode(versions))
-        np.testing.assert_array_equal(record["codes"], encode([transforms.centre_crop(image, SIZE)])[0])
+        centre = transforms.centre_crop(image, SIZE)
+        np.testing.assert_array_equal(record["codes"], encode([centre])[0])
+        if flips:
+            np.testing.assert_array_equal(record["codes_flipped"], encode([centre[:, ::-1]])[0])
     (batch,) = list(make_loader(TokensSource(tmp_path), batch_size=COUNT, seed=0, augment=augment, shuffle=False, repeat=False))
     chosen = {tuple((batch["codes"][i] == crop).all() for crop in read[i]["codes_crops"]) for i in range(COUNT)}
     assert {(True, False), (False, True)} <= chosen <= {(True, False), (False, True), (True, True)}
@@ -156,8 +160,8 @@ def test_a_folder_holds_one_kind_of_tokens(tmp_path, source, whole):
         write(whole, source, Versions(flips=True))
     with pytest.raises(UserError, match="image_size must be a multiple of the tokenizer's downsampling 2, got 9"):
         describe(source, tiny_models.TOKENIZER, PARAMS, image_size=9)
-    with pytest.raises(ConfigError, match="leave out --flips or --crops"):
-        Versions(flips=True, crops=1)
+    with pytest.raises(ConfigError, match="crops must not be negative, got -1"):
+        Versions(crops=-1)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_shard(tmp_path, source, monkeypatch):

@@ -45,6 +45,14 @@ def test_small_pictures_grow():
     assert transforms.random_crop(picture(10, 17), 64, 0.8, np.random.default_rng(0)).shape == (64, 64, 3)
 
 
+def test_centre_crops_are_flipped_too():
+    """The flip of a picture whose random crop has faded out is drawn all the same (paper 4.2)."""
+    image, config, rng = picture(20, 33), AugmentConfig(min_crop=0.5, flip=0.5), np.random.default_rng(0)
+    centre = transforms.centre_crop(image, 8)
+    shown = {transforms.augment(image, 8, config, rng, crop=False).tobytes() for _ in range(20)}
+    assert shown == {centre.tobytes(), centre[:, ::-1].tobytes()}
+
+
 def test_random_crops_are_all_the_possible_ones():
     """Every crop is one that ADM's rule allows, and every allowed one comes up, about as often as it should."""
     image, size, draws = picture(16, 18), 8, 3000
@@ -69,21 +77,22 @@ def test_shorter_side_is_resized_as_pillow_does():
     np.testing.assert_array_equal(transforms.scale_shorter_side(image, 9), expected)
 
 
-def test_flips_mirror_left_and_right():
+@pytest.mark.parametrize("crop", [True, False])
+def test_flips_mirror_left_and_right(crop):
     image, rng = picture(8, 8), np.random.default_rng(0)
     config = AugmentConfig(min_crop=1.0, flip=0.25)
     flips = 0
     for _ in range(1000):
-        result = transforms.augment(image, 8, config, rng)
+        result = transforms.augment(image, 8, config, rng, crop)
         flipped = np.array_equal(result, image[:, ::-1])
         assert flipped or np.array_equal(result, image)
         flips += flipped
     assert 200 < flips < 300
 
 
-def test_augmented_share_fades_linearly():
-    assert transforms.augmented_share(AugmentConfig(), 10**6) == 1
+def test_cropped_share_fades_linearly():
+    assert transforms.cropped_share(AugmentConfig(), 10**6) == 1
     fading = AugmentConfig(decay_start=700, decay_end=750)
-    assert [transforms.augmented_share(fading, epoch) for epoch in (0, 700, 725, 740, 750, 799)] == [1, 1, 0.5, 0.2, 0, 0]
+    assert [transforms.cropped_share(fading, epoch) for epoch in (0, 700, 725, 740, 750, 799)] == [1, 1, 0.5, 0.2, 0, 0]
     at_once = AugmentConfig(decay_start=5, decay_end=5)
-    assert [transforms.augmented_share(at_once, epoch) for epoch in (4, 5)] == [1, 0]
+    assert [transforms.cropped_share(at_once, epoch) for epoch in (4, 5)] == [1, 0]
