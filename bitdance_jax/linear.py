@@ -24,7 +24,7 @@ class _Gathered:
         path = "/".join((*self.path, name))  # type: ignore[attr-defined]
         if isinstance(array, Int8Kernel):
             return jax.tree.map(lambda part: sharding.gathered(part, path, part.dtype), array)
-        return sharding.gathered(array, path, self.dtype)  # type: ignore[attr-defined]
+        return sharding.gathered(array, path, self.dtype or array.dtype)  # type: ignore[attr-defined]
 
 
 def _promote(inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, dtype: Any) -> tuple[Any, Any, Any]:

@@ -249,7 +249,7 @@ def test_unknown_fields_are_listed_with_the_known_ones():
     data = to_dict(TOY.transformer) | {"rope_theta": 1, "depth": 2}
     with pytest.raises(ConfigError) as error:
         from_dict(TransformerConfig, data)
-    known = "num_layers, dim, num_heads, rope_base, norm_eps"
+    known = "num_layers, dim, num_heads, rope_base, norm_eps, residual_dtype"
     assert str(error.value) == f"config has unknown fields: depth, rope_theta; known: {known}"
 
 

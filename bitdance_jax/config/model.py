@@ -67,6 +67,7 @@ class TransformerConfig(Config):
       num_heads: attention heads; `dim / num_heads` must be a multiple of 4 (2-D rotary pairs).
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
+      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
     num_layers: Size
@@ -74,6 +75,7 @@ class TransformerConfig(Config):
     num_heads: Size
     rope_base: Positive = 10000.0
     norm_eps: Positive = 1e-6
+    residual_dtype: Literal["float32", "compute"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

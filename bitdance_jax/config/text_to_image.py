@@ -1,7 +1,7 @@
 """Sizes of the text-to-image models (paper 4.3; SPEC 5); the released ones as named presets."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from bitdance_jax.config.model import FlowHeadConfig, TokenizerConfig
 from bitdance_jax.config.plain import Config, ConfigError, Natural, Positive, Size, require
@@ -21,6 +21,7 @@ class Qwen3Config(Config):
       vocab_size: rows of the token embedding and of the output layer, which is not tied to it.
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
+      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
     num_layers: Size
@@ -32,6 +33,7 @@ class Qwen3Config(Config):
     vocab_size: Size
     rope_base: Positive = 1e6
     norm_eps: Positive = 1e-6
+    residual_dtype: Literal["float32", "compute"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_jax import inputs
 from bitdance_jax.convert import torch_pickle
 from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.convert.torch_pickle import Tensor
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -24,6 +25,7 @@ def load(path: str | os.PathLike[str]) -> Any:
       UserError: not such a file, cut short, hostile, or with tensors that lie outside their storage. Damage of a tensor's bytes is found by
         their CRC-32 when it is read.
     """
+    inputs.check_file(path)
     try:
         return _File(path).load()
     except UserError as error:
@@ -34,17 +36,18 @@ class _File:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         _check_format(path)
         self.path = path
+        self.size = os.path.getsize(path)
         try:
             self.zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+        except inputs.ZIP_ERRORS as error:
             raise UserError(f"it is cut short or damaged ({error}); fetch it again") from error
         self.records = {info.filename: info for info in self.zip.infolist()}
         self.folder = self._folder()
 
     def load(self) -> Any:
-        if self.folder + "byteorder" in self.records and self._bytes("byteorder").strip() != b"little":
+        if self.folder + "byteorder" in self.records and self._small("byteorder").strip() != b"little":
             raise UserError("it was written on a big-endian machine; save it again on a little-endian one")
-        content = torch_pickle.load(self._bytes("data.pkl"))
+        content = torch_pickle.load(self._small("data.pkl"))
         return self._resolve(content)
 
     def _folder(self) -> str:
@@ -64,12 +67,20 @@ class _File:
             raise UserError(f"its record {name} is missing")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
             raise UserError(f"its record {name} is compressed or encrypted, which torch.save does not do")
+        if info.header_offset + info.file_size > self.size:
+            raise UserError(f"its record {name} reaches past its end: it is cut short or damaged; fetch it again")
         return info
+
+    def _small(self, name: str) -> bytes:
+        """A record that holds no tensor."""
+        if self._record(name).file_size > torch_pickle.MAX_BYTES:
+            raise UserError(f"its record {name} is larger than {torch_pickle.MAX_BYTES:,} bytes; the file may be hostile")
+        return self._bytes(name)
 
     def _bytes(self, name: str) -> bytes:
         try:
             return self.zip.read(self._record(name))
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except inputs.ZIP_ERRORS as error:
             raise UserError(f"its record {name} is damaged ({error}); fetch the file again") from error
 
     def _resolve(self, content: Any) -> Any:
@@ -93,8 +104,8 @@ class _File:
     def _array(self, tensor: Tensor) -> LazyArray:
         tensor.check()
         storage = tensor.storage
-        if not re.fullmatch(r"[0-9]+", storage.key):
-            raise UserError(f"a tensor's storage has the name {storage.key!r}, which is no number; the file may be hostile")
+        if not re.fullmatch(r"[0-9]{1,20}", storage.key):
+            raise UserError(f"a tensor's storage has the name {short(storage.key)}, which is no number; the file may be hostile")
         name = f"data/{storage.key}"
         if self._record(name).file_size != storage.size * storage.dtype.itemsize:
             raise UserError(f"its record {name} is not as long as its tensor says")

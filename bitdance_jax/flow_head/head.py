@@ -1,5 +1,8 @@
 """The binary diffusion head f(x_t, t, z) (paper 3.2): a small DiT that predicts all the clean bits of one patch at once.
 
+As under PyTorch's autocast, linear layers give the compute type, and so does the sum of a residual stream that begins
+with one and adds no more than their gated results; norms give float32, and so does what modulates it, before the next layer.
+
 Inside, the P tokens of all B patches are N rows, one after another. Where the weights are cut over devices (the axis "tensor"), the rows
 are whole in the products and cut between them, so that each device norms and modulates its own.
 """
@@ -95,11 +98,17 @@ class HeadBlock(nn.Module):
             mlp = PlainMLP(hidden, config.width, self.dtype, name="mlp")
         if self.tokens_per_step > 1:
             scale, shift, gate = modulation[:3]
-            y = modulate(nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="attention_norm")(x), scale, shift)
+            y = modulate(_norm("attention_norm", self.dtype)(x), scale, shift).astype(self.dtype)
             x = x + gate * _cut(PatchAttention(config, self.tokens_per_step, self.dtype, name="attention")(_whole(y)))
         scale, shift, gate = modulation[-3:]
-        y = modulate(nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="mlp_norm")(x), scale, shift)
+        y = modulate(_norm("mlp_norm", self.dtype)(x), scale, shift).astype(self.dtype)
         return x + gate * _cut(mlp(_whole(y))), None
+
+
+def _norm(name: str | None, dtype: DTypeLike, *, affine: bool = True) -> nn.LayerNorm:
+    """LayerNorm whose result, float32, is rounded to the compute type only after it is modulated."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return nn.LayerNorm(1e-6, use_bias=affine, use_scale=affine, use_fast_variance=False, dtype=wide, name=name)
 
 
 def _cut(x: Float[Array, "*E N D"]) -> Float[Array, "*E N D"]:
@@ -176,7 +185,7 @@ class FlowHead(nn.Module):
             self.groups: Any = stacked(HeadGroup, config.num_groups, None)(*arguments)
         else:
             self.groups = [HeadGroup(*arguments) for _ in range(config.num_groups)]
-        self.final_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=self.dtype)
+        self.final_norm = _norm(None, self.dtype, affine=False)
         self.final_ada_ln = FusedDense(2, config.width, True, nn.initializers.zeros, self.dtype)
         self.final_linear = linear.Dense(self.bits, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
 

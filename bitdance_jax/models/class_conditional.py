@@ -25,7 +25,7 @@ from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order, rope
 from bitdance_jax.transformer.attention import KVCache
 from bitdance_jax.transformer.block_causal import BlockCausalTransformer, Rotary
-from bitdance_jax.transformer.layers import SwiGLU
+from bitdance_jax.transformer.layers import SwiGLU, residual_dtype
 
 
 Params = Any
@@ -51,7 +51,8 @@ class ClassConditional(nn.Module):
     def setup(self) -> None:
         config, dim = self.config, self.config.transformer.dim
         init = nn.initializers.normal(0.02)
-        self.class_embedding = nn.Embed(config.num_classes + 1, config.class_tokens * dim, dtype=self.dtype, embedding_init=init)
+        self._residual = residual_dtype(config.transformer.residual_dtype, self.dtype)
+        self.class_embedding = nn.Embed(config.num_classes + 1, config.class_tokens * dim, embedding_init=init)
         if config.tokens_per_step > 1:
             self.query_tokens = self.param("query_tokens", init, (config.tokens_per_step - 1, dim))
         self.connector = SwiGLU(int(1.5 * dim), dim, use_bias=True, dtype=self.dtype)
@@ -62,14 +63,15 @@ class ClassConditional(nn.Module):
     def embed_prefix(self, labels: Int[Array, "B"]) -> Float[Array, "B S D"]:
         """Class and query tokens, S = class_tokens + P - 1. The label `num_classes` is the unconditional one."""
         config = self.config
-        tokens = rearrange(self.class_embedding(labels), "b (s d) -> b s d", s=config.class_tokens)
+        tokens = self.class_embedding(labels).astype(self._residual)
+        tokens = rearrange(tokens, "b (s d) -> b s d", s=config.class_tokens)
         if config.tokens_per_step == 1:
             return tokens
         queries = repeat(self.query_tokens.astype(tokens.dtype), "s d -> b s d", b=tokens.shape[0])
         return jnp.concatenate([tokens, queries], axis=1)
 
     def embed_bits(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
-        return self.connector(bits)
+        return self.connector(bits).astype(self._residual)
 
     def read(
         self,

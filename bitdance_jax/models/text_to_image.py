@@ -27,7 +27,7 @@ from bitdance_jax.sharding import constrain
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order
 from bitdance_jax.transformer.attention import KVCache, Mask
-from bitdance_jax.transformer.layers import transformer_init
+from bitdance_jax.transformer.layers import residual_dtype, transformer_init
 from bitdance_jax.transformer.qwen3 import Qwen3
 
 
@@ -80,8 +80,8 @@ class TextToImage(nn.Module):
 
     def embed_bits(self, bits: Float[Array, "B S K"], xy: Int[Array, "S 2"]) -> Float[Array, "B S D"]:
         """Visual tokens at (x, y) of the grid as the language model reads them."""
-        x = self.connector(bits)
-        return x + sinusoidal_2d(xy, self.config.text.dim).astype(x.dtype)
+        residual = residual_dtype(self.config.text.residual_dtype, self.dtype)
+        return self.connector(bits).astype(residual) + sinusoidal_2d(xy, self.config.text.dim).astype(residual)
 
     def read(
         self,

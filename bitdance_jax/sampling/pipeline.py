@@ -323,9 +323,12 @@ def sampling_params(params: Any, dtype: DTypeLike) -> Any:
 def weight_dtype(path: Sequence[str], dtype: DTypeLike) -> jnp.dtype:
     """The type in which sampling keeps the weight at a path: the compute type.
 
-    Those of norms stay float32, in which norms compute: else each would be converted anew at every step of the head.
+    Those of norms stay float32, in which norms compute: else each would be converted anew at every step of the head. So do
+    the class-conditional models' embeddings, which enter the residual stream without a product.
     """
-    return jnp.dtype(jnp.float32 if any("norm" in name for name in path) else dtype)
+    embeddings = ("class_embedding", "query_tokens", "position_embedding")
+    wide = any("norm" in name or name in embeddings for name in path)
+    return jnp.dtype(jnp.float32 if wide else dtype)
 
 
 def check_seed(seed: int) -> None:

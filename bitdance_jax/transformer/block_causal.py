@@ -13,7 +13,7 @@ from bitdance_jax.config import TransformerConfig
 from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache, Mask
-from bitdance_jax.transformer.layers import FusedDense, SwiGLU, transformer_init
+from bitdance_jax.transformer.layers import FusedDense, SwiGLU, residual_dtype, transformer_init
 from bitdance_jax.transformer.stack import apply_layers, stacked
 
 
@@ -71,7 +71,7 @@ class BlockCausalTransformer(nn.Module):
       config: sizes.
       scan: parameters stacked and layers scanned, for training; else one by one, which a cache needs.
       remat: what the backward pass keeps (`stack.remat_policy`); None keeps everything.
-      dtype: compute type.
+      dtype: compute type of the products; the residual stream has its own (`layers.residual_dtype`).
       kernel: attention kernel.
     """
 
@@ -98,14 +98,15 @@ class BlockCausalTransformer(nn.Module):
           cache: one per layer; the new tokens' keys and values are written into it before attending.
 
         Returns:
-          Hidden states after the final norm, and the cache with the new tokens.
+          Hidden states after the final norm, in the residual stream's type, and the cache with the new tokens.
         """
         config = self.config
-        x = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="embedding_norm")(x)
+        residual = residual_dtype(config.residual_dtype, self.dtype)
+        x = nn.RMSNorm(config.norm_eps, dtype=residual, name="embedding_norm")(x)
         arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
         if self.scan:
             layers: Any = stacked(Block, config.num_layers, self.remat)(*arguments, name="layers")
         else:
             layers = [Block(*arguments, name=f"layers_{i}") for i in range(config.num_layers)]
         x, cache = apply_layers(layers, x, rotary, mask, cache=cache, start=start)
-        return nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="norm")(x), cache
+        return nn.RMSNorm(config.norm_eps, dtype=residual, name="norm")(x), cache

@@ -1,5 +1,7 @@
 """Layers that more than one part uses."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -12,6 +14,15 @@ from bitdance_jax.sharding import constrain
 # GPT-2's scale, for the transformers; the flow head follows DiT (Xavier, and zeros where a block shall start as the identity).
 transformer_init = nn.initializers.normal(0.02)
 head_init = nn.initializers.xavier_uniform()
+
+
+def residual_dtype(setting: Literal["float32", "compute"], dtype: DTypeLike) -> jnp.dtype:
+    """The type of embeddings, residual stream and final norm, for a compute type (`TransformerConfig.residual_dtype`).
+
+    In float32, as under PyTorch's autocast, only the products of the layers run in the compute type. A bfloat16 stream is
+    rounded once for each layer, so that its error grows with depth.
+    """
+    return jnp.dtype(dtype) if setting == "compute" else jnp.promote_types(dtype, jnp.float32)
 
 
 class FusedDense(nn.Module):

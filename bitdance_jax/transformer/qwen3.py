@@ -13,7 +13,7 @@ from bitdance_jax.config import Qwen3Config
 from bitdance_jax.sharding import constrain
 from bitdance_jax.transformer import attention, rope
 from bitdance_jax.transformer.attention import KVCache, Mask
-from bitdance_jax.transformer.layers import transformer_init
+from bitdance_jax.transformer.layers import residual_dtype, transformer_init
 from bitdance_jax.transformer.stack import apply_layers, stacked
 
 
@@ -41,10 +41,12 @@ class GroupedQueryAttention(nn.Module):
             y = rearrange(_dense(count * config.head_dim, self.dtype, name)(x), "b s (n d) -> b n s d", n=count)
             return constrain(y, "batch", "heads", None, None)
 
-        q = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="q_norm")(heads("q", config.num_heads))
-        k = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="k_norm")(heads("k", config.num_kv_heads))
+        # Normed and rotated in the residual stream's type, and rounded once, for the product.
+        residual = residual_dtype(config.residual_dtype, self.dtype)
+        q = nn.RMSNorm(config.norm_eps, dtype=residual, name="q_norm")(heads("q", config.num_heads))
+        k = nn.RMSNorm(config.norm_eps, dtype=residual, name="k_norm")(heads("k", config.num_kv_heads))
         v = heads("v", config.num_kv_heads)
-        q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
+        q, k = (rope.rotate(x, *rotary).astype(self.dtype) for x in (q, k))
         out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
         return _dense(config.dim, self.dtype, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
 
@@ -88,7 +90,7 @@ class Qwen3(nn.Module):
       config: sizes.
       scan: parameters stacked and layers scanned, for training; else one by one, which a cache needs.
       remat: what the backward pass keeps (`stack.remat_policy`); None keeps everything.
-      dtype: compute type.
+      dtype: compute type of the products; the residual stream has its own (`layers.residual_dtype`).
       kernel: attention kernel.
     """
 
@@ -100,17 +102,20 @@ class Qwen3(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = linear.Embed(config.vocab_size, config.dim, dtype=self.dtype, embedding_init=transformer_init)
+        self._residual = residual_dtype(config.residual_dtype, self.dtype)
+        # Rows are looked up in the table's own type: converted first, a whole table would be copied.
+        looked_up = self.dtype if config.residual_dtype == "compute" else None
+        self.embed_tokens = linear.Embed(config.vocab_size, config.dim, dtype=looked_up, embedding_init=transformer_init)
         arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
         if self.scan:
             self.layers: Any = stacked(Qwen3Block, config.num_layers, self.remat)(*arguments)
         else:
             self.layers = [Qwen3Block(*arguments) for _ in range(config.num_layers)]
-        self.norm = nn.RMSNorm(config.norm_eps, dtype=self.dtype)
+        self.norm = nn.RMSNorm(config.norm_eps, dtype=self._residual)
         self.lm_head = linear.Dense(config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        return constrain(self.embed_tokens(tokens), "batch", None, None)
+        return constrain(self.embed_tokens(tokens).astype(self._residual), "batch", None, None)
 
     def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """The next token's logits. Only training on text needs them: sampling does without the weights of `lm_head`."""
@@ -132,8 +137,8 @@ class Qwen3(nn.Module):
           cache: one per layer.
 
         Returns:
-          Hidden states after the final norm, and the cache with the new tokens.
+          Hidden states after the final norm, in the residual stream's type, and the cache with the new tokens.
         """
         rotary = rope.rotary_1d(positions, self.config.head_dim, self.config.rope_base)
-        x, cache = apply_layers(self.layers, x, rotary, mask, cache=cache, start=start)
+        x, cache = apply_layers(self.layers, x.astype(self._residual), rotary, mask, cache=cache, start=start)
         return self.norm(x), cache

@@ -44,7 +44,7 @@ class Hostile:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (WRITTEN_BY_TORCH.read_bytes()[:-1], "cut short: 815 bytes instead of 816"),
+        (WRITTEN_BY_TORCH.read_bytes()[:-1], "cut short: 815 bytes instead of at least 816"),
         (WRITTEN_BY_TORCH.read_bytes()[:300], "damaged|cut short"),
         (legacy_torch_file.START, "damaged|cut short"),
         (WRITTEN_BY_TORCH.read_bytes().replace(b"little_endian\x94", b"").replace(b"little_endianq", b"little_endiaMq"), "little-endian"),

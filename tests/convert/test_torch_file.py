@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import time
 import zipfile
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 import torch_writer
 from torch_writer import Call, Tensor
 
-from bitdance_jax.convert import torch_file
+from bitdance_jax.convert import torch_file, torch_pickle
 from bitdance_jax.errors import UserError
 
 
@@ -161,6 +162,73 @@ def test_tensors_that_point_outside_are_refused(tmp_path, tensor, message):
 def test_damaged_pickles(tmp_path, data, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, data)
+
+
+def integer(value: int) -> bytes:
+    """LONG4, of any length."""
+    content = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8b" + struct.pack("<i", len(content)) + content
+
+
+SIZES_OF_A_LONG_LIST = b"\x80\x02](" + 20_000 * b"K\x01" + b"eq\x00" + 60_000 * b"ctorch\nSize\nh\x00\x85R" + b"."
+SAME_HASH = b"\x80\x02}(" + b"".join(integer(n * (2**61 - 1)) + b"N" for n in range(1, 30_000)) + b"u."
+KEYS_OF_ONE_SHAPE = b"\x80\x02}(" + b"".join(integer(n << 40) + b"N" for n in range(1, 30_000)) + b"u."
+STATE = b"}(" + b"".join(b"X\x05\x00\x00\x00%05dN" % n for n in range(50_000)) + b"uq\x00"
+COPIES_OF_A_STATE = b"\x80\x02" + STATE + 50_000 * b"cargparse\nNamespace\n)Rh\x00b" + b"."
+NAME_OF_DOUBLED_LISTS = b"\x80\x04]" + b"".join(b"q%c](h%ch%ce" % (n, n, n) for n in range(60)) + b"\x8c\x01x\x93."
+MANY_ARGUMENTS = b"\x80\x02(" + 100_000 * b"N" + b"tq\x00" + 100_000 * b"ctorch._utils\n_rebuild_tensor_v2\nh\x00R" + b"."
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (SIZES_OF_A_LONG_LIST, "torch.Size is called with other arguments"),
+        (SAME_HASH, "an integer of|int as its key"),
+        (KEYS_OF_ONE_SHAPE, "int as its key"),
+        (COPIES_OF_A_STATE, "two Namespaces of one dict"),
+        (NAME_OF_DOUBLED_LISTS, "not a string"),
+        (MANY_ARGUMENTS, "with 100000 arguments"),
+        (b"\x80\x02" + integer(10**6000) + b".", "an integer of 19,932 bits"),
+        (b"\x80\x02L" + b"9" * 6000 + b"L\n.", "damaged"),
+        (b"\x80\x02Np99999999999999999\n.", "more objects than it can have"),
+        (b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n]X\x03\x00\x00\x00cpuK\x01tQ.", "not written as torch does"),
+        (torch_writer.pickle(Tensor("float32", "0", 4, 0, (2**40,), (0,))), "repeats its storage '0' too often"),
+        (torch_writer.pickle(Tensor("float32", "0", 4, 0, (1,) * 33, (0,) * 33)), "other arguments than torch's"),
+    ],
+    ids=["sizes", "hashes", "keys", "states", "names", "arguments", "digits", "text", "memo", "storage", "repeats", "dimensions"],
+)
+def test_small_files_cost_little(tmp_path, data, message):
+    """In time and in memory: each of these took minutes or gigabytes, or ended in a traceback."""
+    begin = time.process_time()
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path, data, {"data/0": bytes(16)})
+    assert time.process_time() - begin < 5 and len(str(error.value)) < 500
+
+
+def test_a_pickle_has_a_budget_of_instructions(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MAX_INSTRUCTIONS", 1000)
+    load(tmp_path, b"\x80\x02" + 998 * b"N" + b".")
+    with pytest.raises(UserError, match="more than 1,000 instructions"):
+        load(tmp_path, b"\x80\x02" + 1000 * b"N" + b".")
+
+
+def test_zip_files_that_python_cannot_read(tmp_path):
+    """Features that it lacks, names that are no text, sizes past the end."""
+    whole = torch_writer.save(tmp_path / "x.pt", {"a": np.arange(4, dtype=np.float32)}).read_bytes()
+    local, central = whole.index(b"PK\x03\x04"), whole.index(b"PK\x01\x02")
+
+    def damage(place: int, value: bytes) -> str:
+        (tmp_path / "x.pt").write_bytes(whole[:place] + value + whole[place + len(value) :])
+        with pytest.raises(UserError, match=r"x\.pt cannot be read: ") as error:
+            torch_file.load(tmp_path / "x.pt")
+        return str(error.value)
+
+    assert "version" in damage(central + 6, struct.pack("<H", 99))
+    for flags in (0x20, 0x40, 0x01):
+        damage(central + 8, struct.pack("<H", flags))
+    for name, flags in ((central + 46, central + 8), (local + 30, local + 6)):
+        damage(flags, struct.pack("<H", 0x800) + whole[flags + 2 : name] + b"\xff\xfe")
+    damage(central + 20, struct.pack("<II", 2**31, 2**31))
 
 
 def test_deep_and_circular_nesting(tmp_path):

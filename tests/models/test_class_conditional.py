@@ -1,6 +1,7 @@
 """Training against the golden cases. The sampler's are in tests/sampling."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import golden_models
@@ -8,14 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from einops import rearrange
 from flax.traverse_util import flatten_dict
 from golden_models import CLASS_CONDITIONAL, assert_close, largest_error, nhwc
+from streams import Dtypes, dtypes
 
 from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.convert import keys
+from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional, Draws
+from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.pipeline import sampling_params
 from bitdance_jax.transformer import order
 from bitdance_jax.transformer.stack import stack, unstack
 
@@ -116,6 +122,33 @@ def toy_arguments(config: ClassConditionalConfig, batch: int) -> tuple[jax.Array
     patches = (batch, 1, config.num_steps)
     x_t = jnp.zeros((*patches, config.tokens_per_step, config.tokenizer.bits))
     return jnp.zeros(batch, jnp.int32), bits, x_t, jnp.zeros(patches)
+
+
+def loss_of(model: ClassConditional, params: Any) -> jax.Array:
+    draws = class_conditional.draw(jax.random.split(jax.random.key(0), 2), model.config)
+    codes = jnp.ones((2, model.config.grid, model.config.grid, model.config.tokenizer.bits))
+    return class_conditional.class_conditional_loss(model, params, jnp.zeros(2, jnp.int32), codes, draws)
+
+
+def sample_of(model: ClassConditional, params: Any) -> jax.Array:
+    """With guidance: the prefix, then patch by patch through the cache."""
+    keys, config = jax.random.split(jax.random.key(0), 2), tiny_models.MODEL
+    noise = next_patch.noise_from_keys(keys, num_noises(tiny_models.SAMPLER), config.tokens_per_step, config.tokenizer.bits)
+    return class_conditional.sample_codes(model, params, jnp.zeros(2, jnp.int32), noise, tiny_models.SAMPLER)
+
+
+@pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])
+def test_only_products_run_in_the_compute_type(residual, stream):
+    """In training, and where sampling reads the prefix and goes on through the cache, from weights kept in bfloat16."""
+    config = tiny_models.MODEL
+    config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, residual_dtype=residual))
+    params = class_conditional.abstract_params(config)
+    training = ClassConditional(config, scan=True, remat="dots", dtype=jnp.bfloat16)
+    gradient = jax.value_and_grad(functools.partial(loss_of, training))
+    assert dtypes(gradient, params) == Dtypes({stream}, {stream}, {"bfloat16"})
+    kept = jax.eval_shape(functools.partial(sampling_params, dtype=jnp.bfloat16), params)
+    sample = functools.partial(sample_of, ClassConditional(config, dtype=jnp.bfloat16))
+    assert dtypes(sample, kept) == Dtypes({stream}, {stream}, {"bfloat16"})
 
 
 def test_draws():

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from einops import rearrange
 from golden_models import TEXT_TO_IMAGE, assert_close, largest_error, neighbouring, nhwc
 from random_params import random_params
+from streams import Dtypes, dtypes
 
 from bitdance_jax.config import (
     ConfigError,
@@ -240,6 +242,33 @@ def test_sampling_reads_as_training_does(params):
 
     values, predicted = both(params)
     assert_close(values, rearrange(predicted, "(b n) p k -> n b p k", b=2), 1e-5)
+
+
+def read_whole(model: TextToImage, params: dict) -> tuple[jax.Array, jax.Array]:
+    xy, noisy = jnp.asarray(token_positions(TOY, 8, 8)), jnp.zeros((4, 4, TOY.tokenizer.bits))
+    tokens = jnp.asarray(prefix_rows(TOY, PROMPTS[:1], 8, 8).tokens)
+    return model.apply({"params": params}, tokens, xy, jnp.ones((1, 16, TOY.tokenizer.bits)), noisy, jnp.zeros(4))
+
+
+def read_through_cache(model: TextToImage, params: dict) -> jax.Array:
+    prefixes, xy = prefix_rows(TOY, [PROMPTS[0], UNCONDITIONAL], 8, 8), jnp.asarray(token_positions(TOY, 8, 8))
+    keys = jax.random.split(jax.random.key(0), 1)
+    source = noise_from_keys(keys, num_noises(GUIDED), TOY.tokens_per_step, TOY.tokenizer.bits)
+    return sample_codes(model, params, prefixes, xy, source, GUIDED)
+
+
+@pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])
+def test_only_products_run_in_the_compute_type(params, residual, stream):
+    """Visual tokens, prompts and prefixes enter the language model in its stream's type, with a cache or without."""
+    config = dataclasses.replace(TOY, text=dataclasses.replace(TOY.text, residual_dtype=residual))
+    model = TextToImage(config, dtype=jnp.bfloat16)
+    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    for weights in (params, kept):
+        for read in (read_whole, read_through_cache):
+            assert dtypes(functools.partial(read, model), weights) == Dtypes({stream}, {stream}, {"bfloat16"})
+    embed = functools.partial(model.apply, method="embed_bits")
+    bits, xy = jnp.ones((1, 4, TOY.tokenizer.bits)), jnp.zeros((4, 2), jnp.int32)
+    assert jax.eval_shape(embed, {"params": params}, bits, xy).dtype == stream
 
 
 @pytest.mark.parametrize("name", ["14b_16x", "14b_64x"])

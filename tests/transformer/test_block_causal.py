@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -95,11 +96,31 @@ def test_cached_decoding_equals_one_pass(params, x, tokens_per_step, block_causa
     assert_close(decoded, expected, 1e-5)
 
 
-def test_bfloat16(params, x, unrolled):
-    model = BlockCausalTransformer(CONFIG, dtype=jnp.bfloat16)
-    y, _ = jax.jit(model.apply)({"params": params}, x.astype(jnp.bfloat16), rotary(), attention.block_causal_mask(TOTAL, PREFIX, 4))
-    assert y.dtype == jnp.bfloat16
+@pytest.mark.parametrize(("residual", "dtype"), [("float32", jnp.float32), ("compute", jnp.bfloat16)])
+def test_bfloat16(params, x, unrolled, residual, dtype):
+    model = BlockCausalTransformer(dataclasses.replace(CONFIG, residual_dtype=residual), dtype=jnp.bfloat16)
+    y, _ = jax.jit(model.apply)({"params": params}, x, rotary(), attention.block_causal_mask(TOTAL, PREFIX, 4))
+    assert y.dtype == dtype
     assert_close(y.astype(jnp.float32), unrolled[1], 0.05)
+
+
+def test_a_float32_residual_stream_is_nearer_to_float32():
+    """bfloat16 compute in 40 random layers: with a stream in bfloat16 too, each layer rounds all that was there before it."""
+    config = TransformerConfig(num_layers=40, dim=64, num_heads=2)
+    xy = (order.token_positions(4, 4, 2, "patch") + 1.5).astype(np.float32)
+    angles = rope.rotary_angles_2d(xy, config.head_dim, config.rope_base)
+    arguments = (jnp.cos(angles), jnp.sin(angles)), attention.block_causal_mask(16, 0, 4)
+    x = jax.random.normal(jax.random.key(1), (4, 16, config.dim))
+    params = random_params(BlockCausalTransformer(config, scan=True), x, *arguments)
+
+    def hidden(residual, dtype):
+        model = BlockCausalTransformer(dataclasses.replace(config, residual_dtype=residual), scan=True, dtype=dtype)
+        return np.asarray(jax.jit(model.apply)({"params": params}, x, *arguments)[0], np.float64)
+
+    exact = hidden("float32", jnp.float32)
+    np.testing.assert_array_equal(hidden("compute", jnp.float32), exact)
+    wide, narrow = (np.linalg.norm(hidden(residual, jnp.bfloat16) - exact) for residual in ("float32", "compute"))
+    assert wide < 0.8 * narrow
 
 
 def test_scanned_layers_refuse_a_cache(params, x):

@@ -94,10 +94,27 @@ def test_positions_count_by_their_distance(toy):
     assert np.max(np.abs(run(2 * positions) - toy.hidden)) > 0.01
 
 
-def test_bfloat16(toy):
-    hidden, logits = jax.jit(lambda p: Qwen3(CONFIG, dtype=jnp.bfloat16).apply({"params": p}, toy.tokens, method=forward))(toy.params)
-    assert hidden.dtype == logits.dtype == jnp.bfloat16
+@pytest.mark.parametrize(("residual", "dtype"), [("float32", jnp.float32), ("compute", jnp.bfloat16)])
+def test_bfloat16(toy, residual, dtype):
+    model = Qwen3(dataclasses.replace(CONFIG, residual_dtype=residual), dtype=jnp.bfloat16)
+    hidden, logits = jax.jit(lambda p: model.apply({"params": p}, toy.tokens, method=forward))(toy.params)
+    assert (hidden.dtype, logits.dtype) == (dtype, jnp.bfloat16)
     assert_close(hidden.astype(jnp.float32), toy.hidden, 0.05)
+
+
+def test_a_float32_residual_stream_is_nearer_to_float32(toy):
+    """bfloat16 compute in 40 random layers: with a stream in bfloat16 too, each layer rounds all that was there before it."""
+    config = dataclasses.replace(CONFIG, num_layers=40, dim=64, hidden_dim=128)
+    params = random_params(Qwen3(config, scan=True), toy.tokens, method=forward)
+
+    def hidden(residual, dtype):
+        model = Qwen3(dataclasses.replace(config, residual_dtype=residual), scan=True, dtype=dtype)
+        return np.asarray(jax.jit(lambda p: model.apply({"params": p}, toy.tokens, method=forward)[0])(params), np.float64)
+
+    exact = hidden("float32", jnp.float32)
+    np.testing.assert_array_equal(hidden("compute", jnp.float32), exact)
+    wide, narrow = (np.linalg.norm(hidden(residual, jnp.bfloat16) - exact) for residual in ("float32", "compute"))
+    assert wide < 0.8 * narrow
 
 
 def test_bad_sizes():
