@@ -39,7 +39,7 @@ class ClassConditional(nn.Module):
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
       remat: what the backward pass keeps (`transformer.stack.remat_policy`).
       dtype: compute type.
-      kernel: the transformer's attention kernel.
+      kernel: attention kernel of the transformer and the head.
     """
 
     config: ClassConditionalConfig
@@ -58,7 +58,15 @@ class ClassConditional(nn.Module):
         self.connector = SwiGLU(int(1.5 * dim), dim, use_bias=True, dtype=self.dtype)
         self.transformer = BlockCausalTransformer(config.transformer, self.scan, self.remat, self.dtype, self.kernel)
         self.position_embedding = self.param("position_embedding", init, (config.num_tokens, dim))
-        self.head = FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step, self.scan, self.remat, self.dtype)
+        self.head = FlowHead(
+            config.head,
+            config.tokenizer.bits,
+            config.tokens_per_step,
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            kernel=self.kernel,
+        )
 
     def embed_prefix(self, labels: Int[Array, "B"]) -> Float[Array, "B S D"]:
         """Class and query tokens, S = class_tokens + P - 1. The label `num_classes` is the unconditional one."""
@@ -94,7 +102,7 @@ class ClassConditional(nn.Module):
         x = jnp.concatenate([self.embed_prefix(labels), self.embed_bits(bits[:, : config.num_tokens - config.tokens_per_step])], axis=1)
         length = x.shape[1]
         cos, sin = rotary(config)
-        hidden, _ = self.read(x, (cos[:length], sin[:length]), attention_mask(config)[:length, :length])
+        hidden, _ = self.read(x, (cos[:length], sin[:length]), attention_rule(config))
         return hidden[:, -config.num_tokens :]
 
     def __call__(
@@ -118,11 +126,16 @@ def rotary(config: ClassConditionalConfig) -> tuple[Float[Array, "T half"], Floa
     return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
 
-def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
-    """Bool [S + T, S + T]; the first block is the last class token with the queries."""
-    total = config.class_tokens + config.tokens_per_step - 1 + config.num_tokens
+def attention_rule(config: ClassConditionalConfig) -> attention.BlockCausal:
+    """Who sees whom; the first block is the last class token with the queries (paper 3.3)."""
     block = config.tokens_per_step if config.mask == "block_causal" else 1
-    return attention.block_causal_mask(total, config.class_tokens - 1, block)
+    return attention.BlockCausal(config.class_tokens - 1, block)
+
+
+def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
+    """`attention_rule` of all tokens, bool [S + T, S + T]."""
+    total = config.class_tokens + config.tokens_per_step - 1 + config.num_tokens
+    return attention_rule(config).array(total)
 
 
 def to_patches(tokens: Float[Array, "B T C"], config: ClassConditionalConfig) -> Float[Array, "B N P C"]:

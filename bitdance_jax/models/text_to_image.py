@@ -60,7 +60,7 @@ class TextToImage(nn.Module):
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
       remat: what the backward pass keeps (`transformer.stack.remat_policy`).
       dtype: compute type.
-      kernel: the language model's attention kernel.
+      kernel: attention kernel of the language model and the head.
     """
 
     config: TextToImageConfig
@@ -73,7 +73,15 @@ class TextToImage(nn.Module):
         config = self.config
         self.text = Qwen3(config.text, self.scan, self.remat, self.dtype, self.kernel)
         self.connector = Connector(config.text.dim, self.dtype)
-        self.head = FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step, self.scan, self.remat, self.dtype)
+        self.head = FlowHead(
+            config.head,
+            config.tokenizer.bits,
+            config.tokens_per_step,
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            kernel=self.kernel,
+        )
 
     def embed_prefix(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return self.text.embed(tokens)

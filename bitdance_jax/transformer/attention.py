@@ -4,6 +4,7 @@ Heads come before positions, [B, N, T, D]: both products then read keys and valu
 CPUs against [B, T, N, D].
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,8 +16,28 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 Kernel = Literal["xla", "cudnn"]
-Mask = Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"]
-"""Which of T slots each of S tokens sees: the same for all rows of a batch, or a row each."""
+"""Which implementation of attention runs: XLA's own products, or cuDNN's fused kernel on CUDA GPUs."""
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class BlockCausal:
+    """The mask of `block_causal_mask`, as a rule: kernels that know it need no array.
+
+    Attributes:
+      prefix: the first tokens, which are plainly causal.
+      block: tokens of a block; 1 is plain causal attention.
+    """
+
+    prefix: int
+    block: int
+
+    def array(self, total: int) -> Bool[np.ndarray, "T T"]:
+        return block_causal_mask(total, self.prefix, self.block)
+
+
+Mask = Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"] | BlockCausal
+"""Which of T keys each of S queries sees: the same for all rows of a batch, or a row each."""
 
 
 def block_causal_mask(total: int, prefix: int, block: int) -> Bool[np.ndarray, "T T"]:
@@ -60,6 +81,8 @@ def attend_through_cache(
 ) -> tuple[Float[Array, "B N S D"], KVCache | None]:
     """`attend` of S new tokens to themselves, or to the first T slots of a cache, which they enter first, from slot `start` on."""
     if cache is not None:
+        if isinstance(mask, BlockCausal):
+            raise ValueError("a cache takes its mask as an array: which slots each new token sees")
         cache = write_cache(cache, k, v, start)
         visible = mask.shape[-1]
         k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
@@ -77,12 +100,12 @@ def attend(
 
     A query that sees nothing, such as padding, gets the mean of the values.
 
-    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA devices, for float16 and bfloat16.
+    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16.
     """
     if kernel == "cudnn":
-        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        mask = None if mask is None else jnp.asarray(mask).reshape(-1, 1, *mask.shape[-2:])
-        return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn"), 1, 2)
+        return _attend_by_cudnn(q, k, v, mask)
+    if isinstance(mask, BlockCausal):
+        mask = mask.array(q.shape[2])
     heads = rearrange(q * q.shape[-1] ** -0.5, "b (m g) s d -> b m (g s) d", m=k.shape[1])
     scores = jnp.einsum("bmsd,bmtd->bmst", heads, k, preferred_element_type=jnp.float32)
     if mask is not None:
@@ -93,3 +116,27 @@ def attend(
     out = jnp.einsum("bmst,bmtd->bmsd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
     return rearrange(out, "b m (g s) d -> b (m g) s d", s=q.shape[2])
+
+
+def _attend_by_cudnn(
+    q: Float[Array, "B N S D"], k: Float[Array, "B M T D"], v: Float[Array, "B M T D"], mask: Mask | None
+) -> Float[Array, "B N S D"]:
+    causal = isinstance(mask, BlockCausal) and mask.block == 1
+    queries = q.shape[2]
+    if isinstance(mask, BlockCausal):
+        mask = None if causal else mask.array(queries)
+    if mask is not None:
+        # With a mask, cuDNN's backward pass takes even lengths only. No query sees a padded key.
+        q, k, v = (_pad_to_even(x, axis=2) for x in (q, k, v))
+        mask = jnp.asarray(mask).reshape(-1, 1, *mask.shape[-2:])
+        mask = _pad_to_even(_pad_to_even(mask, axis=2), axis=3)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+    return jnp.swapaxes(out, 1, 2)[:, :, :queries]
+
+
+def _pad_to_even(x: Array, axis: int) -> Array:
+    """Zeros, or False, at the end of an axis of odd length."""
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, x.shape[axis] % 2)
+    return jnp.pad(x, pad)

@@ -1,0 +1,491 @@
+"""Everything that one GPU can tell in ten minutes, in order of worth, as a table and a JSON file.
+
+    python benchmarks/gpu.py --json gpu.json
+    python benchmarks/gpu.py --only sample_b_16x train_b_1x
+    python benchmarks/gpu.py --trial          # toy sizes, on any device, to try this script
+
+Every part runs in a process of its own, with random weights: one that fails or takes too long
+leaves the others as they are. Nothing is fetched.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bitdance_jax import images, quantize, sharding
+from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.command_line import parse, run
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    DataConfig,
+    FlowHeadConfig,
+    ImageTokens,
+    MeshConfig,
+    Qwen3Config,
+    SamplerConfig,
+    TextToImageConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from bitdance_jax.config.imagenet import imagenet_training
+from bitdance_jax.errors import UserError
+from bitdance_jax.hardware import chip_of
+from bitdance_jax.models import class_conditional, text_to_image
+from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.sampling import memory
+from bitdance_jax.sampling.pipeline import decode_codes, image_keys, sample_labels, weight_dtype
+from bitdance_jax.sampling.prompt_programs import Programs, kept
+from bitdance_jax.tokenizer import autoencoder, lfq
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.train.objectives import make_objective
+from bitdance_jax.train.performance import training_flops
+from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
+from bitdance_jax.train.step import make_train_step
+from bitdance_jax.transformer.attention import Kernel
+
+
+GOLDEN_TESTS = (
+    "tests/flow_head",
+    "tests/models",
+    "tests/tokenizer",
+    "tests/transformer",
+    "tests/sampling/test_next_patch.py",
+    "tests/test_quantize.py",
+)
+GUIDANCE = {"b_16x": 6.1, "b_4x": 3.9, "b_1x": 3.2, "l_1x": 4.0, "h_1x": 4.55}
+"""The scales of the paper's FIDs (paper 4.2)."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """GPU benchmark.
+
+    Attributes:
+      only: parts to run, in this order; all if left out.
+      skip: parts to leave out.
+      minutes: for all parts together; those that do not fit any more are left out.
+      part_minutes: for one part.
+      json: file to write every result to.
+      trial: toy sizes, to try the script itself.
+      worker: (used by the script itself) run this part here and write its result to `json`.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    minutes: float = 10.0
+    part_minutes: float = 3.0
+    json: str | None = None
+    trial: bool = False
+    worker: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [*self.only, *self.skip, *([self.worker] if self.worker else [])]
+        unknown = [name for name in names if name not in PARTS]
+        if unknown:
+            raise UserError(f"unknown part {unknown[0]}; known: {', '.join(PARTS)}")
+
+
+@dataclass
+class Timer:
+    """Median seconds of calls after a first one, and of the compilation."""
+
+    compile_seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.compile_seconds += time.perf_counter() - start
+
+    def measure(self, call: Callable[[], Any], budget: float = 10.0, most: int = 20) -> float:
+        """Calls until `budget` seconds have gone, three times at least."""
+        jax.block_until_ready(call())
+        begin = time.perf_counter()
+        while len(self.seconds) < 3 or (time.perf_counter() - begin < budget and len(self.seconds) < most):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            self.seconds.append(time.perf_counter() - start)
+        return statistics.median(self.seconds)
+
+
+def device_result() -> Result:
+    stats = jax.devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {} if peak is None else {"peak_memory_gib": round(peak / 2**30, 2)}
+
+
+def random_arrays(tree: Any, dtype_of: Callable[[tuple[str, ...]], Any]) -> Any:
+    """Unrolled weights, normal with the scale that keeps activations near 1, made on the device."""
+
+    def make(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        names = tuple(part.key for part in path)
+        return normal(leaf.shape, jnp.dtype(dtype_of(names)))
+
+    return jax.tree_util.tree_map_with_path(make, tree)
+
+
+def normal(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    inputs = shape[:-1] if len(shape) == 4 else shape[:1]  # convolutions, or other kernels
+    return _normal(math.prod(inputs) ** -0.5 if len(shape) > 1 else 1.0, shape, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(scale: float, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return (scale * jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)).astype(dtype)
+
+
+def class_conditional_config(name: str, trial: bool) -> ClassConditionalConfig:
+    config = ClassConditionalConfig.imagenet(name)
+    if not trial:
+        return config
+    return dataclasses.replace(
+        config,
+        tokenizer=toy_tokenizer(),
+        transformer=TransformerConfig(num_layers=2, dim=64, num_heads=2),
+        head=FlowHeadConfig(width=64, num_blocks=2, num_groups=1),
+        image_size=128,
+    )
+
+
+def toy_tokenizer() -> TokenizerConfig:
+    return dataclasses.replace(TokenizerConfig.d16c32(), ch=32, num_res_blocks=1)
+
+
+# ------------------------------------------------------------------ parts
+
+
+def golden(trial: bool) -> Result:
+    """The tests against recorded tensors, on this device, eight at a time where that is possible."""
+    command = [sys.executable, "-m", "pytest", "-q", *GOLDEN_TESTS]
+    try:
+        import xdist  # noqa: F401
+
+        command += ["-n", "8"]
+    except ImportError:
+        pass
+    if trial:
+        command = [sys.executable, "-m", "pytest", "-q", "tests/transformer/test_attention.py"]
+    platform = jax.default_backend()
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cuda" if platform == "gpu" else platform,
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    print(done.stdout[-20000:])
+    last = [line for line in done.stdout.splitlines() if line.strip()][-1:]
+    return {"passed": done.returncode == 0, "summary": last[0] if last else done.stderr[-300:]}
+
+
+def sample(name: str, *, kernel: Kernel = "xla", head_steps: tuple[int, ...] = (100, 25)) -> Any:
+    """Codes and pixels of 64 pictures at a time, guided, in bfloat16."""
+
+    def part(trial: bool) -> Result:
+        config = class_conditional_config(name, trial)
+        batch, dtype = (2 if trial else 64), jnp.bfloat16
+        abstract = class_conditional.abstract_params(config, scan=False)
+        params = random_arrays(abstract, lambda path: weight_dtype(path, dtype))
+        decoder = random_arrays(autoencoder.abstract_params(config.tokenizer), lambda path: dtype)
+        labels = jnp.arange(batch, dtype=jnp.int32) % config.num_classes
+        keys = image_keys(0, 0, batch)
+        module = ClassConditional(config, dtype=dtype, kernel=kernel)
+        result: Result = {"batch": batch}
+        for steps in (2,) if trial else head_steps:
+            sampler = SamplerConfig(head_steps=steps, guidance_scale=GUIDANCE[name])
+
+            def draw(params: Any, labels: Any, keys: Any, sampler: Any = sampler) -> Any:
+                return sample_labels(module, params, labels, keys, sampler)
+
+            flops = traced_flops(draw, params, labels, keys)
+            timer = Timer()
+            with timer.compiling():
+                compiled = jax.jit(draw).lower(params, labels, keys).compile()
+            seconds = timer.measure(functools.partial(compiled, params, labels, keys), budget=4.0)
+            result[f"{steps}_steps"] = {
+                "images_per_second": round(batch / seconds, 2),
+                "seconds": round(seconds, 4),
+                "compile_seconds": round(timer.compile_seconds, 1),
+                "tflops": round(flops / seconds / 1e12, 1),
+            }
+            codes = compiled(params, labels, keys)
+        tokenizer = Autoencoder(config.tokenizer, dtype)
+        decode = jax.jit(
+            lambda p, codes, keys: jax.lax.map(
+                lambda image: decode_codes(tokenizer, p, image[0][None], image[1][None])[0],
+                (codes, keys),
+                batch_size=16,
+            )
+        )
+        seconds = Timer().measure(lambda: decode(decoder, codes, keys), budget=2.0)
+        return {**result, "decode_seconds": round(seconds, 4), **device_result()}
+
+    return part
+
+
+def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
+    """A training step from tokens, in bfloat16 with float32 weights, as in the paper's recipe."""
+
+    def part(trial: bool) -> Result:
+        config = imagenet_training(name, GUIDANCE[name])
+        size = 2 if trial else batch_size
+        run_config = dataclasses.replace(config.run, attention="xla" if trial else attention)
+        config = dataclasses.replace(
+            config,
+            run=run_config,
+            model=class_conditional_config(name, trial),
+            data=DataConfig(source="tokens", path="made up", batch_size=size),
+        )
+        mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1])
+        objective = make_objective(config)
+        schedule = learning_rate_schedule(config.optimizer, config.run.steps)
+        optimizer = make_optimizer(config.optimizer, schedule, objective)
+        decay = config.optimizer.ema_decay
+        step: Any = make_train_step(objective, optimizer, schedule, decay, mesh)
+        state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(0))
+        state = jax.device_put(state, sharding.shardings(mesh, state))
+        rng = np.random.default_rng(0)
+        batch = {
+            key: rng.integers(0, 256 if key == "codes" else 1000, leaf.shape).astype(leaf.dtype)
+            for key, leaf in objective.abstract_batch(size).items()
+        }
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        key = jax.random.key(1)
+        timer = Timer()
+        with timer.compiling():
+            compiled = step.lower(state, {}, batch, key).compile()
+        losses = []
+
+        def call() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, {}, batch, key)
+            losses.append(metrics["loss"])
+            return metrics
+
+        seconds = timer.measure(call, budget=6.0, most=10)
+        flops = training_flops(objective, size)
+        result: Result = {
+            "batch": size,
+            "images_per_second": round(size / seconds, 1),
+            "seconds": round(seconds, 4),
+            "compile_seconds": round(timer.compile_seconds, 1),
+            "tflops": round(flops / seconds / 1e12, 1),
+            "loss_first_last": [float(losses[0]), float(losses[-1])],
+        }
+        chip = chip_of(jax.devices()[0])
+        if chip:
+            result["model_flop_utilisation"] = round(flops / seconds / chip.flops, 3)
+        return {**result, **device_result()}
+
+    return part
+
+
+def text_to_image_config(name: str, trial: bool) -> TextToImageConfig:
+    config = TextToImageConfig.released(name)
+    if not trial:
+        return config
+    text = Qwen3Config(num_layers=2, dim=64, num_heads=4, num_kv_heads=2, head_dim=16, hidden_dim=128, vocab_size=400)
+    return dataclasses.replace(
+        config,
+        tokenizer=toy_tokenizer(),
+        text=text,
+        head=FlowHeadConfig(64, 2, 1, head_dim=32, squash_output=True),
+        image_tokens=ImageTokens(vision_start=10, first_resolution=11, num_resolutions=256, first_query=300),
+    )
+
+
+def draw_prompt(name: str, weights: str) -> Any:
+    """One 1024 x 1024 picture of a prompt of 60 tokens: 50 head steps, guidance 7.5."""
+
+    def part(trial: bool) -> Result:
+        config, dtype = text_to_image_config(name, trial), jnp.dtype(jnp.bfloat16)
+        side = 256 if trial else 1024
+        mesh = sharding.make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
+        sampler = SamplerConfig(head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant")
+        params = prompt_weights(config, mesh, dtype, weights)
+        prefixes = text_to_image.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
+        xy = text_to_image.token_positions(config, side, side)
+        keys = np.asarray(jax.random.key_data(image_keys(0, 0, 1)))
+        programs = Programs(config, mesh, dtype)
+        patches = side * side // config.size_multiple**2
+        grid = side // config.tokenizer.downsampling
+
+        def draw() -> list[float]:
+            start = time.perf_counter()
+            drawing = programs.begin(params["model"], prefixes, xy, keys, sampler=sampler)
+            jax.block_until_ready(drawing)
+            first = time.perf_counter()
+            drawing = programs.advance(params["model"], drawing, prefixes.padding, xy, keys, np.int32(patches), sampler=sampler)
+            jax.block_until_ready(drawing)
+            last = time.perf_counter()
+            codes = jnp.swapaxes(drawing.codes, 0, 1).reshape(1, -1, config.tokenizer.bits)
+            pictures = programs.decode(params["tokenizer"], codes, keys, height=grid)
+            jax.block_until_ready(pictures)
+            return [first - start, last - first, time.perf_counter() - last]
+
+        compiling = draw()
+        runs = [draw() for _ in range(2)]
+        best = min(runs, key=sum)
+        setting = memory.Setting(config, weights, dtype.name, mesh.devices.shape, (side, side), 1, sampler)
+        return {
+            "seconds_per_picture": round(sum(best), 3),
+            "prompt_patches_decoder_seconds": [round(part, 3) for part in best],
+            "first_call_seconds": round(sum(compiling), 1),
+            "estimated_memory_gib": round(sum(memory.needed(setting)) / 2**30, 2),
+            **device_result(),
+        }
+
+    return part
+
+
+def prompt_weights(config: TextToImageConfig, mesh: Any, dtype: jnp.dtype, weights: str) -> Any:
+    """Random weights, kept as `TextToImage` keeps them."""
+    abstract = {
+        "model": text_to_image.abstract_params(config, scan=False),
+        "tokenizer": autoencoder.abstract_params(config.tokenizer),
+    }
+
+    def make(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
+        names = tuple(part.key for part in path)
+        how = kept(mesh, names, leaf.shape, dtype, weights)
+        if how is None:
+            return None
+        array = jax.device_put(normal(leaf.shape, how.dtype), how.place)
+        return quantize.quantize(array) if how.int8 else array
+
+    def drop(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        return {name: drop(value) for name, value in tree.items() if not _empty(value)}
+
+    return drop(jax.tree_util.tree_map_with_path(make, abstract))
+
+
+def _empty(tree: Any) -> bool:
+    return tree is None or (isinstance(tree, dict) and all(map(_empty, tree.values())))
+
+
+def tokenizer(trial: bool) -> Result:
+    """d16c32 at 256 x 256 in bfloat16: pictures a second, encoder and decoder apart."""
+    config = toy_tokenizer() if trial else TokenizerConfig.d16c32()
+    batch, dtype = (2 if trial else 32), jnp.bfloat16
+    params = random_arrays(autoencoder.abstract_params(config), lambda path: dtype)
+    model = Autoencoder(config, dtype)
+    pictures = np.random.default_rng(0).integers(0, 256, (batch, 256, 256, 3), np.uint8)
+
+    def encode(params: Any, pictures: Any) -> Any:
+        z: Any = model.apply({"params": params}, images.to_model(pictures), method="encode")
+        return lfq.quantize(z).astype(jnp.int8)
+
+    encode_jit = jax.jit(encode)
+    decode_jit = jax.jit(lambda p, codes, keys: decode_codes(model, p, codes, keys))
+    keys = image_keys(0, 0, batch)
+    codes = encode_jit(params, pictures)
+    arrays = jax.device_put(pictures)
+    encode_seconds = Timer().measure(lambda: encode_jit(params, arrays), budget=3.0)
+    decode_seconds = Timer().measure(lambda: decode_jit(params, codes, keys), budget=3.0)
+    return {
+        "encode_images_per_second": round(batch / encode_seconds, 1),
+        "decode_images_per_second": round(batch / decode_seconds, 1),
+        **device_result(),
+    }
+
+
+PARTS: dict[str, Callable[[bool], Result]] = {
+    "golden": golden,
+    "sample_b_16x": sample("b_16x"),
+    "train_b_1x_cudnn": train("b_1x", 256, attention="cudnn"),
+    "t2i_14b_64x": draw_prompt("14b_64x", "bfloat16"),
+    "sample_b_4x": sample("b_4x", head_steps=(25,)),
+    "sample_b_1x": sample("b_1x", head_steps=(25,)),
+    "train_b_1x_xla": train("b_1x", 256, attention="xla"),
+    "sample_b_16x_cudnn": sample("b_16x", kernel="cudnn", head_steps=(25,)),
+    "t2i_14b_64x_int8": draw_prompt("14b_64x", "int8"),
+    "train_h_1x_cudnn": train("h_1x", 128, attention="cudnn"),
+    "train_h_1x_xla": train("h_1x", 128, attention="xla"),
+    "tokenizer": tokenizer,
+    "t2i_14b_16x": draw_prompt("14b_16x", "bfloat16"),
+    "sample_b_1x_cudnn": sample("b_1x", kernel="cudnn", head_steps=(25,)),
+    "train_b_16x_cudnn": train("b_16x", 256, attention="cudnn"),
+    "train_b_16x_xla": train("b_16x", 256, attention="xla"),
+}
+"""In order of worth."""
+
+
+def work(arguments: Arguments) -> None:
+    assert arguments.worker is not None and arguments.json is not None
+    result = PARTS[arguments.worker](arguments.trial)
+    Path(arguments.json).write_text(json.dumps(result))
+
+
+def run_part(name: str, arguments: Arguments, seconds: float) -> Result:
+    """The part's result, or why there is none."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "--worker", name, "--json", str(out)]
+        command += ["--trial"] if arguments.trial else []
+        # The tests are several processes that share the GPU.
+        share = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if name == "golden" else {}
+        environment = {**os.environ, **share}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not done after {seconds:.0f} s"}
+        took = round(time.perf_counter() - start, 1)
+        if name == "golden":
+            print(done.stdout, flush=True)
+        if out.exists():
+            return {**json.loads(out.read_text()), "part_seconds": took}
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        print("\n".join(lines[-12:]), flush=True)
+        return {"failed": lines[-1][:500] if lines else "no output", "part_seconds": took}
+
+
+def table(results: dict[str, Result]) -> str:
+    lines = []
+    for name, result in results.items():
+        words = " ".join(f"{key}={value}" for key, value in result.items())
+        lines.append(f"{name:<20} {words}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = parse(Arguments)
+    if arguments.worker is not None:
+        return work(arguments)
+    names = [name for name in arguments.only or PARTS if name not in arguments.skip]
+    results: dict[str, Result] = {}
+    end = time.perf_counter() + 60 * arguments.minutes
+    for name in names:
+        left = min(end - time.perf_counter(), 60 * arguments.part_minutes)
+        if left < 20:
+            results[name] = {"failed": "no time left"}
+        else:
+            results[name] = run_part(name, arguments, left)
+        print(f"{name}: {results[name]}", flush=True)
+        if arguments.json is not None:
+            Path(arguments.json).write_text(json.dumps(results, indent=1))
+    print(table(results))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
