@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, model_folder
+from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.errors import UserError
@@ -86,6 +87,8 @@ def main() -> int:
     if arguments.multi_host and not hosts.start():
         raise UserError("--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID")
     with hosts.together():
+        if arguments.multi_host:
+            agree_on_config(arguments)
         if arguments.compilation_cache is not None:
             keep_compiled(arguments.compilation_cache)
         return draw(arguments)

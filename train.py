@@ -3,6 +3,7 @@
 import sys
 
 from bitdance_jax import hosts, sharding
+from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import parse, run
 from bitdance_jax.config.file import load_config
 from bitdance_jax.errors import Interrupted, UserError
@@ -24,6 +25,7 @@ def launch() -> None:
     config = parse(type(default), flags, default, prog=f"train.py {path}")
     hosts.start(config.hosts)
     with hosts.together():
+        agree_on_config(config)
         # What takes a moment to find comes before what takes minutes: indexing pictures, loading weights, compiling.
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)

@@ -6,20 +6,14 @@ process holds a connection to process 0 and a thread that reads it: a line is th
 
 import contextlib
 import os
-import secrets
 import selectors
 import socket
 import sys
 import threading
 import time
-from typing import Any, BinaryIO, NoReturn
-
-from jax._src import distributed  # JAX offers its coordinator's address and its key-value store in no public place.
-
-from bitdance_jax.errors import UserError
+from typing import BinaryIO, NoReturn
 
 
-CONNECT_SECONDS = 60
 GONE = "process {} is gone (killed, or its host is down); start all of them again: the same command goes on from what is saved"
 FAREWELL = b"\n"
 EXIT_CODE = 2
@@ -84,64 +78,6 @@ class Peers:
                 connection.settimeout(max(deadline - time.monotonic(), 0.01))
                 while connection.recv(4096):
                     pass
-
-
-def connect() -> Peers:
-    """Connects this process to the others; every process of a job calls it once, after jax.distributed.initialize.
-
-    Raises:
-      UserError: process 0 cannot be reached.
-    """
-    state: Any = distributed.global_state
-    if state.process_id == 0:
-        return Peers(_accept(state), 0)
-    host = state.coordinator_address.rsplit(":", 1)[0].strip("[]")
-    port, token = state.client.blocking_key_value_get("bitdance_jax/peers", CONNECT_SECONDS * 1000).split()
-    try:
-        connection = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
-    except OSError as error:
-        raise UserError(f"process {state.process_id} cannot reach port {port} of process 0 ({error}); let the hosts talk freely") from error
-    connection.settimeout(None)
-    connection.sendall(_greeting(token, state.process_id))
-    return Peers({0: connection}, state.process_id)
-
-
-def _accept(state: Any) -> dict[int, socket.socket]:
-    """Process 0's connections, one from each other process."""
-    both = socket.has_dualstack_ipv6()
-    with socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both) as server:
-        token = secrets.token_hex(16)
-        state.client.key_value_set("bitdance_jax/peers", f"{server.getsockname()[1]} {token}")
-        missing = {_greeting(token, number): number for number in range(1, state.num_processes)}
-        connections: dict[int, socket.socket] = {}
-        deadline = time.monotonic() + CONNECT_SECONDS
-        while missing:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                connection, _ = server.accept()
-            except OSError as error:
-                who = sorted(missing.values())
-                raise UserError(f"processes {who} did not reach process 0 in {CONNECT_SECONDS} s; let the hosts talk freely") from error
-            number = missing.pop(_heard(connection), None)
-            if number is None:
-                connection.close()  # Whoever scans ports.
-            else:
-                connection.settimeout(None)
-                connections[number] = connection
-    return connections
-
-
-def _greeting(token: str, number: int) -> bytes:
-    return f"{token} {number:08}".encode()
-
-
-def _heard(connection: socket.socket) -> bytes:
-    """The first words on a new connection, as many as a greeting has."""
-    connection.settimeout(5)
-    try:
-        return connection.recv(len(_greeting("0" * 32, 0)), socket.MSG_WAITALL)
-    except OSError:
-        return b""
 
 
 def _notice_lost_hosts(connection: socket.socket) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 from bitdance_jax import hosts
+from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import DataConfig, HostsConfig
 from bitdance_jax.data.sources import open_source
@@ -63,6 +64,7 @@ def main() -> None:
     arguments = parse(Arguments, prog="python -m bitdance_jax.data.tokenize")
     hosts.start(arguments.hosts)
     with hosts.together():
+        agree_on_config(arguments)
         _tokenize(arguments)
 
 

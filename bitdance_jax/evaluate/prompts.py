@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from bitdance_jax import hosts, sharding
+from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
@@ -115,6 +116,8 @@ def main() -> int:
         if arguments.mesh == ALL_DEVICES:
             arguments = replace(arguments, mesh=MeshConfig(data=jax.process_count(), tensor=-1))
     with hosts.together():
+        if arguments.multi_host:
+            agree_on_config(arguments)
         if arguments.compilation_cache is not None:
             keep_compiled(arguments.compilation_cache)
         try:

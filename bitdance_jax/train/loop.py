@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bitdance_jax import sharding
+from bitdance_jax.agreement import agree_on_config, fingerprint
 from bitdance_jax.config import TrainingConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import folder
@@ -40,10 +41,18 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
-      UserError: the workdir holds another run, the loss is not finite, or the disk is full.
+      UserError: processes differ in config, data or frozen weights, the workdir holds another run, the loss is not finite, or the disk is
+        full.
     """
     run = config.run
     workdir = Path(run.workdir)
+    agree_on_config(
+        config,
+        batch_size=task.batch_size,
+        steps_per_epoch=task.steps_per_epoch,
+        held_out_size=task.held_out_size,
+        frozen_weights=fingerprint(task.frozen),
+    )
     sharding.check_batch(mesh, task.batch_size, run.accumulate)
     check_config(config)
     with _disk_full_is_user_error(run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"):
