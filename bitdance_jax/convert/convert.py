@@ -16,7 +16,7 @@ from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, Token
 from bitdance_jax.convert import keys, lazy, parameters, sizes, sources
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.lazy import LazyArray
-from bitdance_jax.convert.sources import Source
+from bitdance_jax.convert.sources import OwnRecord, Source
 from bitdance_jax.errors import UserError
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
@@ -72,7 +72,7 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
     inner = {key.removeprefix(prefix): array for key, array in source.tensors.items() if key.startswith(prefix)}
     if not inner:
         raise UserError(f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer ae_d16c32.safetensors")
-    own = source.own and {"config": source.own["config"]["tokenizer"]}
+    own = source.own and OwnRecord(config=source.own["config"].get("tokenizer", {}), metadata={})
     return dataclasses.replace(source, kind="tokenizer", tensors=inner, own=own, notes=())
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -18,7 +19,7 @@ Params = dict[str, Any]
 
 
 def problems(tensors: Tensors, abstract: Params, table: keys.Table, prefix: str = "") -> list[str]:
-    """Everything that keeps the tensors from being the model's parameters: unknown, missing and misshapen keys, named after `prefix`."""
+    """All that keeps the tensors from being the parameters: unknown, missing and misshapen keys, named after `prefix`; integers."""
     expected = release_shapes(abstract, table)
     unknown = [f"unknown key {prefix}{key}" for key in tensors if key not in expected]
     missing = [f"missing key {prefix}{key}" for key in expected if key not in tensors]
@@ -27,7 +28,12 @@ def problems(tensors: Tensors, abstract: Params, table: keys.Table, prefix: str 
         for key, shape in expected.items()
         if key in tensors and tensors[key].shape != shape
     ]
-    return unknown + missing + misshapen
+    no_floats = [
+        f"{prefix}{key} has numbers of the type {tensors[key].dtype}"
+        for key in expected
+        if key in tensors and not jnp.issubdtype(tensors[key].dtype, jnp.floating)
+    ]
+    return unknown + missing + misshapen + no_floats
 
 
 def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, ...]]:

@@ -1,9 +1,9 @@
 """Text-to-image models as released: a Hugging Face Qwen3 with files beside it, or the diffusers layout with a folder for each part."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitdance_jax import inputs
 from bitdance_jax.convert import safetensors_file
 from bitdance_jax.convert.safetensors_file import Tensors
 from bitdance_jax.errors import UserError
@@ -92,19 +92,8 @@ def load(path: Path, layout: Layout) -> Release:
     files = {name: safetensors_file.load_shards(path / getattr(layout, name).folder, stem) for name, stem in stems.items()}
     tensors = {PREFIXES[name] + key: array for name, file in files.items() for key, array in file.tensors.items()}
     parts = {name: getattr(layout, name) for name in PREFIXES}
-    configs = {name: read_json(path / part.folder / part.config) for name, part in parts.items() if part.config}
+    configs = {name: inputs.read_json(path / part.folder / part.config) for name, part in parts.items() if part.config}
     return Release(tensors, configs, files["vision_head"].metadata, path / layout.text_tokenizer)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a config file."""
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is not a config: it must be an object")
-    return record
 
 
 def _has_weights(folder: Path, stem: str) -> bool:

@@ -1,7 +1,7 @@
 """Reads and writes .safetensors files, of one piece or in shards, with one tensor in memory at a time."""
 
 import json
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +9,14 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from bitdance_jax import inputs
 from bitdance_jax.convert.lazy import LazyArray
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+DTYPES = FLOATS | INTEGERS
 
 Tensors = dict[str, LazyArray]
 
@@ -23,6 +26,13 @@ class SafetensorsFile(NamedTuple):
 
     tensors: Tensors
     metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which shard each key lies in."""
+
+    weight_map: dict[str, str]
 
 
 def is_safetensors(path: Path) -> bool:
@@ -37,22 +47,23 @@ def load(path: Path) -> SafetensorsFile:
     Raises:
       UserError: it is cut short or damaged, has a key twice, or numbers of another kind than a released model.
     """
+    inputs.check_file(path)
     try:
-        with safetensors.safe_open(path, framework="np"):  # checks the header and the file's length
-            pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            entries: list[tuple[str, list[tuple[str, Any]]]] = json.loads(file.read(length), object_pairs_hook=list)
+            if length > inputs.MAX_LIST_BYTES:
+                raise UserError(f"{path} cannot be read; it is damaged: its header has {length:,} bytes")
+            text = file.read(length)
+        with safetensors.safe_open(path, framework="np"):  # checks every entry and the file's length
+            pass
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
-    if twice := [key for key, count in Counter(key for key, _ in entries).items() if count > 1]:
-        raise UserError(f"{path} has a second key {', a second key '.join(twice)}")
-    headers = {key: dict(entry) for key, entry in entries}
+    headers = inputs.decode_json(text, dict[str, dict[str, Any]], where=str(path), mend="fetch it again", unique=True)
     metadata = headers.pop("__metadata__", {})
-    odd = [f"{key} is {header['dtype']}" for key, header in headers.items() if header["dtype"] not in DTYPES]
+    odd = [f"{key} is {short(header['dtype'])}" for key, header in headers.items() if header["dtype"] not in DTYPES]
     if odd:
         raise UserError(f"{path} has numbers that no released model has: {', '.join(odd)}")
-    return SafetensorsFile({key: _tensor(path, 8 + length, **header) for key, header in headers.items()}, metadata)
+    return SafetensorsFile({key: _tensor(path, 8 + length, header) for key, header in headers.items()}, metadata)
 
 
 def load_shards(folder: Path, stem: str) -> SafetensorsFile:
@@ -64,11 +75,9 @@ def load_shards(folder: Path, stem: str) -> SafetensorsFile:
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return load(folder / f"{stem}.safetensors")
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is damaged: it must have a weight_map from keys to files; fetch it again") from error
+    mend = "it must have a weight_map from keys to files; fetch it again"
+    names = sorted(set(inputs.read_json(index, Index, limit=inputs.MAX_LIST_BYTES, mend=mend).weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
     if outside or not names:
         raise UserError(f"{index} is damaged: it names {outside[0] if outside else 'no files'}; fetch it again")
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -117,12 +126,12 @@ def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> 
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _tensor(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> LazyArray:
-    kind = np.dtype(DTYPES[dtype])
+def _tensor(path: Path, start: int, header: dict[str, Any]) -> LazyArray:
+    kind, shape, first = np.dtype(DTYPES[header["dtype"]]), header["shape"], header["data_offsets"][0]
 
     def read() -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64))
-        values = np.fromfile(path, kind, count=size, offset=start + data_offsets[0])
+        values = np.fromfile(path, kind, count=size, offset=start + first)
         if values.size != size:
             raise UserError(f"{path} cannot be read; it was cut short meanwhile")
         return values.reshape(shape)

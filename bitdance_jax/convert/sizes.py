@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 
+
+LARGEST = 1e18
+"""A recorded number is smaller."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -136,7 +139,7 @@ def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[
         if isinstance(value, Mapping):
             found += differences(record.get(name) if isinstance(record.get(name), Mapping) else {}, value)  # type: ignore[arg-type]
         elif record.get(name, value) != value:
-            found.append(f"{name} {record[name]}, not {value}")
+            found.append(f"{name} {short(record[name])}, not {value}")
     return found
 
 
@@ -159,10 +162,18 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
 
 
 def recorded(record: Mapping[str, Any], name: str, default: Any) -> Any:
-    """A recorded number of the default's kind, or the default."""
+    """A recorded number of the default's kind, or the default.
+
+    Raises:
+      UserError: it is too large for any model, or NaN.
+    """
     value = record.get(name, default)
     numbers = (int, float) if isinstance(default, float) else int
-    return value if isinstance(value, numbers) and not isinstance(value, bool) else default
+    if not isinstance(value, numbers) or isinstance(value, bool):
+        return default
+    if not abs(value) < LARGEST:
+        raise UserError(f"{name} is {short(value)} in what is recorded with the weights, which cannot be")
+    return value
 
 
 def shape_of(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
@@ -176,7 +187,8 @@ def shape_of(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
 
 def count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number in the matching keys."""
-    number = 1 + max((int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))), default=-1)
-    if number > len(shapes):
-        raise UserError(f"a key like {pattern} has the number {number - 1}, which cannot be")
-    return number
+    numbers = [match[1] for key in shapes if (match := re.fullmatch(pattern, key))]
+    for number in numbers:
+        if len(number) > 9 or int(number) >= len(shapes):
+            raise UserError(f"a key like {pattern} has the number {number[:20]}, which cannot be")
+    return 1 + max(map(int, numbers), default=-1)

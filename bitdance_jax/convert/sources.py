@@ -1,12 +1,12 @@
 """What there is to convert: recognised from its contents, its tensors listed without reading them."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+from bitdance_jax import inputs
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
 from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.errors import UserError
@@ -21,6 +21,13 @@ Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
 
 INNER_TOKENIZER = {"class_conditional": "vae.", "text_to_image": release_folder.PREFIXES["ae"]}
 """How the keys of a model's own tokenizer begin."""
+
+
+class OwnRecord(TypedDict):
+    """Of the model folder that `export` wrote a file from."""
+
+    config: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Source:
     kind: Kind
     tensors: dict[str, LazyArray]
     record: Mapping[str, Any]
-    own: dict[str, Any] | None = None
+    own: OwnRecord | None = None
     notes: tuple[str, ...] = ()
     text_tokenizer: Path | None = None
     name: str = ""
@@ -64,7 +71,7 @@ def open_source(source: str, weights: Weights = "ema") -> Source:
 def _open_path(path: Path, weights: Weights) -> Source:
     if path.is_dir():
         return _open_folder(path)
-    if not path.stat().st_size:
+    if not inputs.check_file(path).stat().length:
         raise UserError(f"{path} is empty; fetch it again")
     return _open_safetensors(path, _config_beside(path)) if safetensors_file.is_safetensors(path) else _open_torch(path, weights)
 
@@ -92,7 +99,7 @@ def _open_folder(path: Path) -> Source:
 
 def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = ()) -> Source:
     tensors, metadata = safetensors_file.load(path)
-    record = {} if config is None or not config.is_file() else release_folder.read_json(config)
+    record = {} if config is None or not config.is_file() else inputs.read_json(config)
     return Source(path, _kind(path, tensors), tensors, _tokenizer_record(record), _own_record(path, metadata), notes)
 
 
@@ -146,13 +153,8 @@ def _tokenizer_record(record: dict[str, Any]) -> dict[str, Any]:
     return record if "ddconfig" in record else {**record, "ddconfig": record}
 
 
-def _own_record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+def _own_record(path: Path, metadata: Mapping[str, str]) -> OwnRecord | None:
     if OWN_RECORD not in metadata:
         return None
-    try:
-        own = json.loads(metadata[OWN_RECORD])
-    except ValueError as error:
-        raise UserError(f"{path} has a damaged record of its config ({error})") from error
-    if not isinstance(own, dict) or not all(isinstance(own.get(name), dict) for name in ("config", "metadata")):
-        raise UserError(f"{path} has a damaged record of its config")
+    own: OwnRecord = inputs.decode_json(metadata[OWN_RECORD], OwnRecord, where=f"the record of its config in {path}")
     return own

@@ -5,7 +5,7 @@ from typing import Any
 
 from bitdance_jax.config import FlowHeadConfig, Qwen3Config, SamplerConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.convert.sizes import Shapes, count, recorded, shape_of
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
 
@@ -87,10 +87,15 @@ def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
 
 
 def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
-    rope = record.get("rope_parameters") or {}  # where later versions of Transformers write what stood at the top
+    rope = record.get("rope_parameters")  # where later versions of Transformers write what stood at the top
+    rope = rope if isinstance(rope, Mapping) else {}
     plain = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "rope_scaling": None, "use_sliding_window": False}
-    odd = [f"{name} {record[name]}" for name, value in plain.items() if record.get(name, value) != value]
-    odd += [f"rope_type {rope['rope_type']}"] if rope.get("rope_type", "default") != "default" else []
+    odd = [
+        f"{name} {record[name] if isinstance(record[name], str) else short(record[name])}"
+        for name, value in plain.items()
+        if record.get(name, value) != value
+    ]
+    odd += [f"rope_type {short(rope['rope_type'])}"] if rope.get("rope_type", "default") != "default" else []
     if odd:
         raise UserError(f"the language model is not a plain Qwen3: its config.json has {', '.join(odd)}")
     vocab_size, dim = shape_of(shapes, "model.embed_tokens.weight", 2)

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
-from bitdance_jax.convert import legacy_torch_file, torch_file
+from bitdance_jax import inputs
+from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
 from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.inception import InceptionV3
@@ -29,9 +28,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: no such file, not one of these formats, or other keys or shapes.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no Inception weights at {os.fspath(path)}; fetch {PUBLISHED}")
-    state = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_torch(path)
+    try:
+        inputs.check_file(path)
+    except inputs.MissingFile as error:
+        raise UserError(f"no Inception weights at {os.fspath(path)}; fetch {PUBLISHED}") from error
+    state = safetensors_file.load(Path(path)).tensors if Path(path).suffix == ".safetensors" else _read_torch(path)
     try:
         return convert(state)
     except UserError as error:
@@ -49,11 +50,11 @@ def convert(state: Mapping[str, np.ndarray | LazyArray]) -> dict[str, Any]:
     abstract = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8))["params"]
     paths = {path[:-1]: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items() if path[-1] == "kernel"}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, (*window, inputs, outputs) in paths.items():
-        shapes[".".join([*path, "weight"])] = (outputs, inputs, *window)
+    for path, (*window, width_in, width_out) in paths.items():
+        shapes[".".join([*path, "weight"])] = (width_out, width_in, *window)
         if window:
             norm = ".".join([*path[:-1], "bn"])
-            shapes |= {f"{norm}.{name}": (outputs,) for name in ("weight", "bias", "running_mean", "running_var")}
+            shapes |= {f"{norm}.{name}": (width_out,) for name in ("weight", "bias", "running_mean", "running_var")}
     _check(state, shapes)
 
     params = {}
@@ -83,13 +84,6 @@ def _check(state: Mapping[str, np.ndarray | LazyArray], shapes: dict[str, tuple[
 
 def _array(value: np.ndarray | LazyArray) -> np.ndarray:
     return (value.read() if isinstance(value, LazyArray) else value).astype(np.float64)
-
-
-def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{os.fspath(path)} cannot be read ({error}); fetch it again") from error
 
 
 def _read_torch(path: str | os.PathLike[str]) -> dict[str, LazyArray]:

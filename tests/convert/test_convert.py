@@ -212,6 +212,11 @@ def test_one_line_for_whatever_else_is_wrong(pt, ae_pt, converted, tmp_path):
     complaint(torch_writer.save(tmp_path / "b.pt", {"model": {}}), "no ema weights; try --weights model")
     complaint(torch_writer.save(tmp_path / "c.pt", [1]), "holds a list")
     complaint(torch_writer.save(tmp_path / "d.pt", {"state_dict": {"a": 1}}), "not tensors: a")
+    integers = {key: np.zeros(array.shape, np.int64) for key, array in released.state_dict("imagenet_4x").items()}
+    complaint(torch_writer.save(tmp_path / "f.pt", {"ema": integers}), "norm.weight has numbers of the type int64")
+    complaint("/dev/zero", "is not a file")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    complaint(tmp_path / "pointer.safetensors", "a pointer of Git LFS .*: git lfs pull")
     complaint(torch_writer.save(tmp_path / "e.pt", {"a": np.zeros(1)}), "neither a class-conditional model nor a tokenizer.*: a")
     (tmp_path / "cut.safetensors").write_bytes(safetensors.numpy.save(without)[:10_000_00])
     complaint(tmp_path / "cut.safetensors", "cut short or damaged")

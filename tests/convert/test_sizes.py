@@ -75,3 +75,10 @@ def test_shapes_that_cannot_be():
     del shapes["pos_for_diff.weight"]
     with pytest.raises(UserError, match=r"pos_for_diff\.weight is missing"):
         sizes.class_conditional_config(shapes, {}, tokenizer)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**30), float("nan"), float("-inf"), 1e300])
+def test_recorded_numbers_that_cannot_be(value):
+    with pytest.raises(UserError, match=r"P_mean is .* which cannot be"):
+        sizes.recorded({"P_mean": value}, "P_mean", -0.8)
+    assert sizes.recorded({"P_mean": [value]}, "P_mean", -0.8) == -0.8

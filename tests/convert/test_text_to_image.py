@@ -194,7 +194,7 @@ def test_what_is_missing_or_cut_is_one_line(release, tmp_path):
     (release / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
     complaint(r"index\.json is damaged: it names \.\./x\.safetensors; fetch it again")
     (release / "model.safetensors.index.json").write_text("[]")
-    complaint(r"index\.json is damaged: it must have a weight_map")
+    complaint(r"index\.json cannot be read: Expected object, got array; it must have a weight_map")
 
 
 def test_every_wrong_key_of_every_part_is_listed(release, tmp_path):
