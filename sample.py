@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, model_folder
+from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, saved_models
 from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.npz import Request, sample_to_npz
-from bitdance_jax.sampling.pipeline import EMBEDDED, fingerprint, load
+from bitdance_jax.sampling.pipeline import load
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights
+from bitdance_jax.saved_models import fingerprint
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Arguments:
     A text-to-image model takes --prompt instead of --labels: one picture of a prompt as it is, several as a grid, one row a prompt.
 
     Attributes:
-      checkpoint: model folder, local or gs://; "emoji" is the small model that comes with the package.
+      checkpoint: model folder, local or gs://, or a training run's folder, also of one that is not finished; "emoji" is the small model
+        that comes with the package.
       labels: names or numbers; all of the model's if left out (the first 10 of a model with more).
       prompt: what a text-to-image model shall draw.
       size: WIDTHxHEIGHT in pixels, of a text-to-image model's pictures; 1024x1024 if left out.
@@ -114,7 +116,7 @@ def check_values(arguments: Arguments) -> None:
 
 
 def draw(arguments: Arguments) -> int:
-    kind = "class_conditional" if arguments.checkpoint == EMBEDDED else model_folder.read_config(arguments.checkpoint).kind
+    kind = saved_models.read_config(arguments.checkpoint).kind
     if kind != "tokenizer":
         check_flags(arguments, kind == "text_to_image")
     if kind == "text_to_image":

@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bitdance_jax import ClassConditionalPipeline, TextToImage, load, model_folder
+from bitdance_jax import ClassConditionalPipeline, TextToImage, load, saved_models
 from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.errors import UserError
 from bitdance_jax.images import save_png
 from bitdance_jax.sampling.partial import Partial
-from bitdance_jax.sampling.pipeline import EMBEDDED
 from bitdance_jax.sampling.text_to_image import Weights, parse_size
+from bitdance_jax.saved_models import EMBEDDED
 
 
 PREVIEWS = 16
@@ -111,7 +111,7 @@ def import_gradio() -> Any:
 
 
 def load_drawer(arguments: Arguments) -> Drawer:
-    kind = "class_conditional" if arguments.checkpoint == EMBEDDED else model_folder.read_config(arguments.checkpoint).kind
+    kind = saved_models.read_config(arguments.checkpoint).kind
     if kind == "text_to_image":
         return TextToImage.load(arguments.checkpoint, dtype=arguments.dtype, weights=arguments.weights)
     if arguments.weights is not None:

@@ -23,6 +23,7 @@ import tensorstore
 from etils import epath
 from flax import traverse_util
 
+from bitdance_jax import unconverted
 from bitdance_jax.errors import UserError
 from bitdance_jax.transformer.stack import STACKED, stacked_axes
 
@@ -211,21 +212,27 @@ def _crc32(file: epath.Path) -> int:
 
 def _read_header(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
-        raise UserError(f"no model folder {path}")
+        raise UserError(_advised(f"no model folder {path}", path))
+    if not path.is_dir():
+        raise UserError(_advised(f"{path} is not a model folder but a file", path))
     try:
         header = json.loads((path / "config.json").read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not a model folder: it has no config.json") from error
+        raise UserError(_advised(f"{path} is not a model folder: it has no config.json", path)) from error
     except (ValueError, OSError) as error:
         raise UserError(f"{path / 'config.json'} cannot be read ({error})") from error
     fields = {"format", "version", "kind", "config", "metadata"}
     if not isinstance(header, dict) or not fields <= header.keys() or header["format"] != "bitdance_jax":
-        raise UserError(f"{path} is not a model folder: its config.json is not one of bitdance_jax")
+        raise UserError(_advised(f"{path} is not a model folder: its config.json is not one of bitdance_jax", path))
     if not isinstance(header["config"], dict) or not isinstance(header["metadata"], dict):
         raise UserError(f"{path / 'config.json'} is damaged: config and metadata must be objects")
     if header["version"] != 1:
         raise UserError(f"{path} has format version {header['version']}, and this bitdance_jax reads version 1; update it")
     return header
+
+
+def _advised(complaint: str, path: epath.Path) -> str:
+    return "; ".join(filter(None, (complaint, unconverted.advice(path))))
 
 
 def _check_files(path: epath.Path, files: dict[str, list[int]]) -> None:

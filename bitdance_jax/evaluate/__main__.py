@@ -22,7 +22,8 @@ from bitdance_jax.evaluate.features import BATCH, Extractor
 from bitdance_jax.evaluate.pictures import ArrayPictures, Pictures, open_pictures
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.sampling.pipeline import EMBEDDED, Tokenizer, load
+from bitdance_jax.sampling.pipeline import Tokenizer, load
+from bitdance_jax.saved_models import EMBEDDED
 
 
 PAIRS_A_ROW = 4

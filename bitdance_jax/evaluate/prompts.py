@@ -28,8 +28,9 @@ from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.prompt_files import PictureFolder, Prompt, read_dpg, read_geneval
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
-from bitdance_jax.sampling.pipeline import check_seed, fingerprint
+from bitdance_jax.sampling.pipeline import check_seed
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
+from bitdance_jax.saved_models import fingerprint
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 

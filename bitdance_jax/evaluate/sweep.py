@@ -38,7 +38,8 @@ from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
 from bitdance_jax.files import replacing
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
-from bitdance_jax.sampling.pipeline import EMBEDDED, ClassConditionalPipeline, fingerprint, load
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
+from bitdance_jax.saved_models import EMBEDDED, fingerprint
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 

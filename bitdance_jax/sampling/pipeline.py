@@ -2,23 +2,20 @@
 
 import difflib
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
 
-from bitdance_jax import images, model_folder, sharding
+from bitdance_jax import images, model_folder, saved_models, sharding
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig, from_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
@@ -26,14 +23,12 @@ from bitdance_jax.models.class_conditional import ClassConditional, abstract_par
 from bitdance_jax.sampling.next_patch import noise_from_keys
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
 from bitdance_jax.sampling.steps import draw_steps
+from bitdance_jax.saved_models import EMBEDDED
 from bitdance_jax.tokenizer import autoencoder, lfq, strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.transformer import order
 from bitdance_jax.transformer.stack import unstack
 
-
-EMBEDDED = "emoji"
-"""Name of the small model that comes with the package."""
 
 CHUNK_PIXELS = 2**20
 """Pixels that the tokenizer handles at a time: four 512 x 512 pictures, 256 of 64 x 64. Keeps memory flat for any number of pictures."""
@@ -224,18 +219,15 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     """The tokenizer or class-conditional model of a model folder, local or gs://, or the embedded one, "emoji".
 
     Args:
-      folder: see `bitdance_jax.model_folder`.
+      folder: a model folder, or the folder of a training run (`bitdance_jax.saved_models`).
       dtype: compute type; the weights are kept in it too ("bfloat16" halves their memory).
 
     Raises:
       UserError: no such folder, damaged, or not such a model.
     """
-    if str(folder) == EMBEDDED:
-        with resources.as_file(resources.files("bitdance_jax") / "assets" / "emoji" / "model") as path:
-            return load(path, dtype)
-    if model_folder.read_config(folder).kind == "text_to_image":
+    if saved_models.read_config(folder).kind == "text_to_image":
         raise UserError(f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here")
-    saved = model_folder.load(folder)
+    saved = saved_models.load(folder)
     where = f"{os.fspath(folder)}/config.json: config"
     if saved.kind == "tokenizer":
         tokenizer_config = from_dict(TokenizerConfig, saved.config, where)
@@ -247,14 +239,6 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     tokenizer = Tokenizer(config.tokenizer, saved.params["tokenizer"], dtype)
     sampler = from_dict(SamplerConfig, saved.metadata.get("sampler", {}), f"{os.fspath(folder)}/config.json: metadata.sampler")
     return ClassConditionalPipeline(config, saved.params["model"], tokenizer, saved.metadata.get("class_names"), sampler, dtype)
-
-
-def fingerprint(folder: str | os.PathLike[str] = EMBEDDED) -> str:
-    """12 hex digits that tell one model folder from another: of its config.json, which holds the checksums of the weights."""
-    if str(folder) == EMBEDDED:
-        with resources.as_file(resources.files("bitdance_jax") / "assets" / "emoji" / "model") as path:
-            return fingerprint(path)
-    return hashlib.sha256((epath.Path(folder) / "config.json").read_bytes()).hexdigest()[:12]
 
 
 def sample_labels(

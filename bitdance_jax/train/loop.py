@@ -31,8 +31,8 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
     """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
 
     A run that is killed at any moment and started again gives the same losses and weights as one that is not; on another mesh, the same but
-    for rounding. The workdir holds config.json, checkpoints/, metrics.csv, curves.png, pictures/, tensorboard/ and, at the end, the model
-    folder model/.
+    for rounding. The workdir holds config.json, model.json, checkpoints/, metrics.csv, curves.png, pictures/, tensorboard/ and, at the
+    end, the model folder model/.
 
     Args:
       task: what is trained.
@@ -60,6 +60,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
         with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:
             if jax.process_index() == 0:
                 record_config(config)
+                task.record.write(workdir)
             state, figures = _train_steps(task, config, mesh, checkpoints)
         params = on_host(state.ema, mesh)
         if jax.process_index() == 0:

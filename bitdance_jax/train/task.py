@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from bitdance_jax.saved_models import Record
+
 
 Params = Any
 """Parameters: nested dicts of arrays."""
@@ -72,6 +74,10 @@ class Task(Protocol):
     batch_size: int
     steps_per_epoch: float
     held_out_size: int
+
+    @property
+    def record(self) -> Record:
+        """What the run's model folder will hold, but for weights and figures."""
 
     @property
     def objective(self) -> Objective:

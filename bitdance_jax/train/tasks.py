@@ -1,5 +1,6 @@
 """What trains, with its data: the tokenizer, and the class-conditional model on a frozen tokenizer."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -14,7 +15,9 @@ from bitdance_jax.data.records import PictureSource
 from bitdance_jax.data.sources import open_sources
 from bitdance_jax.data.tokens import check_tokens
 from bitdance_jax.errors import UserError
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
+from bitdance_jax.saved_models import EMBEDDED, Record, fingerprint
+from bitdance_jax.train.frozen_tokenizer import load_tokenizer
 from bitdance_jax.train.objectives import ClassConditionalObjective, TokenizerObjective
 from bitdance_jax.train.task import Batches, Params, Task
 
@@ -69,6 +72,7 @@ class TokenizerTask(_Records):
             raise UserError("a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents")
         super().__init__(config.data, config.run.seed, config.image_size, *open_sources(config.data))
         self._reconstruct = jax.jit(self.objective.reconstruct)
+        self.record = Record("tokenizer", to_dict(config.model), {"image_size": config.image_size}, config.run.checkpoints)
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         originals = next(self._held_out_batches(PREVIEW_IMAGES))["image"]
@@ -77,9 +81,8 @@ class TokenizerTask(_Records):
         return {"reconstructions": images.grid(pairs, columns=len(originals))}
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
-        metadata = {"steps": self._config.run.steps, "image_size": self._config.image_size, "held_out": figures}
         params = _cast(ema_params, self._config.run.export_dtype)
-        model_folder.save(folder, kind="tokenizer", config=to_dict(self._config.model), params=params, metadata=metadata)
+        _save(folder, self.record, self._config.run.steps, figures, params)
 
 
 class ClassConditionalTask(_Records):
@@ -88,7 +91,7 @@ class ClassConditionalTask(_Records):
     def __init__(self, config: ClassConditionalTraining) -> None:
         self._config = config
         self.objective = ClassConditionalObjective(config)
-        self._tokenizer = _load_tokenizer(config)
+        self._tokenizer = load_tokenizer(config.tokenizer, config.model.tokenizer)
         super().__init__(config.data, config.run.seed, config.model.image_size, *self._open())
         # From here on the tokenizer's weights stay in the host's memory: a step has its own copy of the encoder's, and devices are full.
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
@@ -97,6 +100,7 @@ class ClassConditionalTask(_Records):
             lambda array, shape: array.astype(shape.dtype), {name: self._tokenizer.params[name] for name in abstract}, abstract
         )
         self._pipeline: ClassConditionalPipeline | None = None
+        self.record = self._record()
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         config, names = self._config, self._source.class_names
@@ -112,15 +116,16 @@ class ClassConditionalTask(_Records):
         return {"samples": images.grid(samples, PREVIEW_COLUMNS, [names[label] for label in classes])}
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
-        config = self._config
-        metadata = {
-            "steps": config.run.steps,
-            "class_names": list(self._source.class_names),
-            "sampler": to_dict(config.preview),
-            "held_out": figures,
-        }
-        params = _cast({"model": ema_params, "tokenizer": self._tokenizer.params}, config.run.export_dtype)
-        model_folder.save(folder, kind="class_conditional", config=to_dict(config.model), params=params, metadata=metadata)
+        run = self._config.run
+        params = _cast({"model": ema_params, "tokenizer": self._tokenizer.params}, run.export_dtype)
+        _save(folder, self.record, run.steps, figures, params)
+
+    def _record(self) -> Record:
+        config, folder = self._config, self._config.tokenizer
+        metadata = {"class_names": list(self._source.class_names), "sampler": to_dict(config.preview)}
+        place = folder if folder == EMBEDDED or "://" in folder else os.path.abspath(folder)
+        tokenizer = (place, fingerprint(folder))
+        return Record("class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer)
 
     def _open(self) -> tuple[PictureSource, PictureSource]:
         """The training records and the held-out ones."""
@@ -148,13 +153,10 @@ def make_task(config: Training) -> Task:
     return TokenizerTask(config) if isinstance(config, TokenizerTraining) else ClassConditionalTask(config)
 
 
-def _load_tokenizer(config: ClassConditionalTraining) -> Tokenizer:
-    tokenizer = load(config.tokenizer)
-    if isinstance(tokenizer, ClassConditionalPipeline):
-        tokenizer = tokenizer.tokenizer
-    if tokenizer.config != config.model.tokenizer:
-        raise UserError(f"the tokenizer in {config.tokenizer} is {tokenizer.config}, and model.tokenizer is {config.model.tokenizer}")
-    return tokenizer
+def _save(folder: str, record: Record, steps: int, figures: dict[str, float], params: Params) -> None:
+    """Writes a run's model folder."""
+    metadata = {"steps": steps, **record.metadata, "held_out": figures}
+    model_folder.save(folder, kind=record.kind, config=record.config, params=params, metadata=metadata)
 
 
 def _cast(params: Params, dtype: str) -> Params:

@@ -22,7 +22,8 @@ from bitdance_jax import UserError
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.sampling import npz
 from bitdance_jax.sampling.npz import NpzWriter, Request, sample_to_npz
-from bitdance_jax.sampling.pipeline import fingerprint, load
+from bitdance_jax.sampling.pipeline import load
+from bitdance_jax.saved_models import fingerprint
 
 
 ROOT = Path(__file__).parents[2]

@@ -257,14 +257,6 @@ def test_bfloat16(folders):
     assert np.corrcoef(pictures.ravel(), exact.ravel())[0, 1] > 0.98
 
 
-def test_the_embedded_name_is_the_package_folder(folders, monkeypatch, tmp_path):
-    package = tmp_path / "assets" / "emoji"
-    package.mkdir(parents=True)
-    shutil.copytree(folders / "model", package / "model")
-    monkeypatch.setattr(pipeline.resources, "files", lambda package: tmp_path)
-    assert bitdance_jax.load().class_names == CLASSES
-
-
 def edit(folder, change):
     path = folder / "config.json"
     header = json.loads(path.read_text())

@@ -392,11 +392,32 @@ def test_another_number_of_classes(config):
 
 
 def test_another_tokenizer_size(config, folder):
-    other = dataclasses.replace(config.model, tokenizer=dataclasses.replace(tiny_models.TOKENIZER, bits=16))
+    other = dataclasses.replace(config.model, tokenizer=dataclasses.replace(tiny_models.TOKENIZER, bits=16, ch_mult=(1, 2)))
     message = complaint(dataclasses.replace(config, model=other))
-    assert message.startswith(f"the tokenizer in {folder / 'tokenizer'} is TokenizerConfig(bits=8, ")
-    assert "and model.tokenizer is TokenizerConfig(bits=16, " in message
+    assert message == (
+        f"the tokenizer in {folder / 'tokenizer'} has bits 8, ch_mult (1, 1), and model.tokenizer bits 16, ch_mult (1, 2); "
+        "give another tokenizer, or --model.tokenizer.bits 8 --model.tokenizer.ch-mult 1 1"
+    )
 
 
-def test_no_tokenizer_folder(config, folder):
-    assert complaint(dataclasses.replace(config, tokenizer=str(folder / "none"))) == f"no model folder {folder / 'none'}"
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("runs/emoji_tokenizer/model", "train it first: python train.py configs/emoji_tokenizer.py"),
+        ("runs/mine/model", "train it first: python train.py configs/emoji_tokenizer.py --run.workdir runs/mine"),
+        ("models/ae_d16c32", "python -m bitdance_jax.convert RELEASED models/ae_d16c32"),
+    ],
+)
+def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = complaint(dataclasses.replace(config, tokenizer=name))
+    assert message.startswith(f"there is no tokenizer {name}; ") and message.endswith(command)
+    embedded = dataclasses.replace(config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64)
+    offered = complaint(dataclasses.replace(config, tokenizer=name, model=embedded))
+    assert offered == f"{message}, or take the one that comes with the package: --tokenizer emoji"
+
+
+def test_a_tokenizer_that_still_changes(config, tmp_path):
+    TokenizerTask(replace_run(TOKENIZER, workdir=str(tmp_path))).record.write(tmp_path)
+    (tmp_path / "checkpoints" / "500").mkdir(parents=True)
+    assert "is not finished: its bits still change" in complaint(dataclasses.replace(config, tokenizer=str(tmp_path)))

@@ -16,6 +16,7 @@ from bitdance_jax import hosts, model_folder, sharding
 from bitdance_jax.command_line import run
 from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
 from bitdance_jax.errors import Interrupted
+from bitdance_jax.saved_models import Record
 from bitdance_jax.train.checkpoint import quiet_orbax
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.task import Batch, Params
@@ -99,6 +100,10 @@ class ToyTask:
 
     def held_out(self, rows: np.ndarray) -> ToyBatches:
         return ToyBatches(rows, 0.0, None)
+
+    @property
+    def record(self) -> Record:
+        return Record("tokenizer", {}, {})
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         grey = np.clip(np.asarray(ema_params["fc1"]["kernel"]) * 50 + 128, 0, 255).astype(np.uint8)

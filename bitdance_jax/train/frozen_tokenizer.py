@@ -1,0 +1,48 @@
+"""The trained tokenizer that a class-conditional run works on, and how to come by one."""
+
+import dataclasses
+import os
+
+from etils import epath
+
+from bitdance_jax import saved_models, unconverted
+from bitdance_jax.config import TokenizerConfig, from_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
+from bitdance_jax.saved_models import EMBEDDED, UnfinishedRun
+
+
+def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer of a model folder, of a finished run or of a model.
+
+    Raises:
+      UserError: there is none, its run is not finished, or its sizes are not `config`.
+    """
+    if folder != EMBEDDED and not epath.Path(folder).exists():
+        raise UserError(f"there is no tokenizer {folder}; {_how_to_get(folder, config)}")
+    if isinstance(saved_models.locate(folder), UnfinishedRun):
+        raise UserError(f"the tokenizer's run {folder} is not finished: its bits still change; start it again, to its end, before this one")
+    loaded = load(folder)
+    tokenizer = loaded.tokenizer if isinstance(loaded, ClassConditionalPipeline) else loaded
+    names = [f.name for f in dataclasses.fields(config) if getattr(tokenizer.config, f.name) != getattr(config, f.name)]
+    if names:
+        there, here = (", ".join(f"{name} {getattr(sizes, name)}" for name in names) for sizes in (tokenizer.config, config))
+        flags = " ".join(f"--model.tokenizer.{name.replace('_', '-')} {_words(getattr(tokenizer.config, name))}" for name in names)
+        raise UserError(f"the tokenizer in {folder} has {there}, and model.tokenizer {here}; give another tokenizer, or {flags}")
+    return tokenizer
+
+
+def _how_to_get(folder: str, config: TokenizerConfig) -> str:
+    run = os.path.dirname(os.path.normpath(folder))
+    if os.path.basename(os.path.normpath(folder)) == "model" and run:
+        workdir = "" if run == "runs/emoji_tokenizer" else f" --run.workdir {run}"
+        advice = f"train it first: python train.py configs/emoji_tokenizer.py{workdir}"
+    else:
+        advice = unconverted.advice(folder)
+    embedded = from_dict(TokenizerConfig, saved_models.read_config(EMBEDDED).config["tokenizer"])
+    fits = embedded == config
+    return f"{advice}, or take the one that comes with the package: --tokenizer {EMBEDDED}" if fits else advice
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
