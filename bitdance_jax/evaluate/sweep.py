@@ -23,13 +23,13 @@ import numpy as np
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from bitdance_jax import images
+from bitdance_jax import images, plot
 from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate import inception, plot, weights
+from bitdance_jax.evaluate import inception, weights
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.metrics import collect
@@ -230,7 +230,12 @@ def draw_plot(path: Path, arguments: Arguments, samplers: list[SamplerConfig], s
         by_scale.setdefault(f"{sampler.head_steps} head steps", []).append((sampler.guidance_scale, value))
         by_steps.setdefault(f"guidance scale {sampler.guidance_scale:g}", []).append((float(sampler.head_steps), value))
     title = f"{_score_name(arguments)}, {arguments.num_images} pictures each"
-    images.save_png(path, plot.draw(title, [plot.Panel("guidance scale", by_scale), plot.Panel("head steps", by_steps)]))
+    score = _score_name(arguments)
+    panels = [
+        plot.Panel(name, lines, score, tuple(sorted({x for line in lines.values() for x, _ in line})))
+        for name, lines in (("guidance scale", by_scale), ("head steps", by_steps))
+    ]
+    images.save_png(path, plot.draw(title, panels, columns=2, same_y=True))
 
 
 def _row(arguments: Arguments, sampler: SamplerConfig) -> Row:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
 from tensorboardX import SummaryWriter
 
 from bitdance_jax import images
 from bitdance_jax.files import replacing
+from bitdance_jax.train.curves import draw_curves
 
 
 class MetricsFile:
@@ -69,26 +69,7 @@ class MetricsWriter:
         for name, picture in pictures.items():
             images.save_png(self._workdir / "pictures" / f"{name}_{step:07d}.png", picture)
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
-        images.save_png(self._workdir / "curves.png", np.asarray(draw_curves(self._table.rows)))
+        images.save_png(self._workdir / "curves.png", draw_curves(self._table.rows))
 
     def close(self) -> None:
         self._tensorboard.close()
-
-
-def draw_curves(rows: list[dict[str, str]], width: int = 640, height: int = 160) -> Image.Image:
-    """Every column of a metrics table over the steps: one panel each, with its range and last value in the title."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("step", "epoch")]
-    sheet = Image.new("RGB", (width, height * max(len(names), 1)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for panel, name in enumerate(names):
-        points = np.array([(float(row["step"]), float(row[name])) for row in rows if row.get(name)])
-        points = points[np.isfinite(points[:, 1])]
-        if not len(points):
-            continue
-        (low_x, low), (high_x, high) = points.min(0), points.max(0)
-        x = 10 + (points[:, 0] - low_x) / max(high_x - low_x, 1) * (width - 20)
-        y = (panel + 1) * height - 10 - (points[:, 1] - low) / max(high - low, 1e-12) * (height - 40)
-        title = f"{name}: {low:.4g} to {high:.4g}, last {points[-1, 1]:.4g} at step {int(points[-1, 0])}"
-        draw.text((10, panel * height + 6), title, fill="black")
-        draw.line([(float(a), float(b)) for a, b in zip(x, y, strict=True)], fill=(31, 119, 180), width=2)
-    return sheet

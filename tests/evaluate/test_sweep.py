@@ -10,12 +10,12 @@ import scipy.linalg
 import tiny_models
 from PIL import Image
 
-from bitdance_jax import images
+from bitdance_jax import images, plot
 from bitdance_jax.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.evaluate import plot, sweep
+from bitdance_jax.evaluate import sweep
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -228,14 +228,3 @@ def test_another_table_is_refused(command, tmp_path, text):
     status, _, error = command()
     assert (status, error) == (2, "error: sweep.csv is there already and no table of a sweep; remove it or give another --out\n")
     assert (tmp_path / "sweep.csv").read_text() == text
-
-
-def test_points_are_where_their_values_are():
-    """Three points on a falling line: left and high, middle, right and low; and a single point in the middle."""
-    picture = plot.draw("title", [plot.Panel("x", {"a": [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]}), plot.Panel("y", {"b": [(5.0, 2.0)]})])
-    blue = (picture == (31, 119, 180)).all(-1)[plot.TOP : plot.HEIGHT]
-    rows, columns = np.nonzero(blue[:, : plot.WIDTH])
-    assert np.corrcoef(rows, columns)[0, 1] > 0.99
-    rows, columns = np.nonzero(blue[:, plot.WIDTH :])
-    assert abs(columns.mean() - (plot.LEFT + plot.WIDTH - plot.RIGHT) / 2) < 2
-    assert abs(rows.mean() - (plot.HEIGHT - plot.BOTTOM) / 2) < 2

@@ -1,10 +1,10 @@
-"""metrics.csv through kills and resumes, and the drawing of its curves."""
+"""metrics.csv through kills and resumes, and the pictures beside it."""
 
 import csv
 
 import numpy as np
 
-from bitdance_jax.train.metrics import MetricsFile, MetricsWriter, draw_curves
+from bitdance_jax.train.metrics import MetricsFile, MetricsWriter
 
 
 def read(path):
@@ -59,10 +59,3 @@ def test_pictures_and_curves_are_written(tmp_path):
     assert {"metrics.csv", "curves.png", "pictures/samples_0000003.png"} <= names
     assert not any(path.name.startswith(".") for path in tmp_path.rglob("*"))
     assert list((tmp_path / "tensorboard").iterdir())
-
-
-def test_curves_have_a_panel_for_each_figure_and_survive_odd_rows():
-    rows = [{"step": "1", "epoch": "0.5", "loss": "2.0"}, {"step": "2", "epoch": "1.0", "loss": "nan", "eval_psnr": "20.0"}]
-    sheet = draw_curves(rows, width=200, height=100)
-    assert sheet.size == (200, 200)
-    assert draw_curves([], width=200, height=100).size == (200, 100)
