@@ -22,6 +22,7 @@ class Arguments:
       out: the model folder, local or gs://; with --to torch, a .safetensors file, or a text-to-image model's new folder.
       weights: of a .pt that has both: the averaged ones, or the raw ones.
       tokenizer: take this tokenizer (.pt, .safetensors) instead of the model's own.
+      tokenizer_only: convert only the tokenizer that lies in a model's file or folder.
       to: "jax" for a model folder, "torch" for the release's keys and layouts.
     """
 
@@ -29,15 +30,23 @@ class Arguments:
     out: tyro.conf.Positional[str]
     weights: Literal["ema", "model"] = "ema"
     tokenizer: str | None = None
+    tokenizer_only: bool = False
     to: Literal["jax", "torch"] = "jax"
 
 
 def main() -> None:
     arguments = parse(Arguments, prog="python -m bitdance_jax.convert")
     if arguments.to == "jax":
-        convert(arguments.source, arguments.out, weights=arguments.weights, tokenizer=arguments.tokenizer)
-    elif arguments.tokenizer is not None or arguments.weights != "ema":
-        raise UserError("--weights and --tokenizer are for released files; --to torch takes the model folder as it is")
+        convert(
+            arguments.source,
+            arguments.out,
+            weights=arguments.weights,
+            tokenizer=arguments.tokenizer,
+            tokenizer_only=arguments.tokenizer_only,
+        )
+    elif arguments.tokenizer is not None or arguments.tokenizer_only or arguments.weights != "ema":
+        flags = "--weights, --tokenizer and --tokenizer-only"
+        raise UserError(f"{flags} are for released files; --to torch takes the model folder as it is")
     else:
         export(arguments.source, arguments.out)
 

@@ -37,22 +37,33 @@ class Converted(NamedTuple):
     files: dict[str, bytes]
 
 
-def convert(source: str, out: str, *, weights: sources.Weights = "ema", tokenizer: str | None = None) -> None:
+def convert(
+    source: str,
+    out: str,
+    *,
+    weights: sources.Weights = "ema",
+    tokenizer: str | None = None,
+    tokenizer_only: bool = False,
+) -> None:
     """Writes the model folder `out`, local or gs://.
 
     Args:
       source: see `sources.open_source`.
       weights: of a .pt file with both.
       tokenizer: a file or id whose tokenizer is taken instead of the model's own.
+      tokenizer_only: leave out all of a model but its tokenizer.
 
     Raises:
       UserError: the source cannot be read or is not one of the models, listing all its wrong keys; nothing is written then.
     """
     _check_out(out)
     opened = sources.open_source(source, weights)
+    if tokenizer is not None and (tokenizer_only or opened.kind == "tokenizer"):
+        alone = "--tokenizer-only takes a file's own" if tokenizer_only else f"{opened.path} is a tokenizer itself"
+        raise UserError(f"{alone}; --tokenizer goes with a model that has one")
+    if tokenizer_only and opened.kind != "tokenizer":
+        opened = _its_tokenizer(opened, None, weights)
     if opened.kind == "tokenizer":
-        if tokenizer is not None:
-            raise UserError(f"{opened.path} is a tokenizer itself; --tokenizer goes with a model that has one")
         converted = _tokenizer(opened)
     elif opened.kind == "class_conditional":
         converted = _class_conditional(opened, _its_tokenizer(opened, tokenizer, weights), weights)
@@ -71,8 +82,9 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
     prefix = sources.INNER_TOKENIZER[source.kind]
     inner = {key.removeprefix(prefix): array for key, array in source.tensors.items() if key.startswith(prefix)}
     if not inner:
-        raise UserError(f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer ae_d16c32.safetensors")
-    own = source.own and OwnRecord(config=source.own["config"].get("tokenizer", {}), metadata={})
+        released = "ae.safetensors" if source.kind == "text_to_image" else "ae_d16c32.pt of BitDance-ImageNet"
+        raise UserError(f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer, such as {released}")
+    own = source.own and OwnRecord(config=source.own["config"].get("tokenizer", {}), metadata={"source": _name(source)})
     return dataclasses.replace(source, kind="tokenizer", tensors=inner, own=own, notes=())
 
 

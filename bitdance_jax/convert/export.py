@@ -35,8 +35,9 @@ def export(folder: str, out: str) -> None:
       folder: any model folder.
       out: a .safetensors file; for a text-to-image model a new folder, in the plain layout of the release.
 
-    A class-conditional model's tokenizer lies under `vae.`, as in the released files; a tokenizer gets its `*_config.json` beside it. The
-    dtype is the folder's. `convert` turns what is written into the same folder again, config and metadata with it.
+    A class-conditional model's tokenizer lies under `vae.`, as in the released files. A file gets its `*_config.json` beside it: of a
+    tokenizer the released one, of a class-conditional model the release's arguments. The dtype is the folder's. `convert` turns what is
+    written into the same folder again, config and metadata with it.
 
     Raises:
       UserError: not a model folder, or no place for what is written.
@@ -58,13 +59,15 @@ def _export_file(folder: str, saved: ModelFolder, target: Path) -> Tensors:
     if saved.kind == "tokenizer":
         config = from_dict(TokenizerConfig, saved.config, where)
         tensors = _tokenizer(folder, saved.params, config)
-        with replacing(target.with_name(f"{target.stem}_config.json")) as temporary:
-            temporary.write_text(json.dumps(sizes.tokenizer_record(config), indent=2) + "\n")
+        record = sizes.tokenizer_record(config)
     else:
         model_config = from_dict(ClassConditionalConfig, saved.config, where)
         model_folder.check_shapes(folder, saved.params["model"], class_conditional.abstract_params(model_config))
         tensors = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
         tensors |= _inner_tokenizer(folder, saved, model_config.tokenizer)
+        record = sizes.class_conditional_record(model_config)
+    with replacing(target.with_name(f"{target.stem}_config.json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
     with replacing(target) as temporary:
         safetensors_file.save(temporary, tensors, _own_record(saved))
     return tensors

@@ -52,6 +52,8 @@ def _choose(name: str, files: list[str], file: str | None) -> list[str]:
             folders = {layout.text_tokenizer, *(getattr(layout, part).folder for part in release_folder.PREFIXES)}
             return [other for other in files if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders]
         models = [other for other in files if other.endswith((".pt", ".safetensors"))]
+        if any(PurePosixPath(model).parent.name == "transformer" for model in models):
+            raise UserError(f"{name}: {release_folder.CLASS_CONDITIONAL}")
         if len(models) != 1:
             choice = (
                 f"add one of its files, such as {name}/{models[0]}: {', '.join(models)}" if models else "it has no .pt or .safetensors file"

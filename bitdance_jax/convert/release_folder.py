@@ -43,6 +43,8 @@ DIFFUSERS = Layout(
 SIGNS = ("vision_head.safetensors", "projector.safetensors", "model.safetensors.index.json")
 """Files that only the plain layout has."""
 
+CLASS_CONDITIONAL = "class-conditional models in the diffusers layout are not converted yet; take the release's .pt"
+
 PREFIXES = {"text": "", "vision_head": "vision_head.", "projector": "projector.", "ae": "ae."}
 """How each part's keys begin in the state dict of the whole; the language model's are told by their names."""
 

@@ -16,7 +16,10 @@ LARGEST = 1e18
 Shapes = Mapping[str, tuple[int, ...]]
 
 GUIDANCE = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}
-"""The published class-conditional models and the guidance scales that they were evaluated with (SPEC 4)."""
+"""The published class-conditional models and the guidance scales that they were evaluated with (paper 4.2)."""
+
+TIME_SCHEDULES = ("logit_normal", "uniform")
+"""Distributions of the head's training times, by the release's names, which are ours too; the default first."""
 
 HEAD_DIM = 64
 """Of every released class-conditional model, in the transformer and in the head."""
@@ -80,8 +83,7 @@ def class_conditional_config(shapes: Shapes, record: Mapping[str, Any], tokenize
             num_groups=count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),
             head_dim=HEAD_DIM,
             use_swiglu=shape_of(shapes, "head.net.res_blocks.0.w1.weight", 2)[0] == 2 * int(1.5 * width),
-            time_mean=float(recorded(record, "P_mean", -0.8)),
-            time_std=float(recorded(record, "P_std", 0.8)),
+            **head_times(record),
         ),
         num_classes=classes - 1,
         image_size=grid * tokenizer.downsampling,
@@ -111,10 +113,37 @@ def class_conditional_record(config: ClassConditionalConfig) -> dict[str, Any]:
         "parallel_mode": "standard" if config.order == "token" else "patch",
         "perturb_rate": config.bit_flip_rate,
         "class_dropout_prob": config.label_drop_rate,
-        "P_mean": config.head.time_mean,
-        "P_std": config.head.time_std,
         "diff_batch_mul": config.head_repeats,
+        **head_times_record(config.head),
         **tokenizer_record(config.tokenizer),
+    }
+
+
+def head_times(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of the head's times, as fields of `FlowHeadConfig`.
+
+    Raises:
+      UserError: it names another distribution than those that are known.
+    """
+    schedule = record.get("time_schedule") or TIME_SCHEDULES[0]
+    if schedule not in TIME_SCHEDULES:
+        known = " and ".join(TIME_SCHEDULES)
+        raise UserError(f"time_schedule {short(schedule)} is recorded, and only {known} are known")
+    return {
+        "time_distribution": schedule,
+        "time_mean": float(recorded(record, "P_mean", -0.8)),
+        "time_std": float(recorded(record, "P_std", 0.8)),
+        "time_shift": float(recorded(record, "time_shift", 1.0)),
+    }
+
+
+def head_times_record(head: FlowHeadConfig) -> dict[str, Any]:
+    """Inverse of `head_times`, in the release's names."""
+    return {
+        "time_schedule": head.time_distribution,
+        "P_mean": head.time_mean,
+        "P_std": head.time_std,
+        "time_shift": head.time_shift,
     }
 
 
@@ -151,7 +180,12 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
         same_sizes = dataclasses.replace(
             preset,
             tokenizer=dataclasses.replace(preset.tokenizer, num_codebooks=config.tokenizer.num_codebooks),
-            head=dataclasses.replace(preset.head, time_mean=config.head.time_mean, time_std=config.head.time_std),
+            head=dataclasses.replace(
+                preset.head,
+                time_distribution=config.head.time_distribution,
+                time_mean=config.head.time_mean,
+                time_std=config.head.time_std,
+            ),
             bit_flip_rate=config.bit_flip_rate,
             label_drop_rate=config.label_drop_rate,
             head_repeats=config.head_repeats,

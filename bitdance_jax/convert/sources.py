@@ -22,6 +22,11 @@ Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
 INNER_TOKENIZER = {"class_conditional": "vae.", "text_to_image": release_folder.PREFIXES["ae"]}
 """How the keys of a model's own tokenizer begin."""
 
+Tensors = dict[str, LazyArray]
+
+AVERAGED = "model_ema."
+"""How Lightning's keys of averaged weights begin."""
+
 
 class OwnRecord(TypedDict):
     """Of the model folder that `export` wrote a file from."""
@@ -47,7 +52,7 @@ class Source:
 
     path: Path
     kind: Kind
-    tensors: dict[str, LazyArray]
+    tensors: Tensors
     record: Mapping[str, Any]
     own: OwnRecord | None = None
     notes: tuple[str, ...] = ()
@@ -90,6 +95,8 @@ def _open_folder(path: Path) -> Source:
     for weights, config in [*tokenizers, (path / "ae.safetensors", path / "ae_config.json")]:
         if weights.is_file():
             note = f"{path} has no language model: its tokenizer alone is converted"
+            if (path / "transformer").is_dir():
+                note = f"{path}: {release_folder.CLASS_CONDITIONAL}; the tokenizer alone is converted"
             return _open_safetensors(weights, config, () if weights == tokenizers[1][0] else (note,))
     files = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
     if not files:
@@ -115,13 +122,26 @@ def _open_torch(path: Path, weights: Weights) -> Source:
     elif "state_dict" in content:
         tensors = _tensors(path, content["state_dict"])
         if "encoder.conv_in.weight" in tensors:  # the training's other networks may lie beside the tokenizer
-            others = [key for key in tensors if not key.startswith(("encoder.", "decoder."))]
-            tensors = {key: array for key, array in tensors.items() if key not in set(others)}
-            notes = (f"left out {len(others)} keys that are not the tokenizer's, such as {others[0]}",) if others else ()
+            tensors, notes = _tokenizer_alone(path, tensors)
     else:
         tensors = _tensors(path, content)
     record = content.get("args")
     return Source(path, _kind(path, tensors), tensors, record if isinstance(record, dict) else {}, notes=notes)
+
+
+def _tokenizer_alone(path: Path, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """Without the averaged weights and the other networks of its training, and what to say of those."""
+    own = {key: array for key, array in tensors.items() if key.startswith(("encoder.", "decoder."))}
+    averaged = [key for key in tensors if key.startswith(AVERAGED)]
+    others = [key for key in tensors if key not in own and not key.startswith(AVERAGED)]
+    notes = []
+    if averaged:
+        notes.append(
+            f"{path} has averaged weights too ({len(averaged)} keys, {AVERAGED}*), which are not converted yet: these are the raw ones"
+        )
+    if others:
+        notes.append(f"left out {len(others)} keys that are not the tokenizer's, such as {others[0]}")
+    return own, tuple(notes)
 
 
 def _tensors(path: Path, state: Any) -> dict[str, LazyArray]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitdance_jax.config import FlowHeadConfig, Qwen3Config, SamplerConfig, TextToImageConfig, TokenizerConfig
-from bitdance_jax.convert.sizes import Shapes, count, recorded, shape_of
+from bitdance_jax.convert.sizes import Shapes, count, head_times, head_times_record, recorded, shape_of
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
@@ -77,10 +77,7 @@ def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
         "ch_latent": head.width,
         "depth_latent": head.num_blocks,
         "depth_adanln": head.num_groups,
-        "time_shift": head.time_shift,
-        "time_schedule": head.time_distribution,
-        "P_mean": head.time_mean,
-        "P_std": head.time_std,
+        **head_times_record(head),
         "parallel_num": config.tokens_per_step,
         "use_swiglu": head.use_swiglu,
     }
@@ -125,8 +122,5 @@ def _head(shapes: Shapes, record: Record) -> FlowHeadConfig:
         head_dim=HEAD_DIM,
         use_swiglu=shape_of(shapes, net + "res_blocks.0.w1.weight", 2)[0] == 2 * int(1.5 * width),
         squash_output=True,
-        time_distribution="uniform" if record.get("time_schedule") == "uniform" else "logit_normal",
-        time_mean=float(recorded(record, "P_mean", -0.8)),
-        time_std=float(recorded(record, "P_std", 0.8)),
-        time_shift=float(recorded(record, "time_shift", 1.0)),
+        **head_times(record),
     )

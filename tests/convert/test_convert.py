@@ -71,6 +71,67 @@ def test_other_patch_sizes_and_no_arguments(name, tmp_path):
         assert getattr(config, field) == getattr(expected.config, field)
 
 
+def test_the_recorded_times_of_the_head_count(tmp_path, capsys):
+    """There, and in a file that is written back, also without our own notes in it."""
+    times = {"time_schedule": "uniform", "time_shift": 2.5, "P_mean": -0.25, "P_std": 1.5}
+    args = released.arguments("imagenet_4x") | times
+    convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out"))
+    assert "does not fit" not in capsys.readouterr().out
+    expected = {"time_distribution": "uniform", "time_shift": 2.5, "time_mean": -0.25, "time_std": 1.5}
+    head = model_folder.load(tmp_path / "out").config["head"]
+    assert expected.items() <= head.items()
+
+    export(str(tmp_path / "out"), str(tmp_path / "y.safetensors"))
+    assert times.items() <= json.loads((tmp_path / "y_config.json").read_text()).items()
+    for name in ("again", "without notes"):
+        convert(str(tmp_path / "y.safetensors"), str(tmp_path / name))
+        assert model_folder.load(tmp_path / name).config["head"] == head
+        safetensors.numpy.save_file(safetensors.numpy.load_file(tmp_path / "y.safetensors"), tmp_path / "y.safetensors")
+
+
+def test_unknown_times_of_the_head_are_refused(tmp_path):
+    args = released.arguments("imagenet_4x")
+    for wrong, message in (({"time_schedule": "cosmap"}, "time_schedule 'cosmap' is recorded"), ({"time_shift": 0}, "time_shift must be")):
+        with pytest.raises(UserError, match=message):
+            convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args | wrong)), str(tmp_path / "out"))
+
+
+def test_the_tokenizer_inside_a_model(pt, converted, ae_pt, tmp_path):
+    """Of a .pt, and of a file that `export` wrote."""
+    convert(str(pt), str(tmp_path / "a"), tokenizer_only=True)
+    export(str(converted), str(tmp_path / "model.safetensors"))
+    convert(str(tmp_path / "model.safetensors"), str(tmp_path / "b"), tokenizer_only=True)
+    for name, source in (("a", "weights.pt"), ("b", "model.safetensors")):
+        folder = model_folder.load(tmp_path / name, expect="tokenizer")
+        assert folder.metadata == {"source": source}
+        assert folder.config == model_folder.load(converted).config["tokenizer"]
+        assert_same(folder.params, golden_models.tokenizer("tokenizer").params)
+    convert(str(ae_pt), str(tmp_path / "c"), tokenizer_only=True)  # which is all that there is
+    assert model_folder.load(tmp_path / "c").kind == "tokenizer"
+    with pytest.raises(UserError, match="--tokenizer goes with a model"):
+        convert(str(pt), str(tmp_path / "d"), tokenizer=str(ae_pt), tokenizer_only=True)
+
+
+def test_what_is_not_converted_yet_is_said(tmp_path, capsys):
+    """Averaged weights of a Lightning file; the model in a class-conditional diffusers folder."""
+    weights = golden_models.read("tokenizer/weights")
+    averaged = {f"model_ema.{key.replace('.', '')}": array + 1 for key, array in weights.items()}
+    torch_writer.save(tmp_path / "x.ckpt", {"state_dict": weights | averaged | {"loss.weight": np.zeros(3, np.float32)}})
+    convert(str(tmp_path / "x.ckpt"), str(tmp_path / "a"))
+    said = capsys.readouterr().out
+    assert f"has averaged weights too ({len(weights)} keys, model_ema.*), which are not converted yet: these are the raw ones" in said
+    assert "left out 1 keys that are not the tokenizer's, such as loss.weight" in said
+    assert_same(model_folder.load(tmp_path / "a").params, golden_models.tokenizer("tokenizer").params)
+
+    for part in ("transformer", "autoencoder"):
+        (tmp_path / "diffusers" / part).mkdir(parents=True)
+    safetensors.numpy.save_file(weights, tmp_path / "diffusers" / "autoencoder" / "diffusion_pytorch_model.safetensors")
+    convert(str(tmp_path / "diffusers"), str(tmp_path / "b"))
+    said = capsys.readouterr().out
+    assert "class-conditional models in the diffusers layout are not converted yet" in said and "language model" not in said
+    assert model_folder.load(tmp_path / "b").kind == "tokenizer"
+
+
 def test_raw_weights_and_another_tokenizer(pt, ae_pt, converted, tmp_path, capsys):
     convert(str(pt), str(tmp_path / "out"), weights="model", tokenizer=str(ae_pt))
     folder, ema = model_folder.load(tmp_path / "out"), model_folder.load(converted)

@@ -101,6 +101,12 @@ def test_one_of_several_files_with_its_config(repository, tmp_path):
         hub.download("owner/name/L_1x.pt")
 
 
+def test_class_conditional_diffusers_repositories_are_told_so(repository):
+    fill(repository, *(f"BitDance_B_1x/{part}/diffusion_pytorch_model.safetensors" for part in ("autoencoder", "transformer")))
+    with pytest.raises(UserError, match=r"^owner/name: class-conditional models in the diffusers layout are not converted yet"):
+        hub.download("owner/name")
+
+
 def test_the_only_model_needs_no_name(repository, tmp_path):
     fill(repository, "B_1x.pt", "readme.md")
     assert hub.download("owner/name") == tmp_path / "cache" / "B_1x.pt"
