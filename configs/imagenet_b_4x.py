@@ -1,7 +1,8 @@
 r"""BitDance-B-4x on ImageNet, 256px: `python train.py configs/imagenet_b_4x.py --data.path ILSVRC2012_img_train.tar`.
 
-The paper's recipe: 800 epochs for 260M parameters that draw 4 tokens at a time (FID 1.69), on the bits of the released tokenizer:
-`python -m bitdance_jax.convert ae_d16c32.safetensors models/ae_d16c32`. A trial in two minutes, of a small model on the embedded emoji:
+The paper's recipe: 800 epochs for 260M parameters that draw 4 tokens at a time (FID 1.69), on the bits of the tokenizer that was
+trained on ImageNet: `python -m bitdance_jax.convert shallowdream204/BitDance-ImageNet/ae_d16c32.pt models/ae_d16c32_imagenet`.
+A trial in two minutes, of a small model on the embedded emoji:
 
     python train.py configs/imagenet_b_4x.py --run.workdir runs/trial_b_4x --run.steps 20 --run.log-every 5 --run.preview-every 10 \
         --data.source emoji --data.path None --data.batch-size 8 --data.workers 0 --model.num-classes 9 --model.image-size 64 \

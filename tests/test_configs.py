@@ -22,7 +22,7 @@ from bitdance_jax.data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
-IMAGENET = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}  # SPEC 4: guidance scales.
+IMAGENET = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}  # guidance scales (paper 4.2)
 
 
 def read(path):
@@ -73,6 +73,7 @@ def test_an_imagenet_config_is_the_papers_recipe(name):
     assert config.preview == SamplerConfig(head_steps=100, guidance_scale=IMAGENET[name], guidance_schedule="linear")
     assert config.run.steps * config.data.batch_size == pytest.approx(800 * 1_281_167, rel=1e-6)
     assert config.run.compute_dtype == "bfloat16"
+    assert config.tokenizer == "models/ae_d16c32_imagenet"
     augment = config.data.augment
     assert (augment.min_crop, augment.flip, augment.decay_start, augment.decay_end) == (0.8, 0.5, 700, 750)
     optimizer = config.optimizer
@@ -88,6 +89,7 @@ def test_an_imagenet_config_is_the_papers_recipe(name):
 def trial(name):
     """The config of the trial that the file's docstring gives."""
     module, config = read(ROOT / "configs" / f"imagenet_{name}.py")
+    assert f"convert shallowdream204/BitDance-ImageNet/ae_d16c32.pt {config.tokenizer}`" in module.__doc__
     (command,) = re.findall(rf"    python train.py configs/imagenet_{name}.py (.*)", module.__doc__, re.DOTALL)
     return parse(type(config), shlex.split(command.replace("\\\n", "")), config)
 

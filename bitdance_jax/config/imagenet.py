@@ -1,4 +1,4 @@
-"""The paper's training recipe for ImageNet at 256 pixels (paper 4.2, SPEC 4), which the files `configs/imagenet_*.py` share."""
+"""The paper's training recipe for ImageNet at 256 pixels (paper 4.2), which the files `configs/imagenet_*.py` share."""
 
 from bitdance_jax.config.data import AugmentConfig, DataConfig
 from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig
@@ -28,7 +28,8 @@ def imagenet_training(model: str, guidance_scale: float) -> ClassConditionalTrai
             preview_every=10_000,
         ),
         model=ClassConditionalConfig.imagenet(model),
-        tokenizer="models/ae_d16c32",
+        # BitDance-ImageNet/ae_d16c32.pt. The general one of BitDance-Tokenizer has its sizes and other weights.
+        tokenizer="models/ae_d16c32_imagenet",
         data=DataConfig(
             source="imagenet_tar",
             path="ILSVRC2012_img_train.tar",
@@ -38,7 +39,7 @@ def imagenet_training(model: str, guidance_scale: float) -> ClassConditionalTrai
         ),
         # On one device or a thousand; README's plan says what is better on a large slice.
         mesh=MeshConfig(data=1, fsdp=-1),
-        # The cosine is the paper's; the release is constant unless told: --optimizer.schedule constant.
+        # The cosine is the release's default too; it begins right after the warm-up.
         optimizer=OptimizerConfig(
             learning_rate=6e-4,
             warmup_steps=20_000,
