@@ -23,6 +23,9 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.files import only_writer, remove_leftovers, replacing
 
 
+GENEVAL_PROMPTS = 553
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A benchmark's prompt.
@@ -155,6 +158,17 @@ def read_geneval(path: str) -> list[Prompt]:
     if not prompts:
         raise UserError(f"{path} has no prompts")
     return prompts
+
+
+def geneval_figure(prompts: list[Prompt]) -> str:
+    """Which published figure the pictures of these prompts are for."""
+    figures = "the published 0.86 (14B-16x) and 0.85 (14B-64x)"
+    rewritten = f"the {GENEVAL_PROMPTS} rewritten prompts, evaluation_metadata_long.jsonl"
+    if all(prompt.text.startswith("a photo of ") for prompt in prompts):
+        return f"these are GenEval's own short prompts; {figures} are for {rewritten}"
+    if len(prompts) == GENEVAL_PROMPTS:
+        return f"{GENEVAL_PROMPTS} rewritten prompts; {figures} are for such"
+    return f"{figures} are for {rewritten}, and these are {len(prompts)} others"
 
 
 def read_dpg(path: str) -> list[Prompt]:

@@ -1,6 +1,6 @@
 """The pictures that GenEval and DPG-Bench score, of the prompts that come with them.
 
-python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --geneval evaluation_metadata.jsonl --out geneval
+python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --geneval evaluation_metadata_long.jsonl --out geneval
 python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --dpg dpg_bench/prompts --out dpg
 
 The folder is then what the benchmark's own scorer reads (`bitdance_jax.evaluate.prompt_files`). All processes draw, each on its own
@@ -26,7 +26,7 @@ from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.prompt_files import PictureFolder, Prompt, read_dpg, read_geneval
+from bitdance_jax.evaluate.prompt_files import PictureFolder, Prompt, geneval_figure, read_dpg, read_geneval
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
 from bitdance_jax.sampling.pipeline import check_seed
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
@@ -55,7 +55,8 @@ class Arguments:
     Attributes:
       checkpoint: text-to-image model folder, local or gs://.
       out: the folder.
-      geneval: GenEval's evaluation_metadata.jsonl, or lines like its own: objects with a "prompt".
+      geneval: evaluation_metadata_long.jsonl, the rewritten prompts for which the release's figure is, GenEval's own
+        evaluation_metadata.jsonl, or lines like theirs: objects with a "prompt".
       dpg: DPG-Bench's folder of ID.txt, or a .json of {id: prompt}.
       size: WIDTHxHEIGHT in pixels.
       seed: picture j of prompt i depends on seed, i and j alone, up to rounding.
@@ -90,7 +91,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         if (self.geneval is None) == (self.dpg is None):
-            raise UserError("give one of --geneval evaluation_metadata.jsonl and --dpg PROMPTS, a folder of ID.txt or a .json")
+            raise UserError("give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS, a folder of ID.txt or a .json")
         for name in ("per_prompt", "limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -144,6 +145,8 @@ def draw(arguments: Arguments) -> None:
     limit = min(arguments.limit or len(prompts), len(prompts))
     with contextlib.ExitStack() as stack:
         hosts.on_first(lambda: stack.enter_context(folder.open()))
+        if arguments.geneval is not None and jax.process_index() == 0:
+            print(f"note: {geneval_figure(prompts)}", file=sys.stderr)
         drawn = _draw_missing(folder, model, prompts, limit, arguments, sampler)
     if jax.process_index() == 0:
         now = f" ({drawn} drawn now)" if drawn < limit else ""

@@ -16,7 +16,7 @@ from bitdance_jax import images, toy_text_to_image
 from bitdance_jax.command_line import run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompts
-from bitdance_jax.evaluate.prompt_files import Prompt, read_dpg, read_geneval
+from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
 from bitdance_jax.sampling.text_to_image import TextToImage
 
 
@@ -150,6 +150,27 @@ def test_released_settings(command, quick):
     assert len(quick) == 8 and quick[4]["sampler"] == SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
 
 
+@pytest.mark.parametrize(
+    ("texts", "figure"),
+    [
+        (["a photo of a bench", "a photo of two cows"] * 276 + ["a photo of a cat"], "GenEval's own short prompts; the published 0.86"),
+        ([f"A wooden bench in park {n}" for n in range(553)], "553 rewritten prompts; the published 0.86 (14B-16x) and 0.85 (14B-64x)"),
+        (["A wooden bench"], "rewritten prompts, evaluation_metadata_long.jsonl, and these are 1 others"),
+    ],
+)
+def test_which_published_figure_a_file_is_for(tmp_path, texts, figure):
+    Path("x.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    assert figure in geneval_figure(read_geneval("x.jsonl"))
+
+
+def test_the_command_says_which_figure(command, quick, capsys):
+    assert command("--geneval", "geneval.jsonl", "--out", "out") == 0
+    assert capsys.readouterr().err.startswith("note: the published 0.86 (14B-16x)")
+    Path("d.json").write_text('{"1": "a cat"}')
+    assert command("--dpg", "d.json", "--out", "dpg") == 0
+    assert "note:" not in capsys.readouterr().err
+
+
 def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     flags = ["--geneval", "geneval.jsonl", "--out", "out", "--limit", "1"]
     assert command(*flags, "--guidance-scale", "3") == 0
@@ -181,7 +202,7 @@ def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, c
 @pytest.mark.parametrize(
     ("flags", "data", "message"),
     [
-        ([], b"", "give one of --geneval evaluation_metadata.jsonl and --dpg PROMPTS"),
+        ([], b"", "give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS"),
         (["--geneval", "x", "--dpg", "x"], b"", "give one of --geneval"),
         (["--geneval", "none.jsonl"], b"", "cannot read the prompts in none.jsonl: No such file or directory"),
         (["--dpg", "none"], b"", "cannot read the prompts in none: No such file or directory"),
