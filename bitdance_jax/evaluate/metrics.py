@@ -9,7 +9,7 @@ from jaxtyping import Float
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.evaluate.fid import frechet_distance
-from bitdance_jax.evaluate.inception_score import SPLIT, inception_score
+from bitdance_jax.evaluate.inception_score import SPLIT, inception_score, shuffled
 from bitdance_jax.evaluate.precision_recall import BLOCK, NEIGHBOURS, precision_recall
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
 
@@ -38,7 +38,7 @@ class Scores:
     Attributes:
       fid: Fréchet distance of the pooled features; lower is better, and so on.
       sfid: of the spatial features.
-      inception_score: higher is better, like the next two.
+      inception_score: of splits drawn at random; higher is better, like the next two.
       precision: share of samples inside the reference's manifold.
       recall: share of the reference inside the samples' manifold.
     """
@@ -115,7 +115,7 @@ def score(
     return Scores(
         fid=frechet_distance(samples.pooled, reference.pooled),
         sfid=sfid,
-        inception_score=None if samples.logits is None else inception_score(samples.logits, split),
+        inception_score=None if samples.logits is None else inception_score(shuffled(samples.logits), split),
         precision=precision,
         recall=recall,
     )

@@ -15,8 +15,9 @@ from bitdance_jax import images
 from bitdance_jax.command_line import run
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.evaluate import __main__ as command
-from bitdance_jax.evaluate import inception, weights
+from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import Features
+from bitdance_jax.evaluate.statistics import gaussian
 
 
 EMOJI = EmojiSource("heldout").arrays["image"]
@@ -75,6 +76,16 @@ def test_samples_against_themselves(monkeypatch, capsys, toy_network, files):
     scores = figures(out)
     assert status == 0 and scores.pop("Inception Score") > 1
     assert scores == {"FID": 0, "sFID": 0, "Precision": 1, "Recall": 1}
+
+
+def test_samples_sorted_by_class_are_told(capsys):
+    """Two splits, of a class each: the line has what ADM's suite would give."""
+    for labels, warned in ((np.arange(10_000) // 5000, True), (np.arange(10_000) % 2, False)):
+        samples = metrics.FeatureSet(gaussian(np.random.default_rng(0).normal(size=(9, 3))), logits=20 * np.eye(2)[labels])
+        scores = metrics.score(samples, samples)
+        assert scores.inception_score == pytest.approx(2, rel=1e-2)
+        command._warn_of_order(samples, scores)
+        assert ("in that order, which ADM's suite keeps, their Inception Score is 1.0000" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.slow
