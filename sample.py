@@ -55,7 +55,7 @@ class Arguments:
         several hosts the first one alone writes there, and all read.
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
-      overwrite: replace an .npz that is there, or an unfinished one that was begun otherwise.
+      overwrite: replace an .npz that is there, or an unfinished one that is damaged or was begun otherwise.
       multi_host: this is one of several processes, on as many hosts, that draw an .npz or prompts together (bitdance_jax/hosts.py);
         all get the same flags, and process 0 writes.
     """

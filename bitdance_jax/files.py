@@ -1,21 +1,23 @@
 """Files that are there whole or not at all, and folders on a disk or under gs://."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
+from filelock import FileLock, Timeout
 
 from bitdance_jax.errors import UserError
 
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows locks no folders
-    fcntl = None  # type: ignore[assignment]
+LOCK = ".bitdance_jax.lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system says that locks no files."""
 
 
 @contextlib.contextmanager
@@ -42,21 +44,36 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps other processes that ask for it out of a local folder, which is there.
+def only_writer(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[None]:
+    """Keeps other processes that ask for it, on any host, away from a local folder or file until the block ends.
+
+    The system ends the lock of a process that is killed. The folder, or that of the file, is made if
+    it is missing, and removed again if nothing is in it then. Where the file system locks nothing,
+    a warning says so, and nobody is kept away.
 
     Raises:
-      UserError: another process is writing there.
+      UserError: another process is writing there, or the lock cannot be written.
     """
+    path = Path(path)
+    folder = path if is_folder else path.parent
+    file = folder / LOCK if is_folder else path.with_name(f".{path.name}{LOCK}")
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)  # A soft one outlives a kill.
     with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            with contextlib.suppress(OSError):  # of file systems that lock no folders
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise UserError(f"another process is writing into {folder}; wait for it, or give another folder") from error
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, folder)
+            stack.enter_context(lock)
+            stack.callback(_remove_if_there, file)  # Before the lock ends: nobody else has it.
+        except Timeout:
+            other = "another folder" if is_folder else "another name"
+            raise UserError(f"another process is writing {path}; wait for it, or give {other}") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            _remove_if_there(file)
+            message = f"warning: {folder} cannot be locked ({error.strerror}); start no second run there"
+            print(message, file=sys.stderr)
         yield
 
 
@@ -81,3 +98,13 @@ def folder(path: str | os.PathLike[str]) -> epath.Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
     return place
+
+
+def _remove_if_there(file: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows removes no open file.
+        file.unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -1,19 +1,101 @@
 """One process at a time writes into a folder, and what killed ones left there goes."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
+import threading
 
+import filelock
 import pytest
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import only_writer, remove_leftovers, replacing
 
 
-def test_another_writer_is_refused_and_a_killed_ones_leftovers_go(tmp_path):
-    with only_writer(tmp_path):
-        with pytest.raises(UserError, match=f"^another process is writing into {tmp_path}; wait for it, or give another folder$"):
-            with only_writer(tmp_path):
+HOLD = """
+import os, sys, time
+from bitdance_jax.files import only_writer
+with only_writer(sys.argv[1], is_folder=sys.argv[2] == "True"):
+    if os.fork():
+        os.write(1, b"here")
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_another_writer_is_refused_until_the_first_is_done_or_killed(tmp_path, is_folder):
+    """Also where a child process of the killed one lives on."""
+    place = tmp_path / "new" / "x"
+    command = [sys.executable, "-c", HOLD, str(place), str(is_folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout.read(4) == b"here"
+            other = "another folder" if is_folder else "another name"
+            with pytest.raises(UserError, match=f"^another process is writing {place}; wait for it, or give {other}$"):
+                with only_writer(place, is_folder=is_folder):
+                    pass
+            process.kill()
+            process.wait()
+            with only_writer(place, is_folder=is_folder):
+                with pytest.raises(UserError, match="^another process is writing "):
+                    with only_writer(place, is_folder=is_folder):
+                        pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_of_many_that_come_at_once_one_writes_at_a_time(tmp_path):
+    inside, most, done = [], [], []
+
+    def write():
+        for _ in range(200):
+            try:
+                with only_writer(tmp_path, is_folder=True):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+                    done.append(1)
+            except UserError:
                 pass
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done and max(most) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_leaves_nothing_of_its_own(tmp_path):
+    with only_writer(tmp_path / "new" / "x", is_folder=True):
+        assert (tmp_path / "new" / "x").is_dir()
+    assert not (tmp_path / "new" / "x").exists()
+    with only_writer(tmp_path / "new", is_folder=True):
+        (tmp_path / "new" / "file").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_a_file_system_without_locks_and_one_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def refuse(number):
+        def acquire(self):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "_acquire", acquire)
+
+    refuse(errno.ENOLCK)
+    with only_writer(tmp_path, is_folder=True):
+        assert capsys.readouterr().err.startswith(f"warning: {tmp_path} cannot be locked (")
+    refuse(errno.EROFS)
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}: Read-only file system$"):
+        with only_writer(tmp_path, is_folder=True):
+            pass
+
+
+def test_a_killed_writers_leftovers_go(tmp_path):
     kept = [tmp_path / "deep" / "x.png", tmp_path / ".hidden"]
     for path in kept:
         path.parent.mkdir(exist_ok=True)
@@ -21,13 +103,13 @@ def test_another_writer_is_refused_and_a_killed_ones_leftovers_go(tmp_path):
     script = f"""
 import os
 from bitdance_jax.files import only_writer, replacing
-with only_writer({str(tmp_path)!r}), replacing({str(tmp_path / "deep" / "y.png")!r}) as temporary:
+with only_writer({str(tmp_path)!r}, is_folder=True), replacing({str(tmp_path / "deep" / "y.png")!r}) as temporary:
     temporary.touch()
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
-    with only_writer(tmp_path):
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    with only_writer(tmp_path, is_folder=True):
         remove_leftovers(tmp_path)
         with replacing(tmp_path / "z.png") as temporary:
             temporary.touch()

@@ -3,7 +3,8 @@
 The file is what ADM's sampler writes: `arr_0`, uint8 [N, H, W, 3], and `arr_1`, int64 labels [N], not compressed. While it grows it is
 OUT.npz.partial, with the journal OUT.npz.partial.json beside it: how many pictures are safely on the disk, their checksum, and what was
 asked for. A batch counts once the journal says so, which is written after the batch has reached the disk. The same command goes on from
-there; a finished file keeps what was asked for as its zip comment.
+there; a finished file keeps what was asked for as its zip comment. Either is read whole first, and
+refused where its checksums say that it was altered.
 """
 
 import contextlib
@@ -25,8 +26,15 @@ from tqdm import tqdm
 from bitdance_jax import hosts
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import only_writer
 from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, check_seed
+
+
+_ANEW = "draw it anew with --overwrite"
+
+BLOCK = 1 << 24
+"""Bytes that a checksum is computed of at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,15 @@ def sample_to_npz(
       model: the one that `request.checkpoint` and `request.dtype` name.
       request: what to draw.
       per_device: pictures that a device draws at a time.
-      overwrite: replace a finished file, and drop an unfinished one of another request.
+      overwrite: replace a finished file, and drop an unfinished one that is damaged or of another request.
       progress: show a bar.
 
     Returns:
       How many pictures this call drew.
 
     Raises:
-      UserError: the file is another request's, or it cannot be written (then what is finished is kept).
+      UserError: the file is another request's or damaged, another process is writing it, or it cannot be
+        written (then what is finished is kept).
     """
     sampler, size = DataParallelSampler(model, per_device), model.config.image_size
     writer = NpzWriter(path, to_dict(request), (request.num_images, size, size, 3))
@@ -125,18 +134,22 @@ class NpzWriter:
         self._member.file_size = self._member.compress_size = len(self._header) + self._total * self._row_bytes
         self._first_row = len(self._member.FileHeader(zip64=True)) + len(self._header)
         self._file: io.BufferedRandom | None = None
+        self._lock = contextlib.ExitStack()
         self.rows, self._checksum = 0, zlib.crc32(self._header)
 
     def open(self, overwrite: bool = False) -> int:
         """Finds what is there already, or begins; returns the rows that are finished, all of them if the .npz itself is.
 
         Raises:
-          UserError: another request's file, or none can be written.
+          UserError: another request's file, a damaged one, one that another process is writing, or none
+            can be written.
         """
+        self._lock.enter_context(only_writer(self._path, is_folder=False))
         with self._one_line_errors():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and not overwrite:
                 self._check_request(self._path, _finished_request(self._path))
+                self._check_finished()
+                self._journal.unlink(missing_ok=True)  # of a writer that was killed right after its end
                 self.rows = self._total
                 return self.rows
             self._read_journal(overwrite)
@@ -182,9 +195,10 @@ class NpzWriter:
         return self.rows
 
     def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # of a full disk, once more, for what is still buffered
-                self._file.close()
+        with self._lock:
+            if self._file is not None:
+                with contextlib.suppress(OSError):  # of a full disk, once more, for what is still buffered
+                    self._file.close()
 
     @property
     def _end(self) -> int:
@@ -192,19 +206,46 @@ class NpzWriter:
         return self._first_row + self.rows * self._row_bytes
 
     def _read_journal(self, overwrite: bool) -> None:
+        """Takes what the journal says of the rows that are there, if that is true of them."""
         if not (self._journal.exists() and self._partial.exists()):
             return
         try:
-            journal = json.loads(self._journal.read_text())
-            request, rows, checksum = (journal[name] for name in ("request", "rows", "checksum"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._journal} is damaged; remove it to begin anew") from error
-        if overwrite and request != self._request:
+            try:
+                journal = json.loads(self._journal.read_text())
+                request, rows, checksum = (journal[name] for name in ("request", "rows", "checksum"))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{self._journal} is damaged; {_ANEW}") from error
+            self._check_request(self._partial, request)
+            self._check_rows(rows, checksum)
+        except UserError:
+            if not overwrite:
+                raise
             return
-        self._check_request(self._partial, request)
         self.rows, self._checksum = rows, checksum
-        if self._partial.stat().st_size < self._end:
-            raise UserError(f"{self._partial} is shorter than its journal says; remove it to begin anew")
+
+    def _check_rows(self, rows: int, checksum: int) -> None:
+        """Raises a UserError if these are not the checksum of so many rows: of a flipped bit, a hole that a loss of power left."""
+        found, left = zlib.crc32(self._header), rows * self._row_bytes
+        if not 0 <= rows <= self._total or self._partial.stat().st_size < self._first_row + left:
+            raise UserError(f"{self._partial} does not have the {rows} pictures that {self._journal.name} says; {_ANEW}")
+        with open(self._partial, "rb") as file:
+            file.seek(self._first_row)
+            while left and (block := file.read(min(left, BLOCK))):
+                found, left = zlib.crc32(block, found), left - len(block)
+        if left or found != checksum:
+            raise UserError(f"{self._partial} is damaged: its {rows} pictures are not those that were written; {_ANEW}")
+
+    def _check_finished(self) -> None:
+        """Raises a UserError if a finished file cannot be read, or what is in it is not what was written."""
+        try:
+            with zipfile.ZipFile(self._path) as archive:
+                names, wrong = archive.namelist(), archive.testzip()
+                with archive.open("arr_0.npy") as array:
+                    header = array.read(len(self._header))
+        except Exception as error:  # zipfile raises many types for a damaged file
+            raise UserError(f"{self._path} is damaged ({error}); {_ANEW}") from error
+        if wrong or names != ["arr_0.npy", "arr_1.npy"] or header != self._header:
+            raise UserError(f"{self._path} is damaged ({wrong or ', '.join(names)}); {_ANEW}")
 
     def _write_journal(self) -> None:
         temporary = self._journal.with_name(self._journal.name + ".new")

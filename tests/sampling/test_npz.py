@@ -1,5 +1,6 @@
 """The .npz of samples: what suites read, what a kill or a full disk leaves, and the same bytes on any number of devices and hosts."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,13 +35,12 @@ LABELS = np.arange(10) % 3
 
 def write(path, request=REQUEST, batch=3, until=10, **options):
     """Goes on from what is there. Without reaching the end it leaves everything as a kill would."""
-    writer = NpzWriter(path, request, PICTURES.shape)
-    start = writer.open(**options)
-    for row in range(start, until, batch):
-        writer.append(PICTURES[row : min(row + batch, until)])
-    if until == 10:
-        writer.finish(LABELS)
-    writer.close()
+    with contextlib.closing(NpzWriter(path, request, PICTURES.shape)) as writer:
+        start = writer.open(**options)
+        for row in range(start, until, batch):
+            writer.append(PICTURES[row : min(row + batch, until)])
+        if until == 10:
+            writer.finish(LABELS)
     return start
 
 
@@ -104,8 +104,10 @@ def test_killed_while_finishing(path, whole, monkeypatch):
 def test_a_finished_file_is_left_alone(path):
     write(path)
     before = path.stat().st_mtime_ns
+    path.with_name("out.npz.partial.json").touch()  # of a kill between the file's last two steps
     assert write(path) == 10
     assert path.stat().st_mtime_ns == before
+    assert os.listdir(path.parent) == ["out.npz"]
 
 
 @pytest.mark.parametrize("until", [6, 10])
@@ -131,19 +133,72 @@ def test_another_file_of_that_name_is_refused(path):
     assert read_as_adm_does(path).shape == PICTURES.shape
 
 
-def test_a_damaged_journal_and_a_short_file_are_one_line(path):
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda partial, journal: os.truncate(partial, partial.stat().st_size - 1), "does not have the 6 pictures"),
+        (lambda partial, journal: flip(partial, partial.stat().st_size - 7), "is damaged: its 6 pictures are not"),
+        (lambda partial, journal: zero_the_end(partial), "is damaged: its 6 pictures are not"),
+        (lambda partial, journal: change(journal, rows=3), "is damaged: its 3 pictures are not"),
+        (lambda partial, journal: change(journal, checksum=5), "is damaged: its 6 pictures are not"),
+        (lambda partial, journal: change(journal, rows=-1), "does not have the -1 pictures"),
+        (lambda partial, journal: change(journal, rows=11), "does not have the 11 pictures"),
+        (lambda partial, journal: journal.write_text('{"request"'), "json is damaged"),
+    ],
+)
+def test_what_the_journal_does_not_vouch_for_is_not_gone_on_with(path, whole, damage, message):
     write(path, until=6)
     partial, journal = path.with_name("out.npz.partial"), path.with_name("out.npz.partial.json")
-    whole = partial.read_bytes()
-    partial.write_bytes(whole[:-1])
-    with pytest.raises(UserError, match=r"out\.npz\.partial is shorter than its journal says; remove it to begin anew$"):
+    damage(partial, journal)
+    before = partial.read_bytes()
+    with pytest.raises(UserError, match=rf"out\.npz\.partial.*{message}.*; draw it anew with --overwrite$"):
         write(path)
-    partial.write_bytes(whole)
-    journal.write_text('{"request"')
-    with pytest.raises(UserError, match=r"out\.npz\.partial\.json is damaged; remove it to begin anew$"):
+    assert partial.read_bytes() == before
+    assert write(path, overwrite=True) == 0
+    assert path.read_bytes() == whole
+
+
+def zero_the_end(partial):
+    """As some file systems leave what had not reached the disk when the power went."""
+    partial.write_bytes(partial.read_bytes()[:-60] + bytes(60))
+
+
+def change(journal, **fields):
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | fields))
+
+
+@pytest.mark.parametrize("where", ["first header", "array", "picture", "labels", "directory"])
+def test_a_finished_file_is_checked_when_its_command_is_repeated(path, whole, where):
+    write(path)
+    directory = whole.rindex(b"PK\x01\x02")
+    picture = whole.index(PICTURES.tobytes())
+    labels = whole.index(LABELS.tobytes())
+    places = {"first header": 31, "array": picture - 60, "picture": picture + 99, "labels": labels, "directory": directory + 17}
+    flip(path, places[where])
+    with pytest.raises(UserError, match=r"out\.npz is damaged \(.*\); draw it anew with --overwrite$"):
         write(path)
-    journal.unlink()
-    assert write(path) == 0
+    assert write(path, overwrite=True) == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_second_writer_of_a_file_is_refused(path, whole):
+    first = NpzWriter(path, REQUEST, PICTURES.shape)
+    first.open()
+    first.append(PICTURES[:3])
+    with pytest.raises(UserError, match=r"^another process is writing .*out\.npz; wait for it, or give another name$"):
+        write(path)
+    with pytest.raises(UserError, match="^another process is writing "):
+        write(path, overwrite=True)
+    first.close()
+    assert write(path) == 3
+    assert path.read_bytes() == whole
+    assert os.listdir(path.parent) == ["out.npz"]
 
 
 def test_a_journal_without_its_file_counts_for_nothing(path, whole):
@@ -202,7 +257,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_more_than_four_gigabytes(path, monkeypatch):
-    """The ImageNet file's 9.8 GB, as a file with a hole."""
+    """The ImageNet file's 9.8 GB, as a file with a hole, whose checksum would take long."""
+    monkeypatch.setattr(NpzWriter, "_check_rows", lambda self, rows, checksum: None)
     monkeypatch.setattr(npz.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**12))
     shape = (50_000, 256, 256, 3)
     writer = NpzWriter(path, REQUEST, shape)
