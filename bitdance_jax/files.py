@@ -77,9 +77,9 @@ def only_writer(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
         yield
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+def remove_leftovers(folder: str | os.PathLike[str], *, below: bool = True) -> None:
     """Removes what killed processes left of `replacing` in a local folder of ours, and in those below it."""
-    for path in Path(folder).rglob(".*"):
+    for path in Path(folder).rglob(".*") if below else Path(folder).glob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
             path.unlink(missing_ok=True)
 

@@ -1,14 +1,18 @@
 """Where a run's figures go: `metrics.csv`, TensorBoard, pictures and a drawing of the curves."""
 
-import csv
+import itertools
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 from bitdance_jax import images
-from bitdance_jax.files import replacing
+from bitdance_jax.errors import UserError
+from bitdance_jax.files import remove_leftovers, replacing
 from bitdance_jax.train.curves import draw_curves
 
 
@@ -17,15 +21,22 @@ class MetricsFile:
 
     Opening drops the rows after `last_step` (0 drops all), and a last line that a kill left incomplete. A figure that appears later than
     the first row becomes a new column, empty in the rows before it.
+
+    Other lines that no run has written are left out too. Then the file as it was is kept beside it, and
+    a line on stderr names it.
+
+    Raises:
+      UserError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
         self._path = path
         self.rows: list[dict[str, str]] = []
         if path.exists():
-            text = path.read_text()
-            lines = text[: text.rfind("\n") + 1].splitlines()
-            self.rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= last_step]
+            rows, altered = _read(path)
+            if altered:
+                _keep_aside(path)
+            self.rows = [row for row in rows if int(row["step"]) <= last_step]
         self._columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
@@ -49,11 +60,46 @@ class MetricsFile:
             temporary.write_text(header + "".join(map(self._line, self.rows)))
 
 
+def _read(path: Path) -> tuple[list[dict[str, str]], bool]:
+    """The rows of a table, and whether there is anything else in it but a last line that is not whole."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    *lines, rest = text.split("\n")
+    columns = (lines or [rest])[0].split(",")
+    if columns[0] != "step" or len(set(columns)) < len(columns):
+        return [], bool(text)
+    rows = [row for line in lines[1:] if (row := _row(columns, line))]
+    return rows, len(rows) < len(lines) - 1
+
+
+def _row(columns: list[str], line: str) -> dict[str, str] | None:
+    """A line of a table, None if it is none: a number in each column, or nothing, and a step in the first."""
+    cells = line.split(",")
+    try:
+        int(cells[0])
+        [float(cell) for cell in cells if cell]
+    except ValueError:
+        return None
+    return dict(zip(columns, cells, strict=True)) if len(cells) == len(columns) else None
+
+
+def _keep_aside(path: Path) -> None:
+    asides = itertools.chain([".damaged"], (f".damaged_{number}" for number in itertools.count(2)))
+    aside = next(path.with_name(path.name + ending) for ending in asides if not path.with_name(path.name + ending).exists())
+    with replacing(aside) as temporary:
+        shutil.copyfile(path, temporary)
+    tqdm.write(f"{path} is damaged; it is kept as {aside}, and lines that no run wrote are left out", file=sys.stderr)
+
+
 class MetricsWriter:
-    """Writes figures and pictures into a run's folder."""
+    """Writes figures and pictures into a run's folder. What a killed process left there of a file goes."""
 
     def __init__(self, workdir: Path, last_step: int) -> None:
         self._workdir = workdir
+        remove_leftovers(workdir, below=False)
+        remove_leftovers(workdir / "pictures")
         self._table = MetricsFile(workdir / "metrics.csv", last_step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 

@@ -3,7 +3,9 @@
 import csv
 
 import numpy as np
+import pytest
 
+from bitdance_jax.errors import UserError
 from bitdance_jax.train.metrics import MetricsFile, MetricsWriter
 
 
@@ -42,6 +44,38 @@ def test_a_half_header_is_dropped(tmp_path):
     assert path.read_text() == "step,loss\n11,0.5\n"
 
 
+@pytest.mark.parametrize(
+    ("foreign", "kept"),
+    [
+        (b"step,loss\n1,0.5\n\xff\xfe\x00\n3,0.25\n", ["1", "3"]),
+        (b"step,loss\n1,0.5\n2,0.\x80\n", ["1"]),
+        (b"step,loss\n1,0.5,7\n2\n3,many\n4,0.5\n\n", ["4"]),
+        (b"\x89PNG\r\n\x1a\n", []),
+        (b"notes", []),
+        (b"name,age\nme,3\n", []),
+        (b"step,loss,loss\n1,0.5,0.5\n", []),
+        (b"\0" * 50, []),
+    ],
+)
+def test_lines_that_no_run_wrote_are_left_out_and_the_file_is_kept(tmp_path, capsys, foreign, kept):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(foreign)
+    for attempt in ("metrics.csv.damaged", "metrics.csv.damaged_2"):
+        path.write_bytes(foreign)
+        MetricsFile(path, 10)
+        assert [row["step"] for row in read(path)] == kept
+        assert (tmp_path / attempt).read_bytes() == foreign
+        assert f"{path} is damaged; it is kept as {tmp_path / attempt}," in capsys.readouterr().err
+    MetricsFile(path, 10)
+    assert len(list(tmp_path.iterdir())) == 3 and capsys.readouterr().err == ""
+
+
+def test_a_table_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "metrics.csv").mkdir()
+    with pytest.raises(UserError, match=r"^cannot read .*metrics\.csv: Is a directory$"):
+        MetricsFile(tmp_path / "metrics.csv", 10)
+
+
 def test_starting_anew_drops_all(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n1,0.5\n")
@@ -50,7 +84,12 @@ def test_starting_anew_drops_all(tmp_path):
 
 
 def test_pictures_and_curves_are_written(tmp_path):
+    for name in (".metrics.csv.01234567", "pictures/.samples_0000003.png.89abcdef", "checkpoints/.x.01234567"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     writer = MetricsWriter(tmp_path, 0)
+    assert [path.name for path in tmp_path.rglob(".*")] == [".x.01234567"]  # no file of this writer's
+    (tmp_path / "checkpoints/.x.01234567").unlink()
     for step in range(1, 4):
         writer.write(step, {"epoch": step / 2, "loss": 1 / step}, {"images_per_second": 10.0})
     writer.write_pictures(3, {"samples": np.zeros((8, 8, 3), np.uint8)})

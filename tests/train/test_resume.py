@@ -47,6 +47,13 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
     one, other = (model_folder.load(workdir / "model").params for workdir in (first, second))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert pictures(first) == pictures(second)
+
+
+def pictures(workdir: Path) -> dict[str, bytes]:
+    """Of every picture of a run, its bytes; also of what a kill left of one."""
+    files = [path for place in (workdir, workdir / "pictures") for path in place.iterdir() if path.is_file()]
+    return {path.name: path.read_bytes() for path in files if path.name not in ("config.json", "metrics.csv")}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+    for name in (".curves.png.01234567", "pictures/.kernel_0000020.png.89abcdef"):
+        (tmp_path / name).touch()  # as a kill while a preview is drawn leaves it
     finish(start(tmp_path))
     assert_same_run(uninterrupted, tmp_path)
 
