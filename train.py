@@ -9,7 +9,7 @@ from bitdance_jax.config.file import load_config
 from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.checkpoint import quiet_orbax
 from bitdance_jax.train.loop import train
-from bitdance_jax.train.run_folder import check_config
+from bitdance_jax.train.run_folder import check_config, only_run
 from bitdance_jax.train.tasks import make_task
 
 
@@ -29,7 +29,8 @@ def launch() -> None:
         # What takes a moment to find comes before what takes minutes: indexing pictures, loading weights, compiling.
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)
-        check_config(config)
+        with only_run(config):
+            check_config(config)
         train(make_task(config), config, mesh)
 
 

@@ -100,6 +100,18 @@ def on_first(action: Callable[[], int | None]) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(result)))
 
 
+@contextlib.contextmanager
+def entered_by_first(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """Process 0 alone enters a context for the block; the others go on once it has. If it fails, as `on_first`."""
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(context)
+
+        on_first(enter)
+        yield
+
+
 def _bypass_proxy(host: str) -> None:
     """The coordinator is one of the job's own hosts: behind http_proxy gRPC would ask the proxy for it, and wait for ever."""
     if any(f"{scheme}_proxy" in os.environ for scheme in ("grpc", "https", "http")):

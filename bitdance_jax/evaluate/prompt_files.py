@@ -86,16 +86,10 @@ class PictureFolder:
           UserError: it cannot be written, holds pictures of other settings or something else, or another process is writing there.
         """
         images.check_writable(self._path / "any.png")
-        self._path.mkdir(parents=True, exist_ok=True)
-        with only_writer(self._path):
-            try:
-                with self._pool:
-                    self._check_settings()
-                    remove_leftovers(self._path)
-                    yield
-            finally:
-                with contextlib.suppress(OSError):
-                    self._path.rmdir()  # Succeeds where nothing was drawn.
+        with only_writer(self._path, is_folder=True), self._pool:
+            self._check_settings()
+            remove_leftovers(self._path)
+            yield
 
     def finished(self, prompts: list[Prompt]) -> int:
         """How many of these have all their files."""

@@ -7,7 +7,6 @@ The folder is then what the benchmark's own scorer reads (`bitdance_jax.evaluate
 devices; process 0 looks what is there, and writes.
 """
 
-import contextlib
 import functools
 import hashlib
 import sys
@@ -143,8 +142,7 @@ def draw(arguments: Arguments) -> None:
     check_seed(arguments.seed)
     folder = PictureFolder(arguments.out, _settings(arguments, prompts, sampler), arguments.per_prompt)
     limit = min(arguments.limit or len(prompts), len(prompts))
-    with contextlib.ExitStack() as stack:
-        hosts.on_first(lambda: stack.enter_context(folder.open()))
+    with hosts.entered_by_first(folder.open()):
         if arguments.geneval is not None and jax.process_index() == 0:
             print(f"note: {geneval_figure(prompts)}", file=sys.stderr)
         drawn = _draw_missing(folder, model, prompts, limit, arguments, sampler)

@@ -36,7 +36,7 @@ from bitdance_jax.evaluate.metrics import collect
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
-from bitdance_jax.files import replacing
+from bitdance_jax.files import only_writer, replacing
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
 from bitdance_jax.saved_models import EMBEDDED, fingerprint
@@ -51,7 +51,7 @@ OWN = "distance of the tokenizer's own features (not ImageNet FID)"
 class Arguments:
     """Draws the same seed's pictures with every pair of guidance scale and head steps, and scores each against real pictures.
 
-    Started again, it goes on: rows that the table has are not drawn anew.
+    Started again, it goes on: rows that the table has are not drawn anew. One process at a time writes a table.
 
     Attributes:
       checkpoint: model folder, local or gs://, or "emoji".
@@ -141,22 +141,23 @@ def main() -> int:
     steps = _numbers(arguments.head_steps, int, "--head-steps", "10,25,50")
     picture = Path(arguments.out).with_suffix(".png")
     images.check_writable(picture)
-    table = Table(arguments.out)
-    model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
-    if not isinstance(model, ClassConditionalPipeline):
-        raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
-    pairs = itertools.product(steps or [model.sampler.head_steps], scales or [model.sampler.guidance_scale])
-    samplers = [replace(model.sampler, head_steps=count, guidance_scale=scale) for count, scale in pairs]
-    try:
-        scores = sweep(arguments, model, samplers, table)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    draw_plot(picture, arguments, samplers, scores)
-    best = samplers[int(np.argmin(scores))]
-    print(f"lowest {_score_name(arguments)}: {min(scores):.4g} with guidance {best.guidance_scale:g} and {best.head_steps} head steps")
-    print(f"table in {arguments.out}, plot in {picture}")
-    return 0
+    with only_writer(arguments.out, is_folder=False):
+        table = Table(arguments.out)
+        model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
+        if not isinstance(model, ClassConditionalPipeline):
+            raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
+        pairs = itertools.product(steps or [model.sampler.head_steps], scales or [model.sampler.guidance_scale])
+        samplers = [replace(model.sampler, head_steps=count, guidance_scale=scale) for count, scale in pairs]
+        try:
+            scores = sweep(arguments, model, samplers, table)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+        draw_plot(picture, arguments, samplers, scores)
+        best = samplers[int(np.argmin(scores))]
+        print(f"lowest {_score_name(arguments)}: {min(scores):.4g} with guidance {best.guidance_scale:g} and {best.head_steps} head steps")
+        print(f"table in {arguments.out}, plot in {picture}")
+        return 0
 
 
 def sweep(arguments: Arguments, model: ClassConditionalPipeline, samplers: list[SamplerConfig], table: Table) -> list[float]:

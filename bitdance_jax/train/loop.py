@@ -20,7 +20,7 @@ from bitdance_jax.train.evaluation import Evaluation, on_host
 from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
 from bitdance_jax.train.profiling import Profile
 from bitdance_jax.train.recorder import Recorder
-from bitdance_jax.train.run_folder import check_config, record_config
+from bitdance_jax.train.run_folder import check_config, only_run, record_config
 from bitdance_jax.train.state import TrainState, abstract_state, init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.stopping import StopSignals
@@ -41,8 +41,8 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
-      UserError: processes differ in config, data or frozen weights, the workdir holds another run, the loss is not finite, or the disk is
-        full.
+      UserError: processes differ in config, data or frozen weights, the workdir holds another run or one
+        that is still going, the loss is not finite, or the disk is full.
     """
     run = config.run
     workdir = Path(run.workdir)
@@ -54,8 +54,9 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
         frozen_weights=fingerprint(task.frozen),
     )
     sharding.check_batch(mesh, task.batch_size, run.accumulate)
-    check_config(config)
-    with _disk_full_is_user_error(run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"):
+    places = run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"
+    with _disk_full_is_user_error(places), only_run(config):
+        check_config(config)
         folder(workdir)
         with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:
             if jax.process_index() == 0:

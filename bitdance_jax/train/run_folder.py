@@ -1,20 +1,46 @@
-"""The config that a run's folder was begun with: `config.json`, and what may differ from it when the run goes on."""
+"""A run's folder: one process writes it, and `config.json` says what may differ when the run goes on."""
 
+import contextlib
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
 
+from bitdance_jax import hosts
 from bitdance_jax.config import TrainingConfig, to_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import folder, replacing
+from bitdance_jax.files import folder, only_writer, replacing
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
 _RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "checkpoints", "export_dtype")
 _MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
+
+
+@contextlib.contextmanager
+def only_run(config: TrainingConfig) -> Iterator[None]:
+    """Keeps other runs out of the workdir and out of a local folder of checkpoints until the block ends.
+
+    Process 0 does so for all; every process calls this alike.
+
+    Raises:
+      UserError: another run is there.
+    """
+    with hosts.entered_by_first(_locks(config)):
+        yield
+
+
+@contextlib.contextmanager
+def _locks(config: TrainingConfig) -> Iterator[None]:
+    places = [place for place in (config.run.workdir, config.run.checkpoint_folder) if "://" not in place]
+    with contextlib.ExitStack() as stack:
+        for place in sorted({os.path.realpath(place) for place in places}):
+            stack.enter_context(only_writer(place, is_folder=True))
+        yield
 
 
 def check_config(config: TrainingConfig) -> None:

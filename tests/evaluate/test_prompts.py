@@ -17,6 +17,7 @@ from bitdance_jax.command_line import run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompts
 from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
+from bitdance_jax.files import only_writer
 from bitdance_jax.sampling.text_to_image import TextToImage
 
 
@@ -190,6 +191,13 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     shutil.move("kept", "out.settings.json")
     shutil.rmtree("out")
     assert command(*flags) == 0
+
+
+def test_a_second_command_in_the_folder_is_refused(command, quick, capsys):
+    with only_writer("out", is_folder=True):
+        assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
+    assert capsys.readouterr().err == "error: another process is writing out; wait for it, or give another folder\n"
+    assert not quick and not Path("out").exists()
 
 
 def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, capsys):

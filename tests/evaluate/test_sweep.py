@@ -17,6 +17,7 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.evaluate import sweep
 from bitdance_jax.evaluate.features import Features
+from bitdance_jax.files import only_writer
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -220,6 +221,12 @@ def test_bad_input_is_one_line(command, tmp_path, flags, message):
     assert (status, out) == (2, "")
     assert error.splitlines()[-1].startswith("error: ") and message in error.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_sweep_into_the_same_table_is_refused(command, tmp_path):
+    with only_writer(tmp_path / "sweep.csv", is_folder=False):
+        status, out, error = command("--checkpoint", "nowhere")
+    assert (status, out, error) == (2, "", "error: another process is writing sweep.csv; wait for it, or give another name\n")
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "notes", "\0"])

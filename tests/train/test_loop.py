@@ -15,6 +15,7 @@ from PIL import Image
 from bitdance_jax import sharding
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import only_writer
 from bitdance_jax.train.loop import train
 
 
@@ -75,6 +76,17 @@ def test_another_config_is_refused_by_name(run, finished):
     assert (finished / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints"])
+def test_a_second_run_in_the_folder_or_with_its_checkpoints_is_refused(run, finished, place):
+    config = (finished / "config.json").read_bytes()
+    other = finished if place == "run" else finished.with_name("other")
+    with only_writer(finished.parent / place, is_folder=True):
+        with pytest.raises(UserError, match=f"^another process is writing {finished.parent / place}; wait for it, or"):
+            run(other, seed=7, checkpoints=str(finished / "checkpoints"))
+    assert (finished / "config.json").read_bytes() == config
+    assert [path.name for path in finished.parent.iterdir()] == ["run"]
+
+
 def test_another_model_is_refused(toy, run, finished):
     with pytest.raises(UserError, match="is of another model"):
         run(finished, toy.ToyTask(width=32), steps=20)
@@ -91,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_is_not_saved(toy, run, 
     task.objective.loss = diverging
     with pytest.raises(UserError, match=r"loss is nan at step 1 \(nothing is saved yet\)"):
         run(tmp_path, task)
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "checkpoints").exists()
     run(tmp_path)  # Nothing of it is in the way.
 
 
