@@ -26,7 +26,7 @@ from bitdance_jax.config import AugmentConfig, DataConfig, TokenizerConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import open_source
 from bitdance_jax.data.token_writer import write_shard
-from bitdance_jax.data.tokens import Manifest, Versions, serialize
+from bitdance_jax.data.tokens import Manifest, Versions, serialize, shards
 from bitdance_jax.errors import UserError
 
 
@@ -133,11 +133,11 @@ def write_tokens(folder: Path, image_size: int) -> None:
     versions = Versions(flips=True)
     manifest = Manifest(TOKENS, TOKENS, CLASSES, image_size, TokenizerConfig(), "made up", "float32", "made up", versions)
     manifest.write(folder)
-    name, _ = manifest.shard(0)
+    (shard,) = shards(folder, manifest)
     rng = np.random.default_rng(0)
-    with write_shard(folder / name, TOKENS) as writer:
+    with write_shard(shard) as write:
         for number in range(TOKENS):
-            writer.write(serialize(number % 2, rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8)))
+            write(serialize(number % 2, rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8)))
 
 
 def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:

@@ -39,7 +39,7 @@ def test_another_writer_is_refused_until_the_first_is_done_or_killed(tmp_path, i
             process.kill()
             process.wait()
             with only_writer(place, is_folder=is_folder):
-                with pytest.raises(UserError, match="^another process is writing "):
+                with pytest.raises(UserError, match=r"^another process is writing "):
                     with only_writer(place, is_folder=is_folder):
                         pass
         finally:

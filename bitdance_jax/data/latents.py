@@ -1,6 +1,5 @@
 """Bits instead of pictures in a training run: how the model gets them, and the run's own tokens, made once and kept in its folder."""
 
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from bitdance_jax.data.records import PictureSource
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
 from bitdance_jax.data.tokens import MANIFEST, Manifest, TokensSource, Versions
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import only_writer, remove_leftovers
 from bitdance_jax.sampling.pipeline import Tokenizer
 
 
@@ -26,19 +26,21 @@ def cached_latents(folder: Path, source: PictureSource, tokenizer: Tokenizer, im
     Tokens that another tokenizer, size or source made are made again. Several processes share the folder and the work.
 
     Raises:
-      UserError: the folder cannot be written to.
+      UserError: the folder cannot be written to, or another job is doing so.
     """
     manifest = describe(source, tokenizer.config, tokenizer.params, image_size=image_size, versions=Versions(flips=flips))
 
-    def begin() -> int:
+    def begin() -> None:
+        remove_leftovers(folder, below=False)
         if (folder / MANIFEST).exists() and not _same(folder, manifest):
-            shutil.rmtree(folder)
+            for path in (folder / MANIFEST, *folder.glob("tokens-*.array_record")):
+                path.unlink()
         prepare(folder, manifest)
-        return 0
 
-    hosts.on_first(begin)
-    tokenize(source, tokenizer.params, folder, manifest)
-    hosts.all_agree(True)  # Waits for the others' shards.
+    with hosts.entered_by_first(only_writer(folder, is_folder=True)):
+        hosts.on_first(begin)
+        tokenize(source, tokenizer.params, folder, manifest)
+        hosts.all_agree(True)  # Waits for the others' shards.
     return TokensSource(folder)
 
 

@@ -1,8 +1,10 @@
 """Makes files of tokens (`data.tokens`) of the pictures of a source, on all devices of all processes, resumably."""
 
 import itertools
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +22,10 @@ from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.loader import BatchIterator, read_whole
 from bitdance_jax.data.records import PictureSource
-from bitdance_jax.data.tokens import MANIFEST, Manifest, Versions, encoder_fingerprint, is_whole, pictures_fingerprint, serialize
+from bitdance_jax.data.token_shards import Shard
+from bitdance_jax.data.tokens import MANIFEST, Manifest, Versions, encoder_fingerprint, pictures_fingerprint, serialize, shards
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import replacing
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -109,9 +113,9 @@ def tokenize(
     Raises:
       UserError: the folder cannot be written to.
     """
-    shards = [manifest.shard(number) for number in range(jax.process_index(), manifest.shards, jax.process_count())]
-    pending = [(name, numbers) for name, numbers in shards if not is_whole(folder / name, len(numbers))]
-    indices = np.array([index for _, numbers in pending for index in numbers], np.int64)
+    own = shards(folder, manifest)[jax.process_index() :: jax.process_count()]
+    pending = [shard for shard in own if not shard.is_whole()]
+    indices = np.array([index for shard in pending for index in shard.records], np.int64)
     if not len(indices):
         return 0
 
@@ -120,12 +124,12 @@ def tokenize(
     pictures = max(1, batch_size * devices.size // versions.count)
     loader = BatchIterator(_Crops(source, indices, manifest.image_size, versions), len(indices), pictures, workers=workers)
     records = _serialized(loader, _encoder(manifest, params, devices, pictures * versions.count))
-    done = sum(len(numbers) for _, numbers in shards) - len(indices)
+    done = sum(len(shard.records) for shard in own) - len(indices)
     with tqdm(total=done + len(indices), initial=done, unit="image", desc="encoding", dynamic_ncols=True) as bar:
-        for name, numbers in pending:
-            with write_shard(folder / name, len(numbers)) as writer:
-                for record in itertools.islice(records, len(numbers)):
-                    writer.write(record)
+        for shard in pending:
+            with write_shard(shard) as write:
+                for record in itertools.islice(records, len(shard.records)):
+                    write(record)
                     bar.update()
     loader.close()
     return len(indices)
@@ -188,22 +192,26 @@ def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
 
 
 @contextmanager
-def write_shard(path: Path, records: int) -> Iterator[ArrayRecordWriter]:
-    """Writes beside a shard of so many records, which is there once it is whole. What a killed process left beside it is written over."""
-    partial = path.with_name(f".{path.name}.partial")
+def write_shard(shard: Shard) -> Iterator[Callable[[bytes], None]]:
+    """Gives what writes the next record of a shard, whose file is there once the block ends and it is whole."""
+    checksum = 0
+
+    def write(record: bytes) -> None:
+        nonlocal checksum
+        writer.write(record)
+        checksum = zlib.crc32(record, checksum)
+
     try:
-        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # one record is read at a time, and bits do not compress
-        try:
-            yield writer
-        finally:
-            writer.close()
-        if not is_whole(partial, records):
-            raise UserError(f"cannot write the tokens {path}: the file is not whole after writing; is the disk full?")
-        partial.replace(path)
+        with replacing(shard.path, "the tokens ") as partial:
+            writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # one record is read at a time, and bits do not compress
+            try:
+                yield write
+                writer.write(shard.seal(checksum).pack())
+            finally:
+                writer.close()
+            if not replace(shard, path=partial).is_whole():
+                raise UserError(f"cannot write the tokens {shard.path}: the file is not whole after writing; is the disk full?")
     except jax.errors.JaxRuntimeError:  # a RuntimeError, but of the device
         raise
-    except (OSError, RuntimeError) as error:
-        reason = str(error).partition(";")[0]
-        raise UserError(f"cannot write the tokens {path}: {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except RuntimeError as error:
+        raise UserError(f"cannot write the tokens {shard.path}: {str(error).partition(';')[0]}") from error

@@ -21,6 +21,7 @@ from bitdance_jax.data.sources import open_source
 from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import only_writer, remove_leftovers
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
 
 
@@ -77,8 +78,16 @@ def _tokenize(arguments: Arguments) -> None:
     size, dtype, folder = arguments.image_size, arguments.dtype, Path(arguments.out)
     manifest = describe(source, tokenizer.config, tokenizer.params, image_size=size, versions=versions, dtype=dtype)
     start = time.perf_counter()
-    prepare(folder, manifest)
-    count = tokenize(source, tokenizer.params, folder, manifest, batch_size=arguments.batch_size, workers=arguments.data.workers)
+
+    def begin() -> None:
+        remove_leftovers(folder, below=False)
+        prepare(folder, manifest)
+
+    with hosts.entered_by_first(only_writer(folder, is_folder=True)):
+        hosts.on_first(begin)
+        if jax.process_index() > 0:
+            prepare(folder, manifest)  # Finds that the folder is not shared, or that this process has other pictures.
+        count = tokenize(source, tokenizer.params, folder, manifest, batch_size=arguments.batch_size, workers=arguments.data.workers)
     speed = f", {count / (time.perf_counter() - start):.1f} images/s on {jax.local_device_count()} devices" if count else ""
     print(f"{folder}: tokens of {len(source):,} pictures, {count:,} of them made by this process now{speed}")
 

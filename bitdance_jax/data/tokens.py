@@ -2,31 +2,33 @@
 
 A record is the label, int32 little-endian, and then the packed bits of each version of the picture, uint8 [versions, h, w, bytes]: 8 to
 a byte, the first the highest, 1 for a code of 1 and 0 for -1; a last byte that is not full ends in zeros. The versions are its centre
-crop, with `flips` that crop's mirror image, and then the `crops` random ones.
+crop, with `flips` that crop's mirror image, and then the `crops` random ones. The last record of a shard
+is its `token_shards.Seal`: no other file, and no altered one, passes for it.
 """
 
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import UInt8
 
 from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.config.plain import Count, Natural, Seed, Size
 from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.token_shards import Shard, damaged
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import replacing
 from bitdance_jax.images import DamagedPicture
 
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LABEL = np.dtype("<i4")
 PROBES = 8  # pictures that tell one source from another
 
@@ -84,13 +86,8 @@ class Manifest(Config):
 
     @property
     def shards(self) -> int:
+        """How many there are."""
         return -(-self.records // self.shard_size)
-
-    def shard(self, number: int) -> tuple[str, range]:
-        """File name of a shard, and the records in it."""
-        start = number * self.shard_size
-        name = f"tokens-{number:05d}-of-{self.shards:05d}.array_record"
-        return name, range(start, min(start + self.shard_size, self.records))
 
     def write(self, folder: Path) -> None:
         with replacing(folder / MANIFEST) as temporary:
@@ -113,6 +110,19 @@ class Manifest(Config):
         return manifest
 
 
+def shards(folder: str | os.PathLike[str], manifest: Manifest) -> list[Shard]:
+    """All shards of a folder of tokens, there or not, once its manifest is written."""
+    tokens = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()[:16]
+
+    def shard(number: int) -> Shard:
+        start = number * manifest.shard_size
+        name = f"tokens-{number:05d}-of-{manifest.shards:05d}.array_record"
+        records = range(start, min(start + manifest.shard_size, manifest.records))
+        return Shard(Path(folder) / name, tokens, number, records)
+
+    return [shard(number) for number in range(manifest.shards)]
+
+
 class TokensSource:
     """Records {"codes": uint8 [h, w, bytes] of the centre crop, "label"} with, as the manifest says, "codes_flipped" of its mirror
     image and "codes_crops" [crops, h, w, bytes]. The loader chooses one version as "codes".
@@ -121,20 +131,16 @@ class TokensSource:
       manifest: see Manifest.
 
     Raises:
-      UserError: the tokens are missing or not finished, or, when read, damaged.
+      UserError: the tokens are missing, not finished or damaged. All of them are read for that at the start.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.manifest = Manifest.read(folder)
         self.class_names = self.manifest.class_names
-        self._folder = Path(folder)
-        shards = []
-        for number in range(self.manifest.shards):
-            name, records = self.manifest.shard(number)
-            if not (self._folder / name).is_file():
-                raise UserError(f"the tokens in {self._folder} are not finished: {name} is missing; run the same tokenize command again")
-            shards.append(f"{self._folder / name}[0:{len(records)}]")
-        self._records = ArrayRecordDataSource(shards)
+        self._shards = shards(folder, self.manifest)
+        with ThreadPoolExecutor() as pool:  # Reading and checksums run outside Python's lock.
+            list(pool.map(Shard.check, self._shards))
+        self._records = ArrayRecordDataSource([f"{shard.path}[0:{len(shard.records)}]" for shard in self._shards])
 
     def __len__(self) -> int:
         return self.manifest.records
@@ -142,8 +148,6 @@ class TokensSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         data = self._read(index)
         versions, shape = self.manifest.versions, self.manifest.code_shape
-        if len(data) != LABEL.itemsize + versions.count * int(np.prod(shape)):
-            raise UserError(f"record {index} of {self._folder} has {len(data)} bytes, which is not what {MANIFEST} says; make it anew")
         codes = np.frombuffer(data, np.uint8, offset=LABEL.itemsize).reshape(versions.count, *shape)
         record = {"codes": codes[0], "label": np.frombuffer(data, LABEL, 1)[0]}
         if versions.flips:
@@ -156,27 +160,12 @@ class TokensSource:
         try:
             return self._records[index]
         except (RuntimeError, ValueError, IndexError) as error:
-            name, _ = self.manifest.shard(index // self.manifest.shard_size)
-            reason = str(error).partition(";")[0] or type(error).__name__
-            raise UserError(f"{self._folder / name} is damaged ({reason}); delete it and run the same tokenize command again") from error
+            raise damaged(self._shards[index // self.manifest.shard_size].path, error) from error
 
 
 def serialize(label: int, codes: UInt8[np.ndarray, "versions h w bytes"]) -> bytes:
     """One record."""
     return LABEL.type(label).tobytes() + codes.tobytes()
-
-
-def is_whole(shard: Path, records: int) -> bool:
-    """Whether a shard is there with all its records: their number stands at its end, which a file that is cut does not have."""
-    if not shard.is_file():
-        return False
-    try:
-        reader = ArrayRecordReader(str(shard))
-        found = reader.num_records()
-        reader.close()
-    except RuntimeError:
-        return False
-    return found == records
 
 
 def encoder_fingerprint(config: TokenizerConfig, params: Any) -> str:

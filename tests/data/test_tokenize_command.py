@@ -13,6 +13,7 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, check_tokens
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import only_writer
 from bitdance_jax.sampling.pipeline import Tokenizer
 
 
@@ -32,6 +33,21 @@ def test_the_emoji_on_four_devices(tmp_path):
     expected = np.packbits(Tokenizer(tiny_models.TOKENIZER, tiny_models.tokenizer_params()).encode(pictures) > 0, axis=-1)
     differing = np.unpackbits(np.stack([source[index]["codes"] for index in range(1856, 1906)]) ^ expected)
     assert differing.mean() < 1e-3  # another split of the batch may round a value near 0 to the other side
+
+
+def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
+    folder = tmp_path / "tokens"
+    flags = ["--tokenizer", str(tiny_models.save_tokenizer(tmp_path / "tokenizer")), "--image-size", "16", "--out", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["tokenize", *flags])
+    monkeypatch.setattr(tokenize.hosts, "start", lambda config: False)  # is before all other use of JAX
+    monkeypatch.setattr(tokenize, "tokenize", lambda *arguments, **options: 0)  # has tests of its own
+    with only_writer(folder, is_folder=True):
+        with pytest.raises(UserError, match=f"^another process is writing {folder}; wait for it, or give another folder$"):
+            tokenize.main()
+        assert not list(folder.glob("*.json"))
+        (folder / ".tokens-00000-of-00001.array_record.0123abcd").touch()  # as a kill leaves it
+    tokenize.main()
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize(

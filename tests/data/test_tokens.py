@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny_models
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from bitdance_jax.config import AugmentConfig, ConfigError, DataConfig
 from bitdance_jax.data import token_writer, transforms
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import ArraySource, open_sources
+from bitdance_jax.data.token_shards import Seal
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
 from bitdance_jax.data.tokens import Manifest, TokensSource, Versions, check_tokens, encoder_fingerprint
 from bitdance_jax.errors import UserError
@@ -134,7 +138,6 @@ def test_killed_it_goes_on_after_the_last_whole_shard(tmp_path, source, whole, m
         write(tmp_path, Dying(source.arrays, source.class_names), batch_size=1)
     left = sorted(shards(tmp_path))
     assert 1 <= len(left) <= 3 and left == sorted(shards(whole))[: len(left)]
-    (tmp_path / ".tokens-00003-of-00005.array_record.partial").write_bytes(b"what a kill that nothing could catch left behind")
     (tmp_path / left[0]).write_bytes(shards(whole)[left[0]][:-100])
     times = {name: (tmp_path / name).stat().st_mtime_ns for name in left[1:]}
     assert write(tmp_path, source) == COUNT - 5 * (len(left) - 1)
@@ -176,7 +179,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_shard(tmp_path, source, monkeypat
             pass
 
     monkeypatch.setattr(token_writer, "ArrayRecordWriter", FullDisk)
-    with pytest.raises(UserError, match=r"^cannot write the tokens .*array_record: write\(\) failed: No space left on device$"):
+    with pytest.raises(UserError, match=r"^cannot write the tokens .*-00000-of-.*array_record: write\(\) failed: No space left on device$"):
         write(tmp_path, source)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
@@ -225,7 +228,7 @@ def test_manifests_that_cannot_be_read(tmp_path, whole):
     for changed, message in (
         (text[:-20], "is not valid JSON; make the tokens anew"),
         (text.replace('"records"', '"recordz"'), "unknown fields: recordz"),
-        (text.replace('"format_version": 1', '"format_version": 2'), "is of format 2, and this package reads 1"),
+        (text.replace('"format_version": 2', '"format_version": 1'), "is of format 1, and this package reads 2; make the tokens anew$"),
     ):
         assert changed != text
         (tmp_path / "manifest.json").write_text(changed)
@@ -233,19 +236,87 @@ def test_manifests_that_cannot_be_read(tmp_path, whole):
             Manifest.read(tmp_path)
 
 
-def test_damaged_shards_are_named_when_read(tmp_path, whole):
-    for path in whole.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    shard = tmp_path / "tokens-00001-of-00005.array_record"
-    data = bytearray(shard.read_bytes())
-    data[100] ^= 1  # in the first record; more than half of so small a file is filling
-    shard.write_bytes(data)
+@pytest.fixture
+def copy(tmp_path, whole):
+    """Another folder of the same tokens, to be changed."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def shard(folder, number):
+    return folder / f"tokens-0000{number}-of-00005.array_record"
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1  # more than half of so small a file is filling
+    path.write_bytes(data)
+
+
+def swap(folder):
+    shard(folder, 1).rename(folder / "aside")
+    shard(folder, 3).rename(shard(folder, 1))
+    (folder / "aside").rename(shard(folder, 3))
+
+
+def test_swapped_shards_are_named_and_made_anew(copy, source, whole):
+    swap(copy)
     with pytest.raises(
-        UserError, match=r"tokens-00001-of-00005.array_record is damaged \(.*\); delete it and run the same tokenize command"
+        UserError, match=r"00001-of-00005\.array_record is damaged \(shard is 3, not 1\); run the same tokenize command again"
     ):
-        for index in range(5, 10):
-            TokensSource(tmp_path)[index]
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"image_size": 16}))
-    with pytest.raises(UserError, match=r"record 0 of .* has 20 bytes, which is not what manifest.json says"):
-        TokensSource(tmp_path)[0]
+        TokensSource(copy)
+    assert write(copy, source) == 10
+    assert shards(copy) == shards(whole)
+
+
+def test_a_shard_of_other_tokens_or_without_a_seal_is_named(copy, whole, source, tmp_path):
+    renamed = ArraySource(source.arrays, ("a", "b", "d"))
+    write(tmp_path / "other", renamed)
+    shutil.copy(shard(tmp_path / "other", 2), shard(copy, 2))
+    with pytest.raises(UserError, match=r"00002-of-00005\.array_record is damaged \(tokens is [0-9a-f]{16}, not [0-9a-f]{16}\)"):
+        TokensSource(copy)
+    (copy / "manifest.json").write_bytes((tmp_path / "other" / "manifest.json").read_bytes())
+    with pytest.raises(UserError, match=r"00000-of-00005\.array_record is damaged \(tokens is "):
+        TokensSource(copy)
+    (copy / "manifest.json").write_bytes((whole / "manifest.json").read_bytes())
+    for records in ([b"x"] * 5, []):
+        writer = ArrayRecordWriter(str(shard(copy, 2)), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        with pytest.raises(UserError, match=r"00002-of-00005\.array_record is damaged \("):
+            TokensSource(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda records: records[1:], "records is 4, not 5"),
+        (lambda records: [records[1], records[0], *records[2:]], "checksum is "),
+        (lambda records: [*records, records[0]], r"records is 6, not 5"),
+    ],
+)
+def test_records_that_are_not_those_that_were_sealed(copy, source, change, complaint):
+    """The seal says how many of which contents come before it, and its own place how many there are."""
+    reader = ArrayRecordReader(str(shard(copy, 1)))
+    *records, seal = reader.read_all()
+    reader.close()
+    changed = change(records)
+    writer = ArrayRecordWriter(str(shard(copy, 1)), "group_size:1")
+    for record in [*changed, Seal.unpack(seal)._replace(records=len(changed)).pack()]:
+        writer.write(record)
+    writer.close()
+    with pytest.raises(UserError, match=rf"00001-of-00005\.array_record is damaged \({complaint}"):
+        TokensSource(copy)
+    assert write(copy, source) == 5
+
+
+def test_a_flipped_bit_is_named_at_the_start_and_when_read(copy, source, whole):
+    opened = TokensSource(copy)
+    flip(shard(copy, 1), 100)  # in the first record
+    message = r"tokens-00001-of-00005.array_record is damaged \(.*\); run the same tokenize command again, which makes it anew$"
+    with pytest.raises(UserError, match=message):
+        [opened[index] for index in range(5, 10)]
+    with pytest.raises(UserError, match=message):
+        TokensSource(copy)
+    assert write(copy, source) == 5
+    assert shards(copy) == shards(whole)

@@ -193,7 +193,7 @@ def test_a_second_writer_of_a_file_is_refused(path, whole):
     first.append(PICTURES[:3])
     with pytest.raises(UserError, match=r"^another process is writing .*out\.npz; wait for it, or give another name$"):
         write(path)
-    with pytest.raises(UserError, match="^another process is writing "):
+    with pytest.raises(UserError, match=r"^another process is writing "):
         write(path, overwrite=True)
     first.close()
     assert write(path) == 3
