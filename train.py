@@ -4,13 +4,14 @@ import sys
 
 from bitdance_jax import hosts, sharding
 from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import is_given, parse, run
 from bitdance_jax.config.file import load_config
 from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.checkpoint import quiet_orbax
+from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config, only_run
-from bitdance_jax.train.tasks import make_task
+from bitdance_jax.train.tasks import make_task, with_classes_of_data
 
 
 def launch() -> None:
@@ -29,9 +30,12 @@ def launch() -> None:
         # What takes a moment to find comes before what takes minutes: indexing pictures, loading weights, compiling.
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)
+        if not is_given("model.num-classes", flags):
+            config = with_classes_of_data(config)
         with only_run(config):
             check_config(config)
-        train(make_task(config), config, mesh)
+        initial = initial_params(config)
+        train(make_task(config), config, mesh, initial)
 
 
 def main() -> int:

@@ -15,7 +15,20 @@ from bitdance_jax.errors import UserError
 
 
 # Where things lie may differ between hosts, but not whether it is said. How many work at loading changes nothing.
-_PLACES = {"checkpoint", "checkpoints", "compilation_cache", "dpg", "geneval", "held_out", "npz", "out", "path", "tokenizer", "workdir"}
+_PLACES = {
+    "checkpoint",
+    "checkpoints",
+    "compilation_cache",
+    "dpg",
+    "geneval",
+    "held_out",
+    "init",
+    "npz",
+    "out",
+    "path",
+    "tokenizer",
+    "workdir",
+}
 _MAY_DIFFER = {"workers"}
 
 

@@ -48,6 +48,11 @@ def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | N
     return parsed
 
 
+def is_given(name: str, flags: Sequence[str]) -> bool:
+    """Whether a flag such as "model.num-classes" is among those of a command line."""
+    return any(flag.partition("=")[0].replace("_", "-") == f"--{name}" for flag in flags)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """The exit status of a tool; bad input and a device whose memory is full are one line on stderr and status 2, Ctrl-C one and 130."""
     try:

@@ -155,7 +155,8 @@ def checkpoint_folder(run: Path, record: Record) -> epath.Path:
 
 def _steps(checkpoints: epath.Path) -> list[int]:
     """Of the complete ones: Orbax writes under other names."""
-    return [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()] if checkpoints.exists() else []
+    there = "://" in str(checkpoints) or checkpoints.exists()
+    return [int(path.name) for path in files.folder(checkpoints).iterdir() if path.name.isdecimal()] if there else []
 
 
 def _ema(checkpoint: epath.Path) -> Params | None:

@@ -124,6 +124,32 @@ def test_a_run_of_another_config_is_found_before_data_and_weights_are_opened(com
     assert (code, error) == (2, f"error: {tmp_path} {message}\n")
 
 
+@pytest.fixture
+def classes_of(command, monkeypatch, tmp_path):
+    """The number of classes that train.py trains with for pictures in three classes, and flags."""
+    for name in ("bird", "cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(command, "make_task", lambda config: config)
+    monkeypatch.setattr(command, "train", lambda task, config, *_: seen.append(config.model.num_classes))
+    workdir = ["--run.workdir", str(tmp_path / "run")]
+
+    def classes(*flags):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / "configs" / "emoji_4x.py"), *workdir, *flags])
+        assert command.main() == 0
+        return seen.pop()
+
+    return classes
+
+
+def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given(classes_of, tmp_path):
+    own = ["--data.source", "folder", "--data.path", str(tmp_path / "pictures")]
+    assert classes_of() == 9
+    assert classes_of(*own) == 3
+    assert [classes_of(*own, flag, "4") for flag in ("--model.num-classes", "--model.num_classes")] == [4, 4]
+    assert classes_of(*own, "--model.num-classes=5") == 5
+
+
 def refuse(*arguments, **keywords):
     raise AssertionError
 

@@ -153,6 +153,8 @@ class TrainingConfig(Config):
       mesh: how the devices are laid out; a run may be resumed on another mesh.
       hosts: how the processes find each other.
       profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's folder; None: no trace.
+      init: model folder, or folder of a run, whose weights a new run starts from; "emoji" is the embedded model. None: drawn from the
+        seed.
     """
 
     run: RunConfig
@@ -161,6 +163,7 @@ class TrainingConfig(Config):
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
     profile: tuple[Count, Count] | None = None
+    init: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

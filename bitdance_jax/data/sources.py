@@ -12,7 +12,7 @@ from bitdance_jax.config import DataConfig
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource
 from bitdance_jax.data.records import Names, PictureSource, Split, reading, select, split_indices
 from bitdance_jax.data.tfds import TfdsSource
-from bitdance_jax.data.tokens import TokensSource
+from bitdance_jax.data.tokens import Manifest, TokensSource
 from bitdance_jax.errors import UserError
 from bitdance_jax.images import load_image
 
@@ -114,6 +114,19 @@ def open_sources(config: DataConfig) -> tuple[PictureSource, PictureSource]:
             f"{len(whole.class_names)}, or in another order; the first that only one of them has: {(names or ['none'])[0]}"
         )
     return whole, held_out
+
+
+def count_classes(config: DataConfig) -> int | None:
+    """Classes of a source; None where only opening it would tell."""
+    if config.source == "emoji":
+        return len(EmojiSource("heldout").class_names)
+    if config.source == "tokens":
+        assert config.path is not None  # checked by DataConfig
+        return len(Manifest.read(config.path).class_names)
+    if config.source == "folder":
+        assert config.path is not None
+        return len(_class_folders(Path(config.path)))
+    return len(_open(config).class_names) if config.source == "tfds" else None
 
 
 def _open(config: DataConfig) -> PictureSource:

@@ -24,10 +24,10 @@ from bitdance_jax.train.run_folder import check_config, only_run, record_config
 from bitdance_jax.train.state import TrainState, abstract_state, init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.stopping import StopSignals
-from bitdance_jax.train.task import Batch, Batches, Task
+from bitdance_jax.train.task import Batch, Batches, Params, Task
 
 
-def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
+def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None = None) -> None:
     """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
 
     A run that is killed at any moment and started again gives the same losses and weights as one that is not; on another mesh, the same but
@@ -38,6 +38,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
       task: what is trained.
       config: kept as config.json; what decides the result must not change on resuming.
       mesh: devices of all processes (`sharding.make_mesh`); every process calls this alike.
+      initial: parameters that a new run starts from, as numpy arrays; the others are drawn. A run that has checkpoints does not look at it.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
@@ -52,6 +53,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
         steps_per_epoch=task.steps_per_epoch,
         held_out_size=task.held_out_size,
         frozen_weights=fingerprint(task.frozen),
+        initial_weights=fingerprint(initial),
     )
     sharding.check_batch(mesh, task.batch_size, run.accumulate)
     places = run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"
@@ -62,14 +64,16 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh) -> None:
             if jax.process_index() == 0:
                 record_config(config)
                 task.record.write(workdir)
-            state, figures = _train_steps(task, config, mesh, checkpoints)
+            state, figures = _train_steps(task, config, mesh, checkpoints, initial)
         params = on_host(state.ema, mesh)
         if jax.process_index() == 0:
             task.export(params, figures, str(workdir / "model"))
     _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
 
 
-def _train_steps(task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, float]]:
+def _train_steps(
+    task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Checkpoints, initial: Params | None
+) -> tuple[TrainState, dict[str, float]]:
     """The state after the last step, and its held-out figures."""
     run, objective = config.run, task.objective
     schedule = learning_rate_schedule(config.optimizer, run.steps)
@@ -79,7 +83,11 @@ def _train_steps(task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Ch
     places = sharding.shardings(mesh, abstract := abstract_state(objective, optimizer, mesh))
 
     restored = checkpoints.restore(abstract)
-    state, place = restored or (jax.jit(lambda key: init_state(objective, optimizer, key), out_shardings=places)(init_key), None)
+    if restored:
+        state, place = restored
+    else:
+        draw = jax.jit(lambda key, given: init_state(objective, optimizer, key, given), out_shardings=places)
+        state, place = draw(init_key, sharding.put(mesh, initial or {})), None
     start = int(state.step)
     if start:
         _say(f"resuming {run.workdir} after step {start}")

@@ -47,7 +47,7 @@ def check_config(config: TrainingConfig) -> None:
     """Raises a UserError if `run.workdir` is that of a run with another config that has checkpoints; it names the fields."""
     workdir = Path(config.run.workdir)
     path = workdir / "config.json"
-    if not (path.exists() and any(step.name.isdecimal() for step in folder(config.run.checkpoint_folder).iterdir())):
+    if not (path.exists() and has_checkpoints(config)):
         return
     try:
         recorded = _flat(json.loads(path.read_text()))
@@ -59,6 +59,13 @@ def check_config(config: TrainingConfig) -> None:
     if names:
         changes = ", ".join(f"{name} was {recorded[name]!r}, now {wanted.get(name)!r}" for name in names)
         raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
+
+
+def has_checkpoints(config: TrainingConfig) -> bool:
+    """Whether the run has saved anything that it goes on from."""
+    checkpoints = config.run.checkpoint_folder
+    there = "://" in checkpoints or Path(checkpoints).exists()
+    return there and any(step.name.isdecimal() for step in folder(checkpoints).iterdir())
 
 
 def record_config(config: TrainingConfig) -> None:

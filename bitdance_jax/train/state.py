@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from bitdance_jax import sharding
@@ -30,9 +31,11 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step."""
+def init_state(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array, given: Params | None = None) -> TrainState:
+    """The state before the first step; parameters that are `given` are taken, the others drawn."""
     params = objective.init(key)
+    if given:
+        params = traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given))
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 

@@ -1,5 +1,6 @@
 """What trains, with its data: the tokenizer, and the class-conditional model on a frozen tokenizer."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bitdance_jax.config import ClassConditionalTraining, DataConfig, TokenizerT
 from bitdance_jax.data.latents import cached_latents
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.records import PictureSource
-from bitdance_jax.data.sources import open_sources
+from bitdance_jax.data.sources import count_classes, open_sources
 from bitdance_jax.data.tokens import check_tokens
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
@@ -146,6 +147,18 @@ class ClassConditionalTask(_Records):
             cached_latents(workdir / "tokens_train", train, tokenizer, size, flips),
             cached_latents(workdir / "tokens_heldout", held_out, tokenizer, size, flips),
         )
+
+
+def with_classes_of_data(config: Training) -> Training:
+    """The config with as many classes as its data has, where that is known without opening it.
+
+    Raises:
+      UserError: the data is missing or laid out in another way.
+    """
+    if not isinstance(config, ClassConditionalTraining):
+        return config
+    classes = count_classes(config.data) or config.model.num_classes
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
 
 
 def make_task(config: Training) -> Task:

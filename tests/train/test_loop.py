@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance_jax import sharding
+from bitdance_jax import model_folder, sharding
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import only_writer
@@ -23,11 +23,11 @@ from bitdance_jax.train.loop import train
 def run(toy):
     """Trains the toy in a folder: 10 steps, of which every 2nd is logged, every 4th saved and every 5th drawn."""
 
-    def run(workdir, task=None, optimizer=None, **changes):
+    def run(workdir, task=None, optimizer=None, initial=None, **changes):
         settings = {"steps": 10, "log_every": 2, "save_every": 4, "preview_every": 5} | changes
         config = toy.training_config(workdir, **settings)
         config = dataclasses.replace(config, mesh=MeshConfig(), optimizer=dataclasses.replace(config.optimizer, **(optimizer or {})))
-        train(task or toy.ToyTask(), config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+        train(task or toy.ToyTask(), config, sharding.make_mesh(config.mesh, jax.devices()[:1]), initial)
 
     return run
 
@@ -114,3 +114,14 @@ def test_the_seed_decides_everything(run, tmp_path):
     a, b, c = ([float(row["loss"]) for row in read(tmp_path / name)] for name in "abc")
     assert a == b
     assert not np.isclose(a, c).any()
+
+
+def test_a_new_run_starts_from_given_weights_and_a_resumed_one_does_not(run, tmp_path):
+    given = {"fc1": {"bias": np.linspace(1.0, 2.0, 16, dtype=np.float32)}}
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0}
+    run(tmp_path, optimizer=still, initial=given, steps=2)
+    params = model_folder.load(tmp_path / "model").params
+    np.testing.assert_allclose(params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6)
+    assert np.std(params["fc1"]["kernel"]) > 0.5  # drawn
+    run(tmp_path, optimizer=still, initial={"fc1": {"bias": np.zeros(16, np.float32)}}, steps=4)
+    np.testing.assert_allclose(model_folder.load(tmp_path / "model").params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6)
