@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 from jaxtyping import UInt8
+from PIL import Image
 
 from bitdance_jax import images
 from bitdance_jax.errors import UserError
@@ -43,18 +44,29 @@ class Prompt:
     line: bytes | None = None
 
     def finished(self, folder: Path, count: int) -> bool:
-        """Whether all files of `count` pictures are there."""
-        return all((folder / name).exists() for name in [*self._metadata(), *self._pictures(count)])
+        """Whether all files of `count` pictures are there, undamaged."""
+        return all(self._is_whole(folder / name) for name in [*self._metadata(), *self._pictures(count)])
 
     def write(self, folder: Path, pictures: UInt8[np.ndarray, "N H W 3"]) -> None:
-        """Writes the files that are not there yet, each whole or not at all."""
+        """Writes the files that are not there yet or damaged, each whole or not at all."""
         for name in self._metadata():
-            if not (folder / name).exists():
+            if not self._is_whole(folder / name):
                 with replacing(folder / name) as temporary:
                     temporary.write_bytes(self.line or b"")
         for name, picture in zip(self._pictures(len(pictures)), [_two_columns(pictures), *pictures], strict=False):
-            if not (folder / name).exists():
+            if not self._is_whole(folder / name):
                 images.save_png(folder / name, picture)
+
+    def _is_whole(self, file: Path) -> bool:
+        """Whether a file is there as it was written: a PNG by its own checksums, without decoding it."""
+        try:
+            if file.suffix != ".png":
+                return file.read_bytes() == self.line
+            with Image.open(file, formats=["PNG"]) as picture:
+                picture.verify()
+        except Exception:  # Pillow raises many types for damaged files.
+            return False
+        return True
 
     def _metadata(self) -> list[str]:
         return [] if self.line is None else [f"{self.name}/metadata.jsonl"]

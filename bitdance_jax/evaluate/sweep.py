@@ -116,7 +116,7 @@ class Table:
                 known = reader.fieldnames == self._columns
                 self.rows = [Row(**row) for row in reader] if known else []
                 [float(row.value) for row in self.rows]
-            except (OSError, ValueError, TypeError):
+            except (OSError, ValueError, TypeError, csv.Error):
                 known = False
             if not known:
                 raise UserError(f"{self._path} is there already and no table of a sweep; remove it or give another --out")

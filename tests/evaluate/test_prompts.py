@@ -193,6 +193,28 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     assert command(*flags) == 0
 
 
+def test_damaged_files_are_written_again_and_no_others(command, quick):
+    flags = ["--geneval", "geneval.jsonl", "--per-prompt", "2", "--batch-size", "1", "--out", "out"]
+    assert command(*flags) == 0
+    whole = contents("out")
+    picture = bytearray(whole["00000/samples/0001.png"][0])
+    picture[60] ^= 1
+    damage = {
+        "00000/samples/0001.png": bytes(picture),
+        "00000/metadata.jsonl": LINES[0][:20],
+        "00001/grid.png": b"",  # as a loss of power leaves it on some file systems
+        "00001/samples/0000.png": whole["00001/samples/0000.png"][0][:-20],
+    }
+    for name, data in damage.items():
+        Path("out", name).write_bytes(data)
+    quick.clear()
+    assert command(*flags) == 0
+    assert [call["first_index"] for call in quick] == [0, prompts.STRIDE, 1, prompts.STRIDE + 1]  # of the first two prompts
+    after = contents("out")
+    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in whole.items()}
+    assert {name for name in whole if after[name] != whole[name]} == damage.keys()
+
+
 def test_a_second_command_in_the_folder_is_refused(command, quick, capsys):
     with only_writer("out", is_folder=True):
         assert command("--geneval", "geneval.jsonl", "--out", "out") == 2

@@ -229,7 +229,7 @@ def test_a_second_sweep_into_the_same_table_is_refused(command, tmp_path):
     assert (status, out, error) == (2, "", "error: another process is writing sweep.csv; wait for it, or give another name\n")
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "notes", "\0"])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "notes", "\0", '"' + "a" * 200_000])
 def test_another_table_is_refused(command, tmp_path, text):
     (tmp_path / "sweep.csv").write_text(text)
     status, _, error = command()
