@@ -8,12 +8,16 @@ Every part runs in a process of its own, with random weights: one that fails or 
 leaves the others as they are. Nothing is fetched.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -71,6 +75,8 @@ GOLDEN_TESTS = (
 GUIDANCE = {"b_16x": 6.1, "b_4x": 3.9, "b_1x": 3.2, "l_1x": 4.0, "h_1x": 4.55}
 """The scales of the paper's FIDs (paper 4.2)."""
 
+GOLDEN_SECONDS = 120
+
 Result = dict[str, Any]
 
 
@@ -127,6 +133,39 @@ class Timer:
         return statistics.median(self.seconds)
 
 
+def kernels(call: Callable[[], Any], top: int = 12) -> Result:
+    """Where one call's time goes: seconds of the device's kernels, and the longest of them.
+
+    Kernels whose names differ by a number count together: milliseconds, and how many there were.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        wall = time.perf_counter() - start
+        total: collections.Counter[str] = collections.Counter()
+        count: collections.Counter[str] = collections.Counter()
+        for file in Path(folder).rglob("*.xplane.pb"):
+            for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+                if not plane.name.startswith("/device:GPU"):
+                    continue
+                for line in plane.lines:
+                    if not line.name.startswith("Stream"):
+                        continue
+                    for event in line.events:
+                        name = re.sub(r"[._]?\d+$", "", event.name[:60])
+                        total[name] += event.duration_ns
+                        count[name] += 1
+    longest = [[name, round(ns / 1e6, 2), count[name]] for name, ns in total.most_common(top)]
+    seconds = sum(total.values()) / 1e9
+    return {
+        "traced_seconds": round(wall, 3),
+        "kernel_seconds": round(seconds, 3),
+        "kernels": sum(count.values()),
+        "longest_ms": longest,
+    }
+
+
 def device_result() -> Result:
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
@@ -174,29 +213,35 @@ def toy_tokenizer() -> TokenizerConfig:
 
 
 def golden(trial: bool) -> Result:
-    """The tests against recorded tensors, on this device, eight at a time where that is possible."""
-    command = [sys.executable, "-m", "pytest", "-q", *GOLDEN_TESTS]
-    try:
-        import xdist  # noqa: F401
-
-        command += ["-n", "8"]
-    except ImportError:
-        pass
-    if trial:
-        command = [sys.executable, "-m", "pytest", "-q", "tests/transformer/test_attention.py"]
+    """The tests against recorded tensors, on this device, several at a time where that is possible."""
+    tests = ["tests/transformer/test_attention.py"] if trial else [*GOLDEN_TESTS, "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", *tests]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(max(1, (os.cpu_count() or 2) - 2))]
     platform = jax.default_backend()
+    flags = "--xla_gpu_autotune_level=0"  # the tests compile more than they compute
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cuda" if platform == "gpu" else platform,
+        "XLA_FLAGS": flags if platform == "gpu" else os.environ.get("XLA_FLAGS", ""),
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    print(done.stdout[-20000:])
-    last = [line for line in done.stdout.splitlines() if line.strip()][-1:]
-    return {"passed": done.returncode == 0, "summary": last[0] if last else done.stderr[-300:]}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        output, _ = process.communicate(timeout=GOLDEN_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest then says what it has seen
+        try:
+            output, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+    print(output[-20000:])
+    last = [line for line in output.splitlines() if line.strip()][-1:]
+    return {"passed": process.returncode == 0, "summary": last[0] if last else "no output"}
 
 
-def sample(name: str, *, kernel: Kernel = "xla", head_steps: tuple[int, ...] = (100, 25)) -> Any:
-    """Codes and pixels of 64 pictures at a time, guided, in bfloat16."""
+def sample(name: str, *, kernel: Kernel = "xla", head_steps: tuple[int, ...] = (100, 25), pixels: bool = False) -> Any:
+    """Codes, and pixels, of 64 pictures at a time, guided, in bfloat16."""
 
     def part(trial: bool) -> Result:
         config = class_conditional_config(name, trial)
@@ -226,6 +271,9 @@ def sample(name: str, *, kernel: Kernel = "xla", head_steps: tuple[int, ...] = (
                 "tflops": round(flops / seconds / 1e12, 1),
             }
             codes = compiled(params, labels, keys)
+        result |= kernels(functools.partial(compiled, params, labels, keys))
+        if not pixels:
+            return {**result, **device_result()}
         tokenizer = Autoencoder(config.tokenizer, dtype)
         decode = jax.jit(
             lambda p, codes, keys: jax.lax.map(
@@ -292,7 +340,7 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
         chip = chip_of(jax.devices()[0])
         if chip:
             result["model_flop_utilisation"] = round(flops / seconds / chip.flops, 3)
-        return {**result, **device_result()}
+        return {**result, **device_result(), **kernels(call)}
 
     return part
 
@@ -410,7 +458,7 @@ def tokenizer(trial: bool) -> Result:
 
 PARTS: dict[str, Callable[[bool], Result]] = {
     "golden": golden,
-    "sample_b_16x": sample("b_16x"),
+    "sample_b_16x": sample("b_16x", pixels=True),
     "train_b_1x_cudnn": train("b_1x", 256, attention="cudnn"),
     "t2i_14b_64x": draw_prompt("14b_64x", "bfloat16"),
     "sample_b_4x": sample("b_4x", head_steps=(25,)),

@@ -121,16 +121,19 @@ def attend(
 def _attend_by_cudnn(
     q: Float[Array, "B N S D"], k: Float[Array, "B M T D"], v: Float[Array, "B M T D"], mask: Mask | None
 ) -> Float[Array, "B N S D"]:
+    # Its backward pass takes even lengths only. No query sees a padded key.
+    queries, keys = q.shape[2], k.shape[2]
+    if mask is None and keys % 2:
+        mask = np.ones((queries, keys), bool)
     causal = isinstance(mask, BlockCausal) and mask.block == 1
-    queries = q.shape[2]
-    if isinstance(mask, BlockCausal):
-        mask = None if causal else mask.array(queries)
+    if causal:
+        mask = None
+    elif isinstance(mask, BlockCausal):
+        mask = mask.array(queries)
+    q, k, v = (jnp.swapaxes(_pad_to_even(x, axis=2), 1, 2) for x in (q, k, v))
     if mask is not None:
-        # With a mask, cuDNN's backward pass takes even lengths only. No query sees a padded key.
-        q, k, v = (_pad_to_even(x, axis=2) for x in (q, k, v))
-        mask = jnp.asarray(mask).reshape(-1, 1, *mask.shape[-2:])
+        mask = jnp.asarray(mask).reshape(-1, 1, queries, keys)
         mask = _pad_to_even(_pad_to_even(mask, axis=2), axis=3)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
     return jnp.swapaxes(out, 1, 2)[:, :, :queries]
 

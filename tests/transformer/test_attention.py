@@ -82,6 +82,44 @@ def test_attend_in_bfloat16_keeps_the_softmax_exact():
     assert_close(out.astype(jnp.float32), reference(q, k, v, None), 0.02)
 
 
+@pytest.mark.parametrize("block", [1, 4, None])
+def test_rule_is_the_mask_that_it_stands_for(block):
+    q, k, v = (jax.random.normal(key, (2, 2, 11, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    rule = None if block is None else attention.BlockCausal(prefix=3, block=block)
+    mask = None if block is None else attention.block_causal_mask(11, 3, block)
+    assert_close(attention.attend(q, k, v, rule), reference(q, k, v, mask), 1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
+@pytest.mark.parametrize("length", [64, 319])
+@pytest.mark.parametrize("block", [1, 4, None])
+def test_cudnn_is_xla(length, block):
+    """Results and gradients in bfloat16, even and odd lengths, causal, block-causal and without a mask."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, direction = (jax.random.normal(key, (2, 4, length, 64), jnp.bfloat16) for key in keys)
+    mask = None if block is None else attention.BlockCausal(prefix=63, block=block)
+
+    def both(kernel):
+        attend = jax.jit(lambda q, k, v: attention.attend(q, k, v, mask, kernel))
+        out, pull = jax.vjp(attend, q, k, v)
+        return [out, *pull(direction)]
+
+    for fused, plain in zip(both("cudnn"), both("xla"), strict=True):
+        assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
+def test_cudnn_with_a_mask_for_each_row():
+    """As in cached sampling: few queries, fewer key heads, slots that some rows do not see."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (3, 8, 4, 64), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (3, 2, 33, 64), jnp.bfloat16) for key in keys[1:])
+    mask = jnp.arange(33) >= jnp.array([0, 5, 20])[:, None, None]
+    mask = jnp.broadcast_to(mask, (3, 4, 33))
+    fused, plain = (attention.attend(q, k, v, mask, kernel) for kernel in ("cudnn", "xla"))
+    assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
+
+
 def test_write_cache():
     cache = attention.empty_cache(2, 6, num_heads=3, head_dim=4, dtype=jnp.bfloat16)
     assert cache.k.shape == cache.v.shape == (2, 3, 6, 4)
