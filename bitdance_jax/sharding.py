@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,31 +166,59 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*map(cut, axes, x.shape)))
 
 
-def gathered(kernel: Array, name: str, dtype: DTypeLike) -> Array:
+class _Gathering(NamedTuple):
+    """How a parameter is gathered.
+
+    Attributes:
+      places: the axes that it is cut over before and after; None: it stays where it is.
+      dtype: in which it travels.
+      result: in which it arrives, and in which its gradient is summed.
+      own: the parameter's.
+    """
+
+    places: tuple[P, P] | None
+    dtype: jnp.dtype
+    result: jnp.dtype
+    own: jnp.dtype
+
+
+def gathered(kernel: Array, name: str, dtype: DTypeLike, sums: DTypeLike | None = None) -> Array:
     """A parameter in the compute type, whole but for the axis "tensor": first converted, then gathered over "fsdp".
 
-    The gradient goes the other way: each device gets its own part of the sum, in the compute type. Without a mesh only the type changes.
+    The gradient goes the other way: each device gets its own part of the sum. Without a mesh only the type changes.
+
+    Args:
+      sums: the type of the gradient and of its sum over devices, hence of the result, whose values are those of the compute
+        type all the same; None: the compute type.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    dtype, result = jnp.dtype(dtype), jnp.dtype(sums or dtype)
     if mesh.empty or mesh.manual_axes or mesh.shape[FSDP] == 1:
-        return kernel.astype(dtype)
-    cut = parameter_spec(mesh, name, kernel.shape)
-    whole = P(*(tuple(axis for axis in _names(axes) if axis != FSDP) or None for axes in cut))
-    return _gather(kernel, cut, whole, jnp.dtype(dtype), kernel.dtype)
+        places = None
+        if result == dtype:
+            return kernel.astype(dtype)
+    else:
+        cut = parameter_spec(mesh, name, kernel.shape)
+        places = cut, P(*(tuple(axis for axis in _names(axes) if axis != FSDP) or None for axes in cut))
+    return _gather(kernel, _Gathering(places, dtype, result, kernel.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gather(kernel: Array, cut: P, whole: P, dtype: jnp.dtype, _: jnp.dtype) -> Array:
-    kernel = jax.lax.with_sharding_constraint(kernel.astype(dtype), cut)
-    return jax.lax.with_sharding_constraint(kernel, whole)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(kernel: Array, how: _Gathering) -> Array:
+    kernel = kernel.astype(how.dtype)
+    for place in how.places or ():
+        kernel = jax.lax.with_sharding_constraint(kernel, place)
+    return kernel.astype(how.result)
 
 
-def _gather_forward(kernel: Array, cut: P, whole: P, dtype: jnp.dtype, saved: jnp.dtype) -> tuple[Array, None]:
-    return _gather(kernel, cut, whole, dtype, saved), None
+def _gather_forward(kernel: Array, how: _Gathering) -> tuple[Array, None]:
+    return _gather(kernel, how), None
 
 
-def _gather_backward(cut: P, whole: P, dtype: jnp.dtype, saved: jnp.dtype, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(gradient, cut).astype(saved),)
+def _gather_backward(how: _Gathering, _: None, gradient: Array) -> tuple[Array]:
+    if how.places:
+        gradient = jax.lax.with_sharding_constraint(gradient, how.places[0])
+    return (gradient.astype(how.own),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -1,20 +1,25 @@
 """Meshes, the rule table and batches over devices. Eight devices need a process of their own; two hosts are in tests/train."""
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.typing import DTypeLike
 
-from bitdance_jax import UserError, sharding
+from bitdance_jax import UserError, linear, sharding
 from bitdance_jax.config import ClassConditionalConfig, MeshConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.transformer.layers import FusedDense
 
 
 def abstract(data: int, fsdp: int, tensor: int) -> AbstractMesh:
@@ -140,5 +145,50 @@ def on_eight_devices() -> None:
     assert doubled.sharding.is_equivalent_to(batch.sharding, 2)
 
 
+class Layers(nn.Module):
+    """One of each kind of layer with weights, computed in bfloat16."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linear.Conv(8, (3, 3), dtype=jnp.bfloat16, name="conv1")(x)
+        x, _ = FusedDense(2, 16, use_bias=True, dtype=jnp.bfloat16, name="w1")(x)
+        return linear.Dense(8, dtype=jnp.bfloat16, name="fc2")(x)
+
+
+def exchanges(mesh: Mesh, sums: DTypeLike | None) -> set[tuple[str, str]]:
+    """(operation, type) of what the compiler has devices exchange for the layers' gradients.
+
+    As it cuts the program: later the compiler for CPUs, which cannot add bfloat16, makes every sum float32.
+    """
+    x = jax.ShapeDtypeStruct((16, 4, 4, 8), jnp.float32, sharding=sharding.batch_sharding(mesh))
+    shapes = jax.eval_shape(Layers().init, jax.random.key(0), x)["params"]
+    places = sharding.shardings(mesh, shapes)
+    params = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+    def gradients(params, x):
+        def loss(params):
+            return jnp.sum(jnp.square(Layers().apply({"params": params}, x).astype(jnp.float32)))
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), linear.gradient_sums(sums):
+            return jax.lax.with_sharding_constraint(jax.grad(loss)(params), places)
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"}
+        jax.jit(gradients).lower(params, x).compile(compiler_options=options)
+        (dump,) = Path(folder).glob("*after_spmd-partitioning*")
+        found = re.findall(r" (bf16|f32)\[\S+ (all-reduce|reduce-scatter|all-gather)\(", dump.read_text())
+    return {(operation, dtype) for dtype, operation in found}
+
+
+def check_sums() -> None:
+    """Weights travel in the compute type, and gradients are summed in the type that is asked for."""
+    for config in (MeshConfig(8, 1, 1), MeshConfig(2, 4, 1)):
+        mesh = sharding.make_mesh(config)
+        travels = {("all-gather", "bf16")} if config.fsdp > 1 else set()
+        assert exchanges(mesh, jnp.dtype(jnp.float32)) == travels | {("all-reduce", "f32")}
+        assert exchanges(mesh, None) == travels | {("all-reduce", "bf16")}
+
+
 if __name__ == "__main__":
     on_eight_devices()
+    check_sums()

@@ -43,6 +43,7 @@ class RunConfig(Config):
       steps: optimizer steps in all.
       seed: of the initial weights, the order of the data and every noise.
       compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
+      gradient_dtype: in which gradients are summed over pictures and devices: "float32", or "compute", the compute type.
       export_dtype: of the finished model folder's weights.
       remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
       attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA devices in bfloat16.
@@ -57,6 +58,7 @@ class RunConfig(Config):
     steps: Count
     seed: Seed = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_dtype: Literal["float32", "compute"] = "float32"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "nothing"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"

@@ -61,7 +61,7 @@ def training_step(config: Training, mesh: Mesh) -> Program:
     objective = make_objective(config)
     schedule = learning_rate_schedule(config.optimizer, run.steps)
     optimizer = make_optimizer(config.optimizer, schedule, objective)
-    step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate)
+    step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate, run.gradient_dtype)
     arguments = (
         abstract_state(objective, optimizer, mesh),
         on_mesh(mesh, objective.abstract_frozen()),

@@ -78,7 +78,7 @@ def _train_steps(
     run, objective = config.run, task.objective
     schedule = learning_rate_schedule(config.optimizer, run.steps)
     optimizer = make_optimizer(config.optimizer, schedule, objective)
-    train_step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate)
+    train_step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate, run.gradient_dtype)
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
     places = sharding.shardings(mesh, abstract := abstract_state(objective, optimizer, mesh))
 

@@ -20,6 +20,9 @@ from bitdance_jax.files import folder, only_writer, replacing
 _RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "checkpoints", "export_dtype")
 _MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
 
+# What a bfloat16 run did whose config.json does not yet have the field.
+_BEFORE = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
+
 
 @contextlib.contextmanager
 def only_run(config: TrainingConfig) -> Iterator[None]:
@@ -54,7 +57,9 @@ def check_config(config: TrainingConfig) -> None:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON; restore it, or give the run another workdir") from error
     wanted = _flat(json.loads(_text(config)))
-    # A field that the recorded config lacks came with a newer version of this package, and its default with the old behaviour.
+    if recorded.get("run.compute_dtype") == "bfloat16":
+        recorded = {name: value for name, value in _BEFORE.items() if name in wanted} | recorded
+    # Any other field that the recorded config lacks came with a newer version, and its default with the old behaviour.
     names = sorted(n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n))
     if names:
         changes = ", ".join(f"{name} was {recorded[name]!r}, now {wanted.get(name)!r}" for name in names)

@@ -1,14 +1,14 @@
 """One optimizer step, as a pure jitted function over a mesh."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bitdance_jax import sharding
+from bitdance_jax import linear, sharding
 from bitdance_jax.train.state import TrainState, abstract_state
 from bitdance_jax.train.task import Batch, Objective, Params
 
@@ -24,17 +24,20 @@ def make_train_step(
     ema_decay: float,
     mesh: Mesh,
     accumulate: int = 1,
+    gradient_dtype: Literal["float32", "compute"] = "float32",
 ) -> TrainStep:
     """Returns the jitted `(state, frozen, batch, key) -> (state, metrics)`; the old state's buffers are given up to the new one.
 
     State and frozen weights lie as `sharding.shardings` says, the batch as `sharding.batch_sharding`. `key` is the run's: every row's own
     is folded from it by the step's number and the row's, so that the result depends neither on the mesh nor, but for rounding, on
     `accumulate`, the number of micro-batches whose gradients are averaged. The metrics are float32 scalars: loss, the objective's own,
-    grad_norm (before clipping) and learning_rate.
+    grad_norm (before clipping) and learning_rate. `gradient_dtype` is what each micro-batch's gradients are summed in over its rows and
+    the devices (`RunConfig`).
     """
+    sums = None if gradient_dtype == "compute" else jnp.dtype(gradient_dtype)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), linear.gradient_sums(sums):
             keys = row_keys(jax.random.fold_in(key, state.step), batch)
             loss, task_metrics, grads = _mean_gradients(objective, state.params, frozen, (batch, keys), accumulate)
             # Said here, the gradients' sum over devices leaves each with its own part, and not all with all of it.
