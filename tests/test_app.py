@@ -1,14 +1,16 @@
 """The web page: what it draws for a wish, its warnings, and the page itself in a browser where there is one."""
 
+import asyncio
 import contextlib
 import dataclasses
+import http.client
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,8 @@ import tiny_models
 from PIL import Image
 
 from bitdance_jax import UserError, app, toy_text_to_image
-from bitdance_jax.app import Wish, draw
+from bitdance_jax import page as page_module
+from bitdance_jax.page import Wish, draw
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -98,10 +101,10 @@ def test_without_gradio(monkeypatch):
 
 
 @pytest.fixture
-def page(request, kind):
+def drawing_page(request, kind):
     """A page's function that draws, its good fields, and the pop-ups that it shows."""
     gradio = pytest.importorskip("gradio")
-    events = app.make_page(gradio, request.getfixturevalue(kind), kind).fns.values()
+    events = page_module.make_page(gradio, request.getfixturevalue(kind), kind).fns.values()
     (drawing,) = (event for event in events if event.concurrency_limit == 1)
     assert any(drawing._id in event.cancels for event in events)
     warnings = []
@@ -109,35 +112,82 @@ def page(request, kind):
     return drawing.fn, WISH if kind == "classes" else WISH._replace(subject="a cat", size="12x8"), warnings
 
 
+def whole(drawing):
+    async def collect():
+        return [shown async for shown in drawing]
+
+    return asyncio.run(collect())
+
+
 @pytest.mark.parametrize("kind", ["classes", "prompts"])
-def test_gallery_and_warnings(page, kind):
-    on_draw, good, warnings = page
-    (_, started), *partly, (pictures, status) = on_draw(*good)
+def test_gallery_and_warnings(drawing_page, kind):
+    on_draw, good, warnings = drawing_page
+    (_, started), *partly, (pictures, status) = whole(on_draw(*good))
     assert started.startswith("starting") and partly and all(text.startswith("drawing: ") for _, text in partly)
     assert re.fullmatch(r"done: (16 of 16|6 of 6) patches, \d+\.\d s", status)
     assert [caption for _, caption in pictures] == (["0", "0", "3", "3"] if kind == "classes" else [None, None])
     assert [os.path.basename(file) for file, _ in pictures][:2] == ["seed-5-00.png", "seed-5-01.png"]
-    *_, (_, status) = on_draw(*good._replace(seed=None))
+    *_, (_, status) = whole(on_draw(*good._replace(seed=None)))
     assert [status] == warnings == ["seed is empty; fill it in"]
 
 
 @pytest.mark.parametrize("kind", ["classes"])
-def test_another_drawing_after_one_that_was_stopped_or_failed(page, monkeypatch):
-    on_draw, good, warnings = page
-    stopped, waiting = on_draw(*good), on_draw(*good)
-    assert [next(drawing)[1][:8] for drawing in (stopped, waiting, stopped)] == ["starting", "starting", "drawing:"]
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(next, waiting)
-        assert not wait([first], timeout=0.5).done  # two at a time would need the memory of two
-        stopped.close()
-        assert first.result()[1].startswith("drawing: 1 of 16")
-    waiting.close()
+def test_another_drawing_after_one_that_was_stopped_or_failed(drawing_page, monkeypatch):
+    on_draw, good, warnings = drawing_page
+
+    async def stop_one_while_another_waits():
+        stopped, waiting = on_draw(*good), on_draw(*good)
+        assert [(await anext(drawing))[1][:8] for drawing in (stopped, waiting, stopped)] == ["starting", "starting", "drawing:"]
+        first = asyncio.ensure_future(anext(waiting))
+        assert not (await asyncio.wait([first], timeout=0.5))[0]  # two at a time would need the memory of two
+        await stopped.aclose()
+        assert (await first)[1].startswith("drawing: 1 of 16")
+        await waiting.aclose()
+
+    asyncio.run(stop_one_while_another_waits())
     with monkeypatch.context() as patch:
-        patch.setattr(app, "draw", lambda *_: jnp.zeros(2**50, jnp.int8))
-        *_, (_, status) = on_draw(*good)
+        patch.setattr(page_module, "draw", lambda *_: jnp.zeros(2**50, jnp.int8))
+        *_, (_, status) = whole(on_draw(*good))
     assert [status] == warnings and status.startswith("JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory")
-    *_, (_, status) = on_draw(*good)
+    *_, (_, status) = whole(on_draw(*good))
     assert status.startswith("done")
+
+
+def test_no_more_can_be_chosen_than_is_drawn(classes):
+    gradio = pytest.importorskip("gradio")
+    (limit,) = [event.fn for event in page_module.make_page(gradio, classes, "").fns.values() if event.concurrency_limit != 1 and event.fn]
+    assert {n: page_module.most_of_each(n) for n in (0, 1, 9, 64)} == {0: 64, 1: 64, 9: 7, 64: 1}
+    slider = limit(list(range(9)), 16)
+    assert (slider.maximum, slider.value) == (7, 7)
+    assert limit([0], 7).value == 7
+
+
+def test_server(classes, monkeypatch):
+    """Its first requests are Gradio's own; behind a proxy they reach it as well."""
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    blocks = page_module.make_page(gradio, classes, "")
+    app.serve(blocks, app.Arguments(port=port, names=("pictures.example.com",)), prevent_thread_lock=True, quiet=True)
+    try:
+
+        def status(method: str, path: str, body: bytes = b"", **headers: str) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            return connection.getresponse().status
+
+        assert status("GET", "/config") == status("GET", "/config", Host="pictures.example.com") == 200
+        assert status("GET", "/config", Host=f"elsewhere.example.com:{port}") == 403
+        cancel = json.dumps({"session_hash": "a", "fn_index": 0, "event_id": "b"}).encode()
+        assert status("POST", "/gradio_api/cancel", cancel, Content_Type="application/json") == 200
+        elsewhere = {"Content_Type": "application/json", "Origin": "http://elsewhere.example.com"}
+        assert status("POST", "/gradio_api/cancel", cancel, **elsewhere) == 403
+        form = b"--a\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n0\r\n--a--\r\n"
+        assert status("POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=a") == 415
+    finally:
+        blocks.close()
 
 
 class Page:
@@ -191,7 +241,7 @@ def open_page(folders, tmp_path):
                 port = free.getsockname()[1]
             command = [sys.executable, "-m", "bitdance_jax.app", "--checkpoint", str(folders / kind), "--port", str(port)]
             log = stack.enter_context((tmp_path / "log").open("wb"))
-            environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "http_proxy": "http://127.0.0.1:9"}
             server = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
             stack.callback(server.terminate)
             browser = stack.enter_context(sync_api.sync_playwright()).chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -244,8 +294,8 @@ def test_prompts_in_a_browser(open_page):
     page.wait_for_status("^drawing: ")
     page.press("stop")
     page.wait_for_status("^stopped: ")
-    page.page.get_by_text(app.PROMPTS[-1]).click()
-    page.expect(page.page.locator("#subject textarea")).to_have_value(app.PROMPTS[-1])
+    page.page.get_by_text(page_module.PROMPTS[-1]).click()
+    page.expect(page.page.locator("#subject textarea")).to_have_value(page_module.PROMPTS[-1])
     page.fill(size="16x12", steps="2", count="3")
     page.press("draw")
     page.wait_for_status("^done: 12 of 12 patches")
