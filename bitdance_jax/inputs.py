@@ -148,6 +148,14 @@ def decode_json(
     return decoded
 
 
+def convert(data: Any, kind: Any, *, where: str, mend: str = "fetch or write it again") -> Any:
+    """What was read as plain data, as a `kind`; see `decode_json`."""
+    try:
+        return msgspec.convert(data, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise UserError(f"{where} cannot be read: {_reason(error)}; {mend}") from error
+
+
 def _reason(error: Exception) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.head.width`", with the field first."""
     reason, _, field = str(error).replace("`", "").partition(" - at ")

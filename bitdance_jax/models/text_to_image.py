@@ -146,12 +146,16 @@ def prefix_rows(config: TextToImageConfig, prompts: Sequence[Sequence[int]], hei
     """The rows of tokenized prompts for images of height x width pixels, padded to the first of PREFIX_LENGTHS that holds them all.
 
     Raises:
-      UserError: the size is none that the model draws, or a prompt is longer than MAX_PROMPT.
+      UserError: the size is none that the model draws, a prompt is longer than MAX_PROMPT, or has a token that is not in the vocabulary.
     """
     check_size(config, height, width)
     longest, ids, down = max(map(len, prompts)), config.image_tokens, config.tokenizer.downsampling
     if longest > MAX_PROMPT:
         raise UserError(f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; make it shorter")
+    if (largest := max(max(prompt, default=0) for prompt in prompts)) >= config.text.vocab_size:
+        raise UserError(
+            f"a prompt has the token {largest}, and the vocabulary {config.text.vocab_size}; take the model's own tokenizer files"
+        )
     sides = [ids.first_resolution - 1 + side // down for side in (height, width)]
     image = [ids.vision_start, *sides, *range(ids.first_query, ids.first_query + config.tokens_per_step - 1)]
     length = next(n for n in PREFIX_LENGTHS if n >= longest + 2) + config.tokens_per_step

@@ -1,14 +1,17 @@
 """Prompts to token ids, with the tokenizer files that come with a text-to-image model (SPEC 5)."""
 
-import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated
 
-import tokenizers
+import msgspec
 from etils import epath
 
+from bitdance_jax import inputs
 from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import UserError
+from bitdance_jax.text.byte_pairs import Encode, open_tokenizer
 
 
 FOLDER = "text_tokenizer"
@@ -24,6 +27,33 @@ FILES = (
     "chat_template.jinja",
 )
 """The tokenizer files of a release; the first holds all that is needed here, unless the second adds tokens."""
+
+
+MAX_PROMPT_BYTES = 2**16
+"""Of a prompt. The models read a thousand tokens."""
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """Of tokenizer_config.json."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class NumberedToken(AddedToken):
+    """Of tokenizer.json."""
+
+    id: TokenId
+
+
+@dataclass(frozen=True)
+class TokenizerConfigFile:
+    """What is read of tokenizer_config.json."""
+
+    added_tokens_decoder: dict[TokenId, AddedToken] = field(default_factory=dict)
 
 
 class PromptTokenizer:
@@ -47,9 +77,12 @@ class PromptTokenizer:
           UserError: no such files, damaged ones, or special tokens that are missing or out of order, all of them named.
         """
         self._path = epath.Path(folder) / "tokenizer.json"
-        self._tokenizer, self._added = _read(self._path)
+        self._text, self._added = _read(self._path)
+        self._line_end, self._assistant = self._text("\n"), self._text("assistant\n")
         self.tokens_per_step = tokens_per_step or 1 + len(list(self._run("query")))
         needed = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>"]
+        if self.tokens_per_step - 1 > len(self._added):
+            raise UserError(f"{self._path} has no {self.tokens_per_step - 1:,} tokens <|query_N|>; take the model's own files")
         needed += [f"<|query_{n}|>" for n in range(1, self.tokens_per_step)]
         if missing := [token for token in needed if token not in self._added]:
             raise UserError(f"{self._path} lacks special tokens that text-to-image needs: {', '.join(missing)}; take the model's own files")
@@ -66,15 +99,18 @@ class PromptTokenizer:
         """Ids of `<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n`.
 
         Raises:
-          UserError: the prompt is empty, not Unicode, or has with its template more than `max_tokens`.
+          UserError: the prompt is empty, not Unicode, or has with its template more than `max_tokens`; or the files ask for more time or
+            memory than a prompt may take.
         """
         if not prompt.strip():
             raise UserError("a prompt is empty; write what the image shall show")
         try:
-            prompt.encode()
+            size = len(prompt.encode())
         except UnicodeEncodeError as error:
             raise UserError(f"the prompt {_short(prompt)} has bytes that are no UTF-8 text") from error
-        ids = [self._start, *self._text(f"user\n{prompt}"), self._end, *self._text("\n"), *self.unconditional()]
+        if size > MAX_PROMPT_BYTES:
+            raise UserError(f"the prompt {_short(prompt)} has {size:,} bytes, and at most {MAX_PROMPT_BYTES:,} are read; shorten it")
+        ids = [self._start, *self._text(f"user\n{prompt}"), self._end, *self._line_end, *self.unconditional()]
         if len(ids) > max_tokens:
             raise UserError(
                 f"the prompt {_short(prompt)} has {len(ids)} tokens with its template, and at most {max_tokens} fit; shorten it"
@@ -83,10 +119,7 @@ class PromptTokenizer:
 
     def unconditional(self) -> list[int]:
         """Ids of `<|im_start|>assistant\\n`, the prompt of the rows without one."""
-        return [self._start, *self._text("assistant\n")]
-
-    def _text(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return [self._start, *self._assistant]
 
     def _run(self, name: str) -> Iterator[int]:
         """Ids of `<|name_1|>`, `<|name_2|>` and so on, as many as there are."""
@@ -98,28 +131,27 @@ class PromptTokenizer:
 
 def read_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     """The tokenizer files that a folder has, for `model_folder.save`."""
-    return {f"{FOLDER}/{name}": (epath.Path(folder) / name).read_bytes() for name in FILES if (epath.Path(folder) / name).exists()}
+    return {
+        f"{FOLDER}/{name}": inputs.read_bytes(epath.Path(folder) / name, inputs.MAX_LIST_BYTES)
+        for name in FILES
+        if (epath.Path(folder) / name).exists()
+    }
 
 
-def _read(path: epath.Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:
     """The tokenizer of plain text, and the ids of the tokens that were added to it."""
     config = path.parent / "tokenizer_config.json"
     try:
-        content = json.loads(path.read_text())
-        added = {token["content"]: token["id"] for token in content["added_tokens"]}
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
-        further = json.loads(config.read_text()).get("added_tokens_decoder", {}) if config.exists() else {}
-        further = {token["content"]: int(number) for number, token in further.items()}
-    except FileNotFoundError as error:
+        content = inputs.read_json(path, limit=inputs.MAX_LIST_BYTES)
+    except inputs.MissingFile as error:
         raise UserError(f"{path} is missing: a text-to-image model needs its tokenizer files") from error
-    except Exception as error:  # The tokenizers library raises bare Exceptions.
-        raise UserError(f"the tokenizer files in {path.parent} cannot be read ({error}); fetch them again") from error
-    for token, number in further.items():
-        if added.setdefault(token, number) != number:
-            raise UserError(f"{path} and tokenizer_config.json beside it give {token} different ids; take the model's own files")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer, added
+    tokens: list[NumberedToken] = inputs.convert(content.get("added_tokens"), list[NumberedToken], where=f"added_tokens of {path}")
+    added = {token.content: token.id for token in tokens}
+    further = inputs.read_json(config, TokenizerConfigFile).added_tokens_decoder if config.exists() else {}
+    for number, token in further.items():
+        if added.setdefault(token.content, number) != number:
+            raise UserError(f"{path} and tokenizer_config.json beside it give {token.content} different ids; take the model's own files")
+    return open_tokenizer(content, str(path)), added
 
 
 def _short(prompt: str) -> str:

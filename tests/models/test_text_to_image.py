@@ -144,6 +144,7 @@ def test_prefix_rows():
         ([[1]], (8, 10), "width and height must be multiples of 4 up to 32 pixels, got 10x8"),
         ([[1]], (0, 8), "got 8x0"),
         ([[1]], (36, 8), "got 8x36"),
+        ([[1, 10**9]], (8, 8), "a prompt has the token 1000000000, and the vocabulary"),
         ([[1] * 1023], (8, 8), "a prompt has 1023 tokens with its template, and at most 1022 fit"),
     ],
 )

@@ -1,6 +1,7 @@
 """Prompts to ids: the release's recorded ones, what users may write, and files that do not serve."""
 
 import json
+import time
 
 import pytest
 import tokenizers
@@ -8,6 +9,7 @@ import tokenizers
 from bitdance_jax import toy_text_to_image
 from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import UserError
+from bitdance_jax.text import byte_pairs
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer, read_files
 
 
@@ -122,8 +124,108 @@ def test_files_that_will_not_do(folder):
     ):
         PromptTokenizer(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot be read .*fetch them again"):
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: .*fetch"):
         PromptTokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         PromptTokenizer(folder)
+
+
+QWEN3 = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": byte_pairs.QWEN2}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        ],
+    },
+}
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def test_qwen3_s_own_way_is_known(folder):
+    change(folder, lambda content: content.update(QWEN3))
+    change(folder, lambda content: content["model"].update(continuing_subword_prefix="", end_of_word_suffix=""))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    assert byte_pairs.is_known(content)
+    whole = tokenizers.Tokenizer.from_str(json.dumps(content))
+    text = "<|im_start|>user\nIt's 25 café au lait   , \n\nplease<|im_end|>\n<|im_start|>assistant\n"
+    assert PromptTokenizer(folder).encode("It's 25 café au lait   , \n\nplease", 200) == whole.encode(text).ids
+    for prompt in (" " * 60_000, "a" * 60_000, " \n" * 30_000):
+        with pytest.raises(UserError, match=r"at most 200 fit|a prompt is empty"):
+            PromptTokenizer(folder).encode(prompt, 200)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(r"\p{L}+"), QWEN3["pre_tokenizer"]["pretokenizers"][1]]}},
+    ],
+    ids=["normalizer", "words"],
+)
+def test_other_files_are_used_in_a_process_of_their_own(folder, edit):
+    change(folder, lambda content: content.update(edit))
+    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = "<|im_start|>user\nA naïve\ncat<|im_end|>\n<|im_start|>assistant\n"
+    assert not byte_pairs.is_known(json.loads((folder / "tokenizer.json").read_text()))
+    assert PromptTokenizer(folder).encode("A naïve\ncat", 200) == whole.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"pre_tokenizer": split("(x+x+)+y")}, "Onig|takes more than"),
+        ({"pre_tokenizer": split("(")}, "cannot be used"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": 40 * [{"type": "Replace", "pattern": {"String": "x"}, "content": "xx"}]}},
+            "cannot be used|takes more than",
+        ),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 3}, "model": {"type": "WordLevel"}}, "cannot be used"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "cannot be read"),
+        ({"model": {"type": "BPE", "vocab": {"a": 1}, "merges": ["b c"]}}, "cannot be read"),
+        ({"model": []}, "cannot be used"),
+    ],
+    ids=["regex", "pattern", "normalizers", "model", "id", "merge", "list"],
+)
+def test_files_that_would_take_all_time_or_memory(folder, monkeypatch, edit, message):
+    monkeypatch.setattr(byte_pairs, "SECONDS", 3)
+    change(folder, lambda content: content.update(edit))
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=message) as error:
+        PromptTokenizer(folder).encode("x" * 40, 200)
+    assert "tokenizer.json" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "[" * 200_000),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"added_tokens": {}}'),
+        ("tokenizer.json", '{"added_tokens": [{"id": -1, "content": "a"}]}'),
+        ("tokenizer.json", '{"added_tokens": [{"id": 1, "content": []}]}'),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": []}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"1": "a"}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"' + "9" * 400 + '": {"content": "a"}}}'),
+    ],
+)
+def test_json_that_will_not_do(folder, name, content):
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
+        PromptTokenizer(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_and_the_queries_have_bounds(folder):
+    with pytest.raises(UserError, match="has 100,000 bytes, and at most 65,536 are read; shorten it"):
+        PromptTokenizer(folder).encode("x" * 100_000, 200)
+    with pytest.raises(UserError, match="has no 999,999,999 tokens"):
+        PromptTokenizer(folder, tokens_per_step=10**9)
