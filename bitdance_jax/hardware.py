@@ -4,8 +4,16 @@ Figures are the manufacturers', for one JAX device: a whole chip, except for TPU
 TPUs: docs.cloud.google.com/tpu/docs; NVIDIA GPUs: data sheets, dense (without sparsity).
 """
 
+import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+
+from bitdance_jax.errors import UserError
 
 
 GB, GIB, TERA = 1e9, 2.0**30, 1e12
@@ -63,3 +71,44 @@ def chip_of(device: Any) -> Chip | None:
     """The figures of a jax.Device, real or of a topology; None where they are not known (a CPU, a newer chip)."""
     named = [(len(kind), chip) for chip in CHIPS for kind in chip.kinds if device.device_kind.startswith(kind)]
     return max(named, key=lambda pair: pair[0])[1] if named else None
+
+
+def device_memory(device: Any) -> float | None:
+    """Bytes that a program may use; None where that is not known."""
+    if device.platform == "cpu":
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
+        return 1024 * float(found[1]) / jax.local_device_count() if found else None
+    if limit := (device.memory_stats() or {}).get("bytes_limit"):
+        return float(limit)
+    chip = chip_of(device)
+    return chip.memory if chip else None
+
+
+def check_fits(abstract: Any, what: str) -> None:
+    """Refuses, before anything is allocated, arrays that are more than a device of this process can hold.
+
+    Args:
+      abstract: pytree of jax.ShapeDtypeStruct; those with a sharding count as the part that a device holds.
+      what: names them in the message.
+
+    Raises:
+      UserError: they do not fit.
+    """
+    needed = float(sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(abstract)))
+    device = jax.local_devices()[0]
+    available = device_memory(device)
+    if available is not None and needed > available:
+        raise UserError(
+            f"{what} takes {_gib(needed)} on each device, and {device.device_kind} has {_gib(available)}; take a smaller model, "
+            "or more devices (training cuts it over them by --mesh.fsdp)"
+        )
+
+
+def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    size = leaf.dtype.itemsize if isinstance(leaf.dtype, np.dtype) else 4  # keys of random numbers have types of their own
+    return math.prod(shape) * size
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:,.1f} GiB" if count < 1e18 else f"{count / GIB:.1e} GiB"

@@ -2,9 +2,13 @@ import math
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
-from bitdance_jax.hardware import CHIPS, chip_of
+from bitdance_jax import hardware, sharding
+from bitdance_jax.config import MeshConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.hardware import CHIPS, check_fits, chip_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,23 @@ def test_a_tpus_clock_and_its_matrix_units_give_its_peak():
         if chip.clock is not None:
             units = chip.flops / (chip.clock * 2**15)
             assert units == pytest.approx(2 ** round(math.log2(units)), rel=0.03)
+
+
+def test_what_does_not_fit_a_device_is_one_line(monkeypatch):
+    """Also where the product of the sizes is more than any integer of the machine; a sharding tells a device's part."""
+    check_fits({"a": jax.ShapeDtypeStruct((2**20,), np.float32)}, "it")
+    with pytest.raises(UserError, match=r"it takes 7\.2e\+16 GiB on each device, and cpu has .*; take"):
+        check_fits([jax.ShapeDtypeStruct((2**42, 2**42), np.float32)], "it")
+
+    monkeypatch.setattr(hardware, "device_memory", lambda _: 1000)
+    check_fits(jax.ShapeDtypeStruct((250,), np.float32), "it")
+    with pytest.raises(UserError, match="it takes"):
+        check_fits(jax.ShapeDtypeStruct((251,), np.float32), "it")
+    cut = sharding.shardings(sharding.make_mesh(MeshConfig(data=1, fsdp=-1)), jax.eval_shape(lambda: {"kernel": np.zeros((512, 512))}))
+    abstract = jax.ShapeDtypeStruct((512, 512), np.float32, sharding=cut["kernel"])
+    part = 512 * 512 * 4 // jax.device_count()
+    monkeypatch.setattr(hardware, "device_memory", lambda _: part)
+    check_fits(abstract, "it")
+    monkeypatch.setattr(hardware, "device_memory", lambda _: part - 1)
+    with pytest.raises(UserError, match="it takes"):
+        check_fits(abstract, "it")

@@ -6,11 +6,17 @@ Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.plain import Config, ConfigError, NotNegative, Positive, Range, Share, Size, require
+from bitdance_jax.config.plain import Config, ConfigError, Depth, NotNegative, Positive, Range, Share, Size, require
 
 
 MAX_LEVELS = 16
 """Of a tokenizer: more, and one token would be larger than any picture."""
+
+MAX_SEQUENCE = 2**15
+"""Tokens of a picture and its prefix, for whose pairs there is a mask."""
+
+MAX_TABLE = 2**28
+"""Numbers in the table of position embeddings, which is made before any weight."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class TokenizerConfig(Config):
     bits: Size = 32
     ch: Size = 256
     ch_mult: tuple[Size, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: Size = 4
+    num_res_blocks: Annotated[int, Range(1, 32)] = 4
     image_channels: Size = 3
     decoder: Literal["plain", "gan"] = "plain"
     num_codebooks: Size = 4
@@ -70,7 +76,7 @@ class TransformerConfig(Config):
       residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
-    num_layers: Size
+    num_layers: Depth
     dim: Size
     num_heads: Size
     rope_base: Positive = 10000.0
@@ -108,8 +114,8 @@ class FlowHeadConfig(Config):
     """
 
     width: Size
-    num_blocks: Size
-    num_groups: Size
+    num_blocks: Depth
+    num_groups: Depth
     head_dim: Size = 64
     use_swiglu: bool = True
     squash_output: bool = False
@@ -164,6 +170,9 @@ class ClassConditionalConfig(Config):
             f"image_size must be a multiple of {down * self.patch_side} (downsampling {down} x patch side {self.patch_side}), "
             f"got {self.image_size}",
         )
+        length = self.class_tokens + self.num_tokens
+        require(length <= MAX_SEQUENCE, f"image_size and class_tokens make a sequence of {length} tokens, and at most {MAX_SEQUENCE} work")
+        require(length * self.transformer.dim <= MAX_TABLE, f"a sequence of {length} tokens is too long for dim {self.transformer.dim}")
 
     @property
     def patch_side(self) -> int:

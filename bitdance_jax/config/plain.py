@@ -57,6 +57,9 @@ class Range(NamedTuple):
 Size = Annotated[int, Range(1, 2**20)]
 """Of a layer, or how many layers there are. The bounds are not for models, but for damaged files."""
 
+Depth = Annotated[int, Range(1, 1024)]
+"""How many layers there are, each of which is traced, or looked up in a file, by itself."""
+
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Natural = Annotated[int, Range(0, 2**31 - 1)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]

@@ -1,10 +1,10 @@
 """Sizes of the text-to-image models (paper 4.3; SPEC 5); the released ones as named presets."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from bitdance_jax.config.model import FlowHeadConfig, TokenizerConfig
-from bitdance_jax.config.plain import Config, ConfigError, Natural, Positive, Size, require
+from bitdance_jax.config.plain import Config, ConfigError, Depth, Natural, Positive, Range, Size, require
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Qwen3Config(Config):
       residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
     """
 
-    num_layers: Size
+    num_layers: Depth
     dim: Size
     num_heads: Size
     num_kv_heads: Size
@@ -83,7 +83,7 @@ class TextToImageConfig(Config):
     text: Qwen3Config
     head: FlowHeadConfig
     image_tokens: ImageTokens
-    tokens_per_step: Size
+    tokens_per_step: Annotated[int, Range(1, 4096)]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,6 @@
 The layouts are those of the scorers in github.com/djghosh13/geneval and github.com/TencentQQGYLab/ELLA (dpg_bench).
 """
 
-import collections
 import contextlib
 import json
 import os
@@ -19,8 +18,8 @@ from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
-from bitdance_jax import images
-from bitdance_jax.errors import UserError
+from bitdance_jax import images, inputs
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.files import only_writer, remove_leftovers, replacing
 
 
@@ -78,6 +77,13 @@ class Prompt:
         return [f"{self.name}/grid.png", *(f"{self.name}/samples/{j:04d}.png" for j in range(count))]
 
 
+@dataclass(frozen=True)
+class GenevalLine:
+    """What is read of a line; the scorer reads the rest."""
+
+    prompt: str
+
+
 class PictureFolder:
     """The folder of a benchmark's pictures. Every file in it is one of the benchmark's: its scorers take what they find.
 
@@ -132,12 +138,13 @@ class PictureFolder:
             return
         if not file.exists():
             raise UserError(f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out")
-        try:
-            there = json.loads(file.read_text())
-            names = list(there | settings)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file} is damaged; give another --out") from error
-        differ = [f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names if there.get(name) != settings.get(name)]
+        there: dict[str, Any] = inputs.read_json(file, mend="give another --out")
+        names = list(there | settings)
+        differ = [
+            f"{name} {short(there.get(name))}, asked for {short(settings.get(name))}"
+            for name in names
+            if there.get(name) != settings.get(name)
+        ]
         if differ:
             raise UserError(f"{self._path} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out")
 
@@ -149,18 +156,15 @@ def read_geneval(path: str) -> list[Prompt]:
       UserError: no such file, none in it, or a line that is no such object.
     """
     prompts: list[Prompt] = []
-    for number, line in enumerate(_read(Path(path)).splitlines(keepends=True), 1):
+    # Without a byte order mark, which the scorer does not know.
+    lines = inputs.read_text(path, inputs.MAX_LIST_BYTES).encode()
+    for number, line in enumerate(lines.splitlines(keepends=True), 1):
         where = f"line {number} of {path}"
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}); GenEval's file has an object in each line") from error
-        text = entry.get("prompt") if isinstance(entry, dict) else None
-        if not isinstance(text, str):
-            raise UserError(f'{where} is not an object with a "prompt" that is text')
-        prompts.append(Prompt(f"{len(prompts):05d}", text, where, line))
+        mend = 'a line is an object with a "prompt" that is text'
+        entry: GenevalLine = inputs.decode_json(line, GenevalLine, where=where, mend=mend)
+        prompts.append(Prompt(f"{len(prompts):05d}", entry.prompt, where, line))
     if not prompts:
         raise UserError(f"{path} has no prompts")
     return prompts
@@ -184,48 +188,19 @@ def read_dpg(path: str) -> list[Prompt]:
       UserError: no such file or folder, no prompts in it, another content, or ids that are there twice or cannot name files.
     """
     if Path(path).is_dir():
-        prompts = [Prompt(file.stem, _text(file), str(file)) for file in sorted(Path(path).glob("*.txt"))]
+        files = sorted(Path(path).glob("*.txt"))
+        prompts = [Prompt(file.stem, inputs.read_text(file).strip(), str(file)) for file in files]
     else:
-        prompts = [Prompt(name, text, f"{name!r} of {path}") for name, text in _read_ids(path)]
+        data = inputs.read_bytes(path, inputs.MAX_LIST_BYTES)
+        mend = "DPG-Bench's prompts are {id: prompt}, each id once, or a folder of ID.txt"
+        texts: dict[str, str] = inputs.decode_json(data, dict[str, str], where=path, mend=mend, unique=True)
+        prompts = [Prompt(name, text, f"{name!r} of {path}") for name, text in texts.items()]
     if not prompts:
         raise UserError(f"{path} has no prompts")
     for name in (prompt.name for prompt in prompts):
         if not re.fullmatch(r"[\w-]{1,200}", name, re.ASCII):  # The scorer takes what comes before the first dot.
-            raise UserError(f"{path}: the id {name!r} cannot name a picture; ids are letters, digits, _ and -")
+            raise UserError(f"{path}: the id {short(name)} cannot name a picture; ids are letters, digits, _ and -")
     return prompts
-
-
-def _read_ids(path: str) -> list[tuple[str, str]]:
-    try:
-        # Pairs, for a dict would drop an id that is there twice. No object of the benchmark holds another.
-        pairs = json.loads(_read(Path(path)), object_pairs_hook=list)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); DPG-Bench's prompts are {{id: prompt}}, or a folder of ID.txt") from error
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise UserError(f"{path} is not an object of {{id: prompt}}")
-    for name, text in pairs:
-        if not isinstance(text, str):
-            raise UserError(f"{path}: the prompt of {name!r} is not text")
-    for name, times in collections.Counter(name for name, _ in pairs).items():
-        if times > 1:
-            raise UserError(f"{path} has the id {name!r} {times} times; give each prompt its own")
-    return pairs
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the prompts in {path}: {error.strerror or error}") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return _read(path).decode().strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def _two_columns(pictures: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "rows_height columns_width 3"]:

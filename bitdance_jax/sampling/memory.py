@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +11,11 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import AbstractMesh
 
-from bitdance_jax import hardware, sharding
+from bitdance_jax import sharding
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head import solver
+from bitdance_jax.hardware import device_memory
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.quantize import QUANTIZED
 from bitdance_jax.sampling import next_patch
@@ -138,17 +137,6 @@ def _shapes(config: TextToImageConfig) -> tuple[dict[str, tuple[int, ...]], int]
     leaves = traverse_util.flatten_dict(model.abstract_params(config), sep="/")
     shapes = {name: leaf.shape for name, leaf in leaves.items() if not name.startswith("text/lm_head")}
     return shapes, sum(leaf.size for leaf in decoder)
-
-
-def device_memory(device: Any) -> float | None:
-    """Bytes that a program may use; None where that is not known."""
-    if device.platform == "cpu":
-        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
-        return 1024 * float(found[1]) / jax.local_device_count() if found else None
-    if limit := (device.memory_stats() or {}).get("bytes_limit"):
-        return float(limit)
-    chip = hardware.chip_of(device)
-    return chip.memory if chip else None
 
 
 def _gib(count: float) -> str:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
 
-from bitdance_jax import images, model_folder, saved_models, sharding
+from bitdance_jax import hardware, images, inputs, model_folder, saved_models, sharding
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig, from_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.solver import num_noises
@@ -225,20 +225,29 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     Raises:
       UserError: no such folder, damaged, or not such a model.
     """
-    if saved_models.read_config(folder).kind == "text_to_image":
+    described = saved_models.read_config(folder)
+    if described.kind == "text_to_image":
         raise UserError(f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here")
-    saved = saved_models.load(folder)
-    where = f"{os.fspath(folder)}/config.json: config"
-    if saved.kind == "tokenizer":
-        tokenizer_config = from_dict(TokenizerConfig, saved.config, where)
-        model_folder.check_shapes(folder, saved.params, autoencoder.abstract_params(tokenizer_config))
-        return Tokenizer(tokenizer_config, saved.params, dtype)
-    config = from_dict(ClassConditionalConfig, saved.config, where)
+    where = f"{os.fspath(folder)}/config.json"
+    if described.kind == "tokenizer":
+        tokenizer_config = from_dict(TokenizerConfig, described.config, f"{where}: config")
+        return Tokenizer(tokenizer_config, _weights(folder, autoencoder.abstract_params(tokenizer_config), dtype), dtype)
+    config = from_dict(ClassConditionalConfig, described.config, f"{where}: config")
+    sampler = from_dict(SamplerConfig, described.metadata.get("sampler", {}), f"{where}: metadata.sampler")
+    names = inputs.convert(described.metadata.get("class_names"), list[str] | None, where=f"{where}: metadata.class_names")
     abstract = {"model": abstract_params(config), "tokenizer": autoencoder.abstract_params(config.tokenizer)}
-    model_folder.check_shapes(folder, saved.params, abstract)
-    tokenizer = Tokenizer(config.tokenizer, saved.params["tokenizer"], dtype)
-    sampler = from_dict(SamplerConfig, saved.metadata.get("sampler", {}), f"{os.fspath(folder)}/config.json: metadata.sampler")
-    return ClassConditionalPipeline(config, saved.params["model"], tokenizer, saved.metadata.get("class_names"), sampler, dtype)
+    params = _weights(folder, abstract, dtype)
+    tokenizer = Tokenizer(config.tokenizer, params["tokenizer"], dtype)
+    return ClassConditionalPipeline(config, params["model"], tokenizer, names, sampler, dtype)
+
+
+def _weights(folder: str | os.PathLike[str], abstract: Any, dtype: DTypeLike) -> Any:
+    """Those of a model folder, or of a run, if they are like `abstract` and this machine can hold them in `dtype`."""
+    kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), abstract)
+    hardware.check_fits(kept, f"the model in {os.fspath(folder)}")
+    params = saved_models.load(folder).params
+    model_folder.check_shapes(folder, params, abstract)
+    return params
 
 
 def sample_labels(

@@ -47,9 +47,9 @@ def open_tokenizer(content: dict[str, Any], where: str) -> Encode:
     Raises:
       UserError: the library cannot read it. When it is used: a text takes too much time or memory.
     """
-    needed = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "model")}
-    unused = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None, "decoder": None}
-    text = json.dumps(unused | needed)
+    used: dict[str, Any] = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "model")}
+    unused = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
+    text = json.dumps({"version": "1.0", "added_tokens": [], **unused, **used})
     if not is_known(content):
         return lambda prompt: _encode_apart(text, prompt, where)
     try:
@@ -62,8 +62,9 @@ def open_tokenizer(content: dict[str, Any], where: str) -> Encode:
 def is_known(content: dict[str, Any]) -> bool:
     """Whether a tokenizer.json asks for nothing but Unicode's normal forms, the known words and byte pair encoding."""
     normalizer, words, model = (content.get(name) for name in ("normalizer", "pre_tokenizer", "model"))
-    several = isinstance(words, dict) and words.get("type") == "Sequence" and isinstance(words.get("pretokenizers"), list)
-    parts = words["pretokenizers"] if several else [words]
+    parts = [words]
+    if isinstance(words, dict) and words.get("type") == "Sequence" and isinstance(words.get("pretokenizers"), list):
+        parts = words["pretokenizers"]
     return (
         (normalizer is None or _is_normal_form(normalizer))
         and len(parts) <= 2

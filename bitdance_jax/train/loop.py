@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bitdance_jax import sharding
+from bitdance_jax import hardware, sharding
 from bitdance_jax.agreement import agree_on_config, fingerprint
 from bitdance_jax.config import TrainingConfig
 from bitdance_jax.errors import UserError
@@ -81,6 +81,7 @@ def _train_steps(
     train_step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate, run.gradient_dtype)
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
     places = sharding.shardings(mesh, abstract := abstract_state(objective, optimizer, mesh))
+    hardware.check_fits((abstract, abstract.params), "the training state with its gradients")
 
     restored = checkpoints.restore(abstract)
     if restored:

@@ -185,7 +185,7 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     assert command(*flags, "--guidance-scale", "3") == 2
     assert "out was begun otherwise (prompts " in capsys.readouterr().err
     Path("out.settings.json").write_text("[")
-    assert command(*flags) == 2 and "out.settings.json is damaged; give another --out" in capsys.readouterr().err
+    assert command(*flags) == 2 and "out.settings.json cannot be read: " in capsys.readouterr().err
     shutil.move("out.settings.json", "kept")
     assert command(*flags) == 2 and "out is not empty, and no out.settings.json beside it says how" in capsys.readouterr().err
     shutil.move("kept", "out.settings.json")
@@ -234,19 +234,27 @@ def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, c
     [
         ([], b"", "give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS"),
         (["--geneval", "x", "--dpg", "x"], b"", "give one of --geneval"),
-        (["--geneval", "none.jsonl"], b"", "cannot read the prompts in none.jsonl: No such file or directory"),
-        (["--dpg", "none"], b"", "cannot read the prompts in none: No such file or directory"),
+        (["--geneval", "none.jsonl"], b"", "there is no file none.jsonl"),
+        (["--dpg", "none"], b"", "there is no file none"),
         (["--geneval", "x"], b"\n", "x has no prompts"),
-        (["--geneval", "x"], LINES[0] + b"\n{prompt", "line 3 of x is not JSON"),
-        (["--geneval", "x"], LINES[0] + b'{"prompts": "a cat"}', 'line 2 of x is not an object with a "prompt" that is text'),
-        (["--geneval", "x"], b'["prompt"]', 'line 1 of x is not an object with a "prompt" that is text'),
+        (["--geneval", "x"], LINES[0] + b"\n{prompt", "line 3 of x cannot be read: "),
+        (
+            ["--geneval", "x"],
+            LINES[0] + b'{"prompts": "a cat"}',
+            "line 2 of x cannot be read: Object missing required field prompt; a line is an object",
+        ),
+        (["--geneval", "x"], b'["prompt"]', "line 1 of x cannot be read: Expected object, got array; a line is an object"),
+        (["--geneval", "x"], b'{"prompt": ["a cat"]}', "line 1 of x cannot be read: prompt: Expected str, got array"),
+        (["--geneval", "x"], b'{"prompt": "a", "tag": ' + b"[" * 200_000, "line 1 of x cannot be read: it is nested too deeply"),
+        (["--geneval", "x"], b"version https://git-lfs.github.com/spec/v1\n", "x is a pointer of Git LFS"),
+        (["--geneval", "/dev/zero"], b"", "/dev/zero is not a file"),
         (["--geneval", "x"], b'{"prompt": " "}', "line 1 of x: a prompt is empty; write what the image shall show"),
         (["--geneval", "x"], LINES[0] + b'{"prompt": "%s"}' % (b"x" * 1100), "line 2 of x: the prompt 'xxx"),
         (["--dpg", "x"], b"{}", "x has no prompts"),
-        (["--dpg", "x"], b"a cat", "x is not JSON"),
-        (["--dpg", "x"], b'["a cat"]', "x is not an object of {id: prompt}"),
-        (["--dpg", "x"], b'{"1": {"prompt": "a cat"}}', "x: the prompt of '1' is not text"),
-        (["--dpg", "x"], b'{"1": "a", "2": "b", "1": "c"}', "x has the id '1' 2 times; give each prompt its own"),
+        (["--dpg", "x"], b"a cat", "x cannot be read: JSON is malformed"),
+        (["--dpg", "x"], b'["a cat"]', "x cannot be read: Expected object, got array; DPG-Bench's prompts are {id: prompt}"),
+        (["--dpg", "x"], b'{"1": {"prompt": "a cat"}}', "x cannot be read: [...]: Expected str, got object"),
+        (["--dpg", "x"], b'{"1": "a", "2": "b", "1": "c"}', "x has a second key 1; DPG-Bench's prompts are"),
         (["--dpg", "x"], b'{"a/b": "a"}', "x: the id 'a/b' cannot name a picture; ids are letters, digits, _ and -"),
         (["--dpg", "x"], b'{"1.5": "a"}', "x: the id '1.5' cannot name a picture"),
         (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: the prompt 'xxx"),
@@ -323,6 +331,13 @@ def test_names_and_places(tmp_path):
     assert read_geneval("geneval.jsonl")[1] == Prompt("00001", "a photo of a cow", "line 2 of geneval.jsonl", LINES[1])
     Path("blank.jsonl").write_bytes(LINES[0] + b"\n" + LINES[1])
     assert [prompt.name for prompt in read_geneval("blank.jsonl")] == ["00000", "00001"]
+    Path("marked.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES[0])  # a scorer would not read a line with the mark
+    assert read_geneval("marked.jsonl") == [Prompt("00000", "a photo of a bench", "line 1 of marked.jsonl", LINES[0])]
+    Path("marked").mkdir()
+    Path("marked/1.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    assert read_dpg("marked") == [Prompt("1", "a cat", "marked/1.txt")]
+    Path("marked.json").write_bytes(b'\xef\xbb\xbf{"1": "a cat"}')
+    assert read_dpg("marked.json") == [Prompt("1", "a cat", "'1' of marked.json")]
     Path("folder").mkdir()
     Path("folder/1.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"folder/1\.txt is not UTF-8 text"):

@@ -279,6 +279,14 @@ def test_a_missing_folder_is_one_line(tmp_path):
         ("model", lambda h: h.update(kind="tokenizer"), r"config\.json: config has unknown fields: "),
         ("model", lambda h: h["config"].pop("head"), r"config\.json: config lacks the fields: head$"),
         ("model", lambda h: h["metadata"].update(class_names=["a", "b"]), "^9 classes need as many class_names, got 2$"),
+        ("model", lambda h: h["metadata"].update(class_names=9), r"metadata\.class_names cannot be read: Expected array . null, got int"),
+        (
+            "model",
+            lambda h: h["config"]["transformer"].update(dim=2**17),
+            "the model in .*altered takes .* GiB on each device, and cpu has",
+        ),
+        ("model", lambda h: h["config"].update(image_size=-4), r"config\.json: config\.image_size must be positive, got -4"),
+        ("model", lambda h: h.update(config=[]), "config and metadata must be objects"),
         ("model", lambda h: h["metadata"]["sampler"].update(steps=3), r"metadata\.sampler has unknown fields: steps; known: "),
     ],
 )
