@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from bitdance_jax import hardware, sharding
-from bitdance_jax.config import MeshConfig
+from bitdance_jax import hardware
 from bitdance_jax.errors import UserError
 from bitdance_jax.hardware import CHIPS, check_fits, chip_of
 
@@ -55,13 +55,13 @@ def test_what_does_not_fit_a_device_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"it takes 7\.2e\+16 GiB on each device, and cpu has .*; take"):
         check_fits([jax.ShapeDtypeStruct((2**42, 2**42), np.float32)], "it")
 
-    monkeypatch.setattr(hardware, "device_memory", lambda _: 1000)
+    monkeypatch.setattr(hardware, "device_memory", lambda _: 1000.0)
     check_fits(jax.ShapeDtypeStruct((250,), np.float32), "it")
     with pytest.raises(UserError, match="it takes"):
         check_fits(jax.ShapeDtypeStruct((251,), np.float32), "it")
-    cut = sharding.shardings(sharding.make_mesh(MeshConfig(data=1, fsdp=-1)), jax.eval_shape(lambda: {"kernel": np.zeros((512, 512))}))
-    abstract = jax.ShapeDtypeStruct((512, 512), np.float32, sharding=cut["kernel"])
-    part = 512 * 512 * 4 // jax.device_count()
+    place = NamedSharding(jax.make_mesh((jax.device_count(),), ("fsdp",)), PartitionSpec("fsdp"))
+    abstract = jax.ShapeDtypeStruct((512, 512), np.float32, sharding=place)
+    part = 512 * 512 * 4 / jax.device_count()
     monkeypatch.setattr(hardware, "device_memory", lambda _: part)
     check_fits(abstract, "it")
     monkeypatch.setattr(hardware, "device_memory", lambda _: part - 1)
