@@ -238,14 +238,14 @@ class NpzWriter:
     def _check_finished(self) -> None:
         """Raises a UserError if a finished file cannot be read, or what is in it is not what was written."""
         try:
-            with zipfile.ZipFile(self._path) as archive:
-                names, wrong = archive.namelist(), archive.testzip()
-                with archive.open("arr_0.npy") as array:
-                    header = array.read(len(self._header))
+            with zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as pictures:
+                wrong = archive.testzip()
+                labels = np.lib.format.read_array(io.BytesIO(archive.read("arr_1.npy")), allow_pickle=False)
+                header, size = pictures.read(len(self._header)), archive.getinfo("arr_0.npy").file_size
         except Exception as error:  # zipfile raises many types for a damaged file
             raise UserError(f"{self._path} is damaged ({error}); {_ANEW}") from error
-        if wrong or names != ["arr_0.npy", "arr_1.npy"] or header != self._header:
-            raise UserError(f"{self._path} is damaged ({wrong or ', '.join(names)}); {_ANEW}")
+        if wrong or header != self._header or size != self._member.file_size or labels.shape != (self._total,):
+            raise UserError(f"{self._path} is damaged ({wrong or 'sizes'}); {_ANEW}")
 
     def _write_journal(self) -> None:
         temporary = self._journal.with_name(self._journal.name + ".new")
@@ -283,7 +283,9 @@ def _finished_request(path: Path) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             request = json.loads(archive.comment)
-    except (zipfile.BadZipFile, ValueError):
+    except OSError:
+        raise
+    except Exception:  # zipfile raises many types for what is no zip file
         return None
     return request if isinstance(request, dict) else None
 

@@ -187,6 +187,19 @@ def test_a_finished_file_is_checked_when_its_command_is_repeated(path, whole, wh
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("fault", ["labels without size and checksum", "version"])
+def test_a_finished_files_damaged_directory_is_one_line(path, whole, fault):
+    write(path)
+    data, entry = bytearray(whole), whole.rindex(b"PK\x01\x02")
+    if fault == "version":
+        data[entry + 6] = 226  # that is needed to read it
+    else:
+        data[entry + 16 : entry + 28] = bytes(12)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"out\.npz is (damaged|there already).* --overwrite$"):
+        write(path)
+
+
 def test_a_second_writer_of_a_file_is_refused(path, whole):
     first = NpzWriter(path, REQUEST, PICTURES.shape)
     first.open()
