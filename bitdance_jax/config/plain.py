@@ -49,7 +49,7 @@ class Range(NamedTuple):
         wanted = f"be {self}"
         if not low and self.high > 1 and self.low == (0 if self.above else 1):
             wanted = "be positive"
-        elif not low and self.high > 1 and self.low == 0:
+        elif not low and self.low == 0 and math.isinf(self.high):
             wanted = "not be negative"
         raise ConfigError(f"{where} must {wanted}, got {short(value)}")
 

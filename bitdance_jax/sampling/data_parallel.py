@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt8
 
 from bitdance_jax import hosts, sharding
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.errors import UserError
+from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, image_keys
 
 
@@ -28,8 +28,7 @@ class DataParallelSampler:
 
     def __init__(self, model: ClassConditionalPipeline, per_device: int) -> None:
         """Puts the weights on every device; samplers may then differ from call to call."""
-        if per_device < 1:
-            raise UserError(f"batch_size must be positive, got {per_device}")
+        per_device = checked(Count, per_device, "batch_size")
         self._model, self._mesh = model, sharding.make_mesh()
         self._params = sharding.replicate(self._mesh, model.params)
         self._draw = on_each_device(self._mesh, model.draw)

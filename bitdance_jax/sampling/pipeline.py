@@ -16,10 +16,12 @@ from jaxtyping import Array, Int, Int8, UInt8
 from tqdm import tqdm
 
 from bitdance_jax import hardware, images, inputs, model_folder, saved_models, sharding
-from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TokenizerConfig, from_dict
-from bitdance_jax.errors import UserError
+from bitdance_jax.config import ClassConditionalConfig, ConfigError, SamplerConfig, TokenizerConfig, from_dict
+from bitdance_jax.config.plain import Count, checked
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params, sample_codes
+from bitdance_jax.sampling import arguments
 from bitdance_jax.sampling.next_patch import noise_from_keys
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
 from bitdance_jax.sampling.steps import draw_steps
@@ -43,7 +45,7 @@ class Tokenizer:
     """
 
     def __init__(self, config: TokenizerConfig, params: Any, dtype: DTypeLike = jnp.float32) -> None:
-        self.config = config
+        self.config, dtype = config, arguments.compute_type(dtype)
         self.params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
         model = Autoencoder(config, dtype)
 
@@ -54,14 +56,24 @@ class Tokenizer:
         self._encode, self._decode = jax.jit(encode), jax.jit(functools.partial(decode_codes, model))
 
     def encode(self, pictures: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
-        """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`."""
+        """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`.
+
+        Raises:
+          UserError: pictures of another type or shape.
+        """
+        pictures = arguments.pictures(pictures, self.config)
         if not len(pictures):
             return np.zeros((0, *(side // self.config.downsampling for side in pictures.shape[1:3]), self.config.bits), np.int8)
         chunk = chunk_size(*pictures.shape[1:3])
         return np.concatenate([self._encode(self.params, part)[:count] for part, count in chunks(pictures, chunk)])
 
     def decode(self, codes: Int8[np.ndarray, "B h w K"], seed: int = 0, first_index: int = 0) -> UInt8[np.ndarray, "B H W C"]:
-        """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone."""
+        """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone.
+
+        Raises:
+          UserError: codes of another shape or with other values, a seed or number out of range.
+        """
+        codes = arguments.codes(codes, self.config)
         height, width = (side * self.config.downsampling for side in codes.shape[1:3])
         if not len(codes):
             return np.zeros((0, height, width, self.config.image_channels), np.uint8)
@@ -93,12 +105,12 @@ class ClassConditionalPipeline:
     ) -> None:
         """`params`: of `ClassConditional`, stacked; they are unstacked here, once (`transformer.stack`)."""
         self.config, self.tokenizer, self.sampler = config, tokenizer, sampler
-        self.class_names = tuple(class_names or map(str, range(config.num_classes)))
+        self.class_names = checked(tuple[str, ...], class_names or [str(i) for i in range(config.num_classes)], "class_names")
         if len(self.class_names) != config.num_classes:
             raise UserError(f"{config.num_classes} classes need as many class_names, got {len(self.class_names)}")
-        self.dtype = dtype
+        self.dtype = arguments.compute_type(dtype)
         self.set_params(params)
-        self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=dtype)), static_argnames="sampler")
+        self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=self.dtype)), static_argnames="sampler")
 
     def set_params(self, params: Any) -> None:
         """Other weights of the same model, stacked; nothing compiles anew."""
@@ -141,7 +153,7 @@ class ClassConditionalPipeline:
           progress: show a bar.
 
         Raises:
-          UserError: a label that the model does not have.
+          UserError: a label that the model does not have, or an argument of another type or range.
         """
         codes = self.sample_codes(labels, seed, sampler=sampler, batch_size=batch_size, first_index=first_index, progress=progress)
         return self.tokenizer.decode(codes, seed, first_index)
@@ -157,14 +169,13 @@ class ClassConditionalPipeline:
         progress: bool = True,
     ) -> Int8[np.ndarray, "B h w K"]:
         """`sample` without the decoding: codes in {-1, 1}."""
-        if batch_size < 1:
-            raise UserError(f"batch_size must be positive, got {batch_size}")
-        numbers = np.array([self.label(label) for label in labels], np.int32)
+        batch_size, sampler = checked(Count, batch_size, "batch_size"), self._sampler(sampler)
+        numbers = self._numbers(labels)
         keys = image_keys(seed, first_index, len(numbers))
         parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
         with tqdm(total=len(numbers), unit="image", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
             for (part, count), (part_keys, _) in zip(chunks(numbers, batch_size), chunks(keys, batch_size), strict=True):
-                parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler or self.sampler))[:count])
+                parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler))[:count])
                 bar.set_description("sampling")
                 bar.update(count)
         return np.concatenate(parts)
@@ -185,14 +196,13 @@ class ClassConditionalPipeline:
         Raises:
           UserError: as `sample`; `every` is not positive; no labels.
         """
-        if every < 1:
-            raise UserError(f"every must be positive, got {every}")
-        if not labels:
+        every, sampler = checked(Count, every, "every"), self._sampler(sampler)
+        config, numbers = self.config, self._numbers(labels)
+        if not len(numbers):
             raise UserError("there are no labels to draw")
-        config, numbers = self.config, np.array([self.label(label) for label in labels], np.int32)
         keys, model = image_keys(seed, first_index, len(numbers)), ClassConditional(config, dtype=self.dtype)
         positions = order.token_positions(config.grid, config.grid, config.patch_side, config.order)
-        for drawing in draw_steps(model, self._params, numbers, keys, sampler or self.sampler, every):
+        for drawing in draw_steps(model, self._params, numbers, keys, sampler, every):
             drawn = int(drawing.drawn)
             sequences = fill_in(np.asarray(drawing.codes), drawn)
             codes = order.sequence_to_grid(jnp.asarray(sequences, jnp.float32), config.grid, config.patch_side, config.order)
@@ -205,14 +215,22 @@ class ClassConditionalPipeline:
         if isinstance(label, str) and label in self.class_names:
             return self.class_names.index(label)
         try:
-            number = int(label)
+            number = int(label) if isinstance(label, str) else checked(int, label, "a label")
+        except ConfigError:
+            raise
         except ValueError:
             near = difflib.get_close_matches(str(label), self.class_names, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"the model has: {', '.join(self.class_names[:20])}"
-            raise UserError(f"unknown label {label!r}; {hint}") from None
+            raise UserError(f"unknown label {short(label)}; {hint}") from None
         if not 0 <= number < self.config.num_classes:
-            raise UserError(f"label {number} is out of range; the model has labels 0 to {self.config.num_classes - 1}")
+            raise UserError(f"label {short(number)} is out of range; the model has labels 0 to {self.config.num_classes - 1}")
         return number
+
+    def _numbers(self, labels: Sequence[int | str]) -> Int[np.ndarray, "B"]:
+        return np.array([self.label(label) for label in arguments.items(labels, "labels", "[0, 'Flags']")], np.int32)
+
+    def _sampler(self, sampler: SamplerConfig | None) -> SamplerConfig:
+        return self.sampler if sampler is None else checked(SamplerConfig, sampler, "sampler")
 
 
 def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float32) -> Tokenizer | ClassConditionalPipeline:
@@ -225,6 +243,7 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     Raises:
       UserError: no such folder, damaged, or not such a model.
     """
+    dtype = arguments.compute_type(dtype)
     described = saved_models.read_config(folder)
     if described.kind == "text_to_image":
         raise UserError(f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here")
@@ -326,14 +345,17 @@ def weight_dtype(path: Sequence[str], dtype: DTypeLike) -> jnp.dtype:
 
 def check_seed(seed: int) -> None:
     """Raises a UserError for a seed that is not a number of 32 bits."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"the seed must be between 0 and {2**32 - 1}, got {seed}")
+    arguments.seed(seed)
 
 
 def image_keys(seed: int, first_index: int, count: int) -> Array:
-    """Keys [count] of the pictures `first_index` and up: each depends on the seed and its number alone."""
-    check_seed(seed)
-    return _fold_in_each(jax.random.key(seed), np.arange(first_index, first_index + count, dtype=np.uint32))
+    """Keys [count] of the pictures `first_index` and up: each depends on the seed and its number alone.
+
+    Raises:
+      UserError: a seed or a picture's number that does not have 32 bits.
+    """
+    seed, first = arguments.seed(seed), arguments.first_index(first_index, count)
+    return _fold_in_each(jax.random.key(seed), np.arange(first, first + count).astype(np.uint32))
 
 
 _fold_in_each = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from bitdance_jax import hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
+from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.errors import UserError
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
-from bitdance_jax.sampling import memory
+from bitdance_jax.sampling import arguments, memory
 from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
 from bitdance_jax.sampling.pipeline import chunk_size, chunks, image_keys
@@ -79,10 +80,10 @@ class TextToImage:
         self._prompts = PromptTokenizer(epath.Path(folder) / prompt_tokenizer.FOLDER, self.config.tokens_per_step)
         if self._prompts.image_tokens != self.config.image_tokens:
             raise UserError(f"the tokenizer files in {os.fspath(folder)} are not the model's: their image tokens differ from config.json's")
-        self.mesh = sharding.make_mesh(mesh)
+        self.mesh = sharding.make_mesh(checked(MeshConfig, mesh, "mesh"))
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        self._dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
-        self._weights: str = weights or self._dtype.name
+        self._dtype = arguments.compute_type((jnp.float32 if on_cpu else jnp.bfloat16) if dtype is None else dtype)
+        self._weights: str = checked(Weights, self._dtype.name if weights is None else weights, "weights")
         self._programs = Programs(self.config, self.mesh, self._dtype)
 
     @classmethod
@@ -169,8 +170,7 @@ class TextToImage:
 
         The same compiled programs as `generate` of that batch; the last pictures are those that it gives.
         """
-        if every < 1:
-            raise UserError(f"every must be positive, got {every}")
+        every = checked(Count, every, "every")
         request = self._request(prompt, size, images_per_prompt, seed, sampler, None, first_index)
         for drawing, drawn in self._draw(request, 0, every):
             yield Partial(drawn, request.steps, self._pictures(request, 0, drawing.codes, drawn))
@@ -187,12 +187,11 @@ class TextToImage:
     ) -> "_Request":
         height, width = parse_size(size)
         model.check_size(self.config, height, width)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        count = len(prompts) * images_per_prompt
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size), ("the number of prompts", len(prompts))):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be positive, got {value}")
-        sampler, batch_size = sampler or self.sampler, min(batch_size or count, count)
+        prompts = checked(tuple[str, ...], [prompt] if isinstance(prompt, str) else prompt, "prompt")
+        images_per_prompt = checked(Count, images_per_prompt, "images_per_prompt")
+        count = checked(Count, len(prompts), "the number of prompts") * images_per_prompt
+        batch_size = min(checked(Count | None, batch_size, "batch_size") or count, count)
+        sampler = checked(SamplerConfig | None, sampler, "sampler") or self.sampler
         ids = [self._prompts.encode(text, MAX_PROMPT) for text in prompts]
         rows = [*ids, self._prompts.unconditional()]
         tokens, padding = model.prefix_rows(self.config, rows, height, width)
@@ -290,8 +289,8 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
       UserError: it is neither.
     """
     if not isinstance(size, str):
-        height, width = size
-        return int(height), int(width)
+        height, width = checked(tuple[Count, Count], size, "size")
+        return height, width
     match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
     if match is None:
         raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got {size!r}")

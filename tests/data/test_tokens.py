@@ -163,7 +163,7 @@ def test_a_folder_holds_one_kind_of_tokens(tmp_path, source, whole):
         write(whole, source, Versions(flips=True))
     with pytest.raises(UserError, match="image_size must be a multiple of the tokenizer's downsampling 2, got 9"):
         describe(source, tiny_models.TOKENIZER, PARAMS, image_size=9)
-    with pytest.raises(ConfigError, match="crops must not be negative, got -1"):
+    with pytest.raises(ConfigError, match="crops must be between 0 and 2147483647, got -1"):
         Versions(crops=-1)
 
 
