@@ -7,7 +7,6 @@ from bitdance_jax.agreement import agree_on_config
 from bitdance_jax.command_line import is_given, parse, run
 from bitdance_jax.config.file import load_config
 from bitdance_jax.errors import Interrupted, UserError
-from bitdance_jax.train.checkpoint import quiet_orbax
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config, only_run
@@ -21,7 +20,6 @@ def launch() -> None:
         print(__doc__)
         return
     path, *flags = sys.argv[1:]
-    quiet_orbax()
     default = load_config(path)
     config = parse(type(default), flags, default, prog=f"train.py {path}")
     hosts.start(config.hosts)

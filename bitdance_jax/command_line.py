@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ def is_given(name: str, flags: Sequence[str]) -> bool:
 
 def run(main: Callable[[], int | None]) -> int:
     """The exit status of a tool; bad input and a device whose memory is full are one line on stderr and status 2, Ctrl-C one and 130."""
+    quiet_orbax()
     try:
         return main() or 0
     except UserError as error:
@@ -85,6 +87,25 @@ def keep_compiled(folder: str) -> None:
     """
     jax.config.update("jax_compilation_cache_dir", str(files.folder(folder)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # The small ones, left out otherwise, add up to a second.
+
+
+def quiet_orbax() -> None:
+    """Keeps a tool's output to its own lines: Orbax logs, with tracebacks, errors that it also raises.
+
+    After a failed read or write, TensorStore's other ones find the event loop closed, each with a
+    traceback of its own.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    if getattr(hook, "quiet", False):
+        return
+
+    def quiet(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    quiet.quiet = True  # type: ignore[attr-defined]
+    sys.unraisablehook = quiet
 
 
 def _flag_names(config: Any, prefix: str = "") -> list[str]:

@@ -24,23 +24,41 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
     """Gives a place beside `path` to write to, which becomes `path` when the block ends and is removed if it fails.
 
-    The folder is made if needed. `kind` stands before the path in the message, for example "the picture ".
+    The folder is made if needed. A symbolic link stays one, and the file behind it is replaced. `kind`
+    stands before the path in the message, for example "the picture ".
 
     Raises:
       UserError: it cannot be written (permissions, full disk).
     """
-    path = Path(path)
+    place = Path(os.path.realpath(path))
     # Drawn, for processes on several hosts may share the folder, and in containers their number.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".bitdance_jax.{secrets.token_hex(8)}")
+    with write_errors(f"{kind}{path}"):
+        if place.exists() and not (place.is_file() or place.is_dir()):
+            raise UserError(f"cannot write {kind}{path}: it is a device or a pipe; name a file")
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            os.replace(temporary, path)
+            os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {kind}{path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def write_errors(what: str) -> Iterator[None]:
+    """Makes one line of the system's or TensorStore's errors that say why something cannot be written.
+
+    Raises:
+      UserError: `what` cannot be written (permissions, full disk).
+    """
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # of TensorStore, in many types
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or code):
+            raise
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {what}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -79,9 +97,16 @@ def only_writer(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
 
 def remove_leftovers(folder: str | os.PathLike[str], *, below: bool = True) -> None:
     """Removes what killed processes left of `replacing` in a local folder of ours, and in those below it."""
-    for path in Path(folder).rglob(".*") if below else Path(folder).glob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+    for path in Path(folder).rglob(".bitdance_jax.*") if below else Path(folder).glob(".bitdance_jax.*"):
+        if re.fullmatch(r"\.bitdance_jax\.[0-9a-f]{16}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Raises a UserError for a path where Orbax would lose what it writes: it takes "[" and "*" for patterns."""
+    name = str(path) if "://" in str(path) else os.path.realpath(path)
+    if found := [letter for letter in "[*" if letter in name]:
+        raise UserError(f"no checkpoint can be written to {name}, because of the {found[0]}; give another place")
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:

@@ -4,56 +4,33 @@ The embedded model, a converted official one and a finished training run are all
 `{"format": "bitdance_jax", "version": 1, "kind": ..., "config": {...}, "metadata": {...}, "files": {name: [bytes, CRC-32]}}`.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
 from flax import traverse_util
 
-from bitdance_jax import unconverted
+from bitdance_jax import inputs, lazy, stored_weights, unconverted, whole_folder
 from bitdance_jax.errors import UserError
-from bitdance_jax.transformer.stack import STACKED, stacked_axes
+from bitdance_jax.files import check_name, write_errors
+from bitdance_jax.stored_weights import StoredArray
 
 
 Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
 Params = dict[str, Any]
 
 
-class StoredArray:
-    """An array on the disk: what is indexed is read, and nothing else. `jax.make_array_from_callback` makes a sharded array of one.
-
-    Attributes:
-      shape, dtype: its own.
-    """
-
-    def __init__(self, store: tensorstore.TensorStore, weights: epath.Path) -> None:
-        self._store, self._weights = store, weights
-        self.shape: tuple[int, ...] = tuple(store.shape)
-        self.dtype = np.dtype(store.dtype.numpy_dtype)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """The values at integers from 0 up, slices or `...`, as of a numpy array; a UserError if they are damaged."""
-        part = self._store[index]
-        with _readable(self._weights):
-            return np.asarray(part.read().result())
-
-    def part(self, index: tuple[int, ...]) -> "StoredArray":
-        """The array at these first indices, still unread."""
-        return StoredArray(self._store[index], self._weights) if index else self
-
+UNFINISHED = 0
+"""The version in the config.json of a folder under gs:// that is still being written."""
 
 Place = Callable[[tuple[str, ...], StoredArray], Any]
 
@@ -83,31 +60,57 @@ def save(
     params: Params,
     metadata: dict[str, Any],
     files: Mapping[str, bytes] = MappingProxyType({}),
+    force: bool = False,
 ) -> None:
-    """Writes a model folder; one that is there already is replaced once the new one is complete. `files` are further ones, by their path.
+    """Writes a model folder.
 
-    A local folder is written beside its place and renamed. Under gs://, where nothing can be renamed, config.json is removed first and
-    written last: a folder without it is not a model.
+    A local one is written beside its place and takes it once it is whole; a symbolic link stays one.
+    Under gs://, where nothing can be renamed, config.json says until the end that it is not finished.
+
+    Args:
+      folder: local or gs://.
+      kind, config, metadata: see ModelFolder.
+      params: nested dict of arrays, `lazy.LazyArray` ones too.
+      files: further files, by their path in the folder.
+      force: replace the model that is there; see `check_place`.
+
+    Raises:
+      UserError: something is there that is not to be replaced, or it cannot be written. What was there
+        is there still, unless it was under gs://.
     """
-    target = epath.Path(folder)
+    check_place(folder, force=force)
     header = {"format": "bitdance_jax", "version": 1, "kind": kind, "config": config, "metadata": metadata}
-    if _is_remote(target):
-        (target / "config.json").unlink(missing_ok=True)
-        _write(target, params, header, files)
+    params = jax.tree.map(lazy.as_lazy, params)
+    if _is_remote(target := epath.Path(folder)):
+        with write_errors(str(target)):
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "config.json").write_text(json.dumps(header | {"version": UNFINISHED}))
+            _write(target, params, header, files)
         return
-    target = epath.Path(os.path.abspath(folder))
-    new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        _write(new, params, header, files)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+    needed = sum(array.nbytes for array in jax.tree.leaves(params))
+    with whole_folder.writing(folder, needed) as new:
+        _write(epath.Path(new), params, header, files)
+        check_place(folder, force=force)  # writing may have taken hours
+
+
+def check_place(folder: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Looks whether `save` may write there: in an empty place, and with `force` over a model folder.
+
+    Raises:
+      UserError: no. Something else is there, or a model, or files in its folder that are not its own; or
+        Orbax cannot write to such a name.
+    """
+    check_name(folder)
+    path = _recovered(folder)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    header = _own_header(path)
+    if header is None:
+        raise UserError(f"{folder} is there and is not a model folder; give another place")
+    if header.get("version") != UNFINISHED and not force:
+        raise UserError(f"{folder} holds a model already; give another place, or --force (force=True)")
+    if not _is_remote(path) and (foreign := _foreign_file(path, header)):
+        raise UserError(f"{folder} holds {foreign}, which is not of its model; move it elsewhere")
 
 
 def read_config(folder: str | os.PathLike[str], expect: Kind | None = None) -> ModelFolder:
@@ -116,7 +119,7 @@ def read_config(folder: str | os.PathLike[str], expect: Kind | None = None) -> M
     Raises:
       UserError: no such folder, not a model folder, another kind.
     """
-    path = epath.Path(folder)
+    path = _recovered(folder)
     header = _read_header(path)
     if expect is not None and header["kind"] != expect:
         raise UserError(f"{path} holds a {header['kind']} model, and a {expect} model is needed here")
@@ -144,16 +147,17 @@ def load(
     Raises:
       UserError: no such folder, not a model folder, another kind, damaged weights, other names or shapes than `abstract`.
     """
-    path = epath.Path(folder)
+    path = _recovered(folder)
     described = read_config(path, expect)
     _check_files(path, _read_header(path).get("files", {}))
-    params = _read_weights(path) if place is None else _open_weights(path)
+    read = stored_weights.read if place is None else stored_weights.open_arrays
+    params = read(_weights(path))
     if abstract is not None:
         check_shapes(path, params, abstract)
     if place is not None:
         arrays = traverse_util.flatten_dict(params)
         if unrolled:
-            arrays = {layer: part for name, array in arrays.items() for layer, part in _layers(name, array)}
+            arrays = {layer: part for name, array in arrays.items() for layer, part in stored_weights.layers(name, array)}
         placed = {name: place(name, array) for name, array in arrays.items()}
         params = traverse_util.unflatten_dict({name: array for name, array in placed.items() if array is not None})
     return dataclasses.replace(described, params=params)
@@ -162,7 +166,7 @@ def load(
 def is_model_folder(folder: str | os.PathLike[str]) -> bool:
     """Whether `load` would take it for one, complete or not."""
     try:
-        _read_header(epath.Path(folder))
+        _read_header(_recovered(folder))
     except UserError:
         return False
     return True
@@ -172,24 +176,41 @@ def _is_remote(path: epath.Path) -> bool:
     return "://" in str(path)
 
 
+def _recovered(folder: str | os.PathLike[str]) -> epath.Path:
+    """A folder to read, put back in its place if a kill of `save` has left it beside it."""
+    if not _is_remote(path := epath.Path(folder)):
+        whole_folder.recover(Path(os.path.realpath(folder)))
+    return path
+
+
+def _own_header(path: epath.Path) -> dict[str, Any] | None:
+    """What config.json holds if it is one of ours, damaged or not in other respects."""
+    try:
+        header = inputs.read_json(path / "config.json", Any)
+    except UserError:
+        return None
+    return header if isinstance(header, dict) and header.get("format") == "bitdance_jax" else None
+
+
+def _foreign_file(path: epath.Path, header: dict[str, Any]) -> str | None:
+    """A file in a model folder that `save` has not written."""
+    names = {file.relative_to(path).as_posix() for file in _files(path)}
+    others = sorted(names - {"config.json", *header.get("files", {})})
+    if "files" not in header:  # an older one
+        others = [name for name in others if not name.startswith("weights/")]
+    return others[0] if others else None
+
+
 def _write(folder: epath.Path, params: Params, header: dict[str, Any], further: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in further.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(folder / "weights", params, force=True)
+    stored_weights.save(folder / "weights", params)
     written = [*_files(folder / "weights"), *(folder / name for name in further)]
     checksums = _checksums(written)
-    files = {str(file.relative_to(folder)): [file.stat().length, crc] for file, crc in zip(written, checksums, strict=True)}
+    files = {file.relative_to(folder).as_posix(): [file.stat().length, crc] for file, crc in zip(written, checksums, strict=True)}
     (folder / "config.json").write_text(json.dumps(header | {"files": files}, indent=2) + "\n")
-
-
-def _checkpointer() -> ocp.Checkpointer:
-    """Orbax's, for this process alone: in a job of several only the first one writes a model folder, and none waits for another."""
-    this = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}")
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _files(folder: epath.Path) -> list[epath.Path]:
@@ -216,16 +237,16 @@ def _read_header(path: epath.Path) -> dict[str, Any]:
     if not path.is_dir():
         raise UserError(_advised(f"{path} is not a model folder but a file", path))
     try:
-        header = json.loads((path / "config.json").read_text())
-    except FileNotFoundError as error:
+        header = inputs.read_json(path / "config.json", Any)
+    except inputs.MissingFile as error:
         raise UserError(_advised(f"{path} is not a model folder: it has no config.json", path)) from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path / 'config.json'} cannot be read ({error})") from error
     fields = {"format", "version", "kind", "config", "metadata"}
     if not isinstance(header, dict) or not fields <= header.keys() or header["format"] != "bitdance_jax":
         raise UserError(_advised(f"{path} is not a model folder: its config.json is not one of bitdance_jax", path))
     if not isinstance(header["config"], dict) or not isinstance(header["metadata"], dict):
         raise UserError(f"{path / 'config.json'} is damaged: config and metadata must be objects")
+    if header["version"] == UNFINISHED:
+        raise UserError(f"{path} was not written to its end; write it again")
     if header["version"] != 1:
         raise UserError(f"{path} has format version {header['version']}, and this bitdance_jax reads version 1; update it")
     return header
@@ -237,60 +258,26 @@ def _advised(complaint: str, path: epath.Path) -> str:
 
 def _check_files(path: epath.Path, files: dict[str, list[int]]) -> None:
     """Finds missing and cut files, and altered ones on a local disk (it reads every byte); TensorStore would not see an altered weight."""
+    if outside := [name for name in files if {"/", ".."} & set(PurePosixPath(name).parts)]:
+        raise UserError(f"{path / 'config.json'} names {outside[0]}, which is outside of the folder")
     there = {path / name: entry for name, entry in files.items()}
     for file, (size, _) in there.items():
         if not file.exists():
             raise UserError(f"the model folder is incomplete: {file} is missing; fetch or write the folder again")
         if file.stat().length != size:
             raise UserError(f"the model folder is damaged: {file} is not as it was written; fetch or write the folder again")
+    if not _is_remote(path):
+        for file in {*there, *_files(path / "weights")}:
+            inputs.check_file(file)  # neither a device nor a pipe
     checksums = [] if _is_remote(path) else _checksums(list(there))
     for (file, (_, checksum)), found in zip(there.items(), checksums, strict=False):
         if checksum != found:
             raise UserError(f"the model folder is damaged: {file} is not as it was written; fetch or write the folder again")
 
 
-def _read_weights(path: epath.Path) -> Params:
-    """The weights as numpy arrays: independent of the devices that they were saved from."""
-    weights = _weights(path)
-    with _readable(weights), _checkpointer() as checkpointer:
-        names = checkpointer.metadata(weights).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-        return checkpointer.restore(weights, restore_args=as_numpy)
-
-
-def _open_weights(path: epath.Path) -> Params:
-    """The weights, unread."""
-    weights = _weights(path)
-    base = str(weights) if _is_remote(path) else f"file://{weights}"
-    with _readable(weights), _checkpointer() as checkpointer:
-        names = traverse_util.flatten_dict(checkpointer.metadata(weights).item_metadata.tree)
-        specs = [
-            {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"{base}/", "path": f"{'.'.join(name)}/"}, "open": True}
-            for name in names
-        ]
-        context = tensorstore.Context()
-        opening = [tensorstore.open(spec, context=context) for spec in specs]
-        stored = [StoredArray(store.result(), weights) for store in opening]
-        return traverse_util.unflatten_dict(dict(zip(names, stored, strict=True)))
-
-
-def _layers(path: tuple[str, ...], array: StoredArray) -> Iterator[tuple[tuple[str, ...], StoredArray]]:
-    for index in np.ndindex(*array.shape[: stacked_axes(path)]):
-        numbers = iter(index)
-        yield tuple(f"{name}_{next(numbers)}" if name in STACKED else name for name in path), array.part(index)
-
-
 def _weights(path: epath.Path) -> epath.Path:
     """Orbax reads no relative paths."""
     return path / "weights" if _is_remote(path) else epath.Path(os.path.abspath(path / "weights"))
-
-
-@contextlib.contextmanager
-def _readable(weights: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
-        raise UserError(f"the weights in {weights} cannot be read; fetch or write the folder again") from error
 
 
 def check_shapes(path: str | os.PathLike[str], params: Params, abstract: Any) -> None:

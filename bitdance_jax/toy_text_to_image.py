@@ -36,19 +36,21 @@ class Arguments:
     """Writes a toy text-to-image model folder with random weights.
 
     Attributes:
-      out: the folder; a model folder that is there already is replaced.
+      out: the folder.
       tokens_per_step: P, a square number.
       seed: of the weights.
+      force: replace the model that is in the folder already.
     """
 
     out: tyro.conf.Positional[str]
     tokens_per_step: int = 4
     seed: int = 0
+    force: bool = False
 
 
 def main() -> None:
     arguments = parse(Arguments, prog="python -m bitdance_jax.toy_text_to_image")
-    save(arguments.out, config(arguments.tokens_per_step), arguments.seed)
+    save(arguments.out, config(arguments.tokens_per_step), arguments.seed, force=arguments.force)
     print(f"{arguments.out}: text_to_image model with random weights")
 
 
@@ -67,8 +69,18 @@ def config(tokens_per_step: int = 4) -> TextToImageConfig:
     )
 
 
-def save(folder: str | os.PathLike[str], config: TextToImageConfig, seed: int = 0) -> None:
-    """Writes the model folder of random weights, bfloat16 as in the released models."""
+def save(
+    folder: str | os.PathLike[str],
+    config: TextToImageConfig,
+    seed: int = 0,
+    *,
+    force: bool = False,
+) -> None:
+    """Writes the model folder of random weights, bfloat16 as in the released models.
+
+    With `force` it replaces the model that is there.
+    """
+    model_folder.check_place(folder, force=force)
     abstract = {"model": text_to_image.abstract_params(config), "tokenizer": autoencoder.abstract_params(config.tokenizer)}
     model_folder.save(
         folder,
@@ -77,6 +89,7 @@ def save(folder: str | os.PathLike[str], config: TextToImageConfig, seed: int = 
         params=random_params(abstract, seed),
         metadata={"source": "random weights", "sampler": to_dict(SAMPLER)},
         files={f"{prompt_tokenizer.FOLDER}/tokenizer.json": tokenizer_json(config.tokens_per_step).encode()},
+        force=force,
     )
 
 

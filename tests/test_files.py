@@ -11,7 +11,7 @@ import filelock
 import pytest
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer, remove_leftovers, replacing
+from bitdance_jax.files import only_writer, remove_leftovers, replacing, write_errors
 
 
 HOLD = """
@@ -96,7 +96,7 @@ def test_a_file_system_without_locks_and_one_that_cannot_be_written(tmp_path, mo
 
 
 def test_a_killed_writers_leftovers_go(tmp_path):
-    kept = [tmp_path / "deep" / "x.png", tmp_path / ".hidden"]
+    kept = [tmp_path / "deep" / "x.png", tmp_path / ".hidden", tmp_path / ".backup.20260101"]
     for path in kept:
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -108,9 +108,44 @@ with only_writer({str(tmp_path)!r}, is_folder=True), replacing({str(tmp_path / "
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
     with only_writer(tmp_path, is_folder=True):
         remove_leftovers(tmp_path)
         with replacing(tmp_path / "z.png") as temporary:
             temporary.touch()
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept, tmp_path / "z.png"}
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "x.png").symlink_to("there/y.png")
+    for content in ("first", "second"):
+        with replacing(tmp_path / "x.png") as temporary:
+            temporary.write_text(content)
+        assert (tmp_path / "x.png").is_symlink()
+        assert (tmp_path / "there" / "y.png").read_text() == content
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: it is a device or a pipe"), replacing(tmp_path / "pipe"):
+        pass
+    assert not (tmp_path / "pipe").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "^cannot write the file: No space left on device$"),
+        (ValueError("RESOURCE_EXHAUSTED: x [os_error_code='122']"), "^cannot write the file: Disk quota exceeded$"),
+        (UserError("something else"), "^something else$"),
+    ],
+)
+def test_why_something_cannot_be_written(error, message):
+    with pytest.raises(UserError, match=message), write_errors("the file"):
+        raise error
+
+
+def test_other_errors_pass():
+    with pytest.raises(ZeroDivisionError), write_errors("the file"):
+        raise ZeroDivisionError

@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -22,8 +24,8 @@ PARAMS = {
 }
 
 
-def save(folder: Path, params: object = PARAMS, bits: int = 8) -> None:
-    model_folder.save(folder, kind="tokenizer", config={"bits": bits}, params=params, metadata={"steps": 3})
+def save(folder: Path, params: object = PARAMS, bits: int = 8, force: bool = False) -> None:
+    model_folder.save(folder, kind="tokenizer", config={"bits": bits}, params=params, metadata={"steps": 3}, force=force)
 
 
 def assert_same(params: object) -> None:
@@ -47,11 +49,37 @@ def test_a_relative_path_will_do(tmp_path, monkeypatch):
     assert_same(model_folder.load("runs/model").params)
 
 
-def test_saving_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
+def test_saving_replaces_the_folder_when_asked_and_leaves_nothing_beside_it(tmp_path):
     save(tmp_path / "model", bits=8)
-    save(tmp_path / "model", bits=16)
+    with pytest.raises(UserError, match=r"model holds a model already; give another place, or --force"):
+        save(tmp_path / "model", bits=16)
+    assert model_folder.load(tmp_path / "model").config == {"bits": 8}
+    save(tmp_path / "model", bits=16, force=True)
     assert model_folder.load(tmp_path / "model").config == {"bits": 16}
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_nothing_but_a_model_is_ever_replaced(tmp_path):
+    save(tmp_path / "model")
+    places = {
+        "thesis.tex": "is not a model folder",
+        "config.json": "is not a model folder",
+        "model/notes.txt": r"model holds notes\.txt, which is not of its model",
+        "model/weights/notes.txt": r"model holds weights/notes\.txt",
+    }
+    for name, message in places.items():
+        file = (tmp_path if name.startswith("model/") else tmp_path / "mine") / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+        with pytest.raises(UserError, match=message):
+            save(tmp_path / file.relative_to(tmp_path).parts[0], force=True)
+        assert file.read_text() == "{}"
+        file.unlink()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is not a model folder"):
+        save(tmp_path / "file", force=True)
+    save(tmp_path / "mine")  # It is empty now.
+    assert_same(model_folder.load(tmp_path / "mine").params)
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -60,17 +88,63 @@ def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
     monkeypatch.setattr(model_folder, "_is_remote", lambda path: remote)
     monkeypatch.setattr(model_folder, "_crc32", lambda file: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save(tmp_path / "model", bits=16)
+        save(tmp_path / "model", bits=16, force=True)
     monkeypatch.undo()
     if remote:  # Nothing can be renamed there, so the old model is gone, and what is there is not taken for one.
-        with pytest.raises(UserError, match="no config\\.json"):
+        with pytest.raises(UserError, match="was not written to its end"):
             model_folder.load(tmp_path / "model")
+        monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+        save(tmp_path / "model", bits=32)
+        monkeypatch.undo()
     else:
         assert model_folder.load(tmp_path / "model").config == {"bits": 8}
         assert os.listdir(tmp_path) == ["model"]
-    save(tmp_path / "model", bits=32)
+        save(tmp_path / "model", bits=32, force=True)
     assert model_folder.load(tmp_path / "model").config == {"bits": 32}
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("largest", [1000, 300_000])
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path, largest):
+    """The system refuses files larger than a limit: all of them, or some while others are written."""
+    rng = np.random.default_rng(0)
+    params = {f"layer_{i}": {"kernel": rng.standard_normal((100, 100))} for i in range(8)} | {"large": rng.standard_normal((300, 300))}
+    save(tmp_path / "model")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*model: File too large$"):
+            save(tmp_path / "model", params, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    time.sleep(0.2)  # for writes that would still go on
+    assert os.listdir(tmp_path) == ["model"]
+    assert_same(model_folder.load(tmp_path / "model").params)
+
+
+def test_what_a_kill_between_two_renames_left_is_found(tmp_path):
+    """`test_whole_folder` kills at every step."""
+    save(tmp_path / "model")
+    os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
+    assert_same(model_folder.load(tmp_path / "model").params)
+    assert os.listdir(tmp_path) == ["model"]
+    os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
+    with pytest.raises(UserError, match="holds a model already"):
+        save(tmp_path / "model")
+
+
+def test_paths_are_no_urls(tmp_path):
+    names = ["my model", "my%20model", "a#b", "a?b=c", "100%", "ä&+;:"]
+    for bits, name in enumerate(names):
+        save(tmp_path / name, {"kernel": np.full(3, bits)}, bits=bits)
+    for bits, name in enumerate(names):
+        for place in (None, lambda _, array: array[...]):
+            model = model_folder.load(tmp_path / name, place=place)
+            assert model.config == {"bits": bits}
+            np.testing.assert_array_equal(model.params["kernel"], np.full(3, bits))
+    (tmp_path / "a[b]").mkdir()
+    with pytest.raises(UserError, match=r"^no checkpoint can be written to .*a\[b\]/model, because of the \["):
+        save(tmp_path / "a[b]" / "model")  # Orbax would write what it does not find again.
 
 
 def test_a_remote_folder_reads_back(tmp_path, monkeypatch):
@@ -193,6 +267,32 @@ def test_damage_found_on_the_way_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
     with pytest.raises(UserError, match=r"weights cannot be read; fetch"):
         model_folder.load(tmp_path / "model", place=lambda _, array: array[...])
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../secret", "weights/../../secret"])
+def test_files_outside_the_folder_are_not_read(tmp_path, name):
+    save(tmp_path / "model")
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    header["files"] |= {name: [0, 0]}
+    (tmp_path / "model/config.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=f"names {name}, which is outside of the folder"):
+        model_folder.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights/_METADATA", "weights/new", "text_tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_devices_and_pipes_are_not_read(tmp_path, name, kind):
+    """They would give bytes for ever, or none."""
+    files = {"text_tokenizer/tokenizer.json": b""}
+    model_folder.save(tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files)
+    file = tmp_path / "model" / name
+    file.unlink(missing_ok=True)
+    if kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(file)
+    with pytest.raises(UserError, match=file.name):
+        model_folder.load(tmp_path / "model")
 
 
 def test_further_files_are_kept_and_checked(tmp_path):

@@ -28,6 +28,16 @@ def test_the_command_writes_a_whole_model(tmp_path, monkeypatch, capsys):
     assert max(prompts.encode("一只猫", max_tokens=50)) < config.text.vocab_size
 
 
+def test_the_command_removes_nobodys_files(tmp_path, monkeypatch):
+    (tmp_path / "thesis.tex").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    for place in (".", str(tmp_path)):
+        monkeypatch.setattr(sys, "argv", ["toy", place, "--force"])
+        with pytest.raises(UserError, match="is not a model folder"):
+            toy_text_to_image.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_the_seed_makes_the_weights():
     abstract = autoencoder.abstract_params(toy_text_to_image.config().tokenizer)
     first, same, other = (toy_text_to_image.random_params(abstract, seed) for seed in (0, 0, 1))

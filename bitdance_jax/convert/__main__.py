@@ -1,4 +1,4 @@
-"""Released files to model folders and back: `python -m bitdance_jax.convert SOURCE OUT [--weights ema|model] [--to torch]`."""
+"""Released files to model folders and back: `python -m bitdance_jax.convert SOURCE OUT [--weights ema|model] [--to torch] [--force]`."""
 
 import sys
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class Arguments:
       tokenizer: take this tokenizer (.pt, .safetensors) instead of the model's own.
       tokenizer_only: convert only the tokenizer that lies in a model's file or folder.
       to: "jax" for a model folder, "torch" for the release's keys and layouts.
+      force: replace the model that is in OUT already.
     """
 
     source: tyro.conf.Positional[str]
@@ -32,6 +33,7 @@ class Arguments:
     tokenizer: str | None = None
     tokenizer_only: bool = False
     to: Literal["jax", "torch"] = "jax"
+    force: bool = False
 
 
 def main() -> None:
@@ -43,12 +45,13 @@ def main() -> None:
             weights=arguments.weights,
             tokenizer=arguments.tokenizer,
             tokenizer_only=arguments.tokenizer_only,
+            force=arguments.force,
         )
     elif arguments.tokenizer is not None or arguments.tokenizer_only or arguments.weights != "ema":
         flags = "--weights, --tokenizer and --tokenizer-only"
         raise UserError(f"{flags} are for released files; --to torch takes the model folder as it is")
     else:
-        export(arguments.source, arguments.out)
+        export(arguments.source, arguments.out, force=arguments.force)
 
 
 if __name__ == "__main__":

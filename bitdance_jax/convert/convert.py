@@ -2,22 +2,19 @@
 
 import dataclasses
 import os
-import shutil
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
-from etils import epath
 
 from bitdance_jax import model_folder
 from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig, from_dict, to_dict
-from bitdance_jax.convert import keys, lazy, parameters, sizes, sources
+from bitdance_jax.convert import keys, parameters, sizes, sources
 from bitdance_jax.convert import text_to_image as release_sizes
-from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.convert.sources import OwnRecord, Source
 from bitdance_jax.errors import UserError
+from bitdance_jax.lazy import LazyArray
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -44,6 +41,7 @@ def convert(
     weights: sources.Weights = "ema",
     tokenizer: str | None = None,
     tokenizer_only: bool = False,
+    force: bool = False,
 ) -> None:
     """Writes the model folder `out`, local or gs://.
 
@@ -52,11 +50,12 @@ def convert(
       weights: of a .pt file with both.
       tokenizer: a file or id whose tokenizer is taken instead of the model's own.
       tokenizer_only: leave out all of a model but its tokenizer.
+      force: replace the model that is in the folder already.
 
     Raises:
       UserError: the source cannot be read or is not one of the models, listing all its wrong keys; nothing is written then.
     """
-    _check_out(out)
+    model_folder.check_place(out, force=force)
     opened = sources.open_source(source, weights)
     if tokenizer is not None and (tokenizer_only or opened.kind == "tokenizer"):
         alone = "--tokenizer-only takes a file's own" if tokenizer_only else f"{opened.path} is a tokenizer itself"
@@ -69,7 +68,7 @@ def convert(
         converted = _class_conditional(opened, _its_tokenizer(opened, tokenizer, weights), weights)
     else:
         converted = _text_to_image(opened, _its_tokenizer(opened, tokenizer, weights))
-    _write(out, opened, converted)
+    _write(out, opened, converted, force)
 
 
 def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weights) -> Source:
@@ -179,19 +178,10 @@ def _refuse(source: Source, problems: list[str]) -> None:
         raise UserError(f"{source.path} is not a model that is known here: {'; '.join(problems)}")
 
 
-def _check_out(out: str) -> None:
-    """A folder that is there is replaced if it is a model folder, or empty. A release has a config.json, too, of another kind."""
-    folder = epath.Path(out)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or model_folder.is_model_folder(folder))):
-        raise UserError(f"{out} is there and is not a model folder; give another place, or remove it first")
-
-
-def _write(out: str, source: Source, converted: Converted) -> None:
+def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
     for note in source.notes:
         print(f"note: {note}")
-    lazy.register()
     total = parameters.num_bytes(converted.params)
-    _check_space(out, total)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="converting", dynamic_ncols=True) as bar:
 
         def counted(array: LazyArray) -> LazyArray:
@@ -202,19 +192,6 @@ def _write(out: str, source: Source, converted: Converted) -> None:
 
             return dataclasses.replace(array, read=read)
 
-        try:
-            model_folder.save(out, **converted._replace(params=jax.tree.map(counted, converted.params))._asdict())
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error})") from error
+        converted = converted._replace(params=jax.tree.map(counted, converted.params))
+        model_folder.save(out, **converted._asdict(), force=force)
     print(f"{out}: {converted.kind} model, {total / 2**30:.2f} GiB of weights from {_name(source)}")
-
-
-def _check_space(out: str, needed: int) -> None:
-    if "://" in out:
-        return
-    place = Path(os.path.abspath(out))
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(f"{out} needs {needed / 2**30:.1f} GiB, and its disk has {free / 2**30:.1f} GiB left")

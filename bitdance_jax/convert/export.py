@@ -1,16 +1,12 @@
 """A model folder back to the release's form: a .safetensors file, or a text-to-image model's folder."""
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from bitdance_jax import model_folder
+from bitdance_jax import model_folder, whole_folder
 from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig, from_dict
 from bitdance_jax.convert import keys, parameters, release_folder, safetensors_file, sizes
 from bitdance_jax.convert import text_to_image as release_sizes
@@ -28,12 +24,13 @@ SHARD_BYTES = 5 * 10**9
 """Of a text-to-image model's language model, as Hugging Face cuts them."""
 
 
-def export(folder: str, out: str) -> None:
+def export(folder: str, out: str, *, force: bool = False) -> None:
     """Writes the model of a model folder with the release's keys and layouts, one tensor in memory at a time.
 
     Args:
       folder: any model folder.
       out: a .safetensors file; for a text-to-image model a new folder, in the plain layout of the release.
+      force: replace a file that is there already.
 
     A class-conditional model's tokenizer lies under `vae.`, as in the released files. A file gets its `*_config.json` beside it: of a
     tokenizer the released one, of a class-conditional model the release's arguments. The dtype is the folder's. `convert` turns what is
@@ -48,13 +45,17 @@ def export(folder: str, out: str) -> None:
     if saved.kind == "text_to_image":
         tensors = _export_text_to_image(folder, saved, Path(out))
     else:
-        tensors = _export_file(folder, saved, Path(out))
+        tensors = _export_file(folder, saved, Path(out), force)
     print(f"{out}: {len(tensors)} tensors, {sum(array.nbytes for array in tensors.values()) / 2**30:.2f} GiB")
 
 
-def _export_file(folder: str, saved: ModelFolder, target: Path) -> Tensors:
+def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> Tensors:
     if target.suffix != ".safetensors":
         raise UserError(f"--to torch writes a {saved.kind} model as a .safetensors file, got {target}; name it NAME.safetensors")
+    config_file = target.with_name(f"{target.stem}_config.json")
+    for file in (target, config_file):
+        if file.exists() and not force:
+            raise UserError(f"{file} is there already; give another place, or --force (force=True)")
     where = f"{folder}/config.json: config"
     if saved.kind == "tokenizer":
         config = from_dict(TokenizerConfig, saved.config, where)
@@ -66,7 +67,7 @@ def _export_file(folder: str, saved: ModelFolder, target: Path) -> Tensors:
         tensors = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
         tensors |= _inner_tokenizer(folder, saved, model_config.tokenizer)
         record = sizes.class_conditional_record(model_config)
-    with replacing(target.with_name(f"{target.stem}_config.json")) as temporary:
+    with replacing(config_file) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     with replacing(target) as temporary:
         safetensors_file.save(temporary, tensors, _own_record(saved))
@@ -76,6 +77,8 @@ def _export_file(folder: str, saved: ModelFolder, target: Path) -> Tensors:
 def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tensors:
     config = from_dict(TextToImageConfig, saved.config, f"{folder}/config.json: config")
     model_folder.check_shapes(folder, saved.params["model"], text_to_image.abstract_params(config))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already; give a place for a new folder")
     tensors = parameters.to_release(saved.params["model"], keys.text_to_image(config)) | _inner_tokenizer(folder, saved, config.tokenizer)
     parts: dict[str, Tensors] = {name: {} for name in release_folder.PREFIXES}
     for key, array in tensors.items():
@@ -86,7 +89,7 @@ def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tens
         "vision_head_config.json": release_sizes.vision_head_record(config),
         "ae_config.json": sizes.tokenizer_record(config.tokenizer),
     }
-    with _new_folder(target) as new:
+    with whole_folder.writing(target, sum(array.nbytes for array in tensors.values())) as new:
         for name, content in prompt_tokenizer.read_files(epath.Path(folder) / prompt_tokenizer.FOLDER).items():
             (new / Path(name).name).write_bytes(content)
         for name, record in records.items():
@@ -109,20 +112,3 @@ def _tokenizer(folder: str, params: Any, config: TokenizerConfig) -> Tensors:
 
 def _own_record(saved: ModelFolder) -> dict[str, str]:
     return {"format": "pt", OWN_RECORD: json.dumps({"config": saved.config, "metadata": saved.metadata})}
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, which becomes it when the block ends."""
-    new = target.with_name(f".{target.name}.new")
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"{target} is there already; give a place for a new folder")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        os.replace(new, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

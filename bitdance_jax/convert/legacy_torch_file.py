@@ -12,9 +12,9 @@ import numpy as np
 
 from bitdance_jax import inputs
 from bitdance_jax.convert import torch_pickle
-from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.convert.torch_pickle import Storage, Tensor
 from bitdance_jax.errors import UserError, short
+from bitdance_jax.lazy import LazyArray
 
 
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from bitdance_jax.convert import keys
-from bitdance_jax.convert.lazy import LazyArray
+from bitdance_jax.lazy import LazyArray
 from bitdance_jax.transformer.stack import STACKED, stacked_axes
 
 

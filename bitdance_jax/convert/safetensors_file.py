@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 
 from bitdance_jax import inputs
-from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.errors import UserError, short
+from bitdance_jax.lazy import LazyArray
 
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}

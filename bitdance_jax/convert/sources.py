@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict
 
 from bitdance_jax import inputs
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
-from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.errors import UserError
+from bitdance_jax.lazy import LazyArray
 
 
 Weights = Literal["ema", "model"]

@@ -9,9 +9,9 @@ import numpy as np
 
 from bitdance_jax import inputs
 from bitdance_jax.convert import torch_pickle
-from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.convert.torch_pickle import Tensor
 from bitdance_jax.errors import UserError, short
+from bitdance_jax.lazy import LazyArray
 
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

@@ -12,9 +12,9 @@ from flax import traverse_util
 
 from bitdance_jax import inputs
 from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
-from bitdance_jax.convert.lazy import LazyArray
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.inception import InceptionV3
+from bitdance_jax.lazy import LazyArray
 
 
 PUBLISHED = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"

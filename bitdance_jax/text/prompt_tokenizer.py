@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -130,12 +131,26 @@ class PromptTokenizer:
 
 
 def read_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """The tokenizer files that a folder has, for `model_folder.save`."""
-    return {
-        f"{FOLDER}/{name}": inputs.read_bytes(epath.Path(folder) / name, inputs.MAX_LIST_BYTES)
-        for name in FILES
-        if (epath.Path(folder) / name).exists()
-    }
+    """The tokenizer files that a folder has, for `model_folder.save`.
+
+    Raises:
+      UserError: one of them is no file, or too large, or a symbolic link out of the folder that does not
+        lead to the Hugging Face cache in which the folder is.
+    """
+    path = epath.Path(folder)
+    found = [path / name for name in FILES if (path / name).exists()]
+    if "://" not in str(path):
+        for file in found:
+            _check_own(Path(file))
+    return {f"{FOLDER}/{file.name}": inputs.read_bytes(file, inputs.MAX_LIST_BYTES) for file in found}
+
+
+def _check_own(file: Path) -> None:
+    """A folder from elsewhere must not put a file of this machine into the model made of it."""
+    real, own = Path(os.path.realpath(file)), [Path(os.path.realpath(file.parent))]
+    own += [above.parent / "blobs" for above in own[0].parents if above.name == "snapshots"]
+    if not any(real.is_relative_to(folder) for folder in own):
+        raise UserError(f"{file} leads to {real}, outside of its folder; put the file itself there")
 
 
 def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:

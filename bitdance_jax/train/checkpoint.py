@@ -1,10 +1,11 @@
 """Checkpoints of a training run: state and place in the data, written by Orbax while training goes on."""
 
 import errno
-import logging
 import os
 import secrets
+import shutil
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -32,9 +33,12 @@ class Checkpoints:
         """Opens or makes the folder, local or gs://, of which the newest `keep` checkpoints are kept.
 
         Raises:
-          UserError: the folder cannot be reached, or not all processes see the same one.
+          UserError: the folder cannot be reached or holds something else, or not all processes see the
+            same one.
         """
+        files.check_name(folder)
         self._folder = files.folder(folder)
+        _check_own(self._folder)
         # Folders made in the foreground: where a full disk refuses one, threads that wait for it would hold up the exit for minutes.
         asynchronous = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=asynchronous)
@@ -50,7 +54,14 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # A failure may be this process's alone: then the others do not come to the end of a save.
         if error is None or jax.process_count() == 1:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as failed:
+                error = failed
+                raise
+            finally:
+                if error is not None and jax.process_count() == 1:
+                    _remove_unfinished(self._folder)
 
     @property
     def steps(self) -> list[int]:
@@ -154,24 +165,29 @@ class Checkpoints:
             self._manager.reload()
 
 
-def quiet_orbax() -> None:
-    """Keeps a command-line tool's output to its own lines: Orbax logs, with tracebacks, the errors that it also raises.
-
-    After a failed read or write, TensorStore's other ones find the event loop closed, each with a traceback of its own.
-    """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = hook
-
-
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error says that the disk (or the quota) is full, as Python or as TensorStore says it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or any(text in str(error) for text in ("No space left on device", "Disk quota exceeded"))
+
+
+def _check_own(folder: epath.Path) -> None:
+    """Raises a UserError where Orbax would take other folders, such as "2019", for checkpoints."""
+    for step in folder.iterdir():
+        if step.name.isdecimal() and step.is_dir():
+            names = {path.name for path in step.iterdir()}
+            if names and not names & {"_CHECKPOINT_METADATA", "state", "place", "checksums"}:
+                raise UserError(f"{step} is not a checkpoint; give --run.checkpoints another folder")
+
+
+def _remove_unfinished(folder: epath.Path) -> None:
+    """Removes what a failed save has left on a local disk, which may be full of it."""
+    if "://" in str(folder):
+        return  # The next start removes it.
+    for _ in range(5):  # TensorStore's other writes still run, and may make their folders anew
+        for path in (path for path in folder.iterdir() if ".orbax-checkpoint-tmp" in path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _check_shared(folder: epath.Path) -> None:

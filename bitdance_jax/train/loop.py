@@ -60,9 +60,10 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
     with _disk_full_is_user_error(places), only_run(config):
         check_config(config)
         folder(workdir)
+        if jax.process_index() == 0:
+            record_config(config)  # From here on the folder is known for this run's.
         with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:
             if jax.process_index() == 0:
-                record_config(config)
                 task.record.write(workdir)
             state, figures = _train_steps(task, config, mesh, checkpoints, initial)
         params = on_host(state.ema, mesh)

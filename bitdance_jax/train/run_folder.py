@@ -10,10 +10,10 @@ from typing import Any
 
 from flax import traverse_util
 
-from bitdance_jax import hosts
+from bitdance_jax import hosts, inputs, model_folder
 from bitdance_jax.config import TrainingConfig, to_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import folder, only_writer, replacing
+from bitdance_jax.files import LOCK, folder, only_writer, replacing
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
@@ -22,6 +22,11 @@ _MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(pr
 
 # What a bfloat16 run did whose config.json does not yet have the field.
 _BEFORE = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
+
+
+_NAMES = ["config.json", "model.json", "checkpoints", "metrics.csv", "curves.png", "pictures"]
+_NAMES += ["tensorboard", "profile", "model"]
+"""What a run writes into its folder."""
 
 
 @contextlib.contextmanager
@@ -47,9 +52,19 @@ def _locks(config: TrainingConfig) -> Iterator[None]:
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Raises a UserError if `run.workdir` is that of a run with another config that has checkpoints; it names the fields."""
+    """Looks whether `run.workdir` is this run's to write to, or nobody's yet.
+
+    Raises:
+      UserError: it is that of a run with another config that has checkpoints (it names the fields), or
+        has files that no run wrote.
+    """
     workdir = Path(config.run.workdir)
     path = workdir / "config.json"
+    there = [name for name in _NAMES if _is_something(workdir / name)]
+    if there and not _is_config(path):
+        what = f"{workdir} has no config.json of a run, which would write over its {', '.join(there)}"
+        raise UserError(f"{what}; restore config.json, or give another --run.workdir")
+    model_folder.check_place(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
         return
     try:
@@ -71,6 +86,20 @@ def has_checkpoints(config: TrainingConfig) -> bool:
     checkpoints = config.run.checkpoint_folder
     there = "://" in checkpoints or Path(checkpoints).exists()
     return there and any(step.name.isdecimal() for step in folder(checkpoints).iterdir())
+
+
+def _is_config(path: Path) -> bool:
+    """Whether it is a run's config.json."""
+    try:
+        recorded = inputs.read_json(path)
+    except UserError:
+        return False
+    return {"run", "data", "optimizer"} <= recorded.keys()
+
+
+def _is_something(path: Path) -> bool:
+    """Whether it is there, and no folder that is empty but for a lock."""
+    return os.path.lexists(path) and not (path.is_dir() and {child.name for child in path.iterdir()} <= {LOCK})
 
 
 def record_config(config: TrainingConfig) -> None:

@@ -169,7 +169,14 @@ def make_task(config: Training) -> Task:
 def _save(folder: str, record: Record, steps: int, figures: dict[str, float], params: Params) -> None:
     """Writes a run's model folder."""
     metadata = {"steps": steps, **record.metadata, "held_out": figures}
-    model_folder.save(folder, kind=record.kind, config=record.config, params=params, metadata=metadata)
+    model_folder.save(
+        folder,
+        kind=record.kind,
+        config=record.config,
+        params=params,
+        metadata=metadata,
+        force=True,
+    )
 
 
 def _cast(params: Params, dtype: str) -> Params:

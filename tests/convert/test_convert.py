@@ -305,7 +305,16 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
         main()
 
     command(ae_pt, tmp_path / "t")
+    with pytest.raises(UserError, match="holds a model already; give another place, or --force"):
+        command(ae_pt, tmp_path / "t")
+    command(ae_pt, tmp_path / "t", "--force")
     command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
+    with pytest.raises(UserError, match=r"t\.safetensors is there already; give another place, or --force"):
+        command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
+    (tmp_path / "t.safetensors").unlink()
+    with pytest.raises(UserError, match=r"t_config\.json is there already"):
+        command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
+    command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch", "--force")
     assert f"{tmp_path / 't.safetensors'}: 121 tensors" in capsys.readouterr().out
     with pytest.raises(UserError, match="for released files"):
         command(tmp_path / "t", tmp_path / "u.safetensors", "--to", "torch", "--weights", "model")

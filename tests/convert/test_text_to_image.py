@@ -123,11 +123,31 @@ def test_both_directions_are_bit_exact(release, converted, tmp_path, monkeypatch
 
 def test_a_release_is_never_replaced(release, converted):
     """It has a config.json, as a model folder has."""
-    with pytest.raises(UserError, match="is there and is not a model folder; give another place"):
+    with pytest.raises(UserError, match="is there and is not a model folder"):
         convert(str(release), str(release))
     with pytest.raises(UserError, match="is there already; give a place for a new folder"):
         export.export(str(converted), str(release))
     assert (release / "vision_head.safetensors").is_file()
+
+
+def test_files_of_this_machine_are_not_taken_into_the_model(release, tmp_path):
+    """A release may hold symbolic links, but only to itself or into the Hugging Face cache that it lies in."""
+    secret = tmp_path / "secret"
+    secret.write_text("of this machine")
+    (release / "merges.txt").symlink_to(secret)
+    with pytest.raises(UserError, match=r"merges\.txt leads to .*secret, outside of its folder"):
+        convert(str(release), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+    cached = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    (release / "merges.txt").unlink()
+    shutil.copytree(release, cached)
+    (cached / "tokenizer.json").rename(blobs / "89ab")
+    (cached / "tokenizer.json").symlink_to("../../blobs/89ab")
+    convert(str(cached), str(tmp_path / "out"))
+    assert (tmp_path / "out/text_tokenizer/tokenizer.json").read_bytes() == (blobs / "89ab").read_bytes()
 
 
 def test_a_toy_model_there_and_back(tmp_path):

@@ -87,7 +87,7 @@ def test_geneval_and_going_on(command, capsys):
     assert "3 pictures of each of 3 prompts in parts (2 drawn now)\n" in capsys.readouterr().out
     Path("parts/00001/samples/0001.png").unlink()
     before = contents("parts")
-    Path("parts/00001/samples/.0001.png.0123abcd").touch()  # as a kill leaves it
+    Path("parts/00001/samples/.bitdance_jax.0123456789abcdef").touch()  # as a kill leaves it
     assert command(*flags, "--out", "parts") == 0
     after = contents("parts")
     assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in whole.items()}

@@ -1,8 +1,10 @@
 """Checkpoints: damage, other models, a full disk, retention."""
 
 import errno
+import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -138,6 +140,30 @@ def test_a_full_disk_leaves_the_checkpoints_before(toy, folder, monkeypatch):
     assert is_disk_full(caught.value)
     state, _ = restore(folder, abstract(toy))
     assert int(state.step) == 3
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing_unfinished(toy, folder):
+    """The system refuses large files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(Exception, match="File too large"), Checkpoints(folder, keep=2) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            checkpoints.save(4, make_state(toy, 4), {})
+            checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    time.sleep(0.2)  # for writes that would still go on
+    assert {path.name for path in folder.iterdir()} == {"2", "3"}
+
+
+def test_folders_of_something_else_are_not_taken_for_checkpoints(toy, tmp_path):
+    """Orbax would remove the oldest when it has written more than it keeps."""
+    for year in ("2023", "2024", "2025"):
+        (tmp_path / year).mkdir()
+        (tmp_path / year / "beach.jpg").touch()
+    with pytest.raises(UserError, match=r"20\d\d is not a checkpoint; give --run\.checkpoints another folder"):
+        Checkpoints(tmp_path, keep=2)
+    assert len(list(tmp_path.rglob("beach.jpg"))) == 3
 
 
 def test_google_storage_without_its_library_is_one_line(monkeypatch):

@@ -84,12 +84,13 @@ def test_starting_anew_drops_all(tmp_path):
 
 
 def test_pictures_and_curves_are_written(tmp_path):
-    for name in (".metrics.csv.01234567", "pictures/.samples_0000003.png.89abcdef", "checkpoints/.x.01234567"):
+    leftover = ".bitdance_jax.0123456789abcdef"
+    for name in (leftover, f"pictures/{leftover}", f"checkpoints/{leftover}"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     writer = MetricsWriter(tmp_path, 0)
-    assert [path.name for path in tmp_path.rglob(".*")] == [".x.01234567"]  # no file of this writer's
-    (tmp_path / "checkpoints/.x.01234567").unlink()
+    assert list(tmp_path.rglob(".*")) == [tmp_path / "checkpoints" / leftover]  # not this writer's
+    (tmp_path / "checkpoints" / leftover).unlink()
     for step in range(1, 4):
         writer.write(step, {"epoch": step / 2, "loss": 1 / step}, {"images_per_second": 10.0})
     writer.write_pictures(3, {"samples": np.zeros((8, 8, 3), np.uint8)})

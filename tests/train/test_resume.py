@@ -74,7 +74,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    for name in (".curves.png.01234567", "pictures/.kernel_0000020.png.89abcdef"):
+    for name in (".bitdance_jax.0123456789abcdef", "pictures/.bitdance_jax.89abcdef01234567"):
         (tmp_path / name).touch()  # as a kill while a preview is drawn leaves it
     finish(start(tmp_path))
     assert_same_run(uninterrupted, tmp_path)

@@ -1,13 +1,46 @@
+"""A run writes into a new folder or its own."""
+
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax import UserError
-from bitdance_jax.config import ClassConditionalTraining, RunConfig, to_dict
-from bitdance_jax.train.run_folder import check_config
+from bitdance_jax import model_folder
+from bitdance_jax.config import ClassConditionalTraining, RunConfig, TrainingConfig, to_dict
+from bitdance_jax.errors import UserError
+from bitdance_jax.train.run_folder import check_config, record_config
+
+
+def config(workdir, **changes) -> TrainingConfig:
+    return TrainingConfig(run=RunConfig(workdir=str(workdir), steps=3, **changes))
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "model/config.json", "pictures/cat.png", "checkpoints/1/x"])
+def test_what_no_run_wrote_is_not_written_over(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=f"would write over its {name.split('/')[0]}; "):
+        check_config(config(tmp_path))
+
+
+def test_other_files_are_no_hindrance(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "pictures").mkdir()
+    check_config(config(tmp_path))
+
+
+def test_a_folder_of_this_run(tmp_path):
+    record_config(config(tmp_path))
+    (tmp_path / "metrics.csv").touch()
+    params = {"kernel": np.ones(3)}
+    model_folder.save(tmp_path / "model", kind="tokenizer", config={}, params=params, metadata={})
+    check_config(config(tmp_path, seed=1))  # It has no checkpoints yet.
+    (tmp_path / "model" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"model holds notes\.txt, which is not of its model"):
+        check_config(config(tmp_path))
 
 
 NEWER = ("model.transformer.residual_dtype", "run.gradient_dtype")

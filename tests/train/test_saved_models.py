@@ -84,11 +84,11 @@ def test_weights_that_changed_on_the_disk_are_not_taken(stopped, monkeypatch):
 
 
 def test_a_finished_run_gives_its_model_folder_until_it_is_trained_on(stopped, ema):
-    model_folder.save(stopped / "model", kind="tokenizer", config={}, params={"a": np.ones(2)}, metadata={"steps": 14})
+    model_folder.save(stopped / "model", kind="tokenizer", config={}, params={"a": np.ones(2)}, metadata={"steps": 14}, force=True)
     assert saved_models.locate(stopped) == stopped / "model"
     assert saved_models.fingerprint(stopped) == saved_models.fingerprint(stopped / "model")
     assert_same(saved_models.load(stopped).params, {"a": np.ones(2)})
-    model_folder.save(stopped / "model", kind="tokenizer", config={}, params={"a": np.ones(2)}, metadata={"steps": 13})
+    model_folder.save(stopped / "model", kind="tokenizer", config={}, params={"a": np.ones(2)}, metadata={"steps": 13}, force=True)
     assert_same(saved_models.load(stopped).params, ema(14))
 
 
@@ -128,6 +128,7 @@ def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path):
     assert (model.config, model.sampler, model.class_names[2]) == (config.model, config.preview, "Flags")
     assert_same(model.tokenizer.params, model_folder.load(tokenizer).params)
     assert_same(saved_models.load(run).params["model"], params)
+    shutil.rmtree(tokenizer)
     tiny_models.save_tokenizer(tokenizer, dataclasses.replace(tiny_models.TOKENIZER, num_codebooks=2))
     with pytest.raises(UserError, match=r"is not the one that .* trains on"):
         bitdance_jax.load(run)

@@ -17,7 +17,6 @@ from bitdance_jax.command_line import run
 from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.saved_models import Record
-from bitdance_jax.train.checkpoint import quiet_orbax
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.task import Batch, Params
 
@@ -110,7 +109,7 @@ class ToyTask:
         return {"kernel": np.repeat(grey[..., None], 3, -1)}
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
-        model_folder.save(folder, kind="tokenizer", config={}, params=ema_params, metadata=figures)
+        model_folder.save(folder, kind="tokenizer", config={}, params=ema_params, metadata=figures, force=True)
 
 
 def training_config(workdir: Path | str, steps: int, **run_changes: object) -> TrainingConfig:
@@ -122,7 +121,6 @@ def training_config(workdir: Path | str, steps: int, **run_changes: object) -> T
 
 def main() -> None:
     workdir, steps, seconds_a_step, *full_at = sys.argv[1:]
-    quiet_orbax()
     hosts.start()
     config = training_config(workdir, int(steps))
     with hosts.together():

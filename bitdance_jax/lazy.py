@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -69,6 +70,13 @@ class LazyArray:
         return out
 
 
+def as_lazy(array: LazyArray | np.ndarray | jax.Array) -> LazyArray:
+    """Any array as a lazy one."""
+    if isinstance(array, LazyArray):
+        return array
+    return LazyArray(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
+
+
 class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
     """Saves as Orbax saves numpy arrays, with little more than BATCH_BYTES of them in memory at a time, or one part.
 
@@ -82,20 +90,47 @@ class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
         args = args or [ocp.SaveArgs()] * len(values)
         for part in _batches([value.nbytes for value in values]):
             batch = [value.whole() for value in values[part]] if part.stop - part.start > 1 else values[part]
-            for writing in await super().serialize(batch, infos[part], args[part]):
+            writer = _BatchWriter()
+            for writing in await writer.serialize(batch, infos[part], args[part]):
                 writing.result()
+            if writer.failures:
+                raise writer.failures[0]
         return []
+
+
+class _BatchWriter(ocp.type_handlers.NumpyHandler):
+    """Writes arrays that are in memory, or a lazy one.
+
+    Attributes:
+      failures: what went wrong. It is raised when all has been tried: Orbax would leave the other
+        writes running, and these would make a folder anew that has been removed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self.failures: list[Exception] = []
 
     async def _open_and_write(self, value: LazyArray | np.ndarray, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
         """Takes the place of Orbax's writing of an array; everything around it stays Orbax's."""
-        if isinstance(value, np.ndarray):
-            return await super()._open_and_write(value, tspec, ts_context)
-        tspec["metadata"]["chunks"] = value.chunk()
-        store = tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context).result()
-        blocks = value.blocks()
-        while batch := list(_take(blocks)):
-            for writing in [store[index].write(values, can_reference_source_data_indefinitely=True) for index, values in batch]:
-                writing.result()  # there is nothing else to do: the array is alone in its batch
+        try:
+            if isinstance(value, np.ndarray):
+                await super()._open_and_write(value, tspec, ts_context)
+            else:
+                _write_blocks(value, tspec, ts_context)
+        except Exception as error:
+            self.failures.append(error)
+
+
+def _write_blocks(value: LazyArray, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
+    tspec["metadata"]["chunks"] = value.chunk()
+    spec = tensorstore.Spec(tspec)
+    store = tensorstore.open(spec, create=True, open=True, context=ts_context).result()
+    blocks = value.blocks()
+    while batch := list(_take(blocks)):
+        writes = [store[i].write(x, can_reference_source_data_indefinitely=True) for i, x in batch]
+        failures = [error for write in writes if (error := write.exception())]  # waits for each
+        if failures:
+            raise failures[0]
 
 
 def _take(blocks: Iterator[Block]) -> Iterator[Block]:

@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 
-from bitdance_jax import model_folder
-from bitdance_jax.convert import lazy
-from bitdance_jax.convert.lazy import LazyArray
+from bitdance_jax import lazy, model_folder
+from bitdance_jax.lazy import LazyArray
 
 
 def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
@@ -18,7 +17,6 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
         return LazyArray(array.shape, array.dtype, lambda: reads.append(array.shape) or array)
 
     monkeypatch.setattr(lazy, "BATCH_BYTES", 100)
-    lazy.register()
     model_folder.save(tmp_path / "lazy", kind="tokenizer", config={}, params=jax.tree.map(unread, arrays), metadata={})
     assert sorted(reads) == sorted(value["kernel"].shape for value in arrays.values())
     model_folder.save(tmp_path / "numpy", kind="tokenizer", config={}, params=arrays, metadata={})
@@ -31,17 +29,16 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
 def test_orbax_still_calls_what_lazy_replaces(tmp_path, monkeypatch):
     """`_open_and_write` is private to Orbax: without it a whole array is in memory at once."""
     written: list[tuple[int, ...]] = []
-    replaced = lazy.LazyArrayHandler._open_and_write
+    replaced = lazy._BatchWriter._open_and_write
 
     async def spy(self, value, *arguments):
         written.append(value.shape)
         await replaced(self, value, *arguments)
 
-    monkeypatch.setattr(lazy.LazyArrayHandler, "_open_and_write", spy)
-    lazy.register()
+    monkeypatch.setattr(lazy._BatchWriter, "_open_and_write", spy)
     array = LazyArray((3, 5), np.dtype(np.float32), lambda: np.ones((3, 5), np.float32))
     model_folder.save(tmp_path / "model", kind="tokenizer", config={}, params={"a": array}, metadata={})
-    hint = "this Orbax writes arrays by another method: find it in type_handlers.NumpyHandler.serialize and rename LazyArrayHandler's"
+    hint = "this Orbax writes arrays by another method: find it in type_handlers.NumpyHandler.serialize and rename _BatchWriter's"
     assert written == [(3, 5)], hint
 
 
@@ -68,7 +65,6 @@ def test_stacks_are_written_part_by_part(tmp_path, monkeypatch):
         "scalar": LazyArray((), np.dtype(np.float64), lambda: arrays["scalar"]),
     }
     assert [value.chunk() for value in params.values()] == [(1, 1, 3, 4), (2, 3), ()]
-    lazy.register()
     model_folder.save(tmp_path / "model", kind="tokenizer", config={}, params=params, metadata={})
     jax.tree.map(np.testing.assert_array_equal, model_folder.load(tmp_path / "model").params, arrays)
     assert reads == list(np.ndindex(2, 3))
