@@ -1,10 +1,12 @@
 """That a lone process is left in peace. Two that train together are in tests/train/test_multi_host.py."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -35,3 +37,21 @@ def test_alone_all_agree():
     assert hosts.gather(jnp.arange(3)).tolist() == [0, 1, 2]
     with pytest.raises(UserError, match=r"^no room$"), hosts.together():
         raise UserError("no room")
+
+
+def test_the_first_process_alone_enters(monkeypatch):
+    events = []
+
+    @contextlib.contextmanager
+    def context():
+        events.append("entered")
+        yield
+        events.append("left")
+
+    with hosts.entered_by_first(context()):
+        assert events == ["entered"]
+    assert events == ["entered", "left"]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with hosts.entered_by_first(context()):
+        pass
+    assert events == ["entered", "left"]

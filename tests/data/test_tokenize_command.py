@@ -13,7 +13,7 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, check_tokens
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer
+from bitdance_jax.files import only_writer, replacing
 from bitdance_jax.sampling.pipeline import Tokenizer
 
 
@@ -45,7 +45,9 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
         with pytest.raises(UserError, match=f"^another process is writing {folder}; wait for it, or give another folder$"):
             tokenize.main()
         assert not list(folder.glob("*.json"))
-        (folder / ".tokens-00000-of-00001.array_record.0123abcd").touch()  # as a kill leaves it
+        with replacing(folder / "x") as leftover:
+            leftover.touch()
+        (folder / "x").rename(leftover)  # as a kill leaves it
     tokenize.main()
     assert [path.name for path in folder.iterdir()] == ["manifest.json"]
 
