@@ -279,7 +279,7 @@ def _greet_first(job: Job, secret: bytes) -> Meeting:
         own_challenge = secrets.token_hex(16)
         words = (str(job.number), str(job.processes), jax.__version__, own_challenge)
         connection.sendall(" ".join((*words, _proof(secret, challenge, *words))).encode() + b"\n")
-        connection.settimeout(2 * MEETING_SECONDS)  # Process 0 ends the waiting.
+        connection.settimeout(MEETING_SECONDS + GREETING_SECONDS)  # Process 0 ends the waiting.
         answer, _, rest = _read_line(connection).partition(" ")
         if answer == "refused":
             raise UserError(f"process {job.number} may not join the job at {job.address}: {_printable(rest)}")
