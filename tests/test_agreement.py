@@ -37,8 +37,8 @@ def other(monkeypatch):
             "data.batch_size is 32 and 8",
         ),
         (
-            TrainingConfig(run=RunConfig("runs/a", 100), data=CONFIG.data, optimizer=OptimizerConfig(learning_rate=0.5, ema_decay=0)),
-            "optimizer.ema_decay is 0.9999 and 0; optimizer.learning_rate is 0.0006 and 0.5",
+            TrainingConfig(run=RunConfig("runs/a", 100), data=CONFIG.data, optimizer=OptimizerConfig(learning_rate=0.5, ema_decay=0.0)),
+            "optimizer.ema_decay is 0.9999 and 0.0; optimizer.learning_rate is 0.0006 and 0.5",
         ),
         (
             TrainingConfig(run=RunConfig("runs/a", 100, checkpoints="elsewhere"), data=CONFIG.data),

@@ -79,14 +79,15 @@ def test_who_says_nothing_is_sent_away(job, pool, opened, monkeypatch):
 
 
 def test_those_that_do_not_come_are_named_to_all_that_did(job, pool, monkeypatch, capfd):
-    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 1)
-    monkeypatch.setattr(rendezvous, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 2)
+    monkeypatch.setattr(rendezvous, "QUIET_SECONDS", 1)
     processes = [pool.submit(join, job), pool.submit(join, job._replace(number=2))]
     for process in processes:
-        with pytest.raises(UserError, match=rf"process 1 did not come to process 0 at 127.0.0.1:{job.port} in 1 s"):
+        with pytest.raises(UserError, match=rf"process 1 did not come to process 0 at 127.0.0.1:{job.port} in 2 s"):
             process.result(20)
     assert f"waiting at {job.address} for process 1\n" in capfd.readouterr().err
-    with pytest.raises(UserError, match=r"process 2 did not reach process 0 at .* in 1 s \(Connection refused\)"):
+    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"process 2 did not reach process 0 at .* in 0.3 s \(Connection refused\)"):
         join(job._replace(number=2))
 
 

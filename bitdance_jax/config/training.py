@@ -142,9 +142,8 @@ class HostsConfig(Config):
         given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
         require(all(given) or not any(given), "hosts.coordinator, hosts.num_processes and hosts.process_id go together")
         if self.num_processes is not None and self.process_id is not None:
-            require(self.num_processes > 0, f"hosts.num_processes must be positive, got {self.num_processes}")
             last = self.num_processes - 1
-            require(0 <= self.process_id <= last, f"hosts.process_id must be from 0 to {last}, got {self.process_id}")
+            require(self.process_id <= last, f"hosts.process_id must be from 0 to {last}, got {self.process_id}")
 
 
 @dataclass(frozen=True, kw_only=True)
