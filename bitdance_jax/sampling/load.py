@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bitdance_jax import saved_models
+from bitdance_jax.config.plain import checked
 from bitdance_jax.sampling import pipeline
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.sampling.text_to_image import TextToImage
@@ -22,6 +23,7 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike | None = No
     Raises:
       UserError: no such folder, damaged, or not a model of this package.
     """
+    folder = checked(str, folder, "folder")
     if saved_models.read_config(folder).kind == "text_to_image":
         return TextToImage.load(folder, dtype=dtype)
     return pipeline.load(folder, dtype or jnp.float32)

@@ -17,14 +17,15 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from tqdm import tqdm
 
 from bitdance_jax import hosts
-from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.config import Config, SamplerConfig, to_dict
+from bitdance_jax.config.plain import Seed
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import only_writer
 from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
@@ -38,7 +39,7 @@ BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Config):
     """Everything that decides the pictures of a file.
 
     Attributes:
@@ -50,15 +51,16 @@ class Request:
     """
 
     checkpoint: str
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     num_images: int
-    seed: int
+    seed: Seed
     sampler: SamplerConfig
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        super().__post_init__()
         if self.num_images < 1:
             raise UserError(f"--num-images must be positive, got {self.num_images}")
-        check_seed(self.seed)
 
 
 def sample_to_npz(

@@ -243,7 +243,7 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     Raises:
       UserError: no such folder, damaged, or not such a model.
     """
-    dtype = arguments.compute_type(dtype)
+    folder, dtype = checked(str, folder, "folder"), arguments.compute_type(dtype)
     described = saved_models.read_config(folder)
     if described.kind == "text_to_image":
         raise UserError(f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here")

@@ -70,7 +70,7 @@ class TextToImage:
         Raises:
           UserError: no such folder, another kind of model, no tokenizer files or others, a mesh that does not fit the devices.
         """
-        self._folder = folder
+        self._folder = folder = checked(str, folder, "folder")
         self._params: dict[str, Any] | None = None
         saved = model_folder.read_config(folder, expect="text_to_image")
         where = f"{os.fspath(folder)}/config.json"

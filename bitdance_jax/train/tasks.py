@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -9,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax import images, model_folder
-from bitdance_jax.config import ClassConditionalTraining, DataConfig, TokenizerTraining, Training, to_dict
+from bitdance_jax.config import AugmentConfig, ClassConditionalTraining, DataConfig, TokenizerTraining, Training, to_dict
 from bitdance_jax.data.latents import cached_latents
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.records import PictureSource
 from bitdance_jax.data.sources import count_classes, open_sources
-from bitdance_jax.data.tokens import check_tokens
+from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
 from bitdance_jax.saved_models import EMBEDDED, Record, fingerprint
@@ -133,7 +134,9 @@ class ClassConditionalTask(_Records):
         config, data, tokenizer = self._config, self._config.data, self._tokenizer
         if data.source == "tokens":
             for folder in filter(None, (data.path, data.held_out)):
-                check_tokens(folder, tokenizer.config, tokenizer.params, config.model.image_size)
+                manifest = check_tokens(folder, tokenizer.config, tokenizer.params, config.model.image_size)
+                if folder == data.path:
+                    _note_missing_flips(folder, manifest.versions, data.augment)
         train, held_out = open_sources(data)
         classes = len(train.class_names)
         if classes != config.model.num_classes:
@@ -146,6 +149,16 @@ class ClassConditionalTask(_Records):
         return (
             cached_latents(workdir / "tokens_train", train, tokenizer, size, flips),
             cached_latents(workdir / "tokens_heldout", held_out, tokenizer, size, flips),
+        )
+
+
+def _note_missing_flips(folder: str, versions: Versions, augment: AugmentConfig) -> None:
+    """Tokens of unflipped centre crops, where training is to show flipped ones."""
+    shows_centre = not versions.crops or augment.decay_start is not None
+    if augment.flip and shows_centre and not versions.flips and jax.process_index() == 0:
+        print(
+            f"note: the tokens in {folder} hold no mirror images, so that centre crops are not flipped; make them with --flips",
+            file=sys.stderr,
         )
 
 

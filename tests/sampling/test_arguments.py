@@ -8,6 +8,7 @@ import tiny_models
 import bitdance_jax
 from bitdance_jax import toy_text_to_image
 from bitdance_jax.errors import UserError
+from bitdance_jax.sampling import pipeline
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.sampling.text_to_image import TextToImage
@@ -150,5 +151,8 @@ def test_other_compute_types(prompts, dtype):
 def test_other_arguments_of_models(model, prompts):
     refused(lambda: TextToImage(prompts._folder, weights="int4"), "weights must be one of float32, bfloat16, int8, got 'int4'")
     refused(lambda: TextToImage(prompts._folder, mesh="tensor"), "mesh must be a MeshConfig, got str")
+    for call in (bitdance_jax.load, pipeline.load, TextToImage):
+        refused(lambda call=call: call(None), "folder must be str, got None")
+        refused(lambda call=call: call(3), "folder must be str, got 3")
     refused(lambda: DataParallelSampler(model, 1.5), "batch_size must be int, got 1.5")
     refused(lambda: ClassConditionalPipeline(tiny_models.MODEL, {}, model.tokenizer, class_names=list(range(9))), "class_names.0. must be")

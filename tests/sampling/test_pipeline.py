@@ -248,7 +248,9 @@ def test_bfloat16(folders):
     model = bitdance_jax.load(folders / "model", jnp.bfloat16)
     assert {a.dtype.name for a in _leaves(model.tokenizer.params)} == {"bfloat16"}
     for path, weight in jax.tree_util.tree_leaves_with_path(model._params):
-        assert weight.dtype == ("float32" if "norm" in path[-2 if len(path) > 1 else -1].key else "bfloat16"), path
+        names = [part.key for part in path]
+        added = names[0] in ("class_embedding", "query_tokens", "position_embedding")  # to the residual stream
+        assert weight.dtype == ("float32" if added or "norm" in names[-2 if len(path) > 1 else -1] else "bfloat16"), path
     codes = model.sample_codes([0, 1], progress=False)
     assert codes.dtype == np.int8 and set(np.unique(codes)) == {-1, 1}
     pictures = model.tokenizer.decode(codes)

@@ -25,13 +25,13 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.data.tokens import TokensSource
+from bitdance_jax.data.tokens import TokensSource, Versions
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.sampling import pipeline
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.train import objectives
+from bitdance_jax.train import objectives, tasks
 from bitdance_jax.train.evaluation import Evaluation
 from bitdance_jax.train.objectives import TokenizerObjective, make_objective
 from bitdance_jax.train.state import init_state, make_optimizer
@@ -421,3 +421,18 @@ def test_a_tokenizer_that_still_changes(config, tmp_path):
     TokenizerTask(replace_run(TOKENIZER, workdir=str(tmp_path))).record.write(tmp_path)
     (tmp_path / "checkpoints" / "500").mkdir(parents=True)
     assert "is not finished: its bits still change" in complaint(dataclasses.replace(config, tokenizer=str(tmp_path)))
+
+
+def test_tokens_without_the_mirror_images_that_training_asks_for_are_told(capsys):
+    """Only where centre crops are shown: in tokens of random crops, once those fade out."""
+    fading, always = AugmentConfig(decay_start=1, decay_end=2), AugmentConfig()
+    for versions, augment, told in (
+        (Versions(), always, True),
+        (Versions(), AugmentConfig(flip=0), False),
+        (Versions(flips=True), always, False),
+        (Versions(crops=2), always, False),
+        (Versions(crops=2), fading, True),
+        (Versions(flips=True, crops=2), fading, False),
+    ):
+        tasks._note_missing_flips("tokens", versions, augment)
+        assert ("note: the tokens in tokens hold no mirror images" in capsys.readouterr().err) == told
