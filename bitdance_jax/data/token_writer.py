@@ -15,7 +15,6 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from bitdance_jax import images
 from bitdance_jax.config import TokenizerConfig
@@ -26,6 +25,7 @@ from bitdance_jax.data.token_shards import Shard
 from bitdance_jax.data.tokens import MANIFEST, Manifest, Versions, encoder_fingerprint, pictures_fingerprint, serialize, shards
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import replacing
+from bitdance_jax.progress import Progress
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -125,12 +125,12 @@ def tokenize(
     loader = BatchIterator(_Crops(source, indices, manifest.image_size, versions), len(indices), pictures, workers=workers)
     records = _serialized(loader, _encoder(manifest, params, devices, pictures * versions.count))
     done = sum(len(shard.records) for shard in own) - len(indices)
-    with tqdm(total=done + len(indices), initial=done, unit="image", desc="encoding", dynamic_ncols=True) as bar:
+    with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
         for shard in pending:
             with write_shard(shard) as write:
                 for record in itertools.islice(records, len(shard.records)):
                     write(record)
-                    bar.update()
+                    bar.advance(1)
     loader.close()
     return len(indices)
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
-from tqdm import tqdm
 
 from bitdance_jax.evaluate.pictures import Pictures
+from bitdance_jax.progress import Progress
 
 
 BATCH = 64
@@ -51,17 +51,17 @@ class Extractor:
 
     def stream(self, pictures: Pictures, description: str, progress: bool = True) -> Iterator[Features]:
         """Features of all pictures, batch by batch; the devices work on the next batch while one is used."""
-        with tqdm(total=len(pictures), unit="image", desc=description, disable=not progress, dynamic_ncols=True) as bar:
+        with Progress(len(pictures), "image", description, shown=progress) as bar:
             running: tuple[Features, int] | None = None
             for batch in pictures.batches(self.batch_size):
                 started = self._start(batch), len(batch)
                 if running:
                     yield _fetch(*running)
-                    bar.update(running[1])
+                    bar.advance(running[1])
                 running = started
             if running:
                 yield _fetch(*running)
-                bar.update(running[1])
+                bar.advance(running[1])
 
     def _start(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Features:
         missing = self.batch_size - len(pictures)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.features import Extractor
@@ -14,6 +13,7 @@ from bitdance_jax.evaluate.pictures import Pictures
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import RunningGaussian
+from bitdance_jax.progress import Progress
 from bitdance_jax.sampling.pipeline import Tokenizer
 
 
@@ -69,7 +69,7 @@ def evaluate_tokenizer(
     psnrs, ssims, pairs = [], [], []
     originals, reconstructions = RunningGaussian(), RunningGaussian()
     seen = 0
-    with tqdm(total=len(pictures), unit="image", desc="reconstructing", disable=not progress, dynamic_ncols=True) as bar:
+    with Progress(len(pictures), "image", "reconstructing", shown=progress) as bar:
         for batch in pictures.batches(batch_size):
             # A short last batch is filled up, to keep one compiled shape.
             full = batch[np.minimum(np.arange(batch_size), len(batch) - 1)]
@@ -83,7 +83,7 @@ def evaluate_tokenizer(
             if seen < show:
                 pairs.append(np.stack([batch, decoded], axis=1)[: show - seen])
             seen += len(batch)
-            bar.update(len(batch))
+            bar.advance(len(batch))
     rfid = frechet_distance(reconstructions.result(), originals.result()) if extractor else None
     scores = ReconstructionScores(float(np.concatenate(psnrs).mean()), float(np.concatenate(ssims).mean()), rfid)
     return Reconstruction(scores, np.concatenate(np.concatenate(pairs)))

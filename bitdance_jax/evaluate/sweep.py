@@ -21,7 +21,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
-from tqdm import tqdm
 
 from bitdance_jax import images, plot
 from bitdance_jax.command_line import parse, run
@@ -37,6 +36,7 @@ from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictur
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
 from bitdance_jax.files import only_writer, replacing
+from bitdance_jax.progress import Progress
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
 from bitdance_jax.saved_models import EMBEDDED, fingerprint
@@ -189,10 +189,10 @@ class Scorer:
     def __call__(self, sampler: SamplerConfig) -> float:
         features = RunningGaussian()
         title = f"guidance {sampler.guidance_scale:g}, {sampler.head_steps} steps"
-        with tqdm(total=self._count, unit="image", desc=title, dynamic_ncols=True) as bar:
+        with Progress(self._count, "image", title) as bar:
             for pictures in self._sampler.batches(self._seed, 0, self._count, sampler):
                 features.add(np.asarray(self._extractor(pictures).pooled))
-                bar.update(len(pictures))
+                bar.advance(len(pictures))
         return frechet_distance(features.result(), self._reference)
 
 

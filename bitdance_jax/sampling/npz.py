@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from tqdm import tqdm
 
 from bitdance_jax import hosts
 from bitdance_jax.config import Config, SamplerConfig, to_dict
 from bitdance_jax.config.plain import Seed
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import only_writer
+from bitdance_jax.progress import Progress
 from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, check_seed
 
@@ -97,11 +97,10 @@ def sample_to_npz(
         first = hosts.on_first(lambda: writer.open(overwrite))
         if first < request.num_images:
             batches = sampler.batches(request.seed, first, request.num_images, request.sampler)
-            with tqdm(total=request.num_images, initial=first, unit="image", desc="compiling", disable=not progress) as bar:
+            with Progress(request.num_images, "image", "sampling", initial=first, shown=progress) as bar:
                 for pictures in batches:
                     hosts.on_first(functools.partial(writer.append, pictures))
-                    bar.set_description("sampling", refresh=False)
-                    bar.update(len(pictures))
+                    bar.advance(len(pictures))
         labels = balanced_labels(0, request.num_images, model.config.num_classes)
         hosts.on_first(lambda: writer.finish(labels))
     return request.num_images - first

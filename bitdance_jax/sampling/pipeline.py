@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
-from tqdm import tqdm
 
 from bitdance_jax import hardware, images, inputs, model_folder, saved_models, sharding
 from bitdance_jax.config import ClassConditionalConfig, ConfigError, SamplerConfig, TokenizerConfig, from_dict
@@ -21,6 +20,7 @@ from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params, sample_codes
+from bitdance_jax.progress import Progress
 from bitdance_jax.sampling import arguments
 from bitdance_jax.sampling.next_patch import noise_from_keys
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
@@ -173,11 +173,10 @@ class ClassConditionalPipeline:
         numbers = self._numbers(labels)
         keys = image_keys(seed, first_index, len(numbers))
         parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
-        with tqdm(total=len(numbers), unit="image", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
+        with Progress(len(numbers), "image", "sampling", shown=progress) as bar:
             for (part, count), (part_keys, _) in zip(chunks(numbers, batch_size), chunks(keys, batch_size), strict=True):
                 parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler))[:count])
-                bar.set_description("sampling")
-                bar.update(count)
+                bar.advance(count)
         return np.concatenate(parts)
 
     def sample_steps(

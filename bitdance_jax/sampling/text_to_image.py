@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Int8, UInt8
-from tqdm import tqdm
 
 from bitdance_jax import hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
@@ -19,6 +18,7 @@ from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.errors import UserError
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
+from bitdance_jax.progress import Progress
 from bitdance_jax.sampling import arguments, memory
 from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
@@ -145,14 +145,14 @@ class TextToImage:
         _ = self.params  # before a bar is shown: they may be damaged
         pictures = []
         total = request.steps * -(-len(request.keys) // request.batch_size)
-        with tqdm(total=total, unit="patch", desc="compiling", disable=not progress, dynamic_ncols=True) as bar:
+        with Progress(total, "patch", "drawing", shown=progress) as bar:
             for start in range(0, len(request.keys), request.batch_size):
                 before = bar.n
                 for drawing, drawn in self._draw(request, start, max(1, request.steps // REPORTS)):
                     jax.block_until_ready(drawing.drawn)
-                    bar.set_description("drawing")
-                    bar.update(before + drawn - bar.n)
-                pictures.append(self._pictures(request, start, drawing.codes, request.steps))
+                    bar.advance(before + drawn - bar.n)
+                with bar.doing("decoding"):
+                    pictures.append(self._pictures(request, start, drawing.codes, request.steps))
         return np.concatenate(pictures)
 
     def generate_steps(

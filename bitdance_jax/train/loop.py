@@ -68,6 +68,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
             state, figures = _train_steps(task, config, mesh, checkpoints, initial)
         params = on_host(state.ema, mesh)
         if jax.process_index() == 0:
+            _say(f"writing the model folder {workdir / 'model'}")
             task.export(params, figures, str(workdir / "model"))
     _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
 
@@ -115,7 +116,7 @@ def _train_steps(
             if stopping and step < run.steps:
                 checkpoints.wait()
                 raise signals.interruption(f"step {step} is saved in {run.checkpoint_folder}")
-    return state, evaluation.figures(state.ema)
+    return state, recorder.held_out or evaluation.figures(state.ema)
 
 
 class _Feed:

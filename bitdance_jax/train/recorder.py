@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from bitdance_jax.config import RunConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.progress import Progress
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.divergence import DivergenceCheck
 from bitdance_jax.train.evaluation import Evaluation
@@ -24,6 +24,9 @@ class Recorder:
     The figures of every step stay on the device until one of these comes, when they are fetched together, and each is checked before
     anything is written. A logged row is that of its own step, not a mean over those since the last row: a resumed run repeats it exactly,
     wherever it was saved.
+
+    Attributes:
+      held_out: the last figures of held-out pictures; None before there are any.
     """
 
     def __init__(
@@ -33,10 +36,11 @@ class Recorder:
         self._task, self._run, self._checkpoints, self._speed, self._evaluation = task, run, checkpoints, speed, evaluation
         self._writes = jax.process_index() == 0
         self._writer = MetricsWriter(Path(run.workdir), start) if self._writes else None
-        self._progress = tqdm(total=run.steps, initial=start, unit="step", dynamic_ncols=True, desc="compiling", disable=not self._writes)
+        self._progress = Progress(run.steps, "step", "training", initial=start, shown=self._writes)
         self._divergence = DivergenceCheck(run.spike)
         self._unchecked: list[Metrics] = []
         self._compiled = False
+        self.held_out: dict[str, float] | None = None
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics, place: dict[str, Any], stopping: bool) -> None:
         """Takes a step's results; rows and pictures are written before its checkpoint, so that a resumed run has no gap in them.
@@ -53,7 +57,7 @@ class Recorder:
         """
         self._unchecked.append(metrics)
         self._wait(step)
-        self._progress.update()
+        self._progress.advance(1)
         run, last = self._run, step == self._run.steps
         previews = last or step % run.preview_every == 0
         logs = previews or step % run.log_every == 0
@@ -64,7 +68,8 @@ class Recorder:
         if logs:
             self._log(step, figures, state, previews)
         if saves:
-            self._checkpoints.save(step, state, place)
+            with self._progress.doing("saving, then stopping" if stopping else "saving"):
+                self._checkpoints.save(step, state, place)
         self._speed.restart(step)
 
     def close(self) -> None:
@@ -77,7 +82,6 @@ class Recorder:
         if not self._compiled:
             jax.block_until_ready(self._unchecked)
             self._compiled = True
-            self._progress.set_description_str("training")
             self._speed.restart(step)
         elif len(self._unchecked) > 1:
             jax.block_until_ready(self._unchecked[-2])
@@ -101,8 +105,11 @@ class Recorder:
         self._progress.set_postfix_str(_summary(figures | used))
         pictures = {}
         if previews:
-            figures |= {f"eval_{name}": value for name, value in self._evaluation.figures(state.ema).items()}
-            pictures = self._evaluation.pictures(state.ema, step)
+            with self._progress.doing("evaluating"):
+                self.held_out = self._evaluation.figures(state.ema)
+            figures |= {f"eval_{name}": value for name, value in self.held_out.items()}
+            with self._progress.doing("drawing"):
+                pictures = self._evaluation.pictures(state.ema, step)
         if self._writer:
             self._writer.write(step, {"epoch": step / self._task.steps_per_epoch, **figures}, used)
             if previews:

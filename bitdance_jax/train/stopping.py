@@ -45,6 +45,9 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
+        name = signal.Signals(number).name
+        # Not by print or a bar: the signal may have come in the middle of one of theirs.
+        os.write(2, f"\n{name}: stopping once this step is done and saved; a second one kills\n".encode())
         self._restore()
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)

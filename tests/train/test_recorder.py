@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -126,5 +128,8 @@ def test_only_process_0_writes(record, monkeypatch, tmp_path):
 
 def test_the_bar_says_how_it_goes(record, capfd):
     record(np.ones(40))
-    last = capfd.readouterr().err.splitlines()[-1]
+    shown = capfd.readouterr().err
+    last = shown.splitlines()[-1]
     assert all(text in last for text in ("40/40", "loss 1, gradient 1, ", " images/s, ", "% MFU"))
+    states = [state for state in re.findall(r"(?:^|\r)(\w+): ", shown) if state != "training"]
+    assert [state for state, _ in itertools.groupby(states)] == ["compiling", "saving", "evaluating", "drawing", "saving"]
