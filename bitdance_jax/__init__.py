@@ -12,10 +12,13 @@
 
 from bitdance_jax.config import ClassConditionalConfig, MeshConfig, SamplerConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.no_tpu import quiet_libtpu
 from bitdance_jax.sampling.load import load
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.sampling.text_to_image import TextToImage
 
+
+quiet_libtpu()  # before anything asks JAX for devices
 
 __all__ = [
     "ClassConditionalConfig",

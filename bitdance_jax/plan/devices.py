@@ -8,12 +8,10 @@ from jax.experimental import topologies
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.hardware import CHIPS
+from bitdance_jax.no_tpu import ENVIRONMENT
 
 
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # no questions to a metadata server
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # else libtpu complains that it does not know; topologies do not depend on it
-    "TPU_WORKER_HOSTNAMES": "localhost",
+_ENVIRONMENT = ENVIRONMENT | {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time
 }
 

@@ -121,7 +121,7 @@ def _summary(figures: dict[str, float]) -> str:
     forms = {
         "loss": "loss {:.4g}",
         "grad_norm": "gradient {:.3g}",
-        "learning_rate": "rate {:.2g}",
+        "learning_rate": "learning rate {:.2g}",
         "images_per_second": "{:.4g} images/s",
         "model_flop_utilisation": "{:.1%} MFU",
         "memory_gib": "{:.1f} GiB",
