@@ -7,8 +7,8 @@ from pathlib import Path
 
 CONVERT = "python -m bitdance_jax.convert"
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-OWN_PLACES = ("models", "runs")
-"""Folders in which the commands of the documentation keep models: no owners on the Hugging Face hub."""
+OWN_PLACE = "models"
+"""The folder in which the commands of the documentation keep models: no owner on the Hugging Face hub."""
 
 
 def advice(path: str | os.PathLike[str]) -> str:
@@ -30,10 +30,13 @@ def advice(path: str | os.PathLike[str]) -> str:
 
 
 def _missing(place: Path) -> str:
-    if place.name == "model" and place.parent.name:
-        return f"the run {place.parent} writes it when it is finished"
+    run = place.parent if place.name == "model" and place.parent.name else place
+    if (run / "model.json").is_file():
+        return f"the run {run} is not finished; give {run} for its newest weights"
+    if run != place or place.parts[0] == "runs":
+        return f"a run writes it: python train.py CONFIG --run.workdir {run}"
     owner, _, repository = str(place).partition("/")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(place)) and owner not in OWN_PLACES and not Path(owner).exists():
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(place)) and owner != OWN_PLACE and not Path(owner).exists():
         return f"a model of the Hugging Face hub is converted first: {CONVERT} {place} models/{repository}"
     return f"a released model is converted first: {CONVERT} RELEASED {place}"
 

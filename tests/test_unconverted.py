@@ -50,8 +50,16 @@ def test_a_folder_of_model_folders_lists_them(place):
         model_folder.read_config("models")
 
 
+@pytest.mark.parametrize("given", ["runs/x", "runs/x/model", "elsewhere/model"])
+def test_a_run_that_was_not_started(place, given):
+    run = given.removesuffix("/model")
+    with pytest.raises(UserError, match=rf"^no model folder {given}; a run writes it: python train\.py CONFIG --run\.workdir {run}$"):
+        model_folder.read_config(given)
+
+
 def test_the_model_of_a_run_that_is_not_finished(place):
-    with pytest.raises(UserError, match=r"^no model folder runs/x/model; the run runs/x writes it when it is finished$"):
+    place("runs/x/model.json")
+    with pytest.raises(UserError, match=r"^no model folder runs/x/model; the run runs/x is not finished; give runs/x for its newest"):
         model_folder.read_config("runs/x/model")
 
 

@@ -10,6 +10,7 @@ from bitdance_jax.config import TokenizerConfig, from_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
 from bitdance_jax.saved_models import EMBEDDED, UnfinishedRun
+from bitdance_jax.unconverted import CONVERT
 
 
 def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
@@ -37,6 +38,8 @@ def _how_to_get(folder: str, config: TokenizerConfig) -> str:
     if os.path.basename(os.path.normpath(folder)) == "model" and run:
         workdir = "" if run == "runs/emoji_tokenizer" else f" --run.workdir {run}"
         advice = f"train it first: python train.py configs/emoji_tokenizer.py{workdir}"
+    elif config == TokenizerConfig.d16c32():
+        advice = f"it lies in every released ImageNet model: {CONVERT} BitDance_B_1x.pt {folder} --tokenizer-only"
     else:
         advice = unconverted.advice(folder)
     embedded = from_dict(TokenizerConfig, saved_models.read_config(EMBEDDED).config["tokenizer"])

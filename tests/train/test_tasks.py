@@ -15,6 +15,7 @@ import bitdance_jax
 from bitdance_jax import images, model_folder, sharding
 from bitdance_jax.config import (
     AugmentConfig,
+    ClassConditionalConfig,
     ClassConditionalTraining,
     DataConfig,
     MeshConfig,
@@ -415,6 +416,13 @@ def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
     embedded = dataclasses.replace(config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64)
     offered = complaint(dataclasses.replace(config, tokenizer=name, model=embedded))
     assert offered == f"{message}, or take the one that comes with the package: --tokenizer emoji"
+
+
+def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    released = ClassConditionalConfig.imagenet("b_1x")
+    message = complaint(dataclasses.replace(config, tokenizer="models/ae", model=released))
+    assert message.endswith("python -m bitdance_jax.convert BitDance_B_1x.pt models/ae --tokenizer-only")
 
 
 def test_a_tokenizer_that_still_changes(config, tmp_path):
