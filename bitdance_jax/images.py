@@ -9,16 +9,40 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import replacing
+from bitdance_jax.picture_metadata import without_metadata
 
 
 # numpy stays numpy and JAX stays JAX.
 T = TypeVar("T", Array, np.ndarray)
 
 MARGIN = 2  # pixels of white around each picture of a grid
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is opened, by its contents. Pillow knows more: for one of them it starts another program, Ghostscript."""
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of their names."""
+
+MAX_GRID_PIXELS = 2**28
+"""Of a grid of pictures; that many take 2 GB while it is made."""
+
+MAX_PIXELS = 2**30 // 12
+"""Of a picture that is opened. One of 89 megapixels takes 1 GB while it is decoded; its file may have a thousandth of that."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
 
 
 def to_model(image: UInt8[T, "*B H W C"]) -> Float32[T, "*B H W C"]:
@@ -37,27 +61,59 @@ class DamagedPicture(UserError):
 
 
 def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture file as RGB: turned upright by its EXIF orientation, transparency on white.
+    """A picture file as RGB: turned upright by its EXIF orientation, transparency on white. Of several frames the first.
 
     Raises:
-      DamagedPicture: the file is missing, damaged or no picture.
+      DamagedPicture: the file is missing, damaged, too large or no picture of `FORMATS`.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for its writer
+        what = "folder" if os.path.isdir(path) else "pipe or a device"
+        raise DamagedPicture(f"cannot read the picture {os.fspath(path)} (it is a {what}); remove it")
     return decode_image(path, os.fspath(path))
 
 
 def decode_image(file: str | os.PathLike[str] | io.BytesIO, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """As `load_image`, also of a file in memory; `name` stands in the message."""
     try:
-        with Image.open(file) as opened:
-            image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        try:
+            return _decode(file)
+        except Exception:
+            bare = without_metadata(file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes())
+            if bare is None:
+                raise
+        return _decode(io.BytesIO(bare))
+    except UnidentifiedImageError:
+        what = "it is no BMP, GIF, JPEG, PNG, TIFF or WebP"
+        raise DamagedPicture(f"cannot read the picture {name} ({what}); remove or replace it") from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise DamagedPicture(f"cannot read the picture {name} ({error}); remove or replace it") from error
+
+
+def _decode(file: str | os.PathLike[str] | io.BytesIO) -> UInt8[np.ndarray, "H W 3"]:
+    with Image.open(file, formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} are more than {MAX_PIXELS:,} pixels")
+        image = _upright(opened)
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    """The decoded pixels, turned by the orientation, if the metadata can be read and name one."""
+    if opened.format == "PNG":
+        opened.load()  # Its EXIF may follow the pixels.
+    try:
+        turn = _UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever Pillow raises for metadata that are none
+        turn = None
+    # Pillow would read the metadata of a TIFF once more while it decodes, and fail.
+    opened.getexif = Image.Exif  # type: ignore[method-assign]
+    opened.load()
+    return opened if turn is None else opened.transpose(turn)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -85,6 +141,13 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) ->
     """
     with replacing(path, "the picture ") as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
+
+
+def check_grid(count: int, height: int, width: int) -> None:
+    """Raises a UserError if so many pictures of a size are too many for one grid."""
+    if count * height * width > MAX_GRID_PIXELS:
+        most = MAX_GRID_PIXELS // (height * width)
+        raise UserError(f"a grid of {count:,} pictures of {width} x {height} is too large; {most:,} are the most")
 
 
 def grid(

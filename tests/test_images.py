@@ -1,8 +1,16 @@
+import io
+import os
+import struct
+import warnings
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bitdance_jax import images
 from bitdance_jax.errors import UserError
@@ -134,3 +142,98 @@ def test_check_writable_says_what_is_in_the_way(tmp_path):
     for path in (tmp_path, tmp_path / "file" / "grid.png"):
         with pytest.raises(UserError, match="cannot write the picture"):
             images.check_writable(path)
+
+
+def encoded(picture, form, **options):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, form, **options)
+    return io.BytesIO(file.getvalue())
+
+
+def exif(kind, count, value, tag=0x0112):
+    """An EXIF block with one field."""
+    return b"II*\0" + struct.pack("<IHHHI", 8, 1, tag, kind, count) + value + bytes(4)
+
+
+SHORT, ASCII, RATIONAL = 3, 2, 5
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"not a TIFF",
+        b"",
+        exif(ASCII, 4, b"six\0"),
+        exif(RATIONAL, 1, struct.pack("<I", 9999)),
+        exif(SHORT, 2**31, bytes(4)),
+        exif(SHORT, 1, bytes([77, 0, 0, 0])),
+        exif(ASCII, 4, b"abc\0", tag=0x8769),
+    ],
+)
+def test_odd_metadata_leave_the_picture_as_it_lies(form, block):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    options = {"lossless": True} if form == "WEBP" else {}
+    plain = images.decode_image(encoded(picture, form, **options), "plain")
+    odd = images.decode_image(encoded(picture, form, exif=(b"" if form == "PNG" else b"Exif\0\0") + block, **options), "odd")
+    np.testing.assert_array_equal(odd, plain)
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xe0\0\x08JFIF\0\x01", b"\xff\xed\0\x18Photoshop 3.0\x008BIM\x04\x04\xff\xff"])
+def test_a_jpeg_with_an_odd_segment(segment):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = encoded(picture, "JPEG").getvalue()
+    odd = images.decode_image(io.BytesIO(data[:2] + segment + data[2:]), "odd")
+    np.testing.assert_array_equal(odd, images.decode_image(io.BytesIO(data), "plain"))
+
+
+def test_a_tiff_with_an_orientation_or_an_odd_one():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    for kind, value, turns in ((SHORT, 6, -1), (ASCII, "six", 0)):
+        fields = ImageFileDirectory_v2()
+        fields.tagtype[0x0112] = kind
+        fields[0x0112] = value
+        np.testing.assert_array_equal(images.decode_image(encoded(picture, "TIFF", tiffinfo=fields), "t"), np.rot90(picture, turns))
+
+
+@pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_formats_that_are_opened(form):
+    picture = np.full((4, 6, 3), 255, np.uint8)
+    np.testing.assert_array_equal(images.decode_image(encoded(picture, form), "x.png"), picture)
+
+
+@pytest.mark.parametrize("form", ["EPS", "PPM", "ICO", "PCX"])
+def test_other_formats_are_not(form):
+    with pytest.raises(images.DamagedPicture, match="it is no BMP, GIF, JPEG, PNG, TIFF or WebP"):
+        images.decode_image(encoded(np.full((16, 16, 3), 255, np.uint8), form), "x.png")
+
+
+def test_a_long_text_or_colour_profile_in_a_png_is_no_damage():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    text = PngInfo()
+    text.add_text("prompt", "x" * 2_000_000, zip=True)
+    for options in ({"pnginfo": text}, {"icc_profile": bytes(2_000_000)}):
+        np.testing.assert_array_equal(images.decode_image(encoded(picture, "PNG", **options), "x"), picture)
+
+
+def test_a_picture_that_would_fill_the_memory():
+    """Its file is small: a bit a pixel, all alike. The header is enough."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    for side in (10_000, 40_000):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10)))
+        with pytest.raises(images.DamagedPicture, match="pixels"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            images.decode_image(io.BytesIO(data), "bomb")
+
+
+def test_pipes_devices_and_folders_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name, what in (("pipe", "a pipe or a device"), ("device", "a pipe or a device"), ("folder", "a folder")):
+        with pytest.raises(images.DamagedPicture, match=rf"{name}\.png \(it is {what}\)"):
+            images.load_image(tmp_path / f"{name}.png")

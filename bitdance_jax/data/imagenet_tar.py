@@ -9,6 +9,7 @@ import io
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from bitdance_jax.data.listing import ending, is_picture
 from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import replacing
-from bitdance_jax.images import decode_image
+from bitdance_jax.images import DamagedPicture, decode_image
 
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 BLOCK = tarfile.BLOCKSIZE
+MAX_PICTURE_BYTES = 2**28
 INDEXING_THREADS = 8  # the time goes into waiting for the disk
 
 
@@ -40,8 +43,12 @@ class ImagenetTarSource:
     """Pictures of the official tar, or of any tar whose members are one tar of pictures a class, named after it.
 
     Labels number the classes in sorted order, which for WordNet ids is ImageNet's usual order; pictures are sorted by class, then as
-    they lie in the tar. The index is kept beside the tar as `<name>.index.npz`, or where that folder cannot be written to, in the user's
-    cache folder; it is made anew when the tar's size or time of change is another.
+    they lie in the tar; which files are pictures, their names say (`listing.is_picture`). The index is kept beside the tar as
+    `<name>.index.npz`, or where that folder cannot be written to, in the user's cache folder; it is made anew when the tar's size or
+    time of change is another.
+
+    Attributes:
+      left_out: how many files of the inner tars are no pictures, by their ending.
 
     Raises:
       UserError: the tar is missing, unreadable, cut, or of another layout.
@@ -55,6 +62,7 @@ class ImagenetTarSource:
             self._file: BinaryIO = open(self._path, "rb", buffering=0)
         index = _read_or_make_index(self._path, self._file)
         self.class_names = tuple(map(str, index["class_names"]))
+        self.left_out = dict(zip(map(str, index["left_out"]), index["left_out_counts"].tolist(), strict=True))
         self._names = Names(index["names"], index["name_ends"])
         self._starts, self._sizes, self._labels = index["starts"], index["sizes"], index["labels"]
 
@@ -64,8 +72,11 @@ class ImagenetTarSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = self._labels[index]
         name = f"{self._path}/{self.class_names[label]}/{self._names[index]}"
+        size = int(self._sizes[index])
+        if size > MAX_PICTURE_BYTES:
+            raise DamagedPicture(f"cannot read the picture {name} (it has {size:,} bytes)")
         with reading(self._path):
-            data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._starts[index]))
+            data = os.pread(self._file.fileno(), size, int(self._starts[index]))
         return {"image": decode_image(io.BytesIO(data), name), "label": label}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,10 +122,14 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
     names = [_stem(member.name) for member in classes]
 
     def pictures(inner: _Member) -> list[_Member]:
-        found = list(_members(descriptor, inner.start, inner.start + inner.size, f"{inner.name} in {tar}"))
+        members = list(_members(descriptor, inner.start, inner.start + inner.size, f"{inner.name} in {tar}"))
+        found = [member for member in members if is_picture(member.name)]
         if not found:
             raise UserError(f"{inner.name} in {tar} is empty; download the tar again")
+        others.update(ending(member.name) for member in members if not is_picture(member.name))
         return found
+
+    others: Counter[str] = Counter()
 
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
         bar = tqdm(threads.map(pictures, classes), total=len(classes), desc=f"indexing {tar.name}", unit="class", dynamic_ncols=True)
@@ -128,6 +143,8 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
         "sizes": np.array([member.size for member in members], np.int64),
         "names": packed.text,
         "name_ends": packed.ends,
+        "left_out": np.array(list(others), str),
+        "left_out_counts": np.array(list(others.values()), np.int64),
     }
 
 
@@ -147,6 +164,8 @@ def _members(descriptor: int, start: int, end: int, name: str) -> Iterator[_Memb
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise UserError(f"{name} is no tar or is damaged {place - start:,} bytes from its start ({error})") from error
+        if info.size < 0:
+            raise UserError(f"{name} is damaged {place - start:,} bytes from its start ({info.name} has {info.size:,} bytes)")
         place += BLOCK
         if place + info.size > end:
             raise UserError(

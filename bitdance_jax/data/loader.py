@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,11 +20,10 @@ import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int
-from tqdm import tqdm
 
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
-from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.records import PictureSource, Skipped
 from bitdance_jax.errors import UserError
 from bitdance_jax.images import DamagedPicture
 
@@ -39,8 +37,8 @@ MAX_THREADS = 16
 # Epochs of an endless loader, and the period of grain's shuffles. (grain's own endless length overflows with batches of one.)
 ENDLESS = 2**32
 
-# A source is given up when more than this share of so many records, or this many in a row, are damaged.
-WINDOW, DAMAGED_SHARE, DAMAGED_IN_A_ROW = 1000, 0.1, 20
+# A source is given up when so many in a row are damaged, or too many in all (`records.Skipped`).
+DAMAGED_IN_A_ROW = 20
 
 Record = dict[str, Any]
 Load = Callable[[int], tuple[Record, tuple[str, ...]]]
@@ -72,8 +70,8 @@ class BatchIterator:
     ) -> None:
         self._chunks = _Chunks(load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows))
         self._workers = workers
-        self.skipped: dict[str, int] = {}
-        self._read, self._damaged = 0, 0
+        self._skipped = Skipped("the next one takes its place")
+        self.skipped = self._skipped.counts
         self._running: list[grain.DatasetIterator] = []  # one, or none once closed
         weakref.finalize(self, _close, self._running, workers)  # at the interpreter's end too
         self._start(0)
@@ -89,7 +87,7 @@ class BatchIterator:
             except StopIteration:
                 break
             chunks.append(records)
-            self._report(skipped, len(records["label"]))
+            self._skipped.add(skipped, len(records["label"]))
         if not chunks:
             raise StopIteration
         self._next_batch += 1
@@ -121,18 +119,6 @@ class BatchIterator:
         dataset = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=math.ceil(ahead / self._workers))
         self._running.append(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
-
-    def _report(self, skipped: tuple[str, ...], records: int) -> None:
-        for complaint in skipped:
-            self.skipped[complaint] = self.skipped.get(complaint, 0) + 1
-            if self.skipped[complaint] == 1:
-                tqdm.write(f"warning: {complaint}; the next one takes its place ({len(self.skipped)} skipped so far)", file=sys.stderr)
-        self._read += records
-        self._damaged += len(skipped)
-        if self._damaged > WINDOW * DAMAGED_SHARE:
-            raise UserError(f"{self._damaged} of the last {self._read} pictures could not be read, {skipped[-1]}; is the data whole?")
-        if self._read >= WINDOW:
-            self._read, self._damaged = 0, 0
 
 
 class _Chunks:

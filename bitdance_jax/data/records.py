@@ -1,19 +1,24 @@
 """What all sources of training records share: what a source is, how records are held out, names kept compactly."""
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+from tqdm import tqdm
 
 from bitdance_jax.errors import UserError
 
 
 HELD_OUT_STRIDE = 19
 MAX_HELD_OUT = 1000
+
+# A source is given up when more than this share of so many records is damaged.
+WINDOW, DAMAGED_SHARE = 1000, 0.1
 
 Split = Literal["train", "heldout", "all"]
 
@@ -24,6 +29,8 @@ class PictureSource(Protocol):
 
     Reading a record raises `images.DamagedPicture` where that record alone is bad, and a UserError where the whole source is. Sources
     are read by threads and, pickled, by worker processes.
+
+    One that lists files may also tell in `left_out` how many of them are no pictures, by their ending.
 
     Attributes:
       class_names: name of each label.
@@ -41,6 +48,7 @@ class Subset:
 
     def __init__(self, source: PictureSource, indices: Int[np.ndarray, "N"]) -> None:
         self.class_names = source.class_names
+        self.left_out: Mapping[str, int] = getattr(source, "left_out", {})
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:
@@ -76,6 +84,39 @@ def select(source: PictureSource, split: Split) -> PictureSource:
             "or others with --data.held-out"
         )
     return Subset(source, indices)
+
+
+class Skipped:
+    """Damaged pictures that a reader goes on without: each is named on stderr once, and too many end the work.
+
+    Attributes:
+      counts: the complaint about each, and how often it was met.
+    """
+
+    def __init__(self, instead: str) -> None:
+        """`instead` says in the warning what is done, such as "it is left out"."""
+        self.counts: dict[str, int] = {}
+        self._instead = instead
+        self._read, self._damaged = 0, 0
+
+    def add(self, complaints: Iterable[str], records: int) -> None:
+        """Notes the complaints met with so many records.
+
+        Raises:
+          UserError: more than a tenth of a thousand are damaged.
+        """
+        for complaint in complaints:
+            self._damaged += 1
+            self.counts[complaint] = self.counts.get(complaint, 0) + 1
+            if self.counts[complaint] == 1:
+                warning = f"warning: {complaint}; {self._instead} ({len(self.counts)} skipped so far)"
+                tqdm.write(warning, file=sys.stderr)
+            if self._damaged > WINDOW * DAMAGED_SHARE:
+                of = self._read + records
+                raise UserError(f"{self._damaged} of the last {of} pictures could not be read, {complaint}; is the data whole?")
+        self._read += records
+        if self._read >= WINDOW:
+            self._read, self._damaged = 0, 0
 
 
 class Names:

@@ -1,6 +1,7 @@
 """Where records come from: random-access sources, as grain reads them."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,16 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_jax.config import DataConfig
+from bitdance_jax.data import listing
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource
 from bitdance_jax.data.records import Names, PictureSource, Split, reading, select, split_indices
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.data.tokens import Manifest, TokensSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import load_image
+from bitdance_jax.images import SUFFIXES, load_image
 
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 class ArraySource:
@@ -51,8 +52,11 @@ class EmojiSource(ArraySource):
 class FolderSource:
     """A folder with one sub-folder a class, which holds the class's pictures at any depth: the layout of torchvision's ImageFolder.
 
-    Labels number the sub-folders in sorted order; pictures are sorted by path. Hidden files and folders are passed over. The tree is
-    listed once, without a look at the files themselves.
+    Labels number the sub-folders in sorted order; pictures are sorted by path (`listing.list_pictures`). The tree is listed once,
+    without a look at the files themselves.
+
+    Attributes:
+      left_out: how many files are no pictures, by their ending.
 
     Raises:
       UserError: the folder is missing or unreadable, or its layout is another.
@@ -61,15 +65,18 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str]):
         root = Path(path)
         self.class_names = _class_folders(root)
+        self.left_out: Counter[str] = Counter()
         paths: list[str] = []
         counts = []
         with reading(root):
             # The bar is for large trees on slow disks.
             for name in tqdm(self.class_names, desc=f"listing {root}", unit="class", delay=2, dynamic_ncols=True):
-                pictures = _pictures_below(root / name)
+                pictures, left_out = listing.list_pictures(root / name)
                 if not pictures:
-                    raise UserError(f"the class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
+                    others = f"; {text}" if (text := listing.left_out_text(left_out)) else ""
+                    raise UserError(f"the class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}){others}; fill or remove it")
                 paths += pictures
+                self.left_out += left_out
                 counts.append(len(pictures))
         self._paths = Names.of(paths)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -129,6 +136,17 @@ def count_classes(config: DataConfig) -> int | None:
     return len(_open(config).class_names) if config.source == "tfds" else None
 
 
+def summary(train: PictureSource, held_out: PictureSource | None = None) -> str:
+    """One line for the user: how many records and classes, held out, and what was left out by its ending."""
+    what = f"{len(train):,} pictures in {len(train.class_names):,} classes"
+    if held_out is not None:
+        what += f" to train on, {len(held_out):,} held out"
+    left_out: Counter[str] = Counter()
+    for found in {id(each): each for each in (getattr(source, "left_out", {}) for source in (train, held_out))}.values():
+        left_out += Counter(found)
+    return f"{what}; {listing.left_out_text(left_out)}".removesuffix("; ")
+
+
 def _open(config: DataConfig) -> PictureSource:
     if config.source == "tfds":
         return TfdsSource(config.dataset, config.path, "train")
@@ -153,25 +171,10 @@ def _class_folders(root: Path) -> tuple[str, ...]:
         raise UserError(f"no picture folder at {root}; give a folder with one sub-folder a class")
     with reading(root), os.scandir(root) as entries:
         visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    stray = [name for name, is_folder in visible if not is_folder and name.lower().endswith(SUFFIXES)]
+    stray = [name for name, is_folder in visible if not is_folder and listing.is_picture(name)]
     if stray:
         raise UserError(f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class")
     folders = tuple(name for name, is_folder in visible if is_folder)
     if not folders:
         raise UserError(f"{root} has no sub-folders; put the pictures of each class into a sub-folder of their own")
     return folders
-
-
-def _pictures_below(folder: Path) -> list[str]:
-    found, pending = [], [str(folder)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                # Known by its name before the file system is asked, which on some network disks costs a call a file.
-                if entry.name.lower().endswith(SUFFIXES):
-                    found.append(entry.path)
-                elif entry.is_dir():
-                    pending.append(entry.path)
-    return sorted(found)

@@ -5,6 +5,7 @@ box filter while it is at least twice as long, then bicubically, and a square is
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,31 +14,58 @@ from PIL import Image
 from bitdance_jax.config import AugmentConfig
 
 
+LONGEST = 16
+"""Up to so many times as long as wide, a picture is scaled whole before it is cropped."""
+
+
 def scale_shorter_side(image: UInt8[np.ndarray, "H W 3"], length: int) -> UInt8[np.ndarray, "new_H new_W 3"]:
     """Scales so that the shorter side has `length` pixels; a picture that has it already is unchanged."""
-    picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * length:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = length / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    picture = _halve(image, length)
+    return np.asarray(picture.resize(_scaled_size(picture, length), Image.Resampling.BICUBIC))
 
 
 def centre_crop(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The largest centred square, scaled to `size`."""
-    image = scale_shorter_side(image, size)
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
+    return _scale_and_crop(image, size, size, lambda free: free // 2)
 
 
 def random_crop(
     image: UInt8[np.ndarray, "H W 3"], size: int, min_crop: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """A random square scaled to `size`, whose side is between `min_crop` and 1 of the shorter side."""
-    image = scale_shorter_side(image, int(rng.integers(size, math.ceil(size / min_crop), endpoint=True)))
-    top = int(rng.integers(image.shape[0] - size, endpoint=True))
-    left = int(rng.integers(image.shape[1] - size, endpoint=True))
-    return image[top : top + size, left : left + size]
+    length = int(rng.integers(size, math.ceil(size / min_crop), endpoint=True))
+    return _scale_and_crop(image, length, size, lambda free: int(rng.integers(free, endpoint=True)))
+
+
+def _halve(image: UInt8[np.ndarray, "H W 3"], length: int) -> Image.Image:
+    picture = Image.fromarray(image)
+    while min(picture.size) >= 2 * length:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    return picture
+
+
+def _scaled_size(picture: Image.Image, length: int) -> tuple[int, int]:
+    """Width and height with a shorter side of `length`."""
+    scale = length / min(picture.size)
+    return round(picture.width * scale), round(picture.height * scale)
+
+
+def _scale_and_crop(
+    image: UInt8[np.ndarray, "H W 3"], length: int, size: int, place: Callable[[int], int]
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The square of `size` at `place(free pixels)` from the top and from the left of the scaled picture."""
+    picture = _halve(image, length)
+    width, height = _scaled_size(picture, length)
+    top, left = place(height - size), place(width - size)
+    if max(width, height) <= LONGEST * length:
+        scaled = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        return scaled[top : top + size, left : left + size]
+    # A strip of 1 x 65,000 pixels would take gigabytes, scaled whole. What is cropped, scaled alone,
+    # differs in the last digits of the sampling points.
+    across, down = picture.width / width, picture.height / height
+    right, bottom = min((left + size) * across, picture.width), min((top + size) * down, picture.height)
+    box = (left * across, top * down, right, bottom)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def augment(

@@ -1,20 +1,23 @@
 """Pictures to be scored, read batch by batch: an .npz as ADM's suite takes it, a folder, or an array."""
 
+import math
 import os
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax.data.sources import SUFFIXES
+from bitdance_jax.data.listing import left_out_text, list_pictures
+from bitdance_jax.data.records import Skipped, reading
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import load_image
+from bitdance_jax.images import MAX_PIXELS, SUFFIXES, DamagedPicture, load_image
 
 
 ARRAY = "arr_0"
@@ -63,6 +66,8 @@ class NpzPictures:
         self._path = os.fspath(path)
         with self._archive() as archive, self._member(archive) as member:
             shape = self._read_header(member)
+            if math.prod(shape) > archive.getinfo(member.name).file_size:
+                raise UserError(f"{ARRAY} of {self._path} is cut short; write or fetch the file again")
         self._count, self.size = shape[0], (shape[1], shape[2])
 
     def __len__(self) -> int:
@@ -77,10 +82,10 @@ class NpzPictures:
                 yield np.frombuffer(self._read(member, rows * height * width * 3), np.uint8).reshape(rows, height, width, 3)
 
     def _archive(self) -> zipfile.ZipFile:
+        if not os.path.isfile(self._path):
+            raise UserError(f"no file {self._path}")
         try:
             return zipfile.ZipFile(self._path)
-        except FileNotFoundError:
-            raise UserError(f"no file {self._path}") from None
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"{self._path} cannot be read as an .npz ({error}); write or fetch it again") from error
 
@@ -99,9 +104,11 @@ class NpzPictures:
             shape, fortran_order, dtype = read(member)
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or 0 in shape:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or min(shape) < 1:
             what = f"{dtype} {list(shape)}" + (" in Fortran order" if fortran_order else "")
             raise UserError(f"{ARRAY} of {self._path} must be pictures, uint8 [N, H, W, 3], and is {what}")
+        if shape[1] * shape[2] > MAX_PIXELS:
+            raise UserError(f"the pictures of {self._path} are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels")
         return shape
 
     def _read(self, member: zipfile.ZipExtFile, length: int) -> bytes:
@@ -115,43 +122,79 @@ class NpzPictures:
 
 
 class FolderPictures:
-    """All pictures of a folder, at any depth, sorted by path.
+    """All pictures of a folder, at any depth, sorted by path (`data.listing`). Damaged ones are named on stderr and left out.
 
     Args:
       path: the folder.
       crop: side of the square that is cut from the centre, as ADM's reference pictures were made; None if they have one size already.
 
+    Attributes:
+      left_out: how many other files there are, by their ending.
+      damaged: the complaints about damaged pictures met so far.
+
     Raises:
-      UserError: no such folder, no pictures; while reading, a damaged picture, or without `crop` one of another size than the first.
+      UserError: no such folder, no pictures; while reading, too many damaged ones, or without `crop` one of another size than the first.
     """
 
     def __init__(self, path: str | os.PathLike[str], crop: int | None = None) -> None:
+        self._folder = os.fspath(path)
         if not Path(path).is_dir():
-            raise UserError(f"no picture folder {os.fspath(path)}")
-        self._paths = sorted(
-            file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
+            raise UserError(f"no picture folder {self._folder}")
+        with reading(path):
+            self._paths, self.left_out = list_pictures(path)
         if not self._paths:
-            raise UserError(f"the folder {os.fspath(path)} holds no pictures ({', '.join(SUFFIXES)})")
+            others = f"; {text}" if (text := left_out_text(self.left_out)) else ""
+            raise UserError(f"the folder {self._folder} holds no pictures ({', '.join(SUFFIXES)}){others}")
         self._crop = crop
-        height, width, _ = load_image(self._paths[0]).shape
-        self.size = (crop, crop) if crop else (height, width)
+        self._skipped = Skipped("it is left out")
+        self.damaged = self._skipped.counts
+        self.size = (crop, crop) if crop else self._first_size()
 
     def __len__(self) -> int:
+        """How many there are, damaged ones included."""
         return len(self._paths)
 
     def batches(self, count: int) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-        with ThreadPoolExecutor() as pool:
-            loading = None
-            for start in range(0, len(self), count):
-                following = [pool.submit(self._load, path) for path in self._paths[start : start + count]]
-                if loading:
-                    yield np.stack([future.result() for future in loading])
-                loading = following
-            if loading:
-                yield np.stack([future.result() for future in loading])
+        batch: list[np.ndarray] = []
+        found = 0
+        for image in self._whole(ahead=count):
+            found += 1
+            batch.append(image)
+            if len(batch) == count:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+        if not found:
+            raise UserError(f"none of the {len(self)} pictures in {self._folder} can be read")
 
-    def _load(self, path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    def _whole(self, *, ahead: int) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The pictures that are not damaged, so many of them loaded ahead by threads."""
+        with ThreadPoolExecutor() as pool:
+            loading: deque[Future[np.ndarray]] = deque()
+            for path in [*self._paths, *[None] * min(ahead, len(self))]:
+                if path is not None:
+                    loading.append(pool.submit(self._load, path))
+                if path is None or len(loading) > ahead:
+                    try:
+                        image = loading.popleft().result()
+                    except DamagedPicture as error:
+                        self._skipped.add([str(error)], 1)
+                    else:
+                        self._skipped.add((), 1)
+                        yield image
+
+    def _first_size(self) -> tuple[int, int]:
+        """Of the first picture that can be read."""
+        for path in self._paths:
+            try:
+                height, width, _ = load_image(path).shape
+                return height, width
+            except DamagedPicture as error:
+                last = error
+        raise UserError(f"none of the {len(self)} pictures in {self._folder} can be read; the last: {last}")
+
+    def _load(self, path: str) -> UInt8[np.ndarray, "H W 3"]:
         image = load_image(path)
         if self._crop:
             return centre_crop(image, self._crop)

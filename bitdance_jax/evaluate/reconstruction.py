@@ -39,16 +39,18 @@ class Reconstruction:
     """Attributes:
     scores: over all pictures.
     pairs: the first pictures, each followed by its reconstruction.
+    count: how many pictures there were, damaged ones left out.
     """
 
     scores: ReconstructionScores
     pairs: UInt8[np.ndarray, "N H W 3"]
+    count: int
 
 
 def evaluate_tokenizer(
     tokenizer: Tokenizer, pictures: Pictures, extractor: Extractor | None, *, batch_size: int, show: int, progress: bool = True
 ) -> Reconstruction:
-    """Encodes and decodes every picture and compares.
+    """Encodes and decodes every picture that can be read, and compares.
 
     Args:
       tokenizer: its GAN decoder's noise, if it has any, is that of seed 0.
@@ -86,4 +88,4 @@ def evaluate_tokenizer(
             bar.advance(len(batch))
     rfid = frechet_distance(reconstructions.result(), originals.result()) if extractor else None
     scores = ReconstructionScores(float(np.concatenate(psnrs).mean()), float(np.concatenate(ssims).mean()), rfid)
-    return Reconstruction(scores, np.concatenate(np.concatenate(pairs)))
+    return Reconstruction(scores, np.concatenate(np.concatenate(pairs)), seen)

@@ -8,13 +8,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from bitdance_jax import images, model_folder
 from bitdance_jax.config import AugmentConfig, ClassConditionalTraining, DataConfig, TokenizerTraining, Training, to_dict
 from bitdance_jax.data.latents import cached_latents
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.records import PictureSource
-from bitdance_jax.data.sources import count_classes, open_sources
+from bitdance_jax.data.sources import count_classes, open_sources, summary
 from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
@@ -43,6 +44,8 @@ class _Records:
         self.batch_size = data.batch_size
         self.steps_per_epoch = len(train) / data.batch_size
         self.held_out_size = len(held_out)
+        if jax.process_index() == 0:
+            tqdm.write(summary(train, held_out), file=sys.stderr)
 
     def batches(self, rows: np.ndarray) -> Batches:
         data = self._data

@@ -167,6 +167,34 @@ def test_other_files_are_refused_by_name(tmp_path, tar):
         ImagenetTarSource(tar)
 
 
+def test_files_that_are_no_pictures_are_left_out(tmp_path):
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as pictures:
+        for name in ("a.JPEG", "._a.JPEG", "notes.txt", "below/b.jpg"):
+            add(pictures, name, jpeg(3))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        add(tar, "n01440764.tar", inner.getvalue())
+    for _ in range(2):  # the second from the index
+        source = ImagenetTarSource(tmp_path / "train.tar")
+        assert values(source) == [3, 3] and source.left_out == {".jpeg": 1, ".txt": 1}
+
+
+def test_a_negative_size_does_not_go_round_for_ever(tar, tar_bytes):
+    header = bytearray(tar_bytes[:512])
+    header[124:136] = (-512).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    tar.write_bytes(header + tar_bytes[512:])
+    with pytest.raises(UserError, match="is damaged 0 bytes from its start"):
+        ImagenetTarSource(tar)
+
+
+def test_a_picture_of_gigabytes_is_not_read(tar, monkeypatch):
+    monkeypatch.setattr(imagenet_tar, "MAX_PICTURE_BYTES", 100)
+    with pytest.raises(DamagedPicture, match="bytes"):
+        ImagenetTarSource(tar)[0]
+
+
 def test_as_a_data_source(tar, tmp_path):
     train, held_out = open_sources(DataConfig(source="imagenet_tar", path=str(tar)))
     assert (len(train), len(held_out)) == (25, 1) and held_out[0]["label"] == 1

@@ -53,6 +53,35 @@ def test_centre_crops_are_flipped_too():
     assert shown == {centre.tobytes(), centre[:, ::-1].tobytes()}
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_long_strip_is_cropped_before_it_is_scaled(monkeypatch, turned):
+    strip = np.zeros((1, 65_000, 3), np.uint8)
+    strip[:, :, 0] = np.arange(65_000) // 256
+    image = strip.swapaxes(0, 1) if turned else strip
+    largest = 0
+    resize = Image.Image.resize
+
+    def watched(self, size, *arguments):
+        nonlocal largest
+        largest = max(largest, size[0] * size[1])
+        return resize(self, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert np.unique(transforms.centre_crop(image, 256)).tolist() == [0, 126]
+    values = {transforms.random_crop(image, 256, 0.8, np.random.default_rng(seed)).max() for seed in range(5)}
+    assert len(values) == 5 and largest == 256 * 256
+
+
+def test_a_strip_is_scaled_as_a_whole_picture_is(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = np.asarray(Image.fromarray(rng.integers(0, 256, (5, 90, 3), dtype=np.uint8)).resize((900, 50)))
+    crops = []
+    for longest in (transforms.LONGEST, 99):
+        monkeypatch.setattr(transforms, "LONGEST", longest)
+        crops.append(transforms.random_crop(image, 24, 0.8, np.random.default_rng(1)).astype(int))
+    assert np.abs(crops[0] - crops[1]).max() <= 1
+
+
 def test_random_crops_are_all_the_possible_ones():
     """Every crop is one that ADM's rule allows, and every allowed one comes up, about as often as it should."""
     image, size, draws = picture(16, 18), 8, 3000

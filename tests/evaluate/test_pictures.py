@@ -1,5 +1,6 @@
 """Pictures out of .npz files and folders, batch by batch, and a line for whatever is wrong with them."""
 
+import io
 import tracemalloc
 import zipfile
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from bitdance_jax import images
+from bitdance_jax.data.sources import FolderSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, NpzPictures, open_pictures
@@ -125,12 +127,62 @@ def test_folder_of_several_sizes(tmp_path):
         list(pictures.batches(2))
 
 
-def test_folder_without_pictures_or_with_a_damaged_one(tmp_path):
-    with pytest.raises(UserError, match="holds no pictures"):
+def test_folder_without_pictures(tmp_path):
+    (tmp_path / "photo.heic").touch()
+    with pytest.raises(UserError, match=r"holds no pictures .*left out by their ending: 1 files \(\.heic 1\)"):
         FolderPictures(tmp_path)
     with pytest.raises(UserError, match="no picture folder"):
         FolderPictures(tmp_path / "nowhere")
-    pictures = FolderPictures(save_folder(tmp_path, some_pictures()))
-    (tmp_path / "class 1" / "1.png").write_text("damaged")
-    with pytest.raises(UserError, match=r"cannot read the picture .*1.png"):
-        list(pictures.batches(2))
+
+
+@pytest.mark.parametrize("crop", [None, 6])
+@pytest.mark.parametrize("damaged", [0, 3, 6])
+def test_a_damaged_picture_is_left_out(tmp_path, capfd, crop, damaged):
+    array = some_pictures()
+    order = [0, 2, 4, 6, 1, 3, 5]
+    folder = save_folder(tmp_path, array)
+    (folder / f"class {order[damaged] % 2}" / f"{order[damaged]}.png").write_text("damaged")
+    pictures = FolderPictures(folder, crop)
+    for _ in range(2):
+        batches = list(pictures.batches(2))
+        assert [len(batch) for batch in batches] == [2, 2, 2]
+    kept = array[[number for number in order if number != order[damaged]]]
+    np.testing.assert_array_equal(np.concatenate(batches), [centre_crop(p, 6) if crop else p for p in kept])
+    assert list(pictures.damaged.values()) == [2]
+    assert capfd.readouterr().err.count("warning: cannot read the picture") == 1
+
+
+def test_nothing_but_damaged_pictures(tmp_path):
+    for number in range(150):
+        (tmp_path / f"{number}.png").write_text("damaged")
+    with pytest.raises(UserError, match="none of the 150 pictures"):
+        FolderPictures(tmp_path)
+    with pytest.raises(UserError, match="101 of the last 101 pictures could not be read"):
+        list(FolderPictures(tmp_path, 6).batches(2))
+    for number in range(100):
+        (tmp_path / f"{number}.png").unlink()
+    with pytest.raises(UserError, match="none of the 50 pictures in"):
+        list(FolderPictures(tmp_path, 6).batches(2))
+
+
+def test_training_and_evaluation_see_the_same_pictures(tmp_path):
+    for name in ("cats/a.png", "cats/deep/b.GIF", "cats/.trash/c.png", "cats/.d.png", "elsewhere/e.tiff", "cats/notes.txt"):
+        images.save_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "cats").rename(tmp_path / "train" / "cats")
+    (tmp_path / "train" / "cats" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train" / "cats" / "circle").symlink_to(tmp_path / "train" / "cats")
+    (tmp_path / "train" / "cats" / "f.png").symlink_to(tmp_path / "elsewhere" / "e.tiff")
+    pictures, source = FolderPictures(tmp_path / "train"), FolderSource(tmp_path / "train")
+    assert len(source) == len(pictures) == len(next(pictures.batches(9))) == 4
+    assert source.left_out == pictures.left_out == {".txt": 1}
+
+
+@pytest.mark.parametrize("shape", [(-5, 4, 4, 3), (10**12, 4, 4, 3), (2, 10**6, 10**6, 3)])
+def test_npz_with_an_impossible_shape(tmp_path, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(96))
+    with pytest.raises(UserError):
+        NpzPictures(tmp_path / "s.npz")
