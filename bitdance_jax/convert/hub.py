@@ -1,7 +1,11 @@
-"""Released files from the Hugging Face hub. Downloads show their progress, go on where they stopped, and are kept in the hub's cache."""
+"""Released files from the Hugging Face hub. Downloads show their progress, go on where they stopped, and are kept in the hub's cache.
+
+Where the hub cannot be reached, the cache's copy is used.
+"""
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -26,11 +30,34 @@ def download(name: str) -> Path:
         raise UserError(f"no file or folder {name}, and it is not a Hugging Face id such as owner/repository")
     repository, file = match.groups()
     with _one_line(name):
-        files = huggingface_hub.list_repo_files(repository)
+        files, cached = _list(repository)
     wanted = _choose(name, files, file)
-    with _one_line(name):
-        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    if cached is None:
+        with _one_line(name):
+            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    else:
+        folder = cached
     return folder if file is None and release_folder.layout(set(files)) else folder / wanted[0]
+
+
+def _list(repository: str) -> tuple[list[str], Path | None]:
+    """The files of a repository; where the hub does not tell, those in the cache, and their folder."""
+    try:
+        return huggingface_hub.list_repo_files(repository), None
+    except Exception as error:
+        try:
+            cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[], local_files_only=True))
+        except Exception:  # nothing of it is there
+            raise error from None
+        files = [file.relative_to(cached).as_posix() for file in sorted(cached.rglob("*")) if file.is_file()]
+        if not files:
+            raise
+        print(f"Hugging Face cannot be reached ({_reason(error)}); the copy of {repository} in its cache is used", file=sys.stderr)
+        return files, cached
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -41,8 +68,7 @@ def _one_line(name: str) -> Iterator[None]:
         login = "a private or gated one needs `hf auth login` first"
         raise UserError(f"there is no file or folder {name}, and Hugging Face shows no such repository; {login}") from error
     except Exception as error:  # The hub's client, and the HTTP library under it, raise many types.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"there is no file or folder {name}, and it could not be downloaded from Hugging Face: {reason}") from error
+        raise UserError(f"there is no file or folder {name}, and it could not be downloaded from Hugging Face: {_reason(error)}") from error
 
 
 def _choose(name: str, files: list[str], file: str | None) -> list[str]:

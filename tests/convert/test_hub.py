@@ -25,7 +25,9 @@ def repository(tmp_path, monkeypatch):
             raise ConnectionError("no route to the hub\n\nCheck your connection")
         return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
 
-    def snapshot(name, *, allow_patterns):
+    def snapshot(name, *, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise FileNotFoundError("nothing in the cache")
         for file in files(name):
             if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
                 (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
@@ -124,3 +126,35 @@ def test_what_the_hub_says_is_one_line(repository):
         UserError, match=r"no file or folder owner/other, and it could not be downloaded from Hugging Face: no route to the hub$"
     ):
         hub.download("owner/other")
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """A cache of the hub's real client, on a host without a network: what an earlier download left there."""
+    snapshot = tmp_path / "cache" / "models--owner--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def unreachable(name):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    return snapshot
+
+
+def test_what_is_in_the_cache_needs_no_network(offline, capsys):
+    fill(offline, "B_1x.pt", "ae.safetensors", "ae_config.json")
+    assert hub.download("owner/name/B_1x.pt") == offline / "B_1x.pt"
+    assert "cannot be reached (Name or service not known); the copy of owner/name in its cache is used" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the repository has no file L_1x\.pt"):
+        hub.download("owner/name/L_1x.pt")
+    with pytest.raises(UserError, match=r"no file or folder owner/other, .* from Hugging Face: Name or service not known$"):
+        hub.download("owner/other")
+
+
+def test_a_whole_model_in_the_cache_needs_no_network(offline):
+    fill(offline, *PLAIN)
+    assert hub.download("owner/name") == offline
