@@ -1,4 +1,4 @@
-"""Stopping a run from outside: SIGINT, SIGTERM, and the notice of a machine that is about to be taken away."""
+"""Stopping a run from outside: SIGINT, SIGTERM, SIGHUP, and the notice of a machine that is about to be taken away."""
 
 import os
 import signal
@@ -12,10 +12,11 @@ from bitdance_jax.errors import Interrupted
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask the run to save and stop instead of killing it; a second SIGINT kills as usual. A context manager.
+    """SIGINT, SIGTERM and SIGHUP ask the run to save and stop instead of killing it; a second one kills as usual. A context manager.
 
-    In a job of several processes a signal to any of them stops all after the same step. JAX's pre-emption service sees to that: it takes
-    SIGTERM, which cloud and cluster schedulers send before they take a machine away, and SIGINT is handed on to it as one.
+    SIGHUP comes when a terminal is closed; `nohup` has it ignored, and so it stays. In a job of several processes a signal to any of them
+    stops all after the same step. JAX's pre-emption service sees to that: it takes SIGTERM, which cloud and cluster schedulers send before
+    they take a machine away, and the others are handed on to it as one.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,9 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers nowhere else.
-            taken = (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,)
+            taken = [signal.SIGINT, signal.SIGTERM] if self._alone else [signal.SIGINT]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                taken.append(signal.SIGHUP)
             self._previous = {number: signal.signal(number, self._receive) for number in taken}
         return self
 
