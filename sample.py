@@ -6,9 +6,14 @@
 
 import dataclasses
 import math
+import signal
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Until `run`, Ctrl-C ends the imports without a traceback.
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +22,19 @@ from jaxtyping import UInt8
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, saved_models
 from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import keep_compiled, parse, run
+from bitdance_jax.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
+from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import PathName
 from bitdance_jax.sampling.npz import Request, sample_to_npz
 from bitdance_jax.sampling.pipeline import load
-from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights
+from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights, parse_size
 from bitdance_jax.saved_models import fingerprint
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Draws a grid of pictures, one row a label; with --npz, pictures for an evaluation suite, picture i with label i % classes.
 
     An .npz grows as OUT.npz.partial, on all devices; stopped or killed, the same command goes on. Memory does not grow with --num-images.
@@ -60,32 +67,35 @@ class Arguments:
         all get the same flags, and process 0 writes.
     """
 
-    checkpoint: str = "emoji"
+    checkpoint: PathName = "emoji"
     labels: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
     size: str | None = None
-    per_label: int = 8
-    per_prompt: int | None = None
+    per_label: Count = 8
+    per_prompt: Count | None = None
     seed: int = 0
-    out: str = "samples.png"
-    head_steps: int | None = None
+    out: PathName = "samples.png"
+    head_steps: HeadSteps | None = None
     guidance_scale: float | None = None
     guidance_schedule: Literal["linear", "constant"] | None = None
     solver: Literal["euler_maruyama", "euler"] | None = None
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: Weights | None = None
     mesh: MeshConfig = ALL_DEVICES
-    compilation_cache: str | None = None
-    npz: str | None = None
-    num_images: int | None = None
+    compilation_cache: PathName | None = None
+    npz: PathName | None = None
+    num_images: Annotated[int, Range(1, 10**8)] | None = None
     overwrite: bool = False
     multi_host: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_values(self)
 
 
 def main() -> int:
     arguments = parse(Arguments)
-    check_values(arguments)
     if arguments.multi_host and not hosts.start():
         raise UserError("--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID")
     with hosts.together():
@@ -98,10 +108,6 @@ def main() -> int:
 
 def check_values(arguments: Arguments) -> None:
     """Raises a UserError for what no model takes."""
-    for name in ("per_label", "per_prompt", "batch_size"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if "://" in arguments.out or not arguments.out.lower().endswith(".png"):
         raise UserError(f"--out must be a local file that ends in .png, got {arguments.out}")
     if arguments.npz is not None:
@@ -159,12 +165,15 @@ def chosen_sampler(arguments: Arguments, own: SamplerConfig) -> SamplerConfig:
 
 def draw_prompts(arguments: Arguments) -> None:
     prompts = arguments.prompt or ()
+    size = "1024x1024" if arguments.size is None else arguments.size
+    each = 1 if arguments.per_prompt is None else arguments.per_prompt
+    images.check_grid(len(prompts) * each, *parse_size(size))
     hosts.on_first(lambda: images.check_writable(arguments.out))
     model = TextToImage(arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights)
     pictures = model.generate(
         prompts,
-        size="1024x1024" if arguments.size is None else arguments.size,
-        images_per_prompt=1 if arguments.per_prompt is None else arguments.per_prompt,
+        size=size,
+        images_per_prompt=each,
         seed=arguments.seed,
         sampler=chosen_sampler(arguments, model.sampler),
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,
@@ -181,19 +190,22 @@ def save_prompts(path: str, pictures: UInt8[np.ndarray, "N H W 3"], prompts: int
     print(f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {pictures.shape[2]}x{pictures.shape[1]} in {path}")
 
 
-def labels_at_a_time(arguments: Arguments) -> int:
-    return 24 if arguments.batch_size is None else arguments.batch_size
+def labels_at_a_time(arguments: Arguments, count: int) -> int:
+    """Of so many in all: a batch is filled up, so that a large one would be drawn for nothing."""
+    return 24 if arguments.batch_size is None else min(arguments.batch_size, count)
 
 
 def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
     images.check_writable(arguments.out)
     labels = [model.label(label) for label in arguments.labels or model.class_names[:10]]
-    pictures = model.sample(
-        np.repeat(labels, arguments.per_label).tolist(), arguments.seed, sampler=sampler, batch_size=labels_at_a_time(arguments)
-    )
-    size = pictures.shape[1]
+    size, count = model.config.image_size, len(labels) * arguments.per_label
+    enlarge = max(1, 128 // size)
+    images.check_grid(count, enlarge * size, enlarge * size)
+    numbers = np.repeat(labels, arguments.per_label).tolist()
+    at_a_time = labels_at_a_time(arguments, count)
+    pictures = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=at_a_time)
     captions = [model.class_names[label] for label in labels]
-    images.save_png(arguments.out, images.grid(pictures, arguments.per_label, captions, enlarge=max(1, 128 // size)))
+    images.save_png(arguments.out, images.grid(pictures, arguments.per_label, captions, enlarge=enlarge))
     print(f"{len(pictures)} pictures of {len(labels)} labels in {arguments.out}")
 
 
@@ -201,7 +213,7 @@ def write_npz(arguments: Arguments, path: str, model: ClassConditionalPipeline, 
     count = 50_000 if arguments.num_images is None else arguments.num_images
     request = Request(fingerprint(arguments.checkpoint), arguments.dtype or "float32", count, arguments.seed, sampler)
     first_host = jax.process_index() == 0
-    per_device, overwrite = labels_at_a_time(arguments), arguments.overwrite
+    per_device, overwrite = labels_at_a_time(arguments, count), arguments.overwrite
     drawn = sample_to_npz(path, model, request, per_device=per_device, overwrite=overwrite, progress=first_host)
     if first_host:
         print(f"{count} pictures of {model.config.num_classes} labels in {path}" + (f" ({drawn} drawn now)" if drawn < count else ""))

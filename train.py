@@ -1,6 +1,11 @@
 """Trains a model: `python train.py configs/NAME.py [--run.steps 100 ...]`; `--help` after the file lists every override."""
 
+import signal
 import sys
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Until `run`, Ctrl-C ends the imports without a traceback.
 
 from bitdance_jax import hosts, sharding
 from bitdance_jax.agreement import agree_on_config

@@ -10,6 +10,14 @@
 >>> pictures = model.generate("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
 """
 
+import signal
+import sys
+
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m bitdance_jax.NAME`: until `command_line.run`, Ctrl-C ends the imports without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from bitdance_jax.config import ClassConditionalConfig, MeshConfig, SamplerConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.no_tpu import quiet_libtpu

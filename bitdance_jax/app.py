@@ -6,11 +6,13 @@ Classes or a prompt go in; a gallery fills in while the patches are drawn. The p
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, load, saved_models
-from bitdance_jax.command_line import keep_compiled, parse, run
+from bitdance_jax.command_line import Flags, keep_compiled, parse, run
+from bitdance_jax.config.plain import Range
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import PathName
 from bitdance_jax.page import STYLE, Drawer, make_page
 from bitdance_jax.page_guard import Guard, bypass_proxy, own_names
 from bitdance_jax.sampling.text_to_image import Weights
@@ -18,7 +20,7 @@ from bitdance_jax.saved_models import EMBEDDED
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Serves a web page that draws pictures.
 
     Attributes:
@@ -32,21 +34,19 @@ class Arguments:
       compilation_cache: folder, local or gs://, where compiled programs are kept: the first pictures come sooner the next time.
     """
 
-    checkpoint: str = EMBEDDED
+    checkpoint: PathName = EMBEDDED
     host: str = "127.0.0.1"
-    port: int = 7860
+    port: Annotated[int, Range(1, 2**16 - 1)] = 7860
     share: bool = False
     names: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: Weights | None = None
-    compilation_cache: str | None = None
+    compilation_cache: PathName | None = None
 
 
 def main() -> None:
     arguments = parse(Arguments, prog="python -m bitdance_jax.app")
     gradio = import_gradio()
-    if not 0 < arguments.port < 2**16:
-        raise UserError(f"--port must be between 1 and {2**16 - 1}, got {arguments.port}")
     if arguments.compilation_cache is not None:
         keep_compiled(arguments.compilation_cache)
     page = make_page(gradio, load_drawer(arguments), os.path.basename(os.path.normpath(arguments.checkpoint)))

@@ -7,14 +7,17 @@ import errno
 import io
 import logging
 import re
+import signal
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import tyro
 
-from bitdance_jax import files
+from bitdance_jax import files, hardware
+from bitdance_jax.config.plain import checked, field_types
 from bitdance_jax.errors import UserError
 
 
@@ -26,6 +29,8 @@ LONGEST_MESSAGE = 4000
 
 def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | None = None, prog: str | None = None) -> T:
     """The dataclass filled in from the command line (default: this process's), `default` giving what is not named.
+
+    Fields that are a `files.PathName` are as `files.named` gives them.
 
     Raises:
       UserError: an unknown flag, with the nearest known one, or a value that is missing or of another type.
@@ -46,7 +51,16 @@ def parse(arguments: type[T], flags: Sequence[str] | None = None, default: T | N
         nearest = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise UserError(f"unknown flag {unknown[0]}{hint} (--help lists them all)")
-    return parsed
+    return _with_paths(parsed)
+
+
+class Flags:
+    """Base of the commands' arguments, frozen dataclasses: each is checked against its type, as in a config."""
+
+    def __post_init__(self) -> None:
+        for name, hint in field_types(type(self)).items():  # type: ignore[arg-type]
+            flag = "--" + name.replace("_", "-")
+            object.__setattr__(self, name, checked(hint, getattr(self, name), flag))
 
 
 def is_given(name: str, flags: Sequence[str]) -> bool:
@@ -55,7 +69,10 @@ def is_given(name: str, flags: Sequence[str]) -> bool:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """The exit status of a tool; bad input and a device whose memory is full are one line on stderr and status 2, Ctrl-C one and 130."""
+    """The exit status of a tool: bad input, a device whose memory is full or that is not there are one line on stderr and status 2, Ctrl-C
+    one and 130."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so that the imports end without a traceback
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     quiet_orbax()
     try:
         return main() or 0
@@ -71,6 +88,12 @@ def run(main: Callable[[], int | None]) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(f"error: a device's memory is full ({str(error).splitlines()[0]}); make the batch or the pictures smaller", file=sys.stderr)
+        return 2
+    except (AssertionError, RuntimeError):  # JAX's complaint about a device that is not there may be either
+        missing = hardware.missing_devices()
+        if missing is None:
+            raise
+        print(f"error: {_printable(missing)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -106,6 +129,18 @@ def quiet_orbax() -> None:
 
     quiet.quiet = True  # type: ignore[attr-defined]
     sys.unraisablehook = quiet
+
+
+def _with_paths(config: Any) -> Any:
+    hints = field_types(type(config))  # type: ignore[arg-type]
+    changes = {}
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _with_paths(value)
+        elif isinstance(value, str) and any(files.IS_PATH in getattr(kind, "__metadata__", ()) for kind in (hint, *typing.get_args(hint))):
+            changes[field.name] = files.named(value)
+    return dataclasses.replace(config, **changes) if changes else config
 
 
 def _flag_names(config: Any, prefix: str = "") -> list[str]:

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from etils import epath
 from filelock import FileLock, Timeout
@@ -18,6 +20,26 @@ from bitdance_jax.errors import UserError
 LOCK = ".bitdance_jax.lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that locks no files."""
+
+
+IS_PATH = "path"
+PathName = Annotated[str, IS_PATH]
+"""Type of a command's flags and of config fields that are paths: `command_line.parse` passes them through `named`."""
+
+
+def named(path: str) -> str:
+    """A path as a user names it, local or gs://, with the home folder in place of `~`.
+
+    Raises:
+      UserError: it is at another kind of place, or the library for Google Storage is not there.
+    """
+    scheme, is_remote, _ = path.partition("://")
+    if is_remote and scheme != "gs":
+        hint = ", which `python -m bitdance_jax.convert OWNER/REPOSITORY OUT` does" if scheme == "hf" else ""
+        raise UserError(f"{path} is neither a local path nor one under gs://; fetch it first{hint}")
+    if is_remote and not any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")):
+        raise UserError(f'{path} needs a library for Google Storage: pip install "bitdance_jax[gcs]"')
+    return os.path.expanduser(path)
 
 
 @contextlib.contextmanager

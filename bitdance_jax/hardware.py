@@ -112,3 +112,14 @@ def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:
 
 def _gib(count: float) -> str:
     return f"{count / GIB:,.1f} GiB" if count < 1e18 else f"{count / GIB:.1e} GiB"
+
+
+def missing_devices() -> str | None:
+    """What to tell the user if JAX shall use devices, by JAX_PLATFORMS for example, that are not there; None if they are."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["JAX finds none"])[0]
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        return f"there is no device of JAX_PLATFORMS={wanted} ({reason}); install JAX for it, or unset JAX_PLATFORMS"
+    return None

@@ -15,7 +15,7 @@ import tensorstore
 from etils import epath
 from flax import traverse_util
 
-from bitdance_jax import lazy
+from bitdance_jax import hardware, lazy
 from bitdance_jax.errors import UserError
 from bitdance_jax.transformer.stack import STACKED, stacked_axes
 
@@ -93,4 +93,7 @@ def _readable(weights: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
-        raise UserError(f"the weights in {weights} cannot be read; fetch or write the folder again") from error
+        if missing := hardware.missing_devices():  # Orbax asks JAX for them.
+            raise UserError(missing) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the weights in {weights} cannot be read ({reason}); fetch or write the folder again") from error

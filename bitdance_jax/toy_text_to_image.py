@@ -6,7 +6,7 @@ It is like a converted release in every respect, the prompts' tokenizer included
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import ml_dtypes
@@ -17,8 +17,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bitdance_jax import model_folder
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import Flags, parse, run
 from bitdance_jax.config import FlowHeadConfig, ImageTokens, Qwen3Config, SamplerConfig, TextToImageConfig, TokenizerConfig, to_dict
+from bitdance_jax.config.plain import Range, Seed
+from bitdance_jax.files import PathName
 from bitdance_jax.models import text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.tokenizer import autoencoder
@@ -32,7 +34,7 @@ SAMPLER = SamplerConfig(head_steps=4, guidance_scale=2.0, guidance_schedule="con
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Writes a toy text-to-image model folder with random weights.
 
     Attributes:
@@ -42,9 +44,9 @@ class Arguments:
       force: replace the model that is in the folder already.
     """
 
-    out: tyro.conf.Positional[str]
-    tokens_per_step: int = 4
-    seed: int = 0
+    out: tyro.conf.Positional[PathName]
+    tokens_per_step: Annotated[int, Range(1, 4096)] = 4
+    seed: Seed = 0
     force: bool = False
 
 

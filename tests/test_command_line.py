@@ -1,17 +1,29 @@
 """Flags to dataclasses, and one line for whatever is wrong with them."""
 
+import dataclasses
+import importlib
+import importlib.util
 import io
+import os
+import signal
+import subprocess
 import sys
+import time
+import typing
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import processes
 import pytest
+import tyro
 
 from bitdance_jax.command_line import parse, run
-from bitdance_jax.config import SamplerConfig
+from bitdance_jax.config import ClassConditionalTraining, DataConfig, SamplerConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import PathName
 
 
 @dataclass(frozen=True)
@@ -187,3 +199,108 @@ def test_a_full_device_is_one_line(capsys):
     assert run(lambda: jax.block_until_ready(jax.jit(lambda: jnp.ones((2**40,)) + 1)()) and None) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: a device's memory is full (RESOURCE_EXHAUSTED") and error.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Arguments that are paths, and such as are not."""
+
+    positional: Annotated[PathName, tyro.conf.Positional]
+    out: PathName
+    cache: PathName | None = None
+    text: str = "~"
+    data: DataConfig = DataConfig(source="folder", path="~/pictures")
+
+
+def test_the_home_folder_in_paths_and_nowhere_else(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    paths = parse(Paths, ["~", "--out=~/x", "--cache", "~/y", "--text=~/z"])
+    assert (paths.positional, paths.out, paths.cache, paths.text) == ("/home/somebody", "/home/somebody/x", "/home/somebody/y", "~/z")
+    assert paths.data.path == "/home/somebody/pictures" and paths.data.held_out is None
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "hf://owner/name", "https://host/x"])
+def test_places_that_cannot_be_read(place):
+    with pytest.raises(UserError, match=f"^{place} is neither a local path nor one under gs://; fetch it first"):
+        parse(Paths, ["x", "--out", "y", "--cache", place])
+
+
+def test_google_storage_without_its_library(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^gs://bucket/x needs a library .*bitdance_jax\[gcs\]"):
+        parse(Paths, ["x", "--out", "gs://bucket/x"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert parse(Paths, ["x", "--out", "gs://bucket/x"]).out == "gs://bucket/x"
+
+
+def strings(config, prefix=""):
+    """Fields of a command's arguments, and of the configs in them, that are strings but no paths."""
+    for name, hint in typing.get_type_hints(config, include_extras=True).items():
+        kinds = [hint, *typing.get_args(hint)]
+        if nested := next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None):
+            yield from strings(nested, f"{prefix}{name}.")
+        elif str in kinds and typing.get_origin(hint) is not Annotated:
+            yield prefix + name
+
+
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("app", {"host", "names"}),
+        ("convert.__main__", set()),
+        ("data.tokenize", {"data.dataset", "hosts.coordinator"}),
+        ("evaluate.__main__", set()),
+        ("evaluate.prompts", {"size"}),
+        ("evaluate.sweep", {"guidance", "head_steps"}),
+        ("plan.__main__", {"topology"}),
+        ("plan.text_to_image", {"topology", "size"}),
+        ("toy_text_to_image", set()),
+    ],
+)
+def test_every_path_of_a_command_is_one(module, others):
+    assert set(strings(importlib.import_module(f"bitdance_jax.{module}").Arguments)) == others
+
+
+def test_every_path_of_a_training_config_is_one():
+    assert set(strings(ClassConditionalTraining)) == {"data.dataset", "hosts.coordinator"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("platform", "command"),
+    [
+        ("cuda", ["sample.py"]),
+        ("cuda", ["-m", "bitdance_jax.evaluate", "emoji", "--reconstruction", "emoji"]),
+        ("abacus", ["train.py", "configs/emoji_tokenizer.py"]),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(tmp_path, platform, command):
+    root = Path(__file__).parents[1]
+    command = [str(root / word) if word.endswith(".py") else word for word in command]
+    environment = processes.environment() | {"JAX_PLATFORMS": platform}
+    process = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1].startswith(f"error: there is no device of JAX_PLATFORMS={platform} (")
+
+
+@pytest.mark.parametrize("command", [["sample.py"], ["train.py"], ["-m", "bitdance_jax.evaluate"]], ids=lambda command: command[-1])
+def test_ctrl_c_during_the_imports(tmp_path, command):
+    """jax.py is imported early in all of them; this one waits to be interrupted."""
+    (tmp_path / "jax.py").write_text("import pathlib, time\npathlib.Path('waiting').touch()\ntime.sleep(60)\n")
+    root = Path(__file__).parents[1]
+    command = [str(root / word) if word.endswith(".py") else word for word in command]
+    environment = processes.environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "waiting").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (-signal.SIGINT, "")  # for the shell 130
+
+
+def test_after_the_imports_ctrl_c_is_an_exception_again():
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        assert run(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -31,6 +31,7 @@ from bitdance_jax.config import (
     from_dict,
     to_dict,
 )
+from bitdance_jax.config.plain import Range
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.errors import UserError
 
@@ -145,10 +146,10 @@ def refused(hint: Any) -> Iterator[Any]:
     """Values that no field of this type takes."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        (bounds,) = args[1:]
-        for value in (bounds.low if bounds.above else bounds.low - 1, bounds.high if bounds.below else bounds.high + 1):
-            yield args[0](value) if math.isfinite(value) else math.nan
-        yield -(10**5000)
+        for bounds in (mark for mark in args[1:] if isinstance(mark, Range)):
+            for value in (bounds.low if bounds.above else bounds.low - 1, bounds.high if bounds.below else bounds.high + 1):
+                yield args[0](value) if math.isfinite(value) else math.nan
+            yield -(10**5000)
         yield from refused(args[0])
     elif origin in (types.UnionType, typing.Union):
         yield from refused(next(a for a in args if a is not type(None)))

@@ -100,10 +100,10 @@ def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tm
 
 
 def test_flags_reach_the_sampler(sample, quick_samples):
-    flags = "--head-steps 7 --guidance-scale 3 --guidance-schedule constant --solver euler --seed 5 --batch-size 2 --labels 8 --per-label 1"
+    flags = "--head-steps 7 --guidance-scale 3 --guidance-schedule constant --solver euler --seed 5 --batch-size 2 --labels 8 --per-label 2"
     assert sample(*flags.split())[0] == 0
     expected = SamplerConfig(head_steps=7, solver="euler", guidance_scale=3.0, guidance_schedule="constant")
-    assert quick_samples == [{"labels": [8], "seed": 5, "sampler": expected, "batch_size": 2}]
+    assert quick_samples == [{"labels": [8, 8], "seed": 5, "sampler": expected, "batch_size": 2}]
 
 
 @pytest.fixture
@@ -174,10 +174,18 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--checkpoint", "{models}/damaged"], "the model folder is damaged: "),
         (["--checkpoint", "{models}/cut", "--prompt", "x", "--size", "64x32"], "the model folder is damaged: "),
         (["--checkpoint", "{models}/prompts", "--prompt", "x" * 1100], "tokens with its template, and at most 1022 fit; shorten it"),
-        (["--head-steps", "0"], "head_steps must be positive, got 0"),
+        (["--head-steps", "0"], "--head-steps must be positive, got 0"),
         (["--guidance-scale", "-1"], "guidance_scale must not be negative, got -1.0"),
         (["--per-label", "0"], "--per-label must be positive, got 0"),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--per-label", "1000000000"], "a grid of 9,000,000,000 pictures of 128 x 128 is too large; 16,384 are the most"),
+        (
+            ["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-prompt", "300"],
+            "a grid of 300 pictures of 1024 x 1024 is too large",
+        ),
+        (["--head-steps", "1000000000000"], "--head-steps must be between 1 and 10000, got 1000000000000"),
+        (["--batch-size", "10000000"], "--batch-size must be between 1 and 65536, got 10000000"),
+        (["--npz", "x.npz", "--num-images", "1" + "0" * 18], "--num-images must be between 1 and 100000000, got 1000000000000000000"),
         (["--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
         (["--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'."),
         (["--label", "3"], "unknown flag --label; did you mean --labels?"),
@@ -190,7 +198,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--out", "x.jpg"], "--out must be a local file that ends in .png, got x.jpg"),
         (["--out", "gs://bucket/x.png"], "--out must be a local file that ends in .png, got gs://bucket/x.png"),
         (["--out", "new/x.png", "--checkpoint", "{models}/prompts", "--prompt", " "], "a prompt is empty"),
-        (["--guidance-scale", "nan"], "guidance_scale must be a finite number, got nan"),
+        (["--guidance-scale", "nan"], "--guidance-scale must be a finite number, got nan"),
         (["--compilation-cache", "/dev/null/x"], "cannot make the folder /dev/null/x: Not a directory"),
         (["--multi-host"], "--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels"),
         (["--npz", "x.zip"], "the samples go into a local file that ends in .npz, got x.zip"),

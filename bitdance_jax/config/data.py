@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from bitdance_jax.config.plain import Config, Count, Natural, NotNegative, Range, Share, require
+from bitdance_jax.config.plain import BatchSize, Config, NotNegative, Range, Share, require
+from bitdance_jax.files import PathName
 
 
 # What `DataConfig.path` is, for sources that need it.
@@ -55,12 +56,12 @@ class DataConfig(Config):
     """
 
     source: Literal["emoji", "folder", "imagenet_tar", "tfds", "tokens"] = "emoji"
-    path: str | None = None
+    path: PathName | None = None
     dataset: str = "imagenet2012"
-    held_out: str | None = None
-    batch_size: Count = 32
+    held_out: PathName | None = None
+    batch_size: BatchSize = 32
     augment: AugmentConfig = AugmentConfig()
-    workers: Natural = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     cache_latents: bool = False
 
     def __post_init__(self) -> None:

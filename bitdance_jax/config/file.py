@@ -3,12 +3,14 @@
 import importlib.util
 from pathlib import Path
 
+from bitdance_jax import files
 from bitdance_jax.config.training import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.errors import UserError
 
 
 def load_config(path: str) -> Training:
     """What the file's `get_config()` returns; whatever is wrong with the file is a UserError."""
+    path = files.named(path)
     if not Path(path).is_file():
         raise UserError(f"no config file {path}; the ones that come with the project are in configs/")
     spec = importlib.util.spec_from_file_location("training_config", path)

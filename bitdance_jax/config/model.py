@@ -6,7 +6,7 @@ Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.plain import Config, ConfigError, Depth, NotNegative, Positive, Range, Share, Size, require
+from bitdance_jax.config.plain import Config, ConfigError, Depth, HeadSteps, NotNegative, Positive, Range, Share, Size, require
 
 
 MAX_LEVELS = 16
@@ -223,7 +223,7 @@ class SamplerConfig(Config):
       guidance_schedule: "linear", s_i = 1 + (s - 1) i / steps at step i, or "constant".
     """
 
-    head_steps: Annotated[int, Range(1, 10_000)] = 100
+    head_steps: HeadSteps = 100
     solver: Literal["euler_maruyama", "euler"] = "euler_maruyama"
     guidance_scale: NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"

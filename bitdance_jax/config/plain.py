@@ -62,6 +62,13 @@ Depth = Annotated[int, Range(1, 1024)]
 
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Natural = Annotated[int, Range(0, 2**31 - 1)]
+BatchSize = Annotated[int, Range(1, 2**16)]
+"""Of pictures that are handled at a time."""
+
+HeadSteps = Annotated[int, Range(1, 10_000)]
+ImageSide = Annotated[int, Range(1, 2**13)]
+"""In pixels."""
+
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
@@ -73,7 +80,7 @@ class Config:
     """Base of all configs, which are frozen dataclasses: each field is checked against its type wherever a config is built."""
 
     def __post_init__(self) -> None:
-        for name, hint in _field_types(type(self)).items():  # type: ignore[arg-type]
+        for name, hint in field_types(type(self)).items():  # type: ignore[arg-type]
             object.__setattr__(self, name, checked(hint, getattr(self, name), name))
 
 
@@ -92,7 +99,7 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     """The config that `to_dict` wrote; unknown, missing and ill-typed fields are ConfigErrors that name them."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}")
-    hints = _field_types(cls)  # type: ignore[arg-type]
+    hints = field_types(cls)  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(hints))
     require(not unknown, f"{where} has unknown fields: {', '.join(unknown)}; known: {', '.join(hints)}")
     missing = [
@@ -161,6 +168,7 @@ def _finite(value: Any) -> float | None:
 
 
 @functools.cache
-def _field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their marks."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

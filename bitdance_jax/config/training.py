@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from bitdance_jax.config.data import DataConfig
 from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig, TokenizerConfig
 from bitdance_jax.config.plain import Config, Count, Decay, Natural, NotNegative, Positive, Range, Seed, Size, require
+from bitdance_jax.files import PathName
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RunConfig(Config):
       checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. Several hosts need one that all of them see.
     """
 
-    workdir: str
+    workdir: PathName
     steps: Count
     seed: Seed = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -68,7 +69,7 @@ class RunConfig(Config):
     save_every: Count = 500
     preview_every: Count = 500
     keep: Count = 2
-    checkpoints: str | None = None
+    checkpoints: PathName | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,7 +165,7 @@ class TrainingConfig(Config):
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
     profile: tuple[Count, Count] | None = None
-    init: str | None = None
+    init: PathName | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,7 +202,7 @@ class ClassConditionalTraining(TrainingConfig):
     """
 
     model: ClassConditionalConfig
-    tokenizer: str
+    tokenizer: PathName
     preview: SamplerConfig = field(default_factory=lambda: SamplerConfig(head_steps=20, guidance_scale=2.0))
 
 

@@ -6,14 +6,15 @@ from typing import Literal
 
 import tyro
 
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import Flags, parse, run
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import PathName
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Converts released BitDance weights to a model folder, or a model folder to a state dict of the release.
 
     Attributes:
@@ -27,10 +28,10 @@ class Arguments:
       force: replace the model that is in OUT already.
     """
 
-    source: tyro.conf.Positional[str]
-    out: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[PathName]
+    out: tyro.conf.Positional[PathName]
     weights: Literal["ema", "model"] = "ema"
-    tokenizer: str | None = None
+    tokenizer: PathName | None = None
     tokenizer_only: bool = False
     to: Literal["jax", "torch"] = "jax"
     force: bool = False

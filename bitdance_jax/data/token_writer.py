@@ -121,7 +121,7 @@ def tokenize(
 
     devices = Mesh(jax.local_devices(), "data", axis_types=(AxisType.Auto,))
     versions = manifest.versions
-    pictures = max(1, batch_size * devices.size // versions.count)
+    pictures = min(max(1, batch_size * devices.size // versions.count), manifest.records)
     loader = BatchIterator(_Crops(source, indices, manifest.image_size, versions), len(indices), pictures, workers=workers)
     records = _serialized(loader, _encoder(manifest, params, devices, pictures * versions.count))
     done = sum(len(shard.records) for shard in own) - len(indices)

@@ -10,23 +10,25 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 
 from bitdance_jax import hosts
 from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import Flags, parse, run
 from bitdance_jax.config import DataConfig, HostsConfig
-from bitdance_jax.data.sources import open_source
+from bitdance_jax.config.plain import BatchSize, ImageSide, Range, Seed
+from bitdance_jax.data.sources import open_source, summary
 from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer, remove_leftovers
+from bitdance_jax.files import PathName, only_writer, remove_leftovers
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Write the tokens of a source's pictures to files.
 
     Attributes:
@@ -42,21 +44,20 @@ class Arguments:
       hosts: how several processes find each other, see HostsConfig; each writes shards of its own, and they share the folder.
     """
 
-    tokenizer: str
-    out: str
+    tokenizer: PathName
+    out: PathName
     data: DataConfig = DataConfig()
-    image_size: int = 256
+    image_size: ImageSide = 256
     flips: bool = False
-    crops: int = 0
-    seed: int = 0
-    batch_size: int = BATCH_SIZE
+    crops: Annotated[int, Range(0, 1000)] = 0
+    seed: Seed = 0
+    batch_size: BatchSize = BATCH_SIZE
     dtype: Dtype = "float32"
     hosts: HostsConfig = HostsConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Versions(self.flips, self.crops, seed=self.seed)  # complains of bad values
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be positive, got {self.batch_size}")
         if self.data.source == "tokens":
             raise UserError("data.source tokens is tokens already; give the pictures")
 
@@ -72,6 +73,8 @@ def main() -> None:
 def _tokenize(arguments: Arguments) -> None:
     versions = Versions(arguments.flips, arguments.crops, arguments.data.augment, arguments.seed)
     source = open_source(arguments.data, "all")
+    if jax.process_index() == 0:
+        print(summary(source), file=sys.stderr)
     tokenizer = load(arguments.tokenizer)
     if isinstance(tokenizer, ClassConditionalPipeline):
         tokenizer = tokenizer.tokenizer

@@ -13,16 +13,19 @@ import numpy as np
 import tyro
 
 from bitdance_jax import images
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import Flags, parse, run
+from bitdance_jax.config.plain import BatchSize, ImageSide, Range
+from bitdance_jax.data.listing import left_out_text
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import BATCH, Extractor
 from bitdance_jax.evaluate.inception_score import inception_score
-from bitdance_jax.evaluate.pictures import ArrayPictures, Pictures, open_pictures
+from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures, open_pictures
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
+from bitdance_jax.files import PathName
 from bitdance_jax.sampling.pipeline import Tokenizer, load
 from bitdance_jax.saved_models import EMBEDDED
 
@@ -34,7 +37,7 @@ SORTED = 0.9
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """FID, sFID, Inception Score, precision and recall by the rules of ADM's suite; or PSNR, SSIM and rFID of a tokenizer.
 
     Attributes:
@@ -48,20 +51,14 @@ class Arguments:
       show: how many of them.
     """
 
-    pictures: Annotated[str, tyro.conf.Positional]
-    reference: str | None = None
-    inception: str | None = None
-    reconstruction: str | None = None
-    image_size: int | None = None
-    batch_size: int = BATCH
-    out: str | None = None
-    show: int = 16
-
-    def __post_init__(self) -> None:
-        sizes = {"--batch-size": self.batch_size, "--show": self.show, "--image-size": self.image_size}
-        for flag, value in sizes.items():
-            if value is not None and value < 1:
-                raise UserError(f"{flag} must be positive, got {value}")
+    pictures: Annotated[PathName, tyro.conf.Positional]
+    reference: PathName | None = None
+    inception: PathName | None = None
+    reconstruction: PathName | None = None
+    image_size: ImageSide | None = None
+    batch_size: BatchSize = BATCH
+    out: PathName | None = None
+    show: Annotated[int, Range(1, 10_000)] = 16
 
 
 def main() -> None:
@@ -82,10 +79,12 @@ def _samples(arguments: Arguments) -> None:
     samples = open_pictures(arguments.pictures, arguments.image_size)
     reference = Reference(arguments.reference, samples.size)
     extractor = _inception(arguments.inception, min(arguments.batch_size, len(samples)))
+    _describe(arguments.pictures, samples)
     sample_features = metrics.collect(extractor.stream(samples, "samples"))
     reference_features = reference.features(extractor)
     for name, features in (("samples", sample_features), ("reference pictures", reference_features)):
         _warn_of_rank(features.pooled.count, name, "FID and sFID")
+    _say_damaged(samples)
     for missing in reference.missing:
         print(f"note: {missing}", file=sys.stderr)
     scores = metrics.score(sample_features, reference_features, progress=True)
@@ -103,9 +102,11 @@ def _reconstruction(arguments: Arguments, model: str) -> None:
     pictures = _open(arguments.pictures, arguments.image_size or size)
     batch_size = min(arguments.batch_size, len(pictures))
     extractor = _inception(arguments.inception, batch_size) if arguments.inception else None
+    _describe(arguments.pictures, pictures)
     result = evaluate_tokenizer(tokenizer, pictures, extractor, batch_size=batch_size, show=arguments.show)
     if extractor:
-        _warn_of_rank(len(pictures), "pictures", "rFID")
+        _warn_of_rank(result.count, "pictures", "rFID")
+    _say_damaged(pictures)
     print(result.scores)
     if arguments.out is not None:
         enlarge = max(1, 128 // max(pictures.size))
@@ -118,6 +119,18 @@ def _open(path: str, size: int | None) -> Pictures:
         return open_pictures(path, size)
     emoji = EmojiSource("heldout").arrays["image"]
     return ArrayPictures(emoji if size is None else np.stack([centre_crop(picture, size) for picture in emoji]))
+
+
+def _describe(path: str, pictures: Pictures) -> None:
+    """How many pictures there are, and what else lies in their folder."""
+    others = f"; {left_out_text(pictures.left_out)}" if isinstance(pictures, FolderPictures) else ""
+    print(f"{path}: {len(pictures):,} pictures{others.removesuffix('; ')}", file=sys.stderr)
+
+
+def _say_damaged(pictures: Pictures) -> None:
+    if isinstance(pictures, FolderPictures) and pictures.damaged:
+        whole = len(pictures) - len(pictures.damaged)
+        print(f"note: {len(pictures.damaged):,} damaged pictures are left out; the scores are those of {whole:,}", file=sys.stderr)
 
 
 def _inception(path: str, batch_size: int) -> Extractor:

@@ -12,7 +12,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -22,10 +22,12 @@ from tqdm import tqdm
 
 from bitdance_jax import hosts, sharding
 from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import keep_compiled, parse, run
+from bitdance_jax.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
+from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.prompt_files import PictureFolder, Prompt, geneval_figure, read_dpg, read_geneval
+from bitdance_jax.files import PathName
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
 from bitdance_jax.sampling.pipeline import check_seed
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
@@ -45,7 +47,7 @@ STRIDE = 2**20
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Draws the prompts of GenEval or DPG-Bench into a folder for their scorers, with the settings of the released models.
 
     Stopped or killed, the same command goes on: prompts whose files are all there are not drawn anew. OUT.settings.json says how they were
@@ -72,31 +74,26 @@ class Arguments:
         and process 0 writes.
     """
 
-    checkpoint: str
-    out: str
-    geneval: str | None = None
-    dpg: str | None = None
+    checkpoint: PathName
+    out: PathName
+    geneval: PathName | None = None
+    dpg: PathName | None = None
     size: str = "1024x1024"
     seed: int = 0
-    per_prompt: int = 4
+    per_prompt: Annotated[int, Range(1, 2**32 // STRIDE)] = 4
     guidance_scale: float | None = None
-    head_steps: int = 50
-    limit: int | None = None
-    batch_size: int = 4
+    head_steps: HeadSteps = 50
+    limit: Count | None = None
+    batch_size: BatchSize = 4
     weights: Weights | None = None
     mesh: MeshConfig = ALL_DEVICES
-    compilation_cache: str | None = None
+    compilation_cache: PathName | None = None
     multi_host: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.geneval is None) == (self.dpg is None):
             raise UserError("give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS, a folder of ID.txt or a .json")
-        for name in ("per_prompt", "limit", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
-        if self.per_prompt > 2**32 // STRIDE:
-            raise UserError(f"--per-prompt must be at most {2**32 // STRIDE}, got {self.per_prompt}")
         if "://" in self.out:
             raise UserError(f"--out must be a local folder, which the scorers read, got {self.out}")
         height, width = parse_size(self.size)

@@ -16,15 +16,16 @@ import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
 from bitdance_jax import images, plot
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.command_line import Flags, parse, run
 from bitdance_jax.config import SamplerConfig
+from bitdance_jax.config.plain import BatchSize, Range
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
@@ -35,7 +36,7 @@ from bitdance_jax.evaluate.metrics import collect
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
-from bitdance_jax.files import only_writer, replacing
+from bitdance_jax.files import PathName, only_writer, replacing
 from bitdance_jax.progress import Progress
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
@@ -48,7 +49,7 @@ OWN = "distance of the tokenizer's own features (not ImageNet FID)"
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Draws the same seed's pictures with every pair of guidance scale and head steps, and scores each against real pictures.
 
     Started again, it goes on: rows that the table has are not drawn anew. One process at a time writes a table.
@@ -67,20 +68,19 @@ class Arguments:
       dtype: of weights and activations.
     """
 
-    checkpoint: str = EMBEDDED
+    checkpoint: PathName = EMBEDDED
     guidance: str | None = None
     head_steps: str | None = None
-    num_images: int = 1000
+    num_images: Annotated[int, Range(2, 10**8)] = 1000
     seed: int = 0
-    inception: str | None = None
-    reference: str = EMBEDDED
-    out: str = "sweep.csv"
-    batch_size: int = 24
+    inception: PathName | None = None
+    reference: PathName = EMBEDDED
+    out: PathName = "sweep.csv"
+    batch_size: BatchSize = 24
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise UserError(f"--num-images must be at least 2, got {self.num_images}")
+        super().__post_init__()
         if Path(self.out).suffix != ".csv":
             raise UserError(f"--out is a table and must end in .csv, got {self.out}")
         if self.inception is not None and self.reference == EMBEDDED:
@@ -182,7 +182,7 @@ class Scorer:
 
     def __init__(self, arguments: Arguments, model: ClassConditionalPipeline) -> None:
         self._count, self._seed = arguments.num_images, arguments.seed
-        self._sampler = DataParallelSampler(model, arguments.batch_size)
+        self._sampler = DataParallelSampler(model, min(arguments.batch_size, arguments.num_images))
         make = _own_features if arguments.inception is None else _inception_features
         self._extractor, self._reference = make(arguments, model, self._sampler.batch_size)
 

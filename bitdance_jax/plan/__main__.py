@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 import jax
 
-from bitdance_jax import sharding
-from bitdance_jax.command_line import parse, run
+from bitdance_jax import files, sharding
+from bitdance_jax.command_line import Flags, parse, run
 from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Training
 from bitdance_jax.config.file import load_config
+from bitdance_jax.config.plain import BatchSize, Natural, Size
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
+from bitdance_jax.files import PathName, replacing
 from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
@@ -33,7 +34,7 @@ from bitdance_jax.plan.programs import Program, sampling, training_step
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """The plan's own flags.
 
     Attributes:
@@ -50,14 +51,14 @@ class Arguments:
 
     topology: str | None = None
     sample: bool = False
-    per_device: int = 64
+    per_device: BatchSize = 64
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     search: bool = False
-    batch_sizes: tuple[int, ...] = ()
-    fsdps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    tensors: tuple[int, ...] = (1, 2)
-    top: int = 10
-    json: str | None = None
+    batch_sizes: tuple[BatchSize, ...] = ()
+    fsdps: tuple[Size, ...] = (1, 2, 4, 8, 16, 32)
+    tensors: tuple[Size, ...] = (1, 2)
+    top: Natural = 10
+    json: PathName | None = None
 
 
 def main() -> None:
@@ -67,6 +68,7 @@ def main() -> None:
         print(__doc__)
         return
     path, *flags = sys.argv[1:]
+    path = files.named(path)
     if prompted := text_to_image.find_model(path):
         plan_prompts(path, prompted, parse(text_to_image.Arguments, flags, prog=f"bitdance_jax.plan {path}"))
         return

@@ -1,7 +1,9 @@
 """Devices to plan for: those of this machine, or a TPU slice that is not there, by libtpu's compiler."""
 
 import importlib.util
+import math
 import os
+import re
 
 import jax
 from jax.experimental import topologies
@@ -10,6 +12,9 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.hardware import CHIPS
 from bitdance_jax.no_tpu import ENVIRONMENT
 
+
+MAX_CHIPS = 2**15
+"""Of a topology; the largest pod has 9,216. libtpu would list as many as are asked for."""
 
 _ENVIRONMENT = ENVIRONMENT | {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time
@@ -25,8 +30,9 @@ def find_devices(topology: str | None) -> list[jax.Device]:
     if topology is None:
         return jax.devices()
     chips = [chip.name for chip in CHIPS if chip.torus]
-    name = topology.partition(":")[0]
-    if name not in chips:
+    name, _, layout = topology.partition(":")
+    axes = layout.split("x") if re.fullmatch(r"\d{1,5}(x\d{1,5}){1,2}", layout, re.ASCII) else []
+    if name not in chips or not 1 <= math.prod(map(int, axes or "0")) <= MAX_CHIPS:
         raise UserError(f"unknown topology {topology!r}; a chip and its layout, such as v5e:4x4 or v5p:4x4x8; chips: {', '.join(chips)}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--topology needs the TPU compiler: pip install libtpu")

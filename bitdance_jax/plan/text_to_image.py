@@ -14,8 +14,11 @@ from tqdm import tqdm
 
 from bitdance_jax import model_folder, sharding
 from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.command_line import Flags
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
+from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, Size
 from bitdance_jax.errors import UserError
+from bitdance_jax.files import PathName
 from bitdance_jax.flow_head.solver import num_evaluations, num_noises
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
@@ -36,7 +39,7 @@ BOUNDS = {"overlapped": "at best, s a picture", "scheduled": "roofline", "serial
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Flags):
     """Plans how a text-to-image model draws a batch of prompts.
 
     Attributes:
@@ -55,16 +58,16 @@ class Arguments:
 
     topology: str | None = None
     size: str = "1024x1024"
-    batch_size: int = 1
+    batch_size: BatchSize = 1
     weights: Weights = "bfloat16"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    prompt_tokens: int = 60
-    head_steps: int = RELEASED_SAMPLER.head_steps
+    prompt_tokens: Size = 60
+    head_steps: HeadSteps = RELEASED_SAMPLER.head_steps
     guidance_scale: float = RELEASED_SAMPLER.guidance_scale
     mesh: MeshConfig = ALL_DEVICES
     search: bool = False
-    top: int = 10
-    json: str | None = None
+    top: Natural = 10
+    json: PathName | None = None
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -107,8 +110,6 @@ def find_model(name: str) -> TextToImageConfig | None:
 def check(arguments: Arguments, config: TextToImageConfig) -> None:
     """Raises a UserError for what the model cannot draw."""
     model.check_size(config, *parse_size(arguments.size))
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
 
 
 def describe(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:

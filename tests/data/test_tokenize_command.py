@@ -58,8 +58,8 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
         (["--data.source", "folder"], "data.source folder needs --data.path, a folder with one sub-folder a class"),
         (["--data.source", "tokens", "--data.path", "x"], "data.source tokens is tokens already; give the pictures"),
         (["--data.path", "pictures"], "--data.path pictures needs --data.source too: folder, imagenet_tar or tokens"),
-        (["--batch-size", "0"], "batch_size must be positive, got 0"),
-        (["--crops", "-1"], "crops must be between 0 and 2147483647, got -1"),
+        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--crops", "-1"], "--crops must be between 0 and 1000, got -1"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, tmp_path, flags, message):

@@ -207,13 +207,16 @@ def test_it_draws_with_each_setting(command, tmp_path):
         (["--head-steps", "2.5"], "--head-steps takes numbers with commas between them, such as 10,25,50, got '2.5'"),
         (["--head-steps", "10,0"], "head_steps must be positive, got 0"),
         (["--guidance", "1,-1"], "guidance_scale must not be negative, got -1.0"),
-        (["--num-images", "1"], "--num-images must be at least 2, got 1"),
+        (["--num-images", "1"], "--num-images must be between 2 and 100000000, got 1"),
         (["--out", "sweep.txt"], "--out is a table and must end in .csv, got sweep.txt"),
         (["--inception", "x.pth"], "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures"),
         (["--checkpoint", "{models}/tokenizer"], "is a tokenizer, which draws nothing by itself; give a class-conditional model"),
         (["--checkpoint", "nowhere"], "no model folder nowhere"),
         (["--reference", "nowhere"], "no picture folder nowhere"),
-        (["--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--batch-size", "10000000"], "--batch-size must be between 1 and 65536, got 10000000"),
+        (["--num-images", "1000000000000000000"], "--num-images must be between 2 and 100000000, got 1000000000000000000"),
+        (["--head-steps", "10,1000000000000"], "head_steps must be between 1 and 10000, got 1000000000000"),
     ],
 )
 def test_bad_input_is_one_line(command, tmp_path, flags, message):

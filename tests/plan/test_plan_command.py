@@ -73,6 +73,8 @@ def test_a_sampler_on_devices_without_figures(monkeypatch, capsys):
     [
         ([], "give a config file first"),
         (["configs/none.py"], "no config file configs/none.py"),
+        (["configs/emoji_4x.py", "--topology", "v5e:99999x99999"], "unknown topology 'v5e:99999x99999'; a chip and its layout"),
+        (["configs/emoji_4x.py", "--topology", "v5p:2x0x2"], "unknown topology"),
         (["configs/emoji_4x.py", "--topology", "v9:2x2"], "unknown topology 'v9:2x2'; a chip and its layout"),
         (["configs/emoji_4x.py", "--mesh.fsdp", "3"], "does not divide 1 devices"),
         (["configs/emoji_4x.py", "--top", "few"], "invalid"),
