@@ -194,7 +194,7 @@ class ClassConditionalConfig(Config):
 
     @classmethod
     def imagenet(cls, name: str) -> Self:
-        """An ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (SPEC 2). Published: B-1x, B-4x, B-16x, L-1x, H-1x."""
+        """An ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (paper 4.2). Published: B-1x, B-4x, B-16x, L-1x, H-1x."""
         sizes = {"b": (24, 768, 12, 6, 2), "l": (32, 1024, 16, 8, 2), "h": (40, 1280, 20, 12, 3)}
         size, _, parallel = name.lower().replace("-", "_").partition("_")
         if size not in sizes or parallel not in ("1x", "4x", "16x"):
@@ -214,7 +214,7 @@ class ClassConditionalConfig(Config):
 
 @dataclass(frozen=True)
 class SamplerConfig(Config):
-    """How the head is solved and guided (paper 3.2; SPEC 3).
+    """How the head is solved and guided (paper 3.2).
 
     Attributes:
       head_steps: N; the head runs N + 1 times for each patch with "euler_maruyama", N times with "euler".

@@ -1,4 +1,4 @@
-"""Sizes of the text-to-image models (paper 4.3; SPEC 5); the released ones as named presets."""
+"""Sizes of the text-to-image models (paper 4.3); the released ones as named presets."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
