@@ -47,7 +47,7 @@ class RunConfig(Config):
       gradient_dtype: in which gradients are summed over pictures and devices: "float32", or "compute", the compute type.
       export_dtype: of the finished model folder's weights.
       remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
-      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA devices in bfloat16.
+      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA GPUs in bfloat16, "auto" the faster one.
       accumulate: parts that a batch is cut into; their gradients are summed one after the other, which saves memory.
       spike: the run stops when a step's loss is this many times the usual one (the median of the last hundred); None: it never does.
       log_every, save_every, preview_every: in steps.
@@ -62,7 +62,7 @@ class RunConfig(Config):
     gradient_dtype: Literal["float32", "compute"] = "float32"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "nothing"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     accumulate: Count = 1
     spike: Annotated[float, Range(1, above=True)] | None = 5.0
     log_every: Count = 10
@@ -75,7 +75,7 @@ class RunConfig(Config):
         super().__post_init__()
         require("://" not in self.workdir, f"workdir must be a local folder, got {self.workdir}; only checkpoints can go there")
         require(
-            self.attention == "xla" or self.compute_dtype == "bfloat16",
+            self.attention != "cudnn" or self.compute_dtype == "bfloat16",
             "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
         )
 

@@ -71,14 +71,13 @@ class PatchAttention(nn.Module):
     config: FlowHeadConfig
     tokens_per_step: int
     dtype: DTypeLike = jnp.float32
-    kernel: attention.Kernel = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         qkv = FusedDense(3, self.config.width, use_bias=True, kernel_init=head_init, dtype=self.dtype, name="qkv")(x)
         split = functools.partial(rearrange, pattern="(b p) (n d) -> b n p d", p=self.tokens_per_step, d=self.config.head_dim)
         q, k, v = (constrain(split(y), "batch", "heads", None, None) for y in qkv)
-        out = attention.attend(q, k, v, mask=None, kernel=self.kernel)
+        out = attention.attend(q, k, v, mask=None)
         project = linear.Dense(self.config.width, kernel_init=head_init, dtype=self.dtype, name="out")
         return project(rearrange(out, "b n p d -> (b p) (n d)"))
 
@@ -89,7 +88,6 @@ class HeadBlock(nn.Module):
     config: FlowHeadConfig
     tokens_per_step: int
     dtype: DTypeLike = jnp.float32
-    kernel: attention.Kernel = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"], modulation: list[Float[Array, "N D"]]) -> tuple[Float[Array, "N D"], None]:
@@ -101,7 +99,7 @@ class HeadBlock(nn.Module):
         if self.tokens_per_step > 1:
             scale, shift, gate = modulation[:3]
             y = modulate(_norm("attention_norm", self.dtype)(x), scale, shift).astype(self.dtype)
-            attend = PatchAttention(config, self.tokens_per_step, self.dtype, self.kernel, name="attention")
+            attend = PatchAttention(config, self.tokens_per_step, self.dtype, name="attention")
             x = x + gate * _cut(attend(_whole(y)))
         scale, shift, gate = modulation[-3:]
         y = modulate(_norm("mlp_norm", self.dtype)(x), scale, shift).astype(self.dtype)
@@ -130,13 +128,12 @@ class HeadGroup(nn.Module):
     scan: bool
     remat: str | None = None
     dtype: DTypeLike = jnp.float32
-    kernel: attention.Kernel = "xla"
 
     def setup(self) -> None:
         config, count = self.config, self.config.num_blocks // self.config.num_groups
         vectors = 6 if self.tokens_per_step > 1 else 3
         self.ada_ln = FusedDense(vectors, config.width, True, nn.initializers.zeros, self.dtype)
-        arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.dtype, self.kernel)
+        arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.dtype)
         if self.scan:
             self.blocks: Any = stacked(HeadBlock, count, self.remat)(*arguments)
         else:
@@ -170,7 +167,6 @@ class FlowHead(nn.Module):
       scan: parameters stacked and blocks scanned (training), or unrolled.
       remat: see `BlockCausalTransformer`.
       dtype: compute type; the prediction is float32.
-      kernel: attention kernel of the blocks.
     """
 
     config: FlowHeadConfig
@@ -179,14 +175,13 @@ class FlowHead(nn.Module):
     scan: bool = False
     remat: str | None = None
     dtype: DTypeLike = jnp.float32
-    kernel: attention.Kernel = "xla"
 
     def setup(self) -> None:
         config = self.config
         self.time_embed = TimeEmbedding(config.width, self.dtype)
         self.cond_embed = linear.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
         self.input_proj = linear.Dense(config.width, kernel_init=head_init, dtype=self.dtype)
-        arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.scan, self.remat, self.dtype, self.kernel)
+        arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.scan, self.remat, self.dtype)
         if self.scan:
             self.groups: Any = stacked(HeadGroup, config.num_groups, None)(*arguments)
         else:

@@ -39,7 +39,7 @@ class ClassConditional(nn.Module):
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
       remat: what the backward pass keeps (`transformer.stack.remat_policy`).
       dtype: compute type.
-      kernel: attention kernel of the transformer and the head.
+      kernel: the transformer's attention kernel.
     """
 
     config: ClassConditionalConfig
@@ -65,7 +65,6 @@ class ClassConditional(nn.Module):
             scan=self.scan,
             remat=self.remat,
             dtype=self.dtype,
-            kernel=self.kernel,
         )
 
     def embed_prefix(self, labels: Int[Array, "B"]) -> Float[Array, "B S D"]:
@@ -101,9 +100,13 @@ class ClassConditional(nn.Module):
         config = self.config
         x = jnp.concatenate([self.embed_prefix(labels), self.embed_bits(bits[:, : config.num_tokens - config.tokens_per_step])], axis=1)
         length = x.shape[1]
+        # cuDNN takes even lengths: one token more, which no other sees, costs less than padding in
+        # every layer.
+        padded = length + (length % 2 if self.kernel == "cudnn" else 0)
+        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0)))
         cos, sin = rotary(config)
-        hidden, _ = self.read(x, (cos[:length], sin[:length]), attention_rule(config))
-        return hidden[:, -config.num_tokens :]
+        hidden, _ = self.read(x, (cos[:padded], sin[:padded]), attention_rule(config))
+        return hidden[:, length - config.num_tokens : length]
 
     def __call__(
         self, labels: Int[Array, "B"], bits: Float[Array, "B T K"], x_t: Float[Array, "B R N P K"], t: Float[Array, "B R N"]

@@ -60,7 +60,7 @@ class TextToImage(nn.Module):
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
       remat: what the backward pass keeps (`transformer.stack.remat_policy`).
       dtype: compute type.
-      kernel: attention kernel of the language model and the head.
+      kernel: the language model's attention kernel.
     """
 
     config: TextToImageConfig
@@ -80,7 +80,6 @@ class TextToImage(nn.Module):
             scan=self.scan,
             remat=self.remat,
             dtype=self.dtype,
-            kernel=self.kernel,
         )
 
     def embed_prefix(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:

@@ -59,6 +59,8 @@ def training_step(config: Training, mesh: Mesh) -> Program:
     run, batch_size = config.run, config.data.batch_size
     sharding.check_batch(mesh, batch_size, run.accumulate)
     objective = make_objective(config)
+    if mesh.devices.flat[0].platform != "gpu":  # the kernel is chosen for this machine's devices
+        objective = objective.without_fused_kernels()
     schedule = learning_rate_schedule(config.optimizer, run.steps)
     optimizer = make_optimizer(config.optimizer, schedule, objective)
     step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate, run.gradient_dtype)

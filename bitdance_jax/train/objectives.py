@@ -15,6 +15,7 @@ from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import tokenizer_loss
 from bitdance_jax.train.task import Batch, Objective, Params
+from bitdance_jax.transformer.attention import choose_kernel
 
 
 ENCODER_PIXELS = 2**19
@@ -76,7 +77,8 @@ class ClassConditionalObjective:
         dtype = jnp.dtype(config.run.compute_dtype)
         self._encoder = Autoencoder(config.model.tokenizer, dtype)
         remat = None if config.run.remat == "none" else config.run.remat
-        self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=dtype, kernel=config.run.attention)
+        kernel = choose_kernel(config.run.attention, dtype)
+        self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=dtype, kernel=kernel)
 
     def init(self, key: jax.Array) -> Params:
         return init_params(self._model, key)

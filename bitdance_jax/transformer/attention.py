@@ -19,6 +19,16 @@ Kernel = Literal["xla", "cudnn"]
 """Which implementation of attention runs: XLA's own products, or cuDNN's fused kernel on CUDA GPUs."""
 
 
+def choose_kernel(name: Literal["auto", "xla", "cudnn"], dtype: DTypeLike) -> Kernel:
+    """The kernel of training: "auto" is cuDNN's in bfloat16 on NVIDIA GPUs since Ampere, else XLA's."""
+    if name != "auto":
+        return name
+    device = jax.devices()[0]
+    nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
+    recent = nvidia and float(device.compute_capability) >= 8.0
+    return "cudnn" if recent and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class BlockCausal:

@@ -22,7 +22,7 @@ from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional, Draws
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.pipeline import sampling_params
-from bitdance_jax.transformer import order
+from bitdance_jax.transformer import attention, order
 from bitdance_jax.transformer.stack import stack, unstack
 
 
@@ -105,6 +105,26 @@ def test_gradients(case):
         assert rounding < 0.01, path
         error = largest_error(recorded, exact)
         assert error <= 2 * rounding + 1e-4, f"{path}: {error:.1e} from the recorded gradient, {rounding:.1e} from our own in float32"
+
+
+@pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_4x"])
+def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
+    """The fused kernel gets even lengths; replaced by XLA's here, which runs without a GPU."""
+    lengths = []
+
+    def attend_by_cudnn(q, k, v, mask):
+        lengths.append(q.shape[2])
+        return attention.attend(q, k, v, mask, "xla")
+
+    monkeypatch.setattr(attention, "_attend_by_cudnn", attend_by_cudnn)
+    config, params, _ = golden_models.class_conditional(name)
+    labels, bits, *_ = toy_arguments(config, batch=2)
+    hidden = [
+        jax.jit(functools.partial(ClassConditional(config, kernel=kernel).apply, method="hidden"))({"params": params}, labels, bits)
+        for kernel in ("cudnn", "xla")
+    ]
+    assert lengths and all(length % 2 == 0 for length in lengths)
+    assert_close(hidden[0], hidden[1], 1e-6)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("b_1x", 242.4), ("b_4x", 260.1), ("b_16x", 260.1), ("l_1x", 527.3), ("h_1x", 1008.0)])
