@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from bitdance_jax import images, plot
+from bitdance_jax import images, inputs, plot
 from bitdance_jax.command_line import Flags, parse, run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.config.plain import BatchSize, Range
@@ -111,6 +111,7 @@ class Table:
         self._path, self._columns = Path(path), list(Row.__dataclass_fields__)
         self.rows: list[Row] = []
         if self._path.exists():
+            inputs.check_file(path)
             try:
                 reader = csv.DictReader(io.StringIO(self._path.read_text()))
                 known = reader.fieldnames == self._columns

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from bitdance_jax import hosts
+from bitdance_jax import hosts, inputs
 from bitdance_jax.config import Config, SamplerConfig, to_dict
 from bitdance_jax.config.plain import Seed
 from bitdance_jax.errors import UserError
@@ -148,6 +148,7 @@ class NpzWriter:
         self._lock.enter_context(only_writer(self._path, is_folder=False))
         with self._one_line_errors():
             if self._path.exists() and not overwrite:
+                inputs.check_file(self._path)
                 self._check_request(self._path, _finished_request(self._path))
                 self._check_finished()
                 self._journal.unlink(missing_ok=True)  # of a writer that was killed right after its end

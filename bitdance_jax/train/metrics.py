@@ -10,8 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bitdance_jax import images
-from bitdance_jax.errors import UserError
+from bitdance_jax import images, inputs
 from bitdance_jax.files import remove_leftovers, replacing
 from bitdance_jax.train.curves import draw_curves
 
@@ -62,10 +61,7 @@ class MetricsFile:
 
 def _read(path: Path) -> tuple[list[dict[str, str]], bool]:
     """The rows of a table, and whether there is anything else in it but a last line that is not whole."""
-    try:
-        text = path.read_bytes().decode(errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    text = Path(inputs.check_file(path)).read_bytes().decode(errors="replace")
     *lines, rest = text.split("\n")
     columns = (lines or [rest])[0].split(",")
     if columns[0] != "step" or len(set(columns)) < len(columns):

@@ -125,6 +125,10 @@ def test_another_request_is_refused_unless_it_may_overwrite(path, whole, until):
 
 def test_another_file_of_that_name_is_refused(path):
     path.parent.mkdir()
+    os.mkfifo(path)  # would keep a reader for ever
+    with pytest.raises(UserError, match=r"out\.npz is not a file, but a folder, a pipe or a device$"):
+        write(path)
+    path.unlink()
     for save in (lambda: path.write_text("notes"), lambda: np.savez(path, arr_0=PICTURES)):
         save()
         with pytest.raises(UserError, match="is there already and not a file of samples of ours; give another name or --overwrite"):
