@@ -235,8 +235,9 @@ class _Door:
             self._send(number, f"welcome {self._jax_port} {_proof(self._secret, *words)}")
 
     def dismiss(self, reason: str) -> None:
-        for number in self.arrived:
+        for number, connection in self.arrived.items():
             self._send(number, f"refused {reason}")
+            connection.close()
 
     def _send(self, number: int, line: str) -> None:
         with contextlib.suppress(OSError):  # Who reads the connection notices one that is gone.
