@@ -112,13 +112,18 @@ def keep_compiled(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # The small ones, left out otherwise, add up to a second.
 
 
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
 def quiet_orbax() -> None:
     """Keeps a tool's output to its own lines: Orbax logs, with tracebacks, errors that it also raises.
 
-    After a failed read or write, TensorStore's other ones find the event loop closed, each with a
-    traceback of its own.
+    After a failed read or write, TensorStore's other ones fail too, or find the event loop closed, each
+    with a traceback of its own.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_retrieved)
     hook = sys.unraisablehook
     if getattr(hook, "quiet", False):
         return

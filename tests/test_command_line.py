@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -304,3 +305,11 @@ def test_after_the_imports_ctrl_c_is_an_exception_again():
         assert run(lambda: signal.raise_signal(signal.SIGINT)) == 130
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_tool_says_nothing_of_writes_that_fail_beside_another(caplog):
+    """TensorStore's, which fail with the first one; Orbax raises that."""
+    assert run(lambda: 0) == 0
+    for message in ("Future exception was never retrieved\nfuture: <Future>", "something else"):
+        logging.getLogger("asyncio").error(message)
+    assert [record.getMessage() for record in caplog.records] == ["something else"]

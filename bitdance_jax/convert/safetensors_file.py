@@ -106,7 +106,8 @@ def save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in tensors.values():
-            np.ascontiguousarray(array.read()).tofile(file)
+            values = np.ascontiguousarray(array.read())
+            file.write(values.reshape(-1).view(np.uint8).data)  # `tofile` does not say why it fails
 
 
 def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> None:

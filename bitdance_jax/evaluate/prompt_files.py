@@ -133,12 +133,15 @@ class PictureFolder:
 
     def _check_settings(self) -> None:
         file, settings = self._settings_file, self._settings
-        if all(there.name.startswith(".") for there in self._path.iterdir()):
+        mend = "give another --out"
+        there: dict[str, Any] = inputs.read_json(file, mend=mend) if file.exists() else settings
+        if not there.keys() & settings.keys():
+            raise UserError(f"{file} is none of this command's; {mend}")
+        if all(child.name.startswith(".") for child in self._path.iterdir()):
             file.unlink(missing_ok=True)  # Of pictures that were since removed.
             return
         if not file.exists():
             raise UserError(f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out")
-        there: dict[str, Any] = inputs.read_json(file, mend="give another --out")
         names = list(there | settings)
         differ = [
             f"{name} {short(there.get(name))}, asked for {short(settings.get(name))}"

@@ -188,8 +188,10 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     assert command(*flags) == 2 and "out.settings.json cannot be read: " in capsys.readouterr().err
     shutil.move("out.settings.json", "kept")
     assert command(*flags) == 2 and "out is not empty, and no out.settings.json beside it says how" in capsys.readouterr().err
-    shutil.move("kept", "out.settings.json")
     shutil.rmtree("out")
+    Path("out.settings.json").write_text('{"mine": 1}')
+    assert command(*flags) == 2 and "is none of this command's; give another --out" in capsys.readouterr().err
+    Path("out.settings.json").write_text('{"seed": 4}')  # of pictures that were removed
     assert command(*flags) == 0
 
 
