@@ -15,6 +15,7 @@ from collections import Counter
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 from etils import epath
 
 from bitdance_jax.errors import UserError
@@ -28,6 +29,9 @@ MAX_BYTES = 8 * 2**20
 
 MAX_LIST_BYTES = 64 * 2**20
 """Of files that list much: vocabularies, prompts."""
+
+MAX_DEPTH = 100
+"""Of JSON. Functions that go through it call themselves at each level."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 BYTE_ORDER_MARKS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -136,11 +140,11 @@ def decode_json(
       UserError: not JSON, not a `kind` (the field is named), nested too deeply.
     """
     text = decode_text(data, where) if isinstance(data, bytes) else data
+    if _depth(text) > MAX_DEPTH:
+        raise UserError(f"{where} cannot be read: it is nested too deeply; {mend}")
     try:
         decoded = msgspec.json.decode(text.encode(), type=kind)
         twice = _second_keys(text) if unique else []
-    except RecursionError as error:
-        raise UserError(f"{where} cannot be read: it is nested too deeply; {mend}") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise UserError(f"{where} cannot be read: {_reason(error)}; {mend}") from error
     if twice:
@@ -152,7 +156,7 @@ def convert(data: Any, kind: Any, *, where: str, mend: str = "fetch or write it 
     """What was read as plain data, as a `kind`; see `decode_json`."""
     try:
         return msgspec.convert(data, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except msgspec.ValidationError as error:
         raise UserError(f"{where} cannot be read: {_reason(error)}; {mend}") from error
 
 
@@ -161,6 +165,13 @@ def _reason(error: Exception) -> str:
     reason, _, field = str(error).replace("`", "").partition(" - at ")
     field = re.sub(r"^(key in )?\$\.?", r"\1", field)
     return f"{field}: {reason}" if field else reason
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets outside of strings nest."""
+    brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}]+', "", text, flags=re.DOTALL)
+    opens = np.isin(np.frombuffer(brackets.encode(), np.uint8), np.frombuffer(b"[{", np.uint8))
+    return int(np.where(opens, 1, -1).cumsum().max(initial=0))
 
 
 def _second_keys(text: str) -> list[str]:

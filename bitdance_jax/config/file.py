@@ -1,9 +1,8 @@
 """A config file: Python that says how to train, `get_config() -> TokenizerTraining | ClassConditionalTraining`."""
 
 import importlib.util
-from pathlib import Path
 
-from bitdance_jax import files
+from bitdance_jax import files, inputs
 from bitdance_jax.config.training import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.errors import UserError
 
@@ -11,8 +10,10 @@ from bitdance_jax.errors import UserError
 def load_config(path: str) -> Training:
     """What the file's `get_config()` returns; whatever is wrong with the file is a UserError."""
     path = files.named(path)
-    if not Path(path).is_file():
-        raise UserError(f"no config file {path}; the ones that come with the project are in configs/")
+    try:
+        inputs.check_file(path)
+    except inputs.MissingFile as error:
+        raise UserError(f"no config file {path}; the ones that come with the project are in configs/") from error
     spec = importlib.util.spec_from_file_location("training_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file")

@@ -1,6 +1,7 @@
 """Reads and writes .safetensors files, of one piece or in shards, with one tensor in memory at a time."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def load_shards(folder: Path, stem: str) -> SafetensorsFile:
     outside = [name for name in names if Path(name).name != name]
     if outside or not names:
         raise UserError(f"{index} is damaged: it names {outside[0] if outside else 'no files'}; fetch it again")
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    if missing := [name for name in names if not os.path.isfile(folder / name)]:
         raise UserError(f"{index} names {', '.join(missing)}, not to be found in {folder}; fetch what is missing")
     tensors: Tensors = {}
     metadata: dict[str, str] = {}

@@ -18,6 +18,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 
+from bitdance_jax import inputs
 from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.config.plain import Count, Natural, Seed, Size
 from bitdance_jax.data.records import PictureSource
@@ -98,13 +99,9 @@ class Manifest(Config):
         """Raises a UserError where there is none, or a damaged one."""
         path = Path(folder) / MANIFEST
         try:
-            manifest = from_dict(cls, json.loads(path.read_text()), str(path))
-        except OSError as error:
-            raise UserError(
-                f"no tokens in {os.fspath(folder)} ({error.strerror}: {MANIFEST}); make them: python -m bitdance_jax.data.tokenize"
-            ) from error
-        except ValueError as error:
-            raise error if isinstance(error, UserError) else UserError(f"{path} is not valid JSON; make the tokens anew") from error
+            manifest = from_dict(cls, inputs.read_json(path, mend="make the tokens anew"), str(path))
+        except inputs.MissingFile as error:
+            raise UserError(f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: python -m bitdance_jax.data.tokenize") from error
         if manifest.format_version != FORMAT_VERSION:
             raise UserError(f"{path} is of format {manifest.format_version}, and this package reads {FORMAT_VERSION}; make the tokens anew")
         return manifest

@@ -15,7 +15,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +104,15 @@ def sample_to_npz(
         labels = balanced_labels(0, request.num_images, model.config.num_classes)
         hosts.on_first(lambda: writer.finish(labels))
     return request.num_images - first
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What is known of a file in progress: what was asked for, how many rows there are, and their checksum."""
+
+    request: dict[str, Any]
+    rows: int
+    checksum: int
 
 
 class NpzWriter:
@@ -212,18 +221,14 @@ class NpzWriter:
         if not (self._journal.exists() and self._partial.exists()):
             return
         try:
-            try:
-                journal = json.loads(self._journal.read_text())
-                request, rows, checksum = (journal[name] for name in ("request", "rows", "checksum"))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{self._journal} is damaged; {_ANEW}") from error
-            self._check_request(self._partial, request)
-            self._check_rows(rows, checksum)
+            journal: Journal = inputs.read_json(self._journal, Journal, mend=_ANEW)
+            self._check_request(self._partial, journal.request)
+            self._check_rows(journal.rows, journal.checksum)
         except UserError:
             if not overwrite:
                 raise
             return
-        self.rows, self._checksum = rows, checksum
+        self.rows, self._checksum = journal.rows, journal.checksum
 
     def _check_rows(self, rows: int, checksum: int) -> None:
         """Raises a UserError if these are not the checksum of so many rows: of a flipped bit, a hole that a loss of power left."""
@@ -252,7 +257,7 @@ class NpzWriter:
     def _write_journal(self) -> None:
         temporary = self._journal.with_name(self._journal.name + ".new")
         with open(temporary, "w") as file:
-            json.dump({"request": self._request, "rows": self.rows, "checksum": self._checksum}, file)
+            json.dump(asdict(Journal(self._request, self.rows, self._checksum)), file)
             _to_disk(file)
         os.replace(temporary, self._journal)
 
@@ -284,12 +289,12 @@ def _member(name: str) -> zipfile.ZipInfo:
 def _finished_request(path: Path) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            request = json.loads(archive.comment)
+            request: dict[str, Any] = inputs.decode_json(archive.comment, where=str(path))
     except OSError:
         raise
-    except Exception:  # zipfile raises many types for what is no zip file
+    except inputs.ZIP_ERRORS:  # a UserError is a ValueError
         return None
-    return request if isinstance(request, dict) else None
+    return request
 
 
 def _flat(request: dict[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,10 @@ def flip(path, place):
         (lambda partial, journal: change(journal, checksum=5), "is damaged: its 6 pictures are not"),
         (lambda partial, journal: change(journal, rows=-1), "does not have the -1 pictures"),
         (lambda partial, journal: change(journal, rows=11), "does not have the 11 pictures"),
-        (lambda partial, journal: journal.write_text('{"request"'), "json is damaged"),
+        (lambda partial, journal: journal.write_text('{"request"'), "json cannot be read: Input data was truncated"),
+        (lambda partial, journal: journal.write_text("[]"), "json cannot be read: Expected object, got array"),
+        (lambda partial, journal: change(journal, rows=[3]), "json cannot be read: rows: Expected int, got array"),
+        (lambda partial, journal: change(journal, request=None), "json cannot be read: request: Expected object, got null"),
     ],
 )
 def test_what_the_journal_does_not_vouch_for_is_not_gone_on_with(path, whole, damage, message):
