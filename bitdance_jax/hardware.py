@@ -73,11 +73,17 @@ def chip_of(device: Any) -> Chip | None:
     return max(named, key=lambda pair: pair[0])[1] if named else None
 
 
+def host_memory() -> float | None:
+    """Bytes of this machine's memory that are free or can be freed; None where that is not known."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
+    return 1024 * float(found[1]) if found else None
+
+
 def device_memory(device: Any) -> float | None:
     """Bytes that a program may use; None where that is not known."""
     if device.platform == "cpu":
-        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
-        return 1024 * float(found[1]) / jax.local_device_count() if found else None
+        available = host_memory()
+        return available and available / jax.local_device_count()
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return float(limit)
     chip = chip_of(device)

@@ -20,7 +20,7 @@ from etils import epath
 from flax import traverse_util
 
 from bitdance_jax import inputs, lazy, stored_weights, unconverted, whole_folder
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.files import check_name, write_errors
 from bitdance_jax.stored_weights import StoredArray
 
@@ -149,7 +149,7 @@ def load(
     """
     path = _recovered(folder)
     described = read_config(path, expect)
-    _check_files(path, _read_header(path).get("files", {}))
+    _check_files(path, _read_header(path)["files"])
     read = stored_weights.read if place is None else stored_weights.open_arrays
     params = read(_weights(path))
     if abstract is not None:
@@ -248,15 +248,18 @@ def _read_header(path: epath.Path) -> dict[str, Any]:
     if header["version"] == UNFINISHED:
         raise UserError(f"{path} was not written to its end; write it again")
     if header["version"] != 1:
-        raise UserError(f"{path} has format version {header['version']}, and this bitdance_jax reads version 1; update it")
-    return header
+        raise UserError(f"{path} has format version {short(header['version'])}, and this bitdance_jax reads version 1; update it")
+    where = path / "config.json"
+    kind = inputs.convert(header["kind"], Kind, where=f"kind of {where}")
+    files = inputs.convert(header.get("files", {}), dict[str, tuple[int, int]], where=f"files of {where}")
+    return header | {"kind": kind, "files": files}
 
 
 def _advised(complaint: str, path: epath.Path) -> str:
     return "; ".join(filter(None, (complaint, unconverted.advice(path))))
 
 
-def _check_files(path: epath.Path, files: dict[str, list[int]]) -> None:
+def _check_files(path: epath.Path, files: dict[str, tuple[int, int]]) -> None:
     """Finds missing and cut files, and altered ones on a local disk (it reads every byte); TensorStore would not see an altered weight."""
     if outside := [name for name in files if {"/", ".."} & set(PurePosixPath(name).parts)]:
         raise UserError(f"{path / 'config.json'} names {outside[0]}, which is outside of the folder")

@@ -4,8 +4,9 @@ Folders are absolute, on a local disk or under gs://.
 """
 
 import contextlib
+import math
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,8 +54,9 @@ def save(weights: epath.Path, params: dict[str, Any]) -> None:
 def read(weights: epath.Path) -> dict[str, Any]:
     """The arrays of a checkpoint as numpy ones: independent of the devices that they were saved from."""
     with _readable(weights), _checkpointer() as checkpointer:
-        names = checkpointer.metadata(weights).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        described = checkpointer.metadata(weights).item_metadata.tree
+        _check_memory(weights, jax.tree.leaves(described))
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         return checkpointer.restore(weights, restore_args=as_numpy)
 
 
@@ -88,10 +90,20 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
+def _check_memory(weights: epath.Path, arrays: Sequence[Any]) -> None:
+    """A few bytes on the disk may say that they are terabytes."""
+    needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    available = hardware.host_memory()
+    if available is not None and needed > available:
+        raise UserError(f"the weights in {weights} take {needed / 2**30:,.1f} GiB, and this machine has {available / 2**30:,.1f} GiB left")
+
+
 @contextlib.contextmanager
 def _readable(weights: epath.Path) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
         if missing := hardware.missing_devices():  # Orbax asks JAX for them.
             raise UserError(missing) from error

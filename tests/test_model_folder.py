@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax import model_folder
+from bitdance_jax import hardware, model_folder
 from bitdance_jax.errors import UserError
 from bitdance_jax.transformer.stack import unstack
 
@@ -157,7 +157,7 @@ def test_it_loads_whatever_the_number_of_devices(tmp_path):
     """Saved sharded over four devices, read by a process that has one."""
     code = f"""
 import jax, numpy as np
-from bitdance_jax import model_folder
+from bitdance_jax import hardware, model_folder
 mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 kernel = jax.device_put(np.arange(32.0, dtype=np.float32).reshape(8, 4), jax.NamedSharding(mesh, jax.P("x")))
 model_folder.save({str(tmp_path / "model")!r}, kind="tokenizer", config={{}}, params={{"kernel": kernel}}, metadata={{}})
@@ -184,6 +184,35 @@ def test_what_is_no_model_folder_is_one_line(tmp_path):
         (tmp_path / "empty/config.json").write_text(text)
         with pytest.raises(UserError, match=message):
             model_folder.load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": []}, "files of .*config.json cannot be read: Expected object, got array"),
+        ({"files": {"weights/x": 3}}, "files of .*config.json cannot be read: .*Expected array, got int"),
+        ({"files": {"weights/x": [3]}}, "files of .*config.json cannot be read: .*length 2"),
+        ({"kind": ["tokenizer"]}, "kind of .*config.json cannot be read: Expected str, got array"),
+        ({"kind": "picture"}, "kind of .*config.json cannot be read: Invalid enum value 'picture'"),
+        ({"version": [1]}, r"has format version \[1\]"),
+    ],
+)
+def test_a_header_that_nobody_wrote(tmp_path, change, message):
+    save(tmp_path / "model")
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(header | change))
+    with pytest.raises(UserError, match=message):
+        model_folder.load(tmp_path / "model")
+
+
+def test_weights_that_say_they_are_more_than_the_memory(tmp_path, monkeypatch):
+    save(tmp_path / "model")
+    size = sum(array.nbytes for array in jax.tree.leaves(model_folder.load(tmp_path / "model").params))
+    monkeypatch.setattr(hardware, "host_memory", lambda: size - 1.0)
+    with pytest.raises(UserError, match=r"the weights in .*weights take .* GiB, and this machine has"):
+        model_folder.load(tmp_path / "model")
+    monkeypatch.setattr(hardware, "host_memory", lambda: float(size))
+    model_folder.load(tmp_path / "model")
 
 
 def test_another_kind_is_one_line(tmp_path):

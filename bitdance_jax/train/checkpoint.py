@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization, traverse_util
@@ -143,7 +144,8 @@ class Checkpoints:
         """State, place in the data and checksums. Not by the manager, which ends with a collective: others would wait for a failure."""
         self._check_same_model(folder, target)
         arrays = self._state_handler.restore(folder / "state", args=ocp.args.StandardRestore(target))
-        return arrays, self._json_handler.restore(folder / "place"), self._json_handler.restore(folder / "checksums")
+        place, checksums = (self._json_handler.restore(folder / name) for name in ("place", "checksums"))
+        return arrays, msgspec.convert(place, dict[str, Any]), msgspec.convert(checksums, dict[str, int])
 
     def _check_same_model(self, folder: epath.Path, target: dict[str, Any]) -> None:
         saved, wanted = _shapes(self._state_handler.metadata(folder / "state").tree), _shapes(target)

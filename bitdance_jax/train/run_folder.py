@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from bitdance_jax import hosts, inputs, model_folder
 from bitdance_jax.config import TrainingConfig, to_dict
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.files import LOCK, folder, only_writer, replacing
 
 
@@ -67,17 +67,14 @@ def check_config(config: TrainingConfig) -> None:
     model_folder.check_place(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
         return
-    try:
-        recorded = _flat(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON; restore it, or give the run another workdir") from error
+    recorded = _flat(inputs.read_json(path, mend="restore it, or give the run another workdir"))
     wanted = _flat(json.loads(_text(config)))
     if recorded.get("run.compute_dtype") == "bfloat16":
         recorded = {name: value for name, value in _BEFORE.items() if name in wanted} | recorded
     # Any other field that the recorded config lacks came with a newer version, and its default with the old behaviour.
     names = sorted(n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n))
     if names:
-        changes = ", ".join(f"{name} was {recorded[name]!r}, now {wanted.get(name)!r}" for name in names)
+        changes = ", ".join(f"{name} was {short(recorded[name])}, now {short(wanted.get(name))}" for name in names)
         raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
 
 
