@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitdance_jax import inputs
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.inception import POOLED, SPATIAL
@@ -12,6 +13,9 @@ from bitdance_jax.evaluate.metrics import FeatureSet, collect
 from bitdance_jax.evaluate.pictures import ARRAY, FolderPictures, NpzPictures, Pictures
 from bitdance_jax.evaluate.statistics import Gaussian, read_statistics
 
+
+MAX_STATISTICS_BYTES = 2**27
+"""Of an array in a reference file: a covariance of 2,048 features in float64 has a quarter."""
 
 MANIFOLD_PICTURES = 10_000
 """Pictures of a folder that the reference's manifold is made of: as many as ADM's reference files hold."""
@@ -59,11 +63,18 @@ class Reference:
 
     def _read_file(self) -> Pictures | None:
         try:
+            inputs.check_file(self._path)
             with np.load(self._path) as file:
                 names = list(file)
-                arrays = {name: file[name] for name in names if name in ("mu", "sigma", "mu_s", "sigma_s")}
-        except FileNotFoundError:
+                wanted = [name for name in names if name in ("mu", "sigma", "mu_s", "sigma_s")]
+                sizes = {info.filename: info.file_size for info in file.zip.infolist()}
+                if large := [name for name in wanted if sizes.get(f"{name}.npy", 0) > MAX_STATISTICS_BYTES]:
+                    raise UserError(f"{large[0]} of {self._path} is larger than such statistics are; fetch the file again")
+                arrays = {name: file[name] for name in wanted}
+        except inputs.MissingFile:
             raise UserError(f"no reference file or folder {self._path}") from None
+        except UserError:
+            raise
         except Exception as error:  # numpy, zipfile and zlib raise many types for a file that they cannot read
             raise UserError(f"{self._path} cannot be read as an .npz ({error}); fetch it again") from error
         self._pooled = read_statistics(self._path, arrays)

@@ -80,3 +80,15 @@ def test_no_file(tmp_path):
     (tmp_path / "r.npz").write_text("not a zip file")
     with pytest.raises(UserError, match=r"cannot be read as an .npz"):
         Reference(tmp_path / "r.npz", (8, 8))
+
+
+def test_files_that_would_hang_or_fill_the_memory(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="/dev/zero is not a file"):
+        Reference("/dev/zero", (8, 8))
+    (tmp_path / "r.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="pointer of Git LFS"):
+        Reference(tmp_path / "r.npz", (8, 8))
+    monkeypatch.setattr(reference, "MAX_STATISTICS_BYTES", 2**20)
+    np.savez_compressed(tmp_path / "r.npz", mu=np.zeros(POOLED), sigma=np.zeros((POOLED, POOLED)))
+    with pytest.raises(UserError, match=r"sigma of .*r\.npz is larger than such statistics are"):
+        Reference(tmp_path / "r.npz", (8, 8))

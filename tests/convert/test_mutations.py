@@ -1,0 +1,96 @@
+"""Small files with a few bytes changed, from a seed: each is read, or refused with one line, at once."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+import torch_writer
+from golden_models import GOLDEN
+
+from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
+from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate import prompt_files
+from bitdance_jax.lazy import LazyArray
+
+
+ARRAYS = {"a": np.arange(4, dtype=np.float32), "b": np.zeros((2, 3), np.float32)}
+EXTREMES = [byte * count for byte in (b"\xff", b"\0", b"\x80", b"[", b'"') for count in (1, 4, 8)]
+
+
+def torch_zip(path):
+    return torch_writer.save(path, {"ema": ARRAYS, "args": torch_writer.Call("argparse.Namespace", (), {"dim": 64, "lr": 1e-4})})
+
+
+def legacy(path):
+    path.write_bytes((GOLDEN / "evaluation" / "legacy.pth").read_bytes())
+    return path
+
+
+def tensors(path):
+    lazy = {key: LazyArray(array.shape, array.dtype, lambda array=array: array) for key, array in ARRAYS.items()}
+    safetensors_file.save(path, lazy, {"format": "pt"})
+    return path
+
+
+def prompts(path):
+    path.write_bytes(b'{"tag": "two", "include": [{"count": 2}], "prompt": "a cat"}\n' * 2)
+    return path
+
+
+def read_arrays(load):
+    def read(path):
+        pending = [load(path)]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, dict):
+                pending += value.values()
+            elif hasattr(value, "read"):
+                value.read()
+
+    return read
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        place = rng.randrange(len(out) + 1)
+        kind = rng.randrange(5)
+        if kind == 0:
+            out[place : place + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            extreme = rng.choice(EXTREMES)
+            out[place : place + len(extreme)] = extreme
+        elif kind == 2:
+            del out[place : place + rng.choice([1, 4, 50])]
+        elif kind == 3:
+            start = rng.randrange(len(out) + 1)
+            out[place:place] = out[start : start + 30]
+        elif rng.random() < 0.3:
+            del out[place:]
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [
+        (torch_zip, read_arrays(torch_file.load)),
+        (legacy, read_arrays(legacy_torch_file.load)),
+        (tensors, read_arrays(lambda path: safetensors_file.load(path).tensors)),
+        (prompts, lambda path: prompt_files.read_geneval(str(path))),
+        (prompts, lambda path: prompt_files.read_dpg(str(path))),
+    ],
+    ids=["torch", "legacy", "safetensors", "geneval", "dpg"],
+)
+def test_a_few_changed_bytes(tmp_path, write, read):
+    rng, path = random.Random(0), write(tmp_path / "x.safetensors")
+    whole, slowest = path.read_bytes(), 0.0
+    for _ in range(300):
+        path.write_bytes(changed(whole, rng))
+        begin = time.process_time()
+        try:
+            read(path)
+        except UserError as error:
+            assert "x.safetensors" in str(error) and "\n" not in str(error)
+        slowest = max(slowest, time.process_time() - begin)
+    assert slowest < 1
