@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from bitdance_jax import inputs
 from bitdance_jax.data.listing import ending, is_picture
 from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import UserError
@@ -56,8 +56,10 @@ class ImagenetTarSource:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        if not self._path.is_file():
-            raise UserError(f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar")
+        try:
+            inputs.check_file(self._path)
+        except inputs.MissingFile as error:
+            raise UserError(f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar") from error
         with reading(self._path):
             self._file: BinaryIO = open(self._path, "rb", buffering=0)
         index = _read_or_make_index(self._path, self._file)
@@ -104,7 +106,7 @@ def _read_or_make_index(tar: Path, file: BinaryIO) -> dict[str, np.ndarray]:
             with np.load(place) as saved:
                 if np.array_equal(saved["stamp"], stamp):
                     return dict(saved)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (KeyError, *inputs.ZIP_ERRORS):
             pass
     index = {"stamp": stamp, **_make_index(tar, file.fileno(), status.st_size)}
     beside = os.access(tar.parent, os.W_OK)

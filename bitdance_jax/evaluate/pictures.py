@@ -2,8 +2,8 @@
 
 import math
 import os
+import tokenize
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from bitdance_jax import inputs
 from bitdance_jax.data.listing import left_out_text, list_pictures
 from bitdance_jax.data.records import Skipped, reading
 from bitdance_jax.data.transforms import centre_crop
@@ -82,18 +83,23 @@ class NpzPictures:
                 yield np.frombuffer(self._read(member, rows * height * width * 3), np.uint8).reshape(rows, height, width, 3)
 
     def _archive(self) -> zipfile.ZipFile:
-        if not os.path.isfile(self._path):
-            raise UserError(f"no file {self._path}")
+        try:
+            inputs.check_file(self._path)
+        except inputs.MissingFile as error:
+            raise UserError(f"no file {self._path}") from error
         try:
             return zipfile.ZipFile(self._path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except inputs.ZIP_ERRORS as error:
             raise UserError(f"{self._path} cannot be read as an .npz ({error}); write or fetch it again") from error
 
     def _member(self, archive: zipfile.ZipFile) -> zipfile.ZipExtFile:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if ARRAY not in names:
             raise UserError(f"{self._path} has no array {ARRAY}, which holds the pictures; it has: {', '.join(names) or 'nothing'}")
-        member = archive.open(f"{ARRAY}.npy")
+        try:
+            member = archive.open(f"{ARRAY}.npy")
+        except (KeyError, *inputs.ZIP_ERRORS) as error:
+            raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
         assert isinstance(member, zipfile.ZipExtFile)
         return member
 
@@ -102,7 +108,7 @@ class NpzPictures:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran_order, dtype = read(member)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (*inputs.ZIP_ERRORS, SyntaxError, TypeError, tokenize.TokenError) as error:  # of a header that is no literal
             raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or min(shape) < 1:
             what = f"{dtype} {list(shape)}" + (" in Fortran order" if fortran_order else "")
@@ -114,7 +120,7 @@ class NpzPictures:
     def _read(self, member: zipfile.ZipExtFile, length: int) -> bytes:
         try:
             data = member.read(length)
-        except (EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
+        except inputs.ZIP_ERRORS as error:
             raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
         if len(data) < length:
             raise UserError(f"{ARRAY} of {self._path} is cut short; write or fetch the file again")

@@ -81,6 +81,17 @@ def test_npz_damaged_inside(tmp_path):
         list(NpzPictures(path).batches(3))
 
 
+@pytest.mark.parametrize("place", ["name", "magic", "size"])
+def test_npz_whose_directory_does_not_fit(tmp_path, place):
+    np.savez(tmp_path / "s.npz", some_pictures())
+    data = (tmp_path / "s.npz").read_bytes()
+    start, central = data.index(b"PK\x03\x04"), data.index(b"PK\x01\x02")
+    at, value = {"name": (start + 30, b"\xff"), "magic": (start, b"XX"), "size": (central + 42, b"\xff\xff\xff\x7f")}[place]
+    (tmp_path / "s.npz").write_bytes(data[:at] + value + data[at + len(value) :])
+    with pytest.raises(UserError, match=r"s\.npz (is damaged|cannot be read)"):
+        NpzPictures(tmp_path / "s.npz")
+
+
 def test_npz_cut_short_inside(tmp_path):
     """A header that promises more pictures than follow."""
     np.save(tmp_path / "a.npy", some_pictures())
