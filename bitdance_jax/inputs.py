@@ -169,9 +169,10 @@ def _reason(error: Exception) -> str:
 
 def _depth(text: str) -> int:
     """How deep the brackets outside of strings nest."""
-    brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}]+', "", text, flags=re.DOTALL)
-    opens = np.isin(np.frombuffer(brackets.encode(), np.uint8), np.frombuffer(b"[{", np.uint8))
-    return int(np.where(opens, 1, -1).cumsum().max(initial=0))
+    brackets = re.sub(r'"(?:[^"\\]++|\\.)*+"?|[^][{}"]++', "", text, flags=re.DOTALL)
+    codes = np.frombuffer(brackets.encode(), np.uint8)
+    steps = np.where(np.isin(codes, np.frombuffer(b"[{", np.uint8)), 1, -1)
+    return int(steps.cumsum().max(initial=0))
 
 
 def _second_keys(text: str) -> list[str]:
