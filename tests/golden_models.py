@@ -23,6 +23,7 @@ from bitdance_jax.config import (
     TransformerConfig,
 )
 from bitdance_jax.convert import keys
+from bitdance_jax.flow_head import head
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -157,6 +158,20 @@ def release_folder(name: str, target: Path) -> Path:
 def manifest() -> dict[str, dict[str, list[int]]]:
     """Every key and shape of the official full-size state dicts."""
     return json.loads((GOLDEN / "manifest.json").read_text())
+
+
+@functools.cache
+def time_frequencies() -> np.ndarray:
+    """The recordings' frequencies of time, float32 [128]: `head.TIME_FREQUENCIES`, or a neighbour where the machine's `exp` gave that.
+
+    The features that `pieces` has of five times tell which.
+    """
+    pieces = read("pieces/pieces")
+    ours, recorded = head.TIME_FREQUENCIES, np.split(pieces["timestep_embedding.out"], 2, axis=-1)
+    candidates = np.stack([ours, np.nextafter(ours, np.float32(0)), np.nextafter(ours, np.float32(1))])
+    angles = (np.float32(1000) * pieces["timestep_embedding.t"])[:, None, None] * candidates
+    errors = sum(np.abs(f(angles.astype(np.float64)) - part[:, None]).max(0) for f, part in zip((np.cos, np.sin), recorded, strict=True))
+    return np.take_along_axis(candidates, np.argmin(errors.round(6), axis=0)[None], axis=0)[0]
 
 
 def nhwc(x: np.ndarray) -> jax.Array:

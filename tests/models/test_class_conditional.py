@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import golden_models
@@ -9,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rounding
 import tiny_models
 from einops import rearrange
 from flax.traverse_util import flatten_dict
-from golden_models import CLASS_CONDITIONAL, assert_close, largest_error, nhwc
+from golden_models import CLASS_CONDITIONAL, nhwc
 from streams import Dtypes, dtypes
 
 from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.convert import keys
+from bitdance_jax.flow_head import head, objective
 from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional, Draws
@@ -35,28 +38,26 @@ class Results(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A golden case: recorded, and computed in float32 as in training (scanned, rematerialized) and in float64 (unrolled)."""
+    """A golden case: recorded, computed as in training (scanned, rematerialized), and unrolled: exact, and in float32 RUNS times."""
 
-    recorded: dict[str, np.ndarray]
-    recorded_gradient: dict[tuple[str, ...], np.ndarray]
-    float32: Results
-    float64: Results
+    recorded: Results
+    ours: Results
+    exact: Results
+    others: list[Results]
 
 
-def run(name: str, recorded: dict[str, np.ndarray], dtype: Any, scan: bool) -> Results:
-    config, params, _ = golden_models.class_conditional(name)
-    model = ClassConditional(config, scan=scan, remat="dots" if scan else None, dtype=dtype)
+def training_step(name: str, recorded: dict[str, np.ndarray], scan: bool) -> Callable[[Any], Results]:
+    config, _, _ = golden_models.class_conditional(name)
+    model = ClassConditional(config, scan=scan, remat="dots" if scan else None)
     # The release repeats whole batches one after the other.
-    noise = jnp.asarray(recorded["noise"], dtype)
-    of_patch = {"r": config.head_repeats, "n": config.num_steps}
+    noise = recorded["noise"].reshape(-1, config.tokens_per_step, config.tokenizer.bits)
     draws = Draws(
-        *(jnp.asarray(recorded[key], dtype) for key in ("flip_u1", "flip_u2", "label_drop_u")),
-        rearrange(jnp.asarray(recorded["t_normal"], dtype).reshape(-1), "(r b n) -> b r n", **of_patch),
-        rearrange(noise.reshape(-1, config.tokens_per_step, config.tokenizer.bits), "(r b n) p k -> b r n p k", **of_patch),
+        *(jnp.asarray(recorded[key]) for key in ("flip_u1", "flip_u2", "label_drop_u")),
+        image_by_image(recorded["t_normal"].reshape(-1), config),
+        image_by_image(noise, config),
     )
-    labels, codes = jnp.asarray(recorded["label"], jnp.int32), nhwc(recorded["codes"]).astype(dtype)
+    labels, codes = jnp.asarray(recorded["label"], jnp.int32), nhwc(recorded["codes"])
 
-    @jax.jit
     def step(params):
         def loss(params):
             return class_conditional.class_conditional_loss(model, params, labels, codes, draws)
@@ -65,46 +66,58 @@ def run(name: str, recorded: dict[str, np.ndarray], dtype: Any, scan: bool) -> R
         flipped = draws.flip_u1 < config.bit_flip_rate * draws.flip_u2
         bits = order.grid_to_sequence(codes, config.patch_side, config.order) * jnp.where(flipped, -1, 1)
         kept = jnp.where(draws.label_drop < config.label_drop_rate, config.num_classes, labels)
-        hidden = model.apply({"params": params}, kept, bits.astype(dtype), method="hidden")
+        hidden = model.apply({"params": params}, kept, bits.astype(jnp.float32), method="hidden")
         value, gradient = jax.value_and_grad(loss)(params)
-        return value, hidden, gradient
+        return Results(value, hidden, gradient)
 
-    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
-    value, hidden, gradient = jax.device_get(step(stack(params) if scan else params))
-    return Results(value, hidden, flatten_dict(unstack(gradient) if scan else gradient))
+    return step
+
+
+def image_by_image(array: np.ndarray, config: ClassConditionalConfig) -> jax.Array:
+    """What is recorded for all images' patches, repeat after repeat: [B, R, N, ...]."""
+    return rearrange(jnp.asarray(array), "(r b n) ... -> b r n ...", r=config.head_repeats, n=config.num_steps)
 
 
 @pytest.fixture(scope="module", params=CLASS_CONDITIONAL)
 def case(request) -> Case:
     name = request.param
+    config, params, table = golden_models.class_conditional(name)
     recorded = golden_models.read(f"{name}/train")
     gradients = {key.removeprefix("grad."): value for key, value in recorded.items() if key.startswith("grad.")}
-    recorded_gradient = flatten_dict(keys.convert(gradients, golden_models.class_conditional(name).table))
-    with jax.enable_x64(True):
-        float64 = run(name, recorded, jnp.float64, scan=False)
-    return Case(recorded, recorded_gradient, run(name, recorded, jnp.float32, scan=True), float64)
+    times = recorded["t"] if "t" in recorded else objective.training_times(jnp.asarray(recorded["t_normal"]), config.head).reshape(-1)
+    times = image_by_image(times, config)
+    with pytest.MonkeyPatch.context() as patch:
+        # Both have tests of their own, and rounding them moves gradients more than all else does.
+        patch.setattr(objective, "training_times", lambda *_: times)
+        patch.setattr(head, "timestep_features", rounding.recorded_time_features)
+        unrolled = training_step(name, recorded, scan=False)
+        ours = jax.device_get(jax.jit(training_step(name, recorded, scan=True))(stack(params)))
+        exact, others = rounding.in_float64(unrolled)(params), rounding.other_runs(unrolled, params)
+    return Case(
+        Results(recorded["loss"], recorded["hidden"], flatten_dict(keys.convert(gradients, table))),
+        ours._replace(gradient=flatten_dict(unstack(ours.gradient))),
+        exact._replace(gradient=flatten_dict(exact.gradient)),
+        [x._replace(gradient=flatten_dict(x.gradient)) for x in others],
+    )
 
 
-def test_loss(case):
-    np.testing.assert_allclose(case.float32.loss, case.recorded["loss"], rtol=1e-5)
-
-
-def test_hidden(case):
-    assert_close(case.float32.hidden, case.recorded["hidden"])
+@pytest.mark.parametrize("field", ["loss", "hidden"])
+def test_results(case, field):
+    exact, others = getattr(case.exact, field), [getattr(other, field) for other in case.others]
+    assert rounding.bound(exact, others) < 1e-3
+    for results in (case.ours, case.recorded):
+        rounding.assert_rounded(np.reshape(getattr(results, field), exact.shape), exact, others)
 
 
 def test_gradients(case):
-    """Gradients at these random weights are badly conditioned, in float32 the release's as much as ours.
-
-    So ours in float64 is the judge: what the release recorded may differ from it twice as much as our own float32 does.
-    """
-    assert len(case.recorded_gradient) >= 4
-    for path, recorded in case.recorded_gradient.items():
-        exact = case.float64.gradient[path]
-        rounding = largest_error(case.float32.gradient[path], exact)
-        assert rounding < 0.01, path
-        error = largest_error(recorded, exact)
-        assert error <= 2 * rounding + 1e-4, f"{path}: {error:.1e} from the recorded gradient, {rounding:.1e} from our own in float32"
+    """Gradients at these random weights are badly conditioned, in float32 the release's as much as ours: in 16x by up to 1e-2."""
+    assert len(case.recorded.gradient) >= 4
+    for path, exact in case.exact.gradient.items():
+        others = [other.gradient[path] for other in case.others]
+        assert rounding.bound(exact, others) < 1, path
+        for results in (case.ours, case.recorded):
+            if path in results.gradient:
+                rounding.assert_rounded(results.gradient[path], exact, others, "/".join(path))
 
 
 @pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_4x"])

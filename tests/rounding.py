@@ -1,0 +1,163 @@
+"""How far float32 may be from a formula's value: from the value itself, in float64, and from float32's own errors around it.
+
+Two implementations that round at every step lie on their own sides of the value. At random weights their errors can be along
+one direction and of any size, so that neither says how large the other's may be: errors of many runs do, whose numbers differ
+in the last digit. A normal error is beyond BOUND times their root mean square once in 10,000 cases.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import golden_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+from golden_models import largest_error, neighbouring
+from jax.extend.core import Literal
+from jax.typing import ArrayLike
+
+from bitdance_jax.sampling import next_patch
+
+
+BOUND = 5
+RUNS = 16
+
+
+INNER = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+"""Operations that only run an inner program."""
+
+
+def bound(exact: ArrayLike, others: Sequence[ArrayLike]) -> float:
+    """The largest difference from the value that rounding explains, relative to the largest value; of RUNS other runs."""
+    return BOUND * float(np.sqrt(np.mean(np.square([largest_error(other, exact) for other in others]))))
+
+
+def assert_rounded(actual: ArrayLike, exact: ArrayLike, others: Sequence[ArrayLike], name: str = "") -> None:
+    error, allowed = largest_error(actual, exact), bound(exact, others)
+    assert error <= allowed, f"{name}: {error:.1e} of the largest value from float64, more than {allowed:.1e}"
+
+
+def assert_bits(values: np.ndarray, expected: np.ndarray, exact: np.ndarray, others: Sequence[np.ndarray]) -> None:
+    """The signs of values [N, B, P, K] are those expected, but where rounding decides them.
+
+    What an image draws after such a bit comes from another sequence, and says nothing.
+    """
+    for image in range(values.shape[1]):
+        for patch in range(len(values)):
+            now = patch, image
+            allowed = bound(exact[now], [other[now] for other in others]) * np.max(np.abs(exact[now]))
+            wrong = np.sign(values[now]) != np.sign(expected[now])
+            assert not np.any(wrong & (np.abs(exact[now]) > allowed)), f"patch {patch} of image {image}"
+            if wrong.any():
+                break
+
+
+def other_runs(function: Callable[[Any], Any], numbers: Any) -> list[Any]:
+    """Results of the function with every number moved to a neighbouring one."""
+    with quickly_compiled():
+        run = jax.jit(function)
+        return [jax.device_get(run(neighbouring(numbers, seed))) for seed in range(RUNS)]
+
+
+def reading(bits: jax.Array, conditions: list[jax.Array]) -> Callable[..., jax.Array]:
+    """In the place of `next_patch.sample_patches`: each patch is drawn after the given bits [N, R, P, K], whatever was drawn.
+
+    Leaves the states of all patches [N, R, P, C] in `conditions`.
+    """
+    sample_patches = next_patch.sample_patches
+
+    def sample(model: Any, states: jax.Array, cache: Any, num_steps: int, noise: Any, config: Any) -> jax.Array:
+        def read(cache: Any, patch: jax.Array) -> tuple[Any, jax.Array]:
+            states, cache = model.read(bits[patch], patch, cache)
+            return cache, states
+
+        _, later = jax.lax.scan(read, cache, jnp.arange(num_steps - 1))
+        conditions[:] = [jnp.concatenate([states[None], later])]
+        forced = model._replace(read=lambda _, patch, cache: (later[patch], cache))
+        return sample_patches(forced, states, cache, num_steps, noise, config)
+
+    return sample
+
+
+@contextlib.contextmanager
+def quickly_compiled() -> Iterator[None]:
+    """A quarter of the compiler's time, for slower programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def recorded_time_features(t: jax.Array) -> jax.Array:
+    """`head.timestep_features` of the angles that the recordings have, as float32 numbers in float64 too.
+
+    Angles reach 1000 rad: their last digit moves features by 3e-5, more than all that is rounded after them.
+    """
+    angles = _float32(_float32(1000.0 * t)[..., None] * golden_models.time_frequencies())
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with float64 in the place of float32 in all operations of its traced program; it returns numpy arrays."""
+
+    def evaluate(*arguments: Any) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(arguments)]
+        with jax.enable_x64(True), quickly_compiled():
+            run = jax.jit(lambda leaves: _run(closed.jaxpr, closed.consts, leaves))
+            out = jax.device_get(run([_wide(leaf) for leaf in leaves]))
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return evaluate
+
+
+def _wide(value: Any) -> Any:
+    return jnp.asarray(value, jnp.float64) if jnp.result_type(value) == jnp.float32 else value
+
+
+def _run(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(_wide, consts), *arguments], strict=True))
+
+    def read(variable: Any) -> Any:
+        return _wide(variable.val) if isinstance(variable, Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        results = _operation(equation, [read(variable) for variable in equation.invars])
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _operation(equation: Any, inputs: list[Any]) -> list[Any]:
+    name, params = equation.primitive.name, equation.params
+    if name in INNER:
+        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+    if name == "scan":
+        return _scan(params, inputs)
+    if name == "scatter-add":  # it has a program of its own for the sum of two elements
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        return [jax.lax.scatter_add(*inputs, **{key: params[key] for key in names})]
+    wider = {key: jnp.dtype(jnp.float64) for key, value in params.items() if _is_float32(value)}
+    results = equation.primitive.bind(*inputs, **params | wider)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, np.dtype | type) and value in (jnp.float32, np.dtype("float32"))
+
+
+def _scan(params: Any, inputs: list[Any]) -> list[Any]:
+    body, first, last = params["jaxpr"], params["num_consts"], params["num_consts"] + params["num_carry"]
+
+    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        out = _run(body.jaxpr, body.consts, [*inputs[:first], *carry, *x])
+        return out[: params["num_carry"]], out[params["num_carry"] :]
+
+    carry, ys = jax.lax.scan(step, inputs[first:last], inputs[last:], params["length"], params["reverse"])
+    return [*carry, *ys]
