@@ -56,4 +56,4 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
     most = Counter(left_out).most_common(5)
     named = ", ".join(f"{suffix} {count:,}" for suffix, count in most)
     others = ", ..." if len(left_out) > len(most) else ""
-    return f"left out by their ending: {sum(left_out.values()):,} files ({named}{others})"
+    return f"files left out by their ending: {sum(left_out.values()):,} ({named}{others})"

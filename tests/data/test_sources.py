@@ -76,7 +76,7 @@ def test_held_out_pictures_of_their_own(folder, tmp_path):
 
 def test_the_first_line_says_what_there_is(folder):
     config = DataConfig(source="folder", path=str(folder))
-    expected = "36 pictures in 2 classes to train on, 2 held out; left out by their ending: 1 files (.txt 1)"
+    expected = "36 pictures in 2 classes to train on, 2 held out; files left out by their ending: 1 (.txt 1)"
     assert sources.summary(*sources.open_sources(config)) == expected
     assert sources.summary(*sources.open_sources(DataConfig())) == "1,806 pictures in 9 classes to train on, 100 held out"
 

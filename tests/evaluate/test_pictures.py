@@ -140,7 +140,7 @@ def test_folder_of_several_sizes(tmp_path):
 
 def test_folder_without_pictures(tmp_path):
     (tmp_path / "photo.heic").touch()
-    with pytest.raises(UserError, match=r"holds no pictures .*left out by their ending: 1 files \(\.heic 1\)"):
+    with pytest.raises(UserError, match=r"holds no pictures .*files left out by their ending: 1 \(\.heic 1\)"):
         FolderPictures(tmp_path)
     with pytest.raises(UserError, match="no picture folder"):
         FolderPictures(tmp_path / "nowhere")
