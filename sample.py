@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, saved_models
-from bitdance_jax.agreement import agree_on_config
+from bitdance_jax.agreement import agree, agree_on_config
 from bitdance_jax.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range
@@ -30,7 +30,7 @@ from bitdance_jax.files import PathName
 from bitdance_jax.sampling.npz import Request, sample_to_npz
 from bitdance_jax.sampling.pipeline import load
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights, parse_size
-from bitdance_jax.saved_models import fingerprint
+from bitdance_jax.saved_models import check_unchanged, fingerprint
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def draw(arguments: Arguments) -> int:
     if kind == "text_to_image":
         draw_prompts(arguments)
         return 0
+    mark = fingerprint(arguments.checkpoint)
     model = load(arguments.checkpoint, jnp.dtype(arguments.dtype or "float32"))
     if not isinstance(model, ClassConditionalPipeline):
         raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
@@ -136,7 +137,9 @@ def draw(arguments: Arguments) -> int:
         draw_grid(arguments, model, sampler)
         return 0
     try:
-        write_npz(arguments, arguments.npz, model, sampler)
+        check_unchanged(arguments.checkpoint, mark)
+        agree({"the checkpoint's config and weights": mark})
+        write_npz(arguments, arguments.npz, mark, model, sampler)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -209,9 +212,9 @@ def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: Sa
     print(f"{len(pictures)} pictures of {len(labels)} labels in {arguments.out}")
 
 
-def write_npz(arguments: Arguments, path: str, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
+def write_npz(arguments: Arguments, path: str, mark: str, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
     count = 50_000 if arguments.num_images is None else arguments.num_images
-    request = Request(fingerprint(arguments.checkpoint), arguments.dtype or "float32", count, arguments.seed, sampler)
+    request = Request(mark, arguments.dtype or "float32", count, arguments.seed, sampler)
     first_host = jax.process_index() == 0
     per_device, overwrite = labels_at_a_time(arguments, count), arguments.overwrite
     drawn = sample_to_npz(path, model, request, per_device=per_device, overwrite=overwrite, progress=first_host)

@@ -139,13 +139,23 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     """12 hex digits that tell one model from another: of a model folder's config.json, which holds the checksums of the weights.
 
     Of a run that is not finished each checkpoint is another model.
+
+    Raises:
+      UserError: no such model.
     """
     found = locate(folder)
     if isinstance(found, UnfinishedRun):
         content = (found.folder / RECORD).read_bytes() + str(found.steps[0]).encode()
     else:
+        model_folder.read_config(found)  # says what is wrong with it
         content = (epath.Path(found) / "config.json").read_bytes()
     return hashlib.sha256(content).hexdigest()[:12]
+
+
+def check_unchanged(folder: str | os.PathLike[str], before: str) -> None:
+    """Raises a UserError if `fingerprint` is not what it was before the weights were read, which then may be older."""
+    if fingerprint(folder) != before:
+        raise UserError(f"{os.fspath(folder)} has changed while its weights were read; run the same command again")
 
 
 def checkpoint_folder(run: Path, record: Record) -> epath.Path:

@@ -40,7 +40,7 @@ from bitdance_jax.files import PathName, only_writer, replacing
 from bitdance_jax.progress import Progress
 from bitdance_jax.sampling.data_parallel import DataParallelSampler
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
-from bitdance_jax.saved_models import EMBEDDED, fingerprint
+from bitdance_jax.saved_models import EMBEDDED, check_unchanged, fingerprint
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
@@ -144,7 +144,9 @@ def main() -> int:
     images.check_writable(picture)
     with only_writer(arguments.out, is_folder=False):
         table = Table(arguments.out)
+        mark = fingerprint(arguments.checkpoint)
         model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
+        check_unchanged(arguments.checkpoint, mark)
         if not isinstance(model, ClassConditionalPipeline):
             raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
         pairs = itertools.product(steps or [model.sampler.head_steps], scales or [model.sampler.guidance_scale])

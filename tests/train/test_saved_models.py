@@ -96,6 +96,8 @@ def test_each_checkpoint_is_another_model(stopped):
     before = saved_models.fingerprint(stopped)
     shutil.rmtree(stopped / "checkpoints" / "14")
     assert len(before) == 12 and saved_models.fingerprint(stopped) != before
+    with pytest.raises(UserError, match="has changed while its weights were read"):
+        saved_models.check_unchanged(stopped, before)
 
 
 def test_a_run_that_has_saved_nothing(stopped):
