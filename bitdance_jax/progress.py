@@ -33,27 +33,32 @@ class Progress(tqdm):
         self._started = True
         self.n += units
         self.initial = self.last_print_n = self.n  # `update` would take the time since the start for theirs
-        self._go_on()
+        self._clock.stop()
+        self.unpause()
+        self.set_description_str(self._work)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Something else is done inside, such as saving."""
+        if self.disable:
+            yield
+            return
         self._clock.stop()
         self._clock = _Clock(self)
         self.set_description_str(what)
+        start = self._time()
         try:
             yield
         finally:
-            self._go_on()
+            self._clock.stop()
+            away = self._time() - start  # not `unpause`, which would leave out what was done since the bar was last drawn
+            self.start_t += away
+            self.last_print_t += away
+            self.set_description_str(self._work)
 
     def close(self) -> None:
         self._clock.stop()
         super().close()
-
-    def _go_on(self) -> None:
-        self._clock.stop()
-        self.unpause()
-        self.set_description_str(self._work)
 
 
 class _Clock:

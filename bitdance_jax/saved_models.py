@@ -49,9 +49,14 @@ class Record:
     tokenizer: tuple[str, str] | None = None
 
     def write(self, run: str | os.PathLike[str]) -> None:
-        """Notes it in a run's folder."""
+        """Notes it in a run's folder, with places that hold from any current folder."""
+        places: dict[str, Any] = {}
+        if self.checkpoints is not None:
+            places["checkpoints"] = _absolute(self.checkpoints)
+        if self.tokenizer is not None:
+            places["tokenizer"] = (_absolute(self.tokenizer[0]), self.tokenizer[1])
         with files.replacing(Path(run) / RECORD) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            temporary.write_text(json.dumps(dataclasses.asdict(self) | places, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,10 @@ def check_unchanged(folder: str | os.PathLike[str], before: str) -> None:
 def checkpoint_folder(run: Path, record: Record) -> epath.Path:
     """Where a run's checkpoints are."""
     return epath.Path(record.checkpoints or os.path.abspath(run / "checkpoints"))
+
+
+def _absolute(folder: str) -> str:
+    return folder if folder == EMBEDDED or "://" in folder else os.path.abspath(folder)
 
 
 def _steps(checkpoints: epath.Path) -> list[int]:

@@ -1,7 +1,6 @@
 """What trains, with its data: the tokenizer, and the class-conditional model on a frozen tokenizer."""
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from bitdance_jax.data.sources import count_classes, open_sources, summary
 from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.errors import UserError
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
-from bitdance_jax.saved_models import EMBEDDED, Record, fingerprint
+from bitdance_jax.saved_models import Record, fingerprint
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
 from bitdance_jax.train.objectives import ClassConditionalObjective, TokenizerObjective
 from bitdance_jax.train.task import Batches, Params, Task
@@ -128,8 +127,7 @@ class ClassConditionalTask(_Records):
     def _record(self) -> Record:
         config, folder = self._config, self._config.tokenizer
         metadata = {"class_names": list(self._source.class_names), "sampler": to_dict(config.preview)}
-        place = folder if folder == EMBEDDED or "://" in folder else os.path.abspath(folder)
-        tokenizer = (place, fingerprint(folder))
+        tokenizer = (folder, fingerprint(folder))
         return Record("class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer)
 
     def _open(self) -> tuple[PictureSource, PictureSource]:

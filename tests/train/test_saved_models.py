@@ -134,3 +134,14 @@ def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path):
     tiny_models.save_tokenizer(tokenizer, dataclasses.replace(tiny_models.TOKENIZER, num_codebooks=2))
     with pytest.raises(UserError, match=r"is not the one that .* trains on"):
         bitdance_jax.load(run)
+
+
+def test_places_hold_from_any_folder(stopped, monkeypatch):
+    """Checkpoints that lie elsewhere, given as a path from the folder in which the run was started."""
+    (stopped / "checkpoints").rename(stopped.parent / "elsewhere")
+    monkeypatch.chdir(stopped.parent)
+    saved_models.Record("tokenizer", {}, {}, "elsewhere", ("emoji", "")).write(stopped)
+    monkeypatch.chdir("/")
+    run = saved_models.locate(stopped)
+    assert run.record.tokenizer == ("emoji", "") and run.steps == (14, 7)
+    assert str(saved_models.checkpoint_folder(stopped, run.record)) == str(stopped.parent / "elsewhere")
