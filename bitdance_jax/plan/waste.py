@@ -18,7 +18,7 @@ SMALL = 2**20
 """Bytes in a call below which nothing is worth a line."""
 
 _WRAPPERS = re.compile(
-    r"while|body|cond|closed_call|checkpoint|remat\w*|shard_map|map|\w*jit\(.*|\w*vmap\(.*|jvp\(.*|transpose\(.*|<lambda>"
+    r"while|body|cond|closed_call|eval_jaxpr|checkpoint|remat\w*|shard_map|map|\w*jit\(.*|\w*vmap\(.*|jvp\(.*|transpose\(.*|<lambda>"
 )
 _MOVES = {"copy", "transpose", "convert", "reshape"}
 _TRIVIAL = {"parameter", "bitcast", "constant", "tuple", "get-tuple-element", "dynamic-slice", "slice"}
