@@ -104,12 +104,16 @@ def _float32(x: jax.Array) -> jax.Array:
 
 
 def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with float64 in the place of float32 in all operations of its traced program; it returns numpy arrays."""
+    """The function with float64 in the place of float32 in all operations of its traced program; it returns numpy arrays.
+
+    It runs on the CPU: not every GPU library multiplies float64.
+    """
 
     def evaluate(*arguments: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(arguments)]
-        with jax.enable_x64(True), quickly_compiled():
+        cpu = jax.local_devices(backend="cpu")[0]
+        with jax.enable_x64(True), jax.default_device(cpu), quickly_compiled():
             run = jax.jit(lambda leaves: _run(closed.jaxpr, closed.consts, leaves))
             out = jax.device_get(run([_wide(leaf) for leaf in leaves]))
         return jax.tree.unflatten(jax.tree.structure(shape), out)
