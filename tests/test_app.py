@@ -274,7 +274,8 @@ def test_classes_in_a_browser(open_page, tmp_path):
         page.page.get_by_label("Download", exact=True).click()
     assert download.value.suggested_filename == "seed-0-02.png"
     download.value.save_as(tmp_path / "picture.png")
-    assert Image.open(tmp_path / "picture.png").size == (16, 16)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (16, 16)
     page.press("another")
     page.expect(page.page.locator("#seed input")).to_have_value(re.compile(r"^\d+$"))
     assert not page.elsewhere

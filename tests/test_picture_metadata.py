@@ -17,7 +17,8 @@ def encoded(image, form, **options):
 
 
 def pixels(data):
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGBA"))
 
 
 @pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P")])

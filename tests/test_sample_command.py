@@ -123,7 +123,8 @@ def test_prompts(sample, quick_prompts, tmp_path):
     """One picture as it is, several as a grid: a row a prompt, or about as many rows as columns."""
     at = ["--checkpoint", "{models}/prompts", "--out", "x.png"]
     assert sample(*at, "--prompt", "a cat")[:2] == (0, "1 picture of 64x32 in x.png\n")
-    assert Image.open("x.png").size == (64, 32)
+    with Image.open("x.png") as picture:
+        assert picture.size == (64, 32)
     sampler = toy_text_to_image.SAMPLER
     expected = {
         "prompt": ("a cat",),
@@ -138,13 +139,15 @@ def test_prompts(sample, quick_prompts, tmp_path):
 
     flags = "--size 64x32 --per-prompt 3 --seed 5 --head-steps 9 --guidance-scale 1 --batch-size 2 --mesh.data -1 --mesh.tensor 1"
     assert sample(*at, "--prompt", "a cat", "一只狗", *flags.split())[:2] == (0, "6 pictures of 64x32 in x.png\n")
-    assert Image.open("x.png").size == (3 * 68, 2 * 36)
+    with Image.open("x.png") as picture:
+        assert picture.size == (3 * 68, 2 * 36)
     sampler = SamplerConfig(head_steps=9, guidance_scale=1.0, guidance_schedule="constant")
     assert quick_prompts[1] == expected | {
         "prompt": ("a cat", "一只狗"), "size": "64x32", "images_per_prompt": 3, "seed": 5, "batch_size": 2, "sampler": sampler,
     }  # fmt: skip
     sample(*at, "--prompt", *"abcde")
-    assert Image.open("x.png").size == (3 * 68, 2 * 36)
+    with Image.open("x.png") as picture:
+        assert picture.size == (3 * 68, 2 * 36)
 
 
 @pytest.mark.parametrize(

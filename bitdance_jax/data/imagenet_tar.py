@@ -8,12 +8,13 @@ import hashlib
 import io
 import os
 import tarfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -60,9 +61,8 @@ class ImagenetTarSource:
             inputs.check_file(self._path)
         except inputs.MissingFile as error:
             raise UserError(f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar") from error
-        with reading(self._path):
-            self._file: BinaryIO = open(self._path, "rb", buffering=0)
-        index = _read_or_make_index(self._path, self._file)
+        self._open()
+        index = _read_or_make_index(self._path, self._descriptor)
         self.class_names = tuple(map(str, index["class_names"]))
         self.left_out = dict(zip(map(str, index["left_out"]), index["left_out_counts"].tolist(), strict=True))
         self._names = Names(index["names"], index["name_ends"])
@@ -78,16 +78,20 @@ class ImagenetTarSource:
         if size > MAX_PICTURE_BYTES:
             raise DamagedPicture(f"cannot read the picture {name} (it has {size:,} bytes)")
         with reading(self._path):
-            data = os.pread(self._file.fileno(), size, int(self._starts[index]))
+            data = os.pread(self._descriptor, size, int(self._starts[index]))
         return {"image": decode_image(io.BytesIO(data), name), "label": label}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+        return {name: value for name, value in self.__dict__.items() if name != "_descriptor"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._open()
+
+    def _open(self) -> None:
         with reading(self._path):
-            self._file = open(self._path, "rb", buffering=0)
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
 
 def index_places(tar: Path) -> tuple[Path, Path]:
@@ -97,18 +101,18 @@ def index_places(tar: Path) -> tuple[Path, Path]:
     return tar.with_name(name), cache / f"{hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:12]}-{name}"
 
 
-def _read_or_make_index(tar: Path, file: BinaryIO) -> dict[str, np.ndarray]:
-    status = os.fstat(file.fileno())
+def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
+    status = os.fstat(descriptor)
     stamp = np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns])
     places = index_places(tar)
     for place in places:
         try:
-            with np.load(place) as saved:
+            with open(place, "rb") as file, np.load(file) as saved:  # it leaves open what is no .npz
                 if np.array_equal(saved["stamp"], stamp):
                     return dict(saved)
         except (KeyError, *inputs.ZIP_ERRORS):
             pass
-    index = {"stamp": stamp, **_make_index(tar, file.fileno(), status.st_size)}
+    index = {"stamp": stamp, **_make_index(tar, descriptor, status.st_size)}
     beside = os.access(tar.parent, os.W_OK)
     with replacing(places[0] if beside else places[1], "the index ") as temporary, open(temporary, "wb") as out:
         np.savez(out, **index)  # type: ignore[arg-type]

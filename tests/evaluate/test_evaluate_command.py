@@ -112,7 +112,8 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
     assert status == 0 and list(figures(out)) == ["PSNR", "SSIM", "rFID"]
     assert "warning: 100 pictures" in err and "originals beside reconstructions of 5 pictures" in out
     side = 2 * 64 + 4 if kind == "tokenizer" else 8 * 16 + 4
-    assert Image.open(tmp_path / "pairs.png").size == (8 * side, 2 * side)
+    with Image.open(tmp_path / "pairs.png") as picture:
+        assert picture.size == (8 * side, 2 * side)
 
 
 @pytest.mark.parametrize(
