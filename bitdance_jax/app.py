@@ -50,11 +50,12 @@ def main() -> None:
     if arguments.compilation_cache is not None:
         keep_compiled(arguments.compilation_cache)
     page = make_page(gradio, load_drawer(arguments), os.path.basename(os.path.normpath(arguments.checkpoint)))
-    serve(page, arguments)
+    start_server(page, arguments)
+    page.block_thread()
 
 
-def serve(page: Any, arguments: Arguments, **options: Any) -> None:
-    """Until Ctrl-C; `options` are further ones of Gradio's `launch`.
+def start_server(page: Any, arguments: Arguments) -> None:
+    """Serves the page in threads, and prints its address (Gradio prints the public one).
 
     Raises:
       UserError: nothing can be served at that address.
@@ -62,17 +63,19 @@ def serve(page: Any, arguments: Arguments, **options: Any) -> None:
     bypass_proxy(arguments.host)
     guard = (Guard, (), {"names": own_names(arguments.host, arguments.names, arguments.share)})
     try:
-        page.launch(
+        _, address, _ = page.launch(
             server_name=arguments.host,
             server_port=arguments.port,
             share=arguments.share,
             ssr_mode=False,
             css=STYLE,
             app_kwargs={"middleware": [guard]},
-            **options,
+            prevent_thread_lock=True,
+            quiet=True,  # what it says of its own options is no help with ours
         )
     except OSError as error:  # Gradio's, of a port that is taken, has several lines
         raise UserError(f"cannot serve at {arguments.host}:{arguments.port}: {str(error).splitlines()[0]}") from None
+    print(f"the page is at {address} until Ctrl-C", flush=True)
 
 
 def import_gradio() -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import http.client
+import io
 import json
 import os
 import re
@@ -170,8 +171,10 @@ def test_server(classes, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     blocks = page_module.make_page(gradio, classes, "")
-    app.serve(blocks, app.Arguments(port=port, names=("pictures.example.com",)), prevent_thread_lock=True, quiet=True)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        app.start_server(blocks, app.Arguments(port=port, names=("pictures.example.com",)))
     try:
+        assert said.getvalue() == f"the page is at http://127.0.0.1:{port}/ until Ctrl-C\n"
 
         def status(method: str, path: str, body: bytes = b"", **headers: str) -> int:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
