@@ -194,4 +194,4 @@ def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
 
         converted = converted._replace(params=jax.tree.map(counted, converted.params))
         model_folder.save(out, **converted._asdict(), force=force)
-    print(f"{out}: {converted.kind} model, {total / 2**30:.2f} GiB of weights from {_name(source)}")
+    print(f"{out}: {converted.kind} model, {tqdm.tqdm.format_sizeof(total, 'B')} of weights from {_name(source)}")

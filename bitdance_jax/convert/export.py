@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tqdm
 from etils import epath
 
 from bitdance_jax import model_folder, whole_folder
@@ -46,7 +47,8 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
         tensors = _export_text_to_image(folder, saved, Path(out))
     else:
         tensors = _export_file(folder, saved, Path(out), force)
-    print(f"{out}: {len(tensors)} tensors, {sum(array.nbytes for array in tensors.values()) / 2**30:.2f} GiB")
+    size = sum(array.nbytes for array in tensors.values())
+    print(f"{out}: {len(tensors)} tensors, {tqdm.tqdm.format_sizeof(size, 'B')}")
 
 
 def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> Tensors:

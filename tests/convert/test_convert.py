@@ -315,6 +315,8 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"t_config\.json is there already"):
         command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
     command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch", "--force")
-    assert f"{tmp_path / 't.safetensors'}: 121 tensors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 't'}: tokenizer model, 2.98MB of weights from ae_d16c8.pt\n" in said
+    assert f"{tmp_path / 't.safetensors'}: 121 tensors, 2.98MB\n" in said
     with pytest.raises(UserError, match="for released files"):
         command(tmp_path / "t", tmp_path / "u.safetensors", "--to", "torch", "--weights", "model")
