@@ -43,8 +43,6 @@ class _Records:
         self.batch_size = data.batch_size
         self.steps_per_epoch = len(train) / data.batch_size
         self.held_out_size = len(held_out)
-        if jax.process_index() == 0:
-            tqdm.write(summary(train, held_out), file=sys.stderr)
 
     def batches(self, rows: np.ndarray) -> Batches:
         data = self._data
@@ -74,7 +72,7 @@ class TokenizerTask(_Records):
         self.frozen: Params = {}
         if config.data.gives_codes:
             raise UserError("a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents")
-        super().__init__(config.data, config.run.seed, config.image_size, *open_sources(config.data))
+        super().__init__(config.data, config.run.seed, config.image_size, *_open_sources(config.data))
         self._reconstruct = jax.jit(self.objective.reconstruct)
         self.record = Record("tokenizer", to_dict(config.model), {"image_size": config.image_size}, config.run.checkpoints)
 
@@ -138,7 +136,7 @@ class ClassConditionalTask(_Records):
                 manifest = check_tokens(folder, tokenizer.config, tokenizer.params, config.model.image_size)
                 if folder == data.path:
                     _note_missing_flips(folder, manifest.versions, data.augment)
-        train, held_out = open_sources(data)
+        train, held_out = _open_sources(data)
         classes = len(train.class_names)
         if classes != config.model.num_classes:
             raise UserError(
@@ -151,6 +149,14 @@ class ClassConditionalTask(_Records):
             cached_latents(workdir / "tokens_train", train, tokenizer, size, flips),
             cached_latents(workdir / "tokens_heldout", held_out, tokenizer, size, flips),
         )
+
+
+def _open_sources(data: DataConfig) -> tuple[PictureSource, PictureSource]:
+    """The training records and the held-out ones; says what they are, before anything is computed from them."""
+    train, held_out = open_sources(data)
+    if jax.process_index() == 0:
+        tqdm.write(summary(train, held_out), file=sys.stderr)
+    return train, held_out
 
 
 def _note_missing_flips(folder: str, versions: Versions, augment: AugmentConfig) -> None:

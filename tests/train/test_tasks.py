@@ -249,6 +249,25 @@ def test_cached_latents_are_in_the_run_folder(task, config, folder):
     assert task.steps_per_epoch == 1806 / 16
 
 
+def test_the_pictures_are_counted_before_they_are_encoded(config, tmp_path, monkeypatch, capsys):
+    for label in range(config.model.num_classes):
+        (tmp_path / str(label)).mkdir()
+        for name in ("a.png", "b.png", "c.png", "c.heic"):
+            (tmp_path / str(label) / name).touch()
+    said = []
+
+    def encode(folder, source, *rest):
+        said.append(capsys.readouterr().err)
+        return source
+
+    monkeypatch.setattr(tasks, "cached_latents", encode)
+    data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
+    ClassConditionalTask(dataclasses.replace(config, data=data))
+    left_out = "files left out by their ending: 9 (.heic 9)"
+    assert said == [f"26 pictures in 9 classes to train on, 1 held out; {left_out}\n", ""]
+    assert capsys.readouterr().err == ""
+
+
 def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, trained):
     """Read from the cached bits, or made from the pictures inside the step: the same."""
     params, losses = trained[0].ema, trained[1]
