@@ -1,4 +1,4 @@
-"""Runs before any test module is imported: the CPU by default, exact products, and array shapes checked at run time."""
+"""Runs before any test module is imported: the CPU by default, exact products, quick compilation, and array shapes checked at run time."""
 
 import os
 import sys
@@ -16,18 +16,20 @@ PACKAGE = Path(__file__).parents[1] / "bitdance_jax"
 MODULES = [f"bitdance_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("config", "linear")]
 jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 
+import compiling  # noqa: E402
 import jax  # noqa: E402
 
 
 jax.config.update("jax_default_matmul_precision", "highest")
+# On the CPU most tests compile for longer than they run; others ask for `compiling.optimized`.
+jax.config.update("jax_disable_most_optimizations", os.environ["JAX_PLATFORMS"] == "cpu")
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """For tests that compile more than they compute: a quarter of the compiler's time, for slower programs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def optimized():
+    """For modules whose programs are compiled as users' are."""
+    with compiling.optimized():
+        yield
 
 
 @pytest.fixture

@@ -7,8 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 
-QUICK = ("xla_backend_optimization_level=0", "xla_cpu_use_fusion_emitters=false")
+
+QUICK = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")  # which later versions do not know
 """Compiling takes half the time, and small programs run as fast."""
 
 Command = Sequence[str | os.PathLike[str]]
@@ -16,8 +20,9 @@ Command = Sequence[str | os.PathLike[str]]
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a process with so many CPU devices."""
-    flags = " ".join(f"--{flag}" for flag in (f"xla_force_host_platform_device_count={devices}", *QUICK))
-    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1]), "XLA_FLAGS": flags}
+    flags = " ".join([f"--xla_force_host_platform_device_count={devices}", *QUICK])
+    folders = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": folders, "XLA_FLAGS": flags}
 
 
 def python(command: Command, cwd: Path, devices: int = 1) -> str:

@@ -5,14 +5,14 @@ one direction and of any size, so that neither says how large the other's may be
 in the last digit. A normal error is beyond BOUND times their root mean square once in 10,000 cases.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import golden_models
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiling import optimized
 from golden_models import largest_error, neighbouring
 from jax.extend.core import Literal
 from jax.typing import ArrayLike
@@ -55,7 +55,7 @@ def assert_bits(values: np.ndarray, expected: np.ndarray, exact: np.ndarray, oth
 
 def other_runs(function: Callable[[Any], Any], numbers: Any) -> list[Any]:
     """Results of the function with every number moved to a neighbouring one."""
-    with quickly_compiled():
+    with optimized(False):
         run = jax.jit(function)
         return [jax.device_get(run(neighbouring(numbers, seed))) for seed in range(RUNS)]
 
@@ -78,16 +78,6 @@ def reading(bits: jax.Array, conditions: list[jax.Array]) -> Callable[..., jax.A
         return sample_patches(forced, states, cache, num_steps, noise, config)
 
     return sample
-
-
-@contextlib.contextmanager
-def quickly_compiled() -> Iterator[None]:
-    """A quarter of the compiler's time, for slower programs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def recorded_time_features(t: jax.Array) -> jax.Array:
@@ -113,7 +103,7 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(arguments)]
         cpu = jax.local_devices(backend="cpu")[0]
-        with jax.enable_x64(True), jax.default_device(cpu), quickly_compiled():
+        with jax.enable_x64(True), jax.default_device(cpu), optimized(False):
             run = jax.jit(lambda leaves: _run(closed.jaxpr, closed.consts, leaves))
             out = jax.device_get(run([_wide(leaf) for leaf in leaves]))
         return jax.tree.unflatten(jax.tree.structure(shape), out)

@@ -24,8 +24,6 @@ from bitdance_jax import page as page_module
 from bitdance_jax.page import Wish, draw
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WISH = Wish(subject=[0, 3], size="16x16", pictures=2, seed=5, steps=3, guidance=2.0)
 
 

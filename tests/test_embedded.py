@@ -15,6 +15,8 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.evaluate.psnr import psnr
 
 
+pytestmark = pytest.mark.usefixtures("optimized")  # more is computed than compiled
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "bitdance_jax" / "assets" / "emoji" / "model"
 
@@ -39,6 +41,7 @@ def test_held_out_pictures_come_back_at_24_decibels(model):
     assert np.mean(psnr(model.tokenizer.decode(model.tokenizer.encode(pictures)), pictures)) >= 24
 
 
+@pytest.mark.slow
 def test_samples_look_like_their_labels(model):
     """The training picture nearest to a sample, at 16 x 16 pixels, mostly has its label: chance is 1 in 9, held-out pictures reach 0.62."""
     source = EmojiSource("train").arrays

@@ -28,7 +28,6 @@ def gradients(layer: nn.Module, params: dict, x: jax.Array) -> tuple[dict, jax.A
     return jax.jit(jax.grad(weighted_sum, argnums=(0, 1)))(params, x)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_summed_in_float32(name):
     """Those of products and biases, exactly but for float32's rounding; to the inputs goes the compute type's as before."""

@@ -44,6 +44,7 @@ def test_layers_read_them(layer):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_error_at_the_released_width():
     """5120 normal weights an output: 127 steps reach about 3.9 standard deviations, a step's rounding error is 0.9 % of one."""
     x = jax.random.normal(jax.random.key(0), (4, 5120))

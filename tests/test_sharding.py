@@ -1,5 +1,6 @@
 """Meshes, the rule table and batches over devices. Eight devices need a process of their own; two hosts are in tests/train."""
 
+import functools
 import os
 import re
 import subprocess
@@ -37,13 +38,18 @@ FULL_SIZE = {
 }
 
 
+@functools.cache
+def full_size(name: str) -> dict:
+    return FULL_SIZE[name]()
+
+
 @pytest.mark.parametrize("name", FULL_SIZE)
 @pytest.mark.parametrize("sizes", [(2, 8, 1), (1, 1, 4), (4, 4, 4), (1, 64, 1), (256, 1, 1)], ids=str)
 def test_no_large_parameter_stays_whole(name, sizes):
     """What a device keeps is its share, but for the small arrays."""
     mesh = abstract(*sizes)
     total, kept = 0, 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(FULL_SIZE[name]()):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(full_size(name)):
         spec = sharding.parameter_spec(mesh, "/".join(part.key for part in path), leaf.shape)
         assert len(spec) == leaf.ndim or spec == PartitionSpec()
         shard = leaf.size

@@ -21,8 +21,6 @@ from bitdance_jax.files import only_writer
 from bitdance_jax.sampling.text_to_image import TextToImage
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LINES = [
     b'{"tag": "single_object",  "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n',
     b'{"prompt": "a photo of a cow", "tag": "single_object"}\n',

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import compiling
 import golden_models
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ def test_timestep_features():
     np.testing.assert_allclose(features, pieces["timestep_embedding.out"], atol=5e-5)
 
 
+@compiling.optimized()
 @pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_4x", "imagenet_16x"])
 def test_golden_prediction(name, monkeypatch):
     config, params, _ = golden_models.class_conditional(name)

@@ -1,7 +1,9 @@
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import compiling
 import golden_models
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,7 @@ TOY = ClassConditionalConfig(
 """4 patches of 4 tokens; no two kernels that the tests count have the same shape."""
 
 
+@functools.cache
 def toy_params(config: ClassConditionalConfig) -> dict:
     bits = jnp.ones((1, config.num_tokens, config.tokenizer.bits))
     x_t = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
@@ -91,10 +94,13 @@ def golden(request) -> Golden:
         patch.setattr(head, "timestep_features", rounding.recorded_time_features)
         patch.setattr(next_patch, "sample_patches", rounding.reading(bits, []))
         exact, others = rounding.in_float64(run)(params), rounding.other_runs(run, params)
-    # A function of its own for each call, lest JAX take what it traced before.
-    return Golden(
-        lambda: np.asarray(jax.jit(lambda params: run(params))(params)), np.stack([x[: len(labels)] for x in values]), exact, others
-    )
+
+    def compiled_run():
+        # One case as users' programs are compiled; a function of its own, lest JAX take what it traced before.
+        with compiling.optimized(request.param == ("imagenet_4x", "cfg")):
+            return np.asarray(jax.jit(lambda params: run(params))(params))
+
+    return Golden(compiled_run, np.stack([x[: len(labels)] for x in values]), exact, others)
 
 
 def test_recorded_values(golden):
@@ -142,6 +148,7 @@ def sampler() -> Sampler:
     return Sampler(lambda labels, seeds: np.asarray(sample(params, jnp.array(labels), jax.vmap(jax.random.key)(jnp.array(seeds)))), traces)
 
 
+@compiling.optimized()
 def test_an_image_is_the_same_in_any_batch(sampler):
     labels, seeds = [4, 0, 2], [7, 8, 9]
     together = sampler.sample(labels, seeds)

@@ -27,6 +27,8 @@ from bitdance_jax.sampling.pipeline import load
 from bitdance_jax.saved_models import fingerprint
 
 
+pytestmark = pytest.mark.usefixtures("optimized")  # as the processes are, whose bytes are the same
+
 ROOT = Path(__file__).parents[2]
 REQUEST = {"seed": 0, "sampler": {"head_steps": 3}}
 PICTURES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)

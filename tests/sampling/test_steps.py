@@ -10,10 +10,14 @@ import bitdance_jax
 from bitdance_jax import UserError
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.mark.parametrize(("raster", "scale", "schedule"), [("token", 2.0, "linear"), ("patch", 1.0, "linear"), ("patch", 2.0, "constant")])
+@pytest.mark.parametrize(
+    ("raster", "scale", "schedule"),
+    [
+        ("token", 2.0, "linear"),
+        pytest.param("patch", 1.0, "linear", marks=pytest.mark.slow),
+        pytest.param("patch", 2.0, "constant", marks=pytest.mark.slow),
+    ],
+)
 def test_steps_end_in_the_pictures(tmp_path, raster, scale, schedule):
     """4 x 4 patches of 4 tokens, each of 2 x 2 pixels: what is not drawn yet is grey, and the last pictures are those of `sample`."""
     tiny_models.save_model(tmp_path / "model", dataclasses.replace(tiny_models.MODEL, order=raster))

@@ -29,8 +29,6 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.transformer import order
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PROMPTS = ["a cat", "两只猫和一只狗", "three dogs under a tree"]
 
 

@@ -1,6 +1,7 @@
 import functools
 from typing import NamedTuple
 
+import compiling
 import golden_models
 import jax
 import jax.numpy as jnp
@@ -31,12 +32,14 @@ def io() -> dict[str, np.ndarray]:
     return golden_models.read("tokenizer/io")
 
 
+@compiling.optimized()
 def test_encode(toy, io):
     z = jax.jit(functools.partial(toy.model.apply, method="encode"))(toy.variables, nhwc(io["image"]))
     assert_close(z, nhwc(io["pre_quant"]))
     np.testing.assert_array_equal(lfq.quantize(z), nhwc(io["codes"]))
 
 
+@compiling.optimized()
 def test_decode(toy, io):
     pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(toy.variables, nhwc(io["codes"]))
     assert_close(pictures, nhwc(io["reconstruction"]))
@@ -48,6 +51,7 @@ def test_decode_of_sampled_codes(toy):
     assert_close(pictures, nhwc(sample["image"]))
 
 
+@compiling.optimized()
 def test_gan_decode():
     config, params = golden_models.tokenizer("tokenizer_gan")
     assert config.decoder == "gan"

@@ -88,6 +88,7 @@ def test_decoding_chooses(monkeypatch):
     assert chosen == [Whole(), Whole(), Strips(4)]
 
 
+@pytest.mark.slow
 def test_on_meshes():
     """In a process of its own, with eight devices."""
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
