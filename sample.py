@@ -190,7 +190,7 @@ def save_prompts(path: str, pictures: UInt8[np.ndarray, "N H W 3"], prompts: int
     each = len(pictures) // prompts
     columns = each if each > 1 else math.isqrt(len(pictures) - 1) + 1
     images.save_png(path, pictures[0] if len(pictures) == 1 else images.grid(pictures, columns))
-    print(f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {pictures.shape[2]}x{pictures.shape[1]} in {path}")
+    print(f"{counted(len(pictures), 'picture')} of {pictures.shape[2]}x{pictures.shape[1]} in {path}")
 
 
 def labels_at_a_time(arguments: Arguments, count: int) -> int:
@@ -209,7 +209,7 @@ def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: Sa
     pictures = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=at_a_time)
     captions = [model.class_names[label] for label in labels]
     images.save_png(arguments.out, images.grid(pictures, arguments.per_label, captions, enlarge=enlarge))
-    print(f"{len(pictures)} pictures of {len(labels)} labels in {arguments.out}")
+    print(f"{counted(len(pictures), 'picture')} of {counted(len(labels), 'label')} in {arguments.out}")
 
 
 def write_npz(arguments: Arguments, path: str, mark: str, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
@@ -219,7 +219,13 @@ def write_npz(arguments: Arguments, path: str, mark: str, model: ClassConditiona
     per_device, overwrite = labels_at_a_time(arguments, count), arguments.overwrite
     drawn = sample_to_npz(path, model, request, per_device=per_device, overwrite=overwrite, progress=first_host)
     if first_host:
-        print(f"{count} pictures of {model.config.num_classes} labels in {path}" + (f" ({drawn} drawn now)" if drawn < count else ""))
+        labels = counted(min(count, model.config.num_classes), "label")
+        now = f" ({drawn} drawn now)" if drawn < count else ""
+        print(f"{counted(count, 'picture')} of {labels} in {path}{now}")
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 if __name__ == "__main__":

@@ -89,6 +89,13 @@ def test_it_draws_a_grid(sample, tmp_path):
     assert len({cell.tobytes() for cell in cells}) == 4
 
 
+def test_what_was_drawn_is_counted(sample, quick_samples, command, monkeypatch):
+    assert sample("--labels", "3", "--per-label", "1")[:2] == (0, "1 picture of 1 label in samples.png\n")
+    monkeypatch.setattr(command, "sample_to_npz", lambda *_, **__: 0)
+    assert sample("--npz", "x.npz", "--num-images", "4")[1] == "4 pictures of 4 labels in x.npz (0 drawn now)\n"
+    assert sample("--npz", "x.npz", "--num-images", "10")[1] == "10 pictures of 9 labels in x.npz (0 drawn now)\n"
+
+
 def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tmp_path):
     status, out, _ = sample()
     assert (status, out) == (0, "72 pictures of 9 labels in samples.png\n")
