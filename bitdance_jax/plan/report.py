@@ -113,6 +113,9 @@ def _findings(plan: Plan, count: int) -> dict[str, list[Finding]]:
 
 
 def _finding_table(findings: list[Finding]) -> list[str]:
-    head = ("from", "what", "largest result", "times", "MiB", "ms")
-    rows = [(f.source[-90:], f.what[:36], f.shape, f"{f.times:,}", f"{f.bytes / 2**20:,.1f}", f"{f.seconds * 1e3:,.2f}") for f in findings]
+    head = ["from", "what", "largest result", "times", "MiB"]
+    rows = [[f.source[-90:], f.what[:36], f.shape, f"{f.times:,}", f"{f.bytes / 2**20:,.1f}"] for f in findings]
+    if any(f.seconds for f in findings):  # none is known of arrays, nor of devices without figures
+        head.append("ms")
+        rows = [[*row, f"{f.seconds * 1e3:,.2f}"] for row, f in zip(rows, findings, strict=True)]
     return table(head, rows)

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from bitdance_jax.hardware import Chip
-from bitdance_jax.plan import cost, hlo, waste
+from bitdance_jax.plan import cost, hlo, report, waste
 from bitdance_jax.plan.estimate import estimate
 
 
@@ -103,3 +103,10 @@ def test_an_estimate_adds_kernels_and_exchanges(rows, mesh):
     assert total.bounds["overlapped"] == max(total.arithmetic, total.memory, total.communication)
     assert total.bounds["serial"] == total.kernel_seconds + total.communication <= total.expected
     assert total.arithmetic + total.memory > total.kernel_seconds > max(total.arithmetic, total.memory)
+
+
+def test_times_are_a_column_where_they_are_known():
+    arrays = waste.Finding("copy", "f32[4]", 1, 16, 0.0, "layer")
+    kernels = waste.Finding("copy", "f32[4]", 1, 16, 2e-3, "layer")
+    assert "ms" not in report._finding_table([arrays])[0].split()
+    assert report._finding_table([arrays, kernels])[-1].split()[-2] == "2.00"
