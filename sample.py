@@ -26,7 +26,7 @@ from bitdance_jax.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName
+from bitdance_jax.files import PathName, check_ending
 from bitdance_jax.sampling.npz import Request, sample_to_npz
 from bitdance_jax.sampling.pipeline import load
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights, parse_size
@@ -108,8 +108,7 @@ def main() -> int:
 
 def check_values(arguments: Arguments) -> None:
     """Raises a UserError for what no model takes."""
-    if "://" in arguments.out or not arguments.out.lower().endswith(".png"):
-        raise UserError(f"--out must be a local file that ends in .png, got {arguments.out}")
+    check_ending(arguments.out, ".png", "--out")
     if arguments.npz is not None:
         if arguments.labels is not None:
             raise UserError("--labels are for a grid; an .npz holds all of them in turn")

@@ -4,6 +4,7 @@ Classes or a prompt go in; a gallery fills in while the patches are drawn. The p
 """
 
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -46,12 +47,33 @@ class Arguments(Flags):
 
 def main() -> None:
     arguments = parse(Arguments, prog="python -m bitdance_jax.app")
+    check_address(arguments.host, arguments.port)
     gradio = import_gradio()
     if arguments.compilation_cache is not None:
         keep_compiled(arguments.compilation_cache)
     page = make_page(gradio, load_drawer(arguments), os.path.basename(os.path.normpath(arguments.checkpoint)))
     start_server(page, arguments)
     page.block_thread()
+
+
+def check_address(host: str, port: int) -> None:
+    """Looks whether the page can be served there, before a model is loaded.
+
+    Raises:
+      UserError: no: the host is none of this machine's, or the port is taken.
+    """
+    try:
+        if not host:
+            raise OSError(None, "the host is empty; 0.0.0.0 is all of this machine's addresses")
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+    except (OSError, UnicodeError) as error:  # of names that no host can have
+        reason = getattr(error, "strerror", None) or error
+        line = f"cannot serve at {host}:{port}: {reason}; give another --host or --port"
+        raise UserError(line) from error
 
 
 def start_server(page: Any, arguments: Arguments) -> None:

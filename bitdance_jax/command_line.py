@@ -6,6 +6,7 @@ import difflib
 import errno
 import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -69,20 +70,24 @@ def is_given(name: str, flags: Sequence[str]) -> bool:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """The exit status of a tool: bad input, a device whose memory is full or that is not there are one line on stderr and status 2, Ctrl-C
-    one and 130."""
+    """The exit status of a tool: bad input, a device whose memory is full or that is not there, and what the system
+    refuses are one line on stderr and status 2, Ctrl-C one and 130."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so that the imports end without a traceback
         signal.signal(signal.SIGINT, signal.default_int_handler)
     quiet_orbax()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks are printed all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return main() or 0
+        status = main() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"error: {_printable(f'a name is too long: {error.filename}')}", file=sys.stderr)
+        print(f"error: {_printable(_system_error(error))}", file=sys.stderr)
+        _drop_output()
         return 2
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -136,6 +141,34 @@ def quiet_orbax() -> None:
     sys.unraisablehook = quiet
 
 
+def _system_error(error: OSError) -> str:
+    """One line of what the system refused and nobody has put into words."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"a name is too long: {error.filename}"
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is not there any more; go to another one"
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{error.filename}: {reason}"
+    if error.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF):
+        return f"cannot write, perhaps to where the output goes: {reason}"
+    return reason
+
+
+def _drop_output() -> None:
+    """What could not be printed is not tried again when Python ends."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+
+
 def _with_paths(config: Any) -> Any:
     hints = field_types(type(config))  # type: ignore[arg-type]
     changes = {}
@@ -167,4 +200,7 @@ def _one_line(complaint: str) -> str:
     """What tyro's box says, without its title, its frame (drawn in ASCII on some terminals) and its pointer to --help."""
     _, *lines = (line.strip("│╭╮╰╯ ") for line in complaint.splitlines())
     words = " ".join(line for line in lines if line.strip("─-"))
-    return re.split("For full helptext|Argument helptext", words)[0].strip() or complaint.strip()
+    line = re.split("For full helptext|Argument helptext", words)[0].strip() or complaint.strip()
+    # Of a flag that may be None, tyro says why each of the two types does not fit, in Python's words.
+    either = r"no type matching \{None\}\|(\S+) could be instantiated from \[(.*?)\]\. Got errors:.*"
+    return re.sub(either, r"\2 is no \1", line)

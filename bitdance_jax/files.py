@@ -31,8 +31,10 @@ def named(path: str) -> str:
     """A path as a user names it, local or gs://, with the home folder in place of `~`.
 
     Raises:
-      UserError: it is at another kind of place, or the library for Google Storage is not there.
+      UserError: it is at another kind of place, the library for Google Storage is not there, or the
+        name is not UTF-8.
     """
+    check_text(path)
     scheme, is_remote, _ = path.partition("://")
     if is_remote and scheme != "gs":
         hint = ", which `python -m bitdance_jax.convert OWNER/REPOSITORY OUT` does" if scheme == "hf" else ""
@@ -125,10 +127,31 @@ def remove_leftovers(folder: str | os.PathLike[str], *, below: bool = True) -> N
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """Raises a UserError for a path where Orbax would lose what it writes: it takes "[" and "*" for patterns."""
+    """Raises a UserError for a path where Orbax would lose what it writes, or cannot write or read.
+
+    It takes "[" and "*" for patterns.
+    """
     name = str(path) if "://" in str(path) else os.path.realpath(path)
+    check_text(name)
     if found := [letter for letter in "[*" if letter in name]:
         raise UserError(f"no checkpoint can be written to {name}, because of the {found[0]}; give another place")
+
+
+def check_text(path: str | os.PathLike[str]) -> None:
+    """Raises a UserError for a path with a NUL, or not UTF-8: the libraries that read and write take no other."""
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} cannot be the name of a file")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        line = f"the name {path} is not UTF-8; give it another one, or set PYTHONUTF8=1"
+        raise UserError(line) from error
+
+
+def check_ending(path: str, ending: str, flag: str) -> None:
+    """Raises a UserError unless the path is local and has the ending; nothing else is written over."""
+    if "://" in path or not path.lower().endswith(ending):
+        raise UserError(f"{flag} must be a local file that ends in {ending}, got {path}")
 
 
 def folder(path: str | os.PathLike[str]) -> epath.Path:

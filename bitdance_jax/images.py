@@ -126,6 +126,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is a device or a pipe; name a file")
         # Folders that are missing are made with the picture: by then its model and its prompt are known to be good.
         with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
             pass

@@ -21,7 +21,7 @@ from flax import traverse_util
 
 from bitdance_jax import inputs, lazy, stored_weights, unconverted, whole_folder
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.files import check_name, write_errors
+from bitdance_jax.files import check_name, check_text, write_errors
 from bitdance_jax.stored_weights import StoredArray
 
 
@@ -232,6 +232,7 @@ def _crc32(file: epath.Path) -> int:
 
 
 def _read_header(path: epath.Path) -> dict[str, Any]:
+    check_text(path)
     if not path.exists():
         raise UserError(_advised(f"no model folder {path}", path))
     if not path.is_dir():

@@ -26,10 +26,10 @@ def writing(folder: str | os.PathLike[str], needed: int = 0) -> Iterator[Path]:
       UserError: it cannot be written, so many bytes are not free, or another process is writing it.
     """
     place = Path(os.path.realpath(folder))
-    new, old, gone = _beside(place)
     with write_errors(str(folder)):
         if os.path.ismount(place):
             raise UserError(f"{folder} is a disk of its own; give a folder on it")
+        new, old, gone = _beside(place)
         with only_writer(place, is_folder=False):
             recover(place)
             shutil.rmtree(new, ignore_errors=True)
@@ -51,6 +51,8 @@ def recover(place: Path) -> None:
 
     The new folder is whole then, for it was to take the place of the old one.
     """
+    if not place.name:  # the root of a disk
+        return
     new, old, _ = _beside(place)
     if old.exists() and not place.exists():
         with contextlib.suppress(OSError):  # another process was first, or this one may not write here

@@ -93,6 +93,16 @@ def test_models_that_the_page_cannot_show(folders):
         app.load_drawer(app.Arguments(str(folders / "classes"), weights="int8"))
 
 
+def test_an_address_where_nothing_can_be_served():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        addresses = [("127.0.0.1", taken.getsockname()[1]), ("", 7860), ("192.0.2.1", 7860), ("a" * 70 + ".b", 7860)]
+        for host, port in addresses:
+            with pytest.raises(UserError, match=r"^cannot serve at .*; give another --host or --port$"):
+                app.check_address(host, port)
+
+
 def test_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r'pip install "bitdance_jax\[app\]"'):

@@ -123,6 +123,15 @@ class Positive:
             raise UserError(f"--steps must be positive, got {self.steps}")
 
 
+def test_a_bad_value_of_an_optional_flag_names_one_type():
+    @dataclass(frozen=True)
+    class Optional:
+        steps: int | None = None
+
+    with pytest.raises(UserError, match=r"^Error parsing --steps: '1\.5' is no INT$"):
+        parse(Optional, ["--steps", "1.5"])
+
+
 def test_what_a_dataclass_says_of_itself():
     with pytest.raises(UserError, match=r"^--steps must be positive, got 0$"):
         parse(Positive, ["--steps", "0"])
@@ -178,6 +187,43 @@ def test_a_name_that_is_too_long_is_one_line(capsys, tmp_path):
     assert run(lambda: (tmp_path / ("x" * 5000)).stat().st_size) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and "too long" in printed and printed.count("\n") == 1
+
+
+def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
+    def main() -> None:
+        tmp_path.write_text("")
+
+    assert run(main) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
+def test_output_that_goes_nowhere_is_one_line(output):
+    code = "import sys; from bitdance_jax.command_line import run; sys.exit(run(lambda: print('done')))"
+    if output == "closed pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(output, os.O_WRONLY)
+    tool = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert tool.returncode == 2 and len(tool.stderr.splitlines()) == 1
+    assert tool.stderr.startswith("error: cannot write, perhaps to where the output goes: ")
+
+
+def test_names_that_the_output_has_no_letters_for():
+    code = "import sys; from bitdance_jax.command_line import run; sys.exit(run(lambda: print('na\\xefve \\udcff')))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    tool = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert tool.stdout == "na\\xefve \\udcff\n"
+
+
+def test_a_current_folder_that_is_gone_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(lambda: print(os.path.abspath("x"))) == 2
+    assert capsys.readouterr().err == "error: the current folder is not there any more; go to another one\n"
 
 
 def test_run_prints_one_line_for_ctrl_c(capsys):

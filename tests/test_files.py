@@ -11,7 +11,7 @@ import filelock
 import pytest
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer, remove_leftovers, replacing, write_errors
+from bitdance_jax.files import check_ending, check_name, named, only_writer, remove_leftovers, replacing, write_errors
 
 
 HOLD = """
@@ -149,3 +149,20 @@ def test_why_something_cannot_be_written(error, message):
 def test_other_errors_pass():
     with pytest.raises(ZeroDivisionError), write_errors("the file"):
         raise ZeroDivisionError
+
+
+def test_names_that_orbax_cannot_write(tmp_path):
+    for name in ("a[b", "a*", os.fsdecode(b"\xff")):
+        with pytest.raises(UserError, match=r"give (it )?another"):
+            check_name(tmp_path / name)
+    with pytest.raises(UserError, match="is not UTF-8; give it another one"):
+        named(os.fsdecode(b"pictures/\xff"))
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        named("a\0b")
+
+
+@pytest.mark.parametrize("path", ["thesis.txt", "png", "gs://bucket/x.png"])
+def test_other_files_are_not_written_over(path):
+    with pytest.raises(UserError, match=r"^--out must be a local file that ends in \.png, got "):
+        check_ending(path, ".png", "--out")
+    check_ending("x.PNG", ".png", "--out")

@@ -132,3 +132,9 @@ def test_a_reader_between_the_renames_does_no_harm(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", rename_and_read)
     write(tmp_path / "model", "new")
     assert content(tmp_path / "model") == ["new", "new"] and os.listdir(tmp_path) == ["model"]
+
+
+def test_the_root_of_a_disk_is_no_place_for_a_folder():
+    whole_folder.recover(Path("/"))
+    with pytest.raises(UserError, match=r"^/ is a disk of its own"):
+        write(Path("/"), "new")

@@ -21,7 +21,9 @@ def load_config(path: str) -> Training:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a script in place of a config
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, TokenizerTraining | ClassConditionalTraining):
         raise UserError(f"{path}: get_config() must return a TokenizerTraining or ClassConditionalTraining, got {type(config).__name__}")

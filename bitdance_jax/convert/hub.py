@@ -19,6 +19,10 @@ TEXT_TO_IMAGE_FILES = (".safetensors", ".json", ".txt", ".jinja")
 """Endings of the files that make a text-to-image model: weights, configs, the prompts' tokenizer."""
 
 
+SECONDS = 10.0
+"""That the hub may take to say what is in a repository."""
+
+
 def download(name: str) -> Path:
     """The local copy of what "owner/repository" or "owner/repository/file" names: a file, or a folder with a text-to-image model.
 
@@ -43,7 +47,9 @@ def download(name: str) -> Path:
 def _list(repository: str) -> tuple[list[str], Path | None]:
     """The files of a repository; where the hub does not tell, those in the cache, and their folder."""
     try:
-        return huggingface_hub.list_repo_files(repository), None
+        # One request: `list_repo_files` tries for half a minute before it says that there is no network.
+        there = huggingface_hub.model_info(repository, timeout=SECONDS)
+        return [file.rfilename for file in there.siblings or []], None
     except Exception as error:
         try:
             cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[], local_files_only=True))

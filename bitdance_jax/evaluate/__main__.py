@@ -25,7 +25,7 @@ from bitdance_jax.evaluate.inception_score import inception_score
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures, open_pictures
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.files import PathName
+from bitdance_jax.files import PathName, check_ending
 from bitdance_jax.sampling.pipeline import Tokenizer, load
 from bitdance_jax.saved_models import EMBEDDED
 
@@ -59,6 +59,11 @@ class Arguments(Flags):
     batch_size: BatchSize = BATCH
     out: PathName | None = None
     show: Annotated[int, Range(1, 10_000)] = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None:
+            check_ending(self.out, ".png", "--out")
 
 
 def main() -> None:

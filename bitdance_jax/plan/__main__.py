@@ -26,7 +26,7 @@ from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Tra
 from bitdance_jax.config.file import load_config
 from bitdance_jax.config.plain import BatchSize, Natural, Size
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName, replacing
+from bitdance_jax.files import PathName, check_ending, replacing
 from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
@@ -59,6 +59,11 @@ class Arguments(Flags):
     tensors: tuple[Size, ...] = (1, 2)
     top: Natural = 10
     json: PathName | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.json is not None:
+            check_ending(self.json, ".json", "--json")
 
 
 def main() -> None:

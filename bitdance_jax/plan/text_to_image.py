@@ -18,7 +18,7 @@ from bitdance_jax.command_line import Flags
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, Size
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName
+from bitdance_jax.files import PathName, check_ending
 from bitdance_jax.flow_head.solver import num_evaluations, num_noises
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
@@ -68,6 +68,11 @@ class Arguments(Flags):
     search: bool = False
     top: Natural = 10
     json: PathName | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.json is not None:
+            check_ending(self.json, ".json", "--json")
 
     @property
     def sampler(self) -> SamplerConfig:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Int8, UInt8
 from bitdance_jax import hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.progress import Progress
@@ -291,7 +291,7 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
     if not isinstance(size, str):
         height, width = checked(tuple[Count, Count], size, "size")
         return height, width
-    match = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
+    match = re.fullmatch(r"(\d{1,9})\s*[xX×]\s*(\d{1,9})", size.strip())
     if match is None:
-        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got {size!r}")
+        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got {short(size)}")
     return int(match[2]), int(match[1])

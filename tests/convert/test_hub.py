@@ -2,6 +2,7 @@
 
 import fnmatch
 import shutil
+import types
 
 import golden_models
 import huggingface_hub
@@ -34,7 +35,10 @@ def repository(tmp_path, monkeypatch):
                 shutil.copy(folder / file, tmp_path / "cache" / file)
         return str(tmp_path / "cache")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
+    def model_info(name, *, timeout):
+        return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=file) for file in files(name)])
+
+    monkeypatch.setattr(huggingface_hub, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.chdir(tmp_path)
     return folder
@@ -138,10 +142,10 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
-    def unreachable(name):
+    def unreachable(name, *, timeout):
         raise ConnectionError("Name or service not known")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     return snapshot
 
 

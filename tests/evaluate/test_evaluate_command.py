@@ -56,6 +56,7 @@ def files(tmp_path):
     for i, picture in enumerate(EMOJI[40:]):
         images.save_png(tmp_path / "folder" / f"{i:03}.png", picture)
     (tmp_path / "w.pth").touch()
+    (tmp_path / "f.png").mkdir()
     return tmp_path
 
 
@@ -136,7 +137,8 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
         (["samples.npz", "--image-size", "1000000000"], "--image-size must be between 1 and 8192, got 1000000000"),
         (["samples.npz", "--referense", "x"], "unknown flag --referense; did you mean --reference?"),
         (["emoji", "--reconstruction", "nowhere"], "no model folder nowhere"),
-        (["emoji", "--reconstruction", "nowhere", "--out", "folder"], "cannot write the picture folder"),
+        (["emoji", "--reconstruction", "nowhere", "--out", "f.png"], "cannot write the picture f.png"),
+        (["emoji", "--reconstruction", "nowhere", "--out", "a.txt"], "--out must be a local file that"),
         (["emoji", "--reconstruction", "nowhere", "--reference", "folder"], "--reference does not go with --reconstruction"),
         ([], "pictures"),
     ],

@@ -144,6 +144,8 @@ def test_sizes():
     assert parse_size("2048x512") == (512, 2048) and parse_size((512, 2048)) == (512, 2048)
     with pytest.raises(UserError, match="a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got '512'"):
         parse_size("512")
+    with pytest.raises(UserError, match=r"^a size is WIDTHxHEIGHT .{,200}$"):
+        parse_size("9" * 5000 + "x64")
 
 
 @pytest.mark.parametrize(
