@@ -1,5 +1,6 @@
 """What the public methods are given, checked before anything compiles: as it is promised, or a UserError of one line."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,10 @@ from jaxtyping import Int8, UInt8
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.config.plain import Range, Seed, checked
 from bitdance_jax.errors import UserError, short
+
+
+MAX_ITEMS = 10**6
+"""Labels or prompts of one call, which returns all of their pictures in memory."""
 
 
 def pictures(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
@@ -38,9 +43,13 @@ def codes(value: Any, config: TokenizerConfig) -> Int8[np.ndarray, "B h w K"]:
 
 def items(value: Any, name: str, example: str) -> list[Any]:
     """A list, tuple or array of several things; not a text, which Python takes for a list of letters."""
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    single = isinstance(value, str | bytes) or not isinstance(value, Iterable)
+    if single or getattr(value, "ndim", 1) == 0:
         raise UserError(f"{name} must be a list, such as {example}, got {short(value)}")
-    return list(value)
+    several = list(itertools.islice(value, MAX_ITEMS + 1))
+    if len(several) > MAX_ITEMS:
+        raise UserError(f"{name} may be at most {MAX_ITEMS:,}; draw more in several calls")
+    return several
 
 
 def seed(value: Any) -> int:

@@ -98,6 +98,8 @@ def test_codes_of_any_type_of_numbers_are_the_same(model, dtype):
         ([10**5000], {}, "label a number of too many digits is out of range"),
         ("12", {}, r"labels must be a list, such as \[0, 'Flags'\], got '12'"),
         (3, {}, "labels must be a list"),
+        (np.array(3), {}, "labels must be a list"),
+        (range(10**12), {}, "labels may be at most 1,000,000; draw more in several calls"),
         ([0], {"seed": 0.5}, "the seed must be int, got 0.5"),
         ([0], {"seed": 2**32}, "the seed must be between 0 and 4294967295, got 4294967296"),
         ([0], {"seed": "0"}, "the seed must be int"),
