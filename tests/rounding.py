@@ -133,7 +133,7 @@ def _operation(equation: Any, inputs: list[Any]) -> list[Any]:
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
     if name == "scan":
-        return _scan(params, inputs)
+        return _scan(equation, inputs)
     if name == "scatter-add":  # it has a program of its own for the sum of two elements
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
         return [jax.lax.scatter_add(*inputs, **{key: params[key] for key in names})]
@@ -146,12 +146,23 @@ def _is_float32(value: Any) -> bool:
     return isinstance(value, np.dtype | type) and value in (jnp.float32, np.dtype("float32"))
 
 
-def _scan(params: Any, inputs: list[Any]) -> list[Any]:
-    body, first, last = params["jaxpr"], params["num_consts"], params["num_consts"] + params["num_carry"]
+def _scan(equation: Any, inputs: list[Any]) -> list[Any]:
+    """A scan's inputs are constants, carry and slices, its results carry and slices.
+
+    Slices have an axis more outside of the body, which tells how many there are, whatever JAX's version calls their number.
+    """
+    params, body = equation.params, equation.params["jaxpr"]
+    carried = len(equation.outvars) - _sliced(equation.outvars, body.out_avals)
+    last = len(inputs) - _sliced(equation.invars, body.in_avals)
+    first = last - carried
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         out = _run(body.jaxpr, body.consts, [*inputs[:first], *carry, *x])
-        return out[: params["num_carry"]], out[params["num_carry"] :]
+        return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(step, inputs[first:last], inputs[last:], params["length"], params["reverse"])
     return [*carry, *ys]
+
+
+def _sliced(variables: Any, inner: Any) -> int:
+    return sum(outer.aval.ndim > aval.ndim for outer, aval in zip(variables, inner, strict=True))
