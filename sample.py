@@ -24,7 +24,8 @@ from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, s
 from bitdance_jax.agreement import agree, agree_on_config
 from bitdance_jax.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
-from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range
+from bitdance_jax.config.model import SolverName
+from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range, Share
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import PathName, check_ending
 from bitdance_jax.sampling.npz import Request, sample_to_npz
@@ -50,10 +51,11 @@ class Arguments(Flags):
       per_prompt: pictures of each prompt; 1 if left out.
       seed: picture i of a seed is the same whatever the batch size.
       out: the PNG.
-      head_steps: N of the head's solver; left out, the model's own, like the next three.
+      head_steps: N of the head's solver; left out, the model's own, like the next five.
       guidance_scale: classifier-free guidance; 1 for none.
       guidance_schedule: over the patches.
-      solver: as released, or the paper's plain Euler.
+      solver: as released, the paper's plain Euler, or Heun's method.
+      guidance_start, guidance_end: times of the head, 0 for noise to 1 for data, outside which there is no guidance.
       batch_size: pictures drawn at a time, on each device with --npz; 24 if left out, 4 for prompts.
       dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
       weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
@@ -78,7 +80,9 @@ class Arguments(Flags):
     head_steps: HeadSteps | None = None
     guidance_scale: float | None = None
     guidance_schedule: Literal["linear", "constant"] | None = None
-    solver: Literal["euler_maruyama", "euler"] | None = None
+    solver: SolverName | None = None
+    guidance_start: Share | None = None
+    guidance_end: Share | None = None
     batch_size: BatchSize | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: Weights | None = None

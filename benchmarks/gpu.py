@@ -53,6 +53,8 @@ from bitdance_jax.hardware import chip_of
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.models.class_conditional import ClassConditional
 from bitdance_jax.sampling import memory
+from bitdance_jax.sampling.next_patch import resolve
+from bitdance_jax.sampling.partial import fill_in
 from bitdance_jax.sampling.pipeline import decode_codes, image_keys, sample_labels, weight_dtype
 from bitdance_jax.sampling.prompt_programs import Programs, kept
 from bitdance_jax.tokenizer import autoencoder, lfq
@@ -256,22 +258,21 @@ def sample(name: str, *, head_steps: tuple[int, ...], pixels: bool = False) -> A
         for steps in (2,) if trial else head_steps:
             sampler = SamplerConfig(head_steps=steps, guidance_scale=GUIDANCE[name])
 
-            def draw(params: Any, labels: Any, keys: Any, sampler: Any = sampler) -> Any:
-                return sample_labels(module, params, labels, keys, sampler)
-
-            flops = traced_flops(draw, params, labels, keys)
+            solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
+            draw = functools.partial(sample_labels, module, solver=solver)
+            flops = traced_flops(draw, params, labels, keys, scales)
             timer = Timer()
             with timer.compiling():
-                compiled = jax.jit(draw).lower(params, labels, keys).compile()
-            seconds = timer.measure(functools.partial(compiled, params, labels, keys), budget=4.0)
+                compiled = jax.jit(draw).lower(params, labels, keys, scales).compile()
+            seconds = timer.measure(functools.partial(compiled, params, labels, keys, scales), budget=4.0)
             result[f"{steps}_steps"] = {
                 "images_per_second": round(batch / seconds, 2),
                 "seconds": round(seconds, 4),
                 "compile_seconds": round(timer.compile_seconds, 1),
                 "tflops": round(flops / seconds / 1e12, 1),
             }
-            codes = compiled(params, labels, keys)
-        result |= kernels(functools.partial(compiled, params, labels, keys))
+            codes = compiled(params, labels, keys, scales)
+        result |= kernels(functools.partial(compiled, params, labels, keys, scales))
         if not pixels:
             return {**result, **device_result()}
         tokenizer = Autoencoder(config.tokenizer, dtype)
@@ -373,17 +374,19 @@ def draw_prompt(name: str, weights: str) -> Any:
         keys = np.asarray(jax.random.key_data(image_keys(0, 0, 1)))
         programs = Programs(config, mesh, dtype)
         patches = side * side // config.size_multiple**2
+        solver, scales = resolve(sampler, config.head.time_shift, patches)
         grid = side // config.tokenizer.downsampling
 
         def draw() -> list[float]:
             start = time.perf_counter()
-            drawing = programs.begin(params["model"], prefixes, xy, keys, sampler=sampler)
-            jax.block_until_ready(drawing)
+            state = programs.begin(params["model"], (prefixes, xy), scales)
+            jax.block_until_ready(state)
             first = time.perf_counter()
-            drawing = programs.advance(params["model"], drawing, prefixes.padding, xy, keys, np.int32(patches), sampler=sampler)
-            jax.block_until_ready(drawing)
+            inputs = (prefixes, xy)
+            state = programs.advance(params["model"], state, inputs, keys, scales, np.int32(patches), solver=solver)
+            jax.block_until_ready(state)
             last = time.perf_counter()
-            codes = jnp.swapaxes(drawing.codes, 0, 1).reshape(1, -1, config.tokenizer.bits)
+            codes = fill_in(np.asarray(state.values), patches)
             pictures = programs.decode(params["tokenizer"], codes, keys, height=grid)
             jax.block_until_ready(pictures)
             return [first - start, last - first, time.perf_counter() - last]

@@ -21,6 +21,7 @@ from bitdance_jax.command_line import parse, run
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.sampling.pipeline import image_keys, sample_labels
 
 
@@ -68,16 +69,18 @@ def main() -> None:
     sampler = SamplerConfig(head_steps=arguments.head_steps, guidance_scale=arguments.guidance)
     params = random_weights(config, jnp.dtype(arguments.dtype))
     labels = jnp.arange(arguments.batch, dtype=jnp.int32) % config.num_classes
-    function = functools.partial(sample_labels, ClassConditional(config, dtype=jnp.dtype(arguments.dtype)), sampler=sampler)
+    solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
+    model = ClassConditional(config, dtype=jnp.dtype(arguments.dtype))
+    function = functools.partial(sample_labels, model, solver=solver)
 
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(params, labels, image_keys(0, 0, arguments.batch)).compile()
+    compiled = jax.jit(function).lower(params, labels, image_keys(0, 0, arguments.batch), scales).compile()
     compile_seconds = time.perf_counter() - start
 
     def draw(seed: int) -> float:
         keys = jax.block_until_ready(image_keys(seed, 0, arguments.batch))
         start = time.perf_counter()
-        compiled(params, labels, keys).block_until_ready()
+        compiled(params, labels, keys, scales).block_until_ready()
         return time.perf_counter() - start
 
     draw(0)
@@ -86,7 +89,7 @@ def main() -> None:
         with jax.profiler.trace(arguments.profile):
             draw(0)
 
-    done = traced_flops(function, params, labels, image_keys(0, 0, arguments.batch))
+    done = traced_flops(function, params, labels, image_keys(0, 0, arguments.batch), scales)
     least = minimal_sampler_flops(config, sampler, arguments.batch)
     median, rates = statistics.median(seconds), sorted(arguments.batch / s for s in seconds)
     memory = compiled.memory_analysis()  # None where the backend has no such figures

@@ -10,11 +10,17 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
 
 
 def traced_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Operations of the products in `function(*arguments)`; the arguments may be jax.ShapeDtypeStruct."""
-    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    """Operations of the products in `function(*arguments)`; the arguments may be jax.ShapeDtypeStruct.
+
+    Products whose results nothing uses do not count: compilers leave them out.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _jaxpr_flops(used)
 
 
 def _jaxpr_flops(jaxpr: Jaxpr) -> int:

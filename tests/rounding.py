@@ -17,7 +17,7 @@ from golden_models import largest_error, neighbouring
 from jax.extend.core import Literal
 from jax.typing import ArrayLike
 
-from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.next_patch import PatchModel
 
 
 BOUND = 5
@@ -60,24 +60,25 @@ def other_runs(function: Callable[[Any], Any], numbers: Any) -> list[Any]:
         return [jax.device_get(run(neighbouring(numbers, seed))) for seed in range(RUNS)]
 
 
-def reading(bits: jax.Array, conditions: list[jax.Array]) -> Callable[..., jax.Array]:
-    """In the place of `next_patch.sample_patches`: each patch is drawn after the given bits [N, R, P, K], whatever was drawn.
+class Replayed:
+    """A model [R rows] that reads given bits [N, R, P, K], whatever was sampled.
 
-    Leaves the states of all patches [N, R, P, C] in `conditions`.
+    The cache of a sampler's state is then the model's own with the states of all patches [N, R, P, C].
     """
-    sample_patches = next_patch.sample_patches
 
-    def sample(model: Any, states: jax.Array, cache: Any, num_steps: int, noise: Any, config: Any) -> jax.Array:
-        def read(cache: Any, patch: jax.Array) -> tuple[Any, jax.Array]:
-            states, cache = model.read(bits[patch], patch, cache)
-            return cache, states
+    def __init__(self, model: PatchModel, bits: jax.Array) -> None:
+        self._model, self._bits = model, bits
+        self.num_patches, self.patch_shape, self.head = model.num_patches, model.patch_shape, model.head
 
-        _, later = jax.lax.scan(read, cache, jnp.arange(num_steps - 1))
-        conditions[:] = [jnp.concatenate([states[None], later])]
-        forced = model._replace(read=lambda _, patch, cache: (later[patch], cache))
-        return sample_patches(forced, states, cache, num_steps, noise, config)
+    def read_prefix(self) -> tuple[Any, jax.Array]:
+        cache, none = self._model.read_prefix(), jnp.zeros(self.patch_shape)
+        states, _ = jax.eval_shape(self._model.read, none, 0, cache)
+        return cache, jnp.zeros((self.num_patches, *states.shape), states.dtype)
 
-    return sample
+    def read(self, _: jax.Array, patch: jax.Array, cache: tuple[Any, jax.Array]) -> tuple[jax.Array, Any]:
+        states, own = self._model.read(self._bits[jnp.maximum(patch - 1, 0)], patch, cache[0])
+        seen = jax.lax.dynamic_update_index_in_dim(cache[1], states, patch, 0)
+        return states, (own, seen)
 
 
 def recorded_time_features(t: jax.Array) -> jax.Array:

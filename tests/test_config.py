@@ -186,7 +186,7 @@ def test_no_field_takes_a_value_of_another_type_choice_or_range(as_users_call, c
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"solver": "ddim"}, "solver must be one of euler_maruyama, euler, got 'ddim'"),
+        ({"solver": "ddim"}, "solver must be one of euler_maruyama, euler, heun, got 'ddim'"),
         ({"guidance_schedule": "cosine"}, "guidance_schedule must be one of linear, constant, got 'cosine'"),
         ({"head_steps": 2.5}, "head_steps must be int, got 2.5"),
         ({"head_steps": 10**12}, "head_steps must be between 1 and 10000, got 1000000000000"),

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rounding
 from flax import traverse_util
 
 from bitdance_jax import linear, quantize
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.models.text_to_image import TextToImage, prefix_rows, sample_values, token_positions
+from bitdance_jax.models.text_to_image import PatchReader, TextToImage, prefix_rows, token_positions
 from bitdance_jax.plan import hlo
 from bitdance_jax.quantize import Int8Kernel
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.transformer.layers import FusedDense
 
 
@@ -62,33 +64,29 @@ def quantized_params(params: dict) -> dict:
     return traverse_util.unflatten_dict(small, sep="/")
 
 
-def test_error_of_the_recorded_model(monkeypatch):
+def test_error_of_the_recorded_model():
     """Reading the recorded bits: every condition of the head, and the share of bits that stay as they were recorded."""
     config, params, prompt = golden_models.text_to_image("t2i_4x")
     recorded = golden_models.read("t2i_4x/sample_nocfg")
     steps = range(prompt["height"] * prompt["width"] // config.size_multiple**2)
     noise = jnp.stack([jnp.concatenate([recorded[f"step{i}.init_noise"][None], recorded[f"step{i}.step_noise"]]) for i in steps])
     bits = jnp.stack([jnp.sign(recorded[f"step{i}.pre_sign"]) for i in steps])
-    conditions, following = [], next_patch.following
-
-    def replayed(model, draw, *arguments):
-        def read(_, patch, cache):
-            states, cache = model.read(bits[patch], patch, cache)
-            jax.debug.callback(lambda states: conditions.append(states), states, ordered=True)
-            return states, cache
-
-        return following(model._replace(read=read), draw, *arguments)
-
-    monkeypatch.setattr(next_patch, "following", replayed)
     sampler = SamplerConfig(head_steps=prompt["num_sampling_steps"], guidance_scale=1.0)
     prefixes = prefix_rows(config, [prompt["cond_ids"]] * prompt["num_images"], prompt["height"], prompt["width"])
     xy = jnp.asarray(token_positions(config, prompt["height"], prompt["width"]))
-    run = jax.jit(functools.partial(sample_values, TextToImage(config), noise=lambda patch, _: noise[patch], sampler=sampler))
-    values = run(quantized_params(params), prefixes, xy)
-    jax.effects_barrier()
-    expected = np.stack([recorded[f"step{i}.cond"] for i in steps])[1:]
-    equal = np.mean((np.asarray(values) > 0) == (np.asarray(bits) > 0))
-    assert 1e-4 < relative_error(np.stack(conditions), expected) < 0.02
+    solver, scales = resolve(sampler, config.head.time_shift, len(steps))
+
+    @jax.jit
+    def run(params):
+        model = rounding.Replayed(PatchReader(TextToImage(config), params, prefixes, xy), bits)
+        state = next_patch.begin(model, scales)
+        noises = lambda patch, _: noise[patch]  # noqa: E731
+        return next_patch.advance(model, state, len(steps), noise=noises, solver=solver, scales=scales)
+
+    state = run(quantized_params(params))
+    expected = np.stack([recorded[f"step{i}.cond"] for i in steps])
+    equal = np.mean((np.asarray(state.values) > 0) == (np.asarray(bits) > 0))
+    assert 1e-4 < relative_error(state.cache[1], expected) < 0.02
     assert equal > 0.97
 
 

@@ -212,18 +212,33 @@ class ClassConditionalConfig(Config):
         )
 
 
+SolverName = Literal["euler_maruyama", "euler", "heun"]
+"""Solvers of the head; `sampling.solvers` has them."""
+
+
 @dataclass(frozen=True)
 class SamplerConfig(Config):
     """How the head is solved and guided (paper 3.2).
 
     Attributes:
-      head_steps: N; the head runs N + 1 times for each patch with "euler_maruyama", N times with "euler".
-      solver: "euler_maruyama" as released, or "euler" as in the paper's equation 4.
+      head_steps: N; the head runs N + 1 times for each patch with "euler_maruyama", N times with
+        "euler", 2 N - 1 times with "heun".
+      solver: "euler_maruyama" as released, "euler" as in the paper's equation 4, or "heun", which is
+        of the second order.
       guidance_scale: classifier-free guidance s on the velocity; 1 means none.
       guidance_schedule: "linear", s_i = 1 + (s - 1) i / steps at step i, or "constant".
+      guidance_start, guidance_end: times of the head, from 0 for noise to 1 for data, outside which
+        there is no guidance.
     """
 
     head_steps: HeadSteps = 100
-    solver: Literal["euler_maruyama", "euler"] = "euler_maruyama"
+    solver: SolverName = "euler_maruyama"
     guidance_scale: NotNegative = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
+    guidance_start: Share = 0.0
+    guidance_end: Share = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start, end = self.guidance_start, self.guidance_end
+        require(start <= end, f"guidance_end must not be before guidance_start, got {end} and {start}")

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bitdance_jax import images, inputs
+from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.files import only_writer, remove_leftovers, replacing
 
@@ -142,6 +143,9 @@ class PictureFolder:
             return
         if not file.exists():
             raise UserError(f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out")
+        # Earlier versions did not write down what they did not let choose.
+        defaults = to_dict(SamplerConfig()).items()
+        there |= {name: value for name, value in defaults if name in settings and name not in there}
         names = list(there | settings)
         differ = [
             f"{name} {short(there.get(name))}, asked for {short(settings.get(name))}"

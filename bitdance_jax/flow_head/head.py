@@ -8,14 +8,15 @@ are whole in the products and cut between them, so that each device norms and mo
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bitdance_jax import linear
 from bitdance_jax.config import FlowHeadConfig
@@ -157,8 +158,7 @@ class HeadGroup(nn.Module):
 class FlowHead(nn.Module):
     """Predicts clean bits from noisy ones.
 
-    Sampling calls the parts apart: `embed_time` once for all steps, `embed_condition` once for a patch, `predict` at every step;
-    `modulation`, which knows nothing of the noisy bits, at every step or once for all of a patch's.
+    Sampling calls the parts apart: `embed_time` once for all patches, `prepare` once for a patch, `predict` at every evaluation.
 
     Attributes:
       config: sizes.
@@ -209,26 +209,48 @@ class FlowHead(nn.Module):
         y = self._style(time, condition)
         return [group.modulation(y) for group in self.groups], [_cut(vector) for vector in self.final_ada_ln(y)]
 
-    def predict(self, x_t: Float[Array, "B P K"], modulation: "Modulation") -> Float[Array, "B P K"]:
-        """The predicted clean bits, float32.
+    def prepare(self, states: Float[Array, "B P C"], times: Float[Array, "E D"]) -> "Prepared":
+        """What `predict` needs beside the noisy bits of one patch; unrolled groups.
+
+        Args:
+          states: the transformer's at the patch.
+          times: `embed_time` of the evaluations' times.
+        """
+        condition = self.embed_condition(states)
+        if modulated_at_once(states.shape[0] * states.shape[1], *times.shape):
+            return self.modulation(times[:, None, None], condition)
+        return TimesAndCondition(times, condition)
+
+    def predict(self, x_t: Float[Array, "B P K"], prepared: "Prepared", evaluation: Int[Array, ""] | int) -> Float[Array, "B P K"]:
+        """The clean bits predicted at one evaluation, by its number, from noisy ones; float32.
 
         Args:
           x_t: noisy bits; 1 for the data, 0 for the noise end of time.
-          modulation: `modulation` of one evaluation.
+          prepared: `prepare` of all evaluations.
+          evaluation: 0 ... E - 1.
         """
+
+        def at(array: Array) -> Array:
+            return jax.lax.dynamic_index_in_dim(array, evaluation, keepdims=False)
+
+        if isinstance(prepared, TimesAndCondition):
+            return self.denoise(x_t, at(prepared.times), prepared.condition)
+        return self._predict(x_t, jax.tree.map(at, prepared))
+
+    def denoise(self, x_t: Float[Array, "B P K"], time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> Float[Array, "B P K"]:
+        """The predicted clean bits, float32, at embedded times and conditions; the groups may be scanned."""
+        if not self.scan:
+            return self._predict(x_t, self.modulation(time, condition))
+        y = self._style(time, condition)
+        x, _ = self.groups(self._embed(x_t), y)
+        return self._bits(x, self.final_ada_ln(y))
+
+    def _predict(self, x_t: Float[Array, "B P K"], modulation: "Modulation") -> Float[Array, "B P K"]:
         vectors, last = modulation
         x = self._embed(x_t)
         for group, own in zip(self.groups, vectors, strict=True):
             x = group.run(x, own)
         return self._bits(x, last)
-
-    def denoise(self, x_t: Float[Array, "B P K"], time: Float[Array, "*b D"], condition: Float[Array, "B P D"]) -> Float[Array, "B P K"]:
-        """`predict` with the `modulation` of one evaluation; the groups may be scanned."""
-        if not self.scan:
-            return self.predict(x_t, self.modulation(time, condition))
-        y = self._style(time, condition)
-        x, _ = self.groups(self._embed(x_t), y)
-        return self._bits(x, self.final_ada_ln(y))
 
     def __call__(self, x_t: Float[Array, "B P K"], t: Float[Array, "B"], z: Float[Array, "B P C"]) -> Float[Array, "B P K"]:
         """`denoise` with both embeddings made on the spot: one time and one state for each patch."""
@@ -249,3 +271,24 @@ class FlowHead(nn.Module):
 
 Modulation = tuple[list[list[Float[Array, "*E N D"]]], list[Float[Array, "*E N D"]]]
 """(each group's vectors, the last layer's)."""
+
+
+class TimesAndCondition(NamedTuple):
+    """`embed_time` of the times of all evaluations, and `embed_condition` of a patch's states."""
+
+    times: Float[Array, "E D"]
+    condition: Float[Array, "B P D"]
+
+
+Prepared = Modulation | TimesAndCondition
+"""The modulation of all evaluations [E, N, D], or what it is made of at each of them."""
+
+
+def modulated_at_once(rows: int, evaluations: int, width: int) -> bool:
+    """Whether a patch's modulation is made for all evaluations of the head at once.
+
+    A fifth of the head's weights make it. While the rows are few, reading weights is what takes the time, and those are then read once a
+    patch; but what they make is written and read for each row, so that the rows must be far fewer than the head is wide. The bound on
+    what is kept is 14 vectors of that width for each of 2^14 rows: 2.2 GiB of a released text-to-image model.
+    """
+    return rows <= 256 and 16 * rows <= width and rows * evaluations <= 2**14

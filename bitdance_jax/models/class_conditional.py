@@ -15,11 +15,9 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
+from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.flow_head import objective
 from bitdance_jax.flow_head.head import FlowHead
-from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.next_patch import Drawing
 from bitdance_jax.sharding import constrain
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order, rope
@@ -182,7 +180,7 @@ def draw(keys: Array, config: ClassConditionalConfig) -> Draws:
 def class_conditional_loss(
     model: ClassConditional, params: Params, labels: Int[Array, "B"], codes: Float[Array, "B h w K"], draws: Draws
 ) -> Float[Array, ""]:
-    """Mean velocity loss of the head over all patches, each with `head_repeats` fresh times and noises (SPEC 3, 4).
+    """Mean velocity loss of the head over all patches, each with `head_repeats` fresh times and noises (paper 3.2, 3.3).
 
     Args:
       labels: 0 ... num_classes - 1; some are dropped to `num_classes`.
@@ -212,95 +210,65 @@ def abstract_params(config: ClassConditionalConfig, scan: bool = True) -> Params
     return jax.eval_shape(functools.partial(init_params, ClassConditional(config, scan)), jax.random.key(0))
 
 
-def sample_codes(
-    model: ClassConditional,
-    params: Params,
-    labels: Int[Array, "B"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-) -> Float[Array, "B h w K"]:
-    """Codes in {-1, 1} of one image for each label; `order.sequence_to_grid` of the signs of `sample_patches`.
+class PatchReader:
+    """The model with its weights and labels, as the sampler reads it (`sampling.next_patch.PatchModel`).
 
-    Args:
-      model: with unrolled layers; `params` likewise.
-      labels: 0 ... num_classes.
-      noise: for example `next_patch.noise_from_keys`.
+    It reads the prefix up to the first block, the last class token with the queries, then block by
+    block through a key-value cache.
     """
-    values = sample_values(model, params, labels, noise, sampler)
-    tokens = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
-    return order.sequence_to_grid(tokens, model.config.grid, model.config.patch_side, model.config.order)
 
+    def __init__(self, model: ClassConditional, params: Params, labels: Int[Array, "R"]) -> None:
+        """
+        Args:
+          model: with unrolled layers; `params` likewise.
+          labels: of every row, 0 ... num_classes; `num_classes` is the unconditional one.
+        """
+        config = model.config
+        self._config, self._dtype = config, jnp.dtype(model.dtype)
+        self._bound = model.bind({"params": params})
+        # Slots of the cache before the first block, and all of them.
+        self._before = config.class_tokens - 1
+        prefix = self._bound.embed_prefix(labels)
+        self._class_tokens, self._first_block = jnp.split(prefix, [self._before], axis=1)
+        self._slots = self._before + config.num_tokens
+        self._rotary = rotary(config)
+        self._mask = jnp.asarray(attention_rule(config).array(self._slots))
+        self.num_patches = config.num_steps
+        self.patch_shape = (labels.shape[0], config.tokens_per_step, config.tokenizer.bits)
+        self.head = self._bound.head
 
-def sample_values(
-    model: ClassConditional,
-    params: Params,
-    labels: Int[Array, "B"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-) -> Float[Array, "N B P K"]:
-    """The sampler's values before the sign, patch by patch."""
-    states, cache = _read_prefix(model, params, labels, sampler)
-    return next_patch.sample_patches(_patches(model, params), states, cache, model.config.num_steps, noise, sampler)
-
-
-def begin(
-    model: ClassConditional,
-    params: Params,
-    labels: Int[Array, "B"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-) -> Drawing:
-    """`sample_codes` as far as the first patch; `advance` goes on, and both together draw the same."""
-    states, cache = _read_prefix(model, params, labels, sampler)
-    return next_patch.begin(_patches(model, params), states, cache, model.config.num_steps, noise, sampler)
-
-
-def advance(
-    model: ClassConditional,
-    params: Params,
-    drawing: Drawing,
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-    stop: Int[Array, ""] | int,
-) -> Drawing:
-    """Draws on until `stop` patches are drawn, however many those are: one program."""
-    return next_patch.advance(_patches(model, params), drawing, noise, sampler, stop)
-
-
-def _read_prefix(
-    model: ClassConditional, params: Params, labels: Int[Array, "B"], sampler: SamplerConfig
-) -> tuple[Float[Array, "R P C"], Any]:
-    """States of the first patch, and the cache."""
-    config, transformer = model.config, model.config.transformer
-    bound = model.bind({"params": params})
-    if sampler.guidance_scale != 1:
-        labels = jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
-    prefix, length = config.class_tokens + config.tokens_per_step - 1, config.tokens_per_step
-    total = prefix + config.num_tokens - length
-    cos, sin = rotary(config)
-    mask = jnp.asarray(attention_mask(config)[:prefix, :prefix])
-    empty = attention.empty_cache(labels.shape[0], total, transformer.num_heads, transformer.head_dim, jnp.dtype(model.dtype))
-    hidden, cache = bound.read(bound.embed_prefix(labels), (cos[:prefix], sin[:prefix]), mask, [empty] * transformer.num_layers)
-    return bound.condition(hidden[:, -length:]), cache
-
-
-def _patches(model: ClassConditional, params: Params) -> next_patch.Model:
-    """The model as the sampler takes it, after the prefix."""
-    config = model.config
-    bound = model.bind({"params": params})
-    prefix, length = config.class_tokens + config.tokens_per_step - 1, config.tokens_per_step
-    total = prefix + config.num_tokens - length
-    cos, sin = rotary(config)
-    mask = jnp.asarray(attention_mask(config)[:total, :total])
+    def read_prefix(self) -> list[KVCache] | None:
+        sizes, before = self._config.transformer, self._before
+        shape = (self.patch_shape[0], self._slots, sizes.num_heads, sizes.head_dim)
+        empty = [attention.empty_cache(*shape, self._dtype)] * sizes.num_layers
+        if not before:
+            return empty
+        angles = self._angles(0, before)
+        mask = self._mask[:before, :before]
+        _, cache = self._bound.read(self._class_tokens, angles, mask, empty)
+        return cache
 
     def read(
-        bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache] | None
+        self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: list[KVCache] | None
     ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
-        start = prefix + patch * length
-        angles = jax.lax.dynamic_slice_in_dim(cos, start, length), jax.lax.dynamic_slice_in_dim(sin, start, length)
-        visible = jax.lax.dynamic_slice_in_dim(mask, start, length)
-        hidden, cache = bound.read(bound.embed_bits(bits), angles, visible, cache, start)
-        return bound.condition(hidden, (patch + 1) * length), cache
+        length = self._config.tokens_per_step
+        start = self._before + patch * length
+        x = jnp.where(patch == 0, self._first_block, self._bound.embed_bits(bits))
+        visible = jax.lax.dynamic_slice_in_dim(self._mask, start, length)
+        hidden, cache = self._bound.read(x, self._angles(start, length), visible, cache, start)
+        return self._bound.condition(hidden, patch * length), cache
 
-    head = bound.head
-    return next_patch.Model(read, head.embed_time, head.embed_condition, head.modulation, head.predict, config.head.time_shift)
+    def _angles(self, start: Int[Array, ""] | int, length: int) -> Rotary:
+        cos, sin = (jax.lax.dynamic_slice_in_dim(table, start, length) for table in self._rotary)
+        return cos, sin
+
+
+def with_unconditional(labels: Int[Array, "B"], config: ClassConditionalConfig) -> Int[Array, "R"]:
+    """Labels of the rows [conditional; unconditional] that guidance takes, R = 2 B."""
+    return jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
+
+
+def values_to_codes(values: Float[Array, "N B P K"], config: ClassConditionalConfig) -> Float[Array, "B h w K"]:
+    """Codes in {-1, 1} on the grid, of the sampler's values before the sign."""
+    tokens = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
+    return order.sequence_to_grid(tokens, config.grid, config.patch_side, config.order)

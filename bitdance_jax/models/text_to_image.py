@@ -18,13 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax import linear
-from bitdance_jax.config import SamplerConfig, TextToImageConfig
+from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head.head import FlowHead
-from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.next_patch import Drawing
-from bitdance_jax.sharding import constrain
-from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import attention, order
 from bitdance_jax.transformer.attention import KVCache, Mask
 from bitdance_jax.transformer.layers import residual_dtype, transformer_init
@@ -189,112 +185,57 @@ def abstract_params(config: TextToImageConfig, scan: bool = True) -> Params:
     return jax.eval_shape(functools.partial(init_params, TextToImage(config, scan)), jax.random.key(0))
 
 
-def sample_codes(
-    model: TextToImage,
-    params: Params,
-    prefixes: Prefixes,
-    xy: Int[Array, "T 2"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-) -> Float[Array, "B T K"]:
-    """Codes in {-1, 1} of one image for each conditional row, in sequence order (`order.sequence_to_grid` lays them out).
+class PatchReader:
+    """The model with its weights and prompts, as the sampler reads it (`sampling.next_patch.PatchModel`).
 
-    One program serves all sizes with as many tokens. See `sample_values`.
+    It reads the prompts up to the first block, `<|res_w|>` with the queries, then block by block
+    through a key-value cache. One program serves all sizes with as many tokens.
     """
-    return rearrange(lfq.quantize(sample_values(model, params, prefixes, xy, noise, sampler)), "n b p k -> b (n p) k")
 
+    def __init__(self, model: TextToImage, params: Params, prefixes: Prefixes, xy: Int[Array, "T 2"]) -> None:
+        """
+        Args:
+          model: with unrolled layers; `params` likewise, with or without `text/lm_head`.
+          prefixes: `prefix_rows` of the B prompts, or with guidance of the B prompts and then B times
+            the unconditional one.
+          xy: `token_positions`.
+        """
+        config, block = model.config, model.config.tokens_per_step
+        rows, length = prefixes.tokens.shape
+        self._config, self._dtype, self._xy = config, jnp.dtype(model.dtype), xy
+        self._bound = model.bind({"params": params})
+        # Slots of the cache before the first block, and all of them.
+        self._before = length - block
+        self._slots = self._before + xy.shape[0]
+        self._prompts, first = jnp.split(jnp.asarray(prefixes.tokens), [self._before], axis=1)
+        self._first_block = self._bound.embed_prefix(first)
+        self._positions, self._filled = _positions(prefixes.padding, self._slots)
+        self.num_patches = xy.shape[0] // block
+        self.patch_shape = (rows, block, config.tokenizer.bits)
+        self.head = self._bound.head
 
-def sample_values(
-    model: TextToImage,
-    params: Params,
-    prefixes: Prefixes,
-    xy: Int[Array, "T 2"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-) -> Float[Array, "N B P K"]:
-    """The sampler's values before the sign, patch by patch.
-
-    Args:
-      model: with unrolled layers; `params` likewise, with or without `text/lm_head`.
-      prefixes: `prefix_rows` of the B prompts, or of the B prompts and then B times the unconditional one if the guidance scale is not 1.
-      xy: `token_positions`.
-      noise: for example `next_patch.noise_from_keys`.
-      sampler: solver and guidance; the released models were made for the constant schedule.
-    """
-    states, cache = _read_prefixes(model, params, prefixes, xy)
-    head = _patches(model, params, prefixes.padding, prefixes.tokens.shape[1], xy)
-    return next_patch.sample_patches(head, states, cache, xy.shape[0] // model.config.tokens_per_step, noise, sampler)
-
-
-def begin(
-    model: TextToImage,
-    params: Params,
-    prefixes: Prefixes,
-    xy: Int[Array, "T 2"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-) -> Drawing:
-    """`sample_codes` as far as the first patch; `advance` goes on, and both together draw the same."""
-    states, cache = _read_prefixes(model, params, prefixes, xy)
-    head = _patches(model, params, prefixes.padding, prefixes.tokens.shape[1], xy)
-    return _placed(next_patch.begin(head, states, cache, xy.shape[0] // model.config.tokens_per_step, noise, sampler))
-
-
-def advance(
-    model: TextToImage,
-    params: Params,
-    drawing: Drawing,
-    padding: Int[Array, "R"] | Int[np.ndarray, "R"],
-    xy: Int[Array, "T 2"],
-    noise: next_patch.NoiseSource,
-    sampler: SamplerConfig,
-    stop: Int[Array, ""] | int,
-) -> Drawing:
-    """Draws on until `stop` patches are drawn, however many those are: one program. The other arguments are those of `begin`."""
-    length = drawing.cache[0].k.shape[2] - xy.shape[0] + model.config.tokens_per_step
-    head = _patches(model, params, padding, length, xy)
-    return _placed(next_patch.advance(head, drawing, noise, sampler, stop))
-
-
-def _placed(drawing: Drawing) -> Drawing:
-    """The same places on a mesh after every call, lest the next one compile anew."""
-    cache = [KVCache(*(constrain(x, "batch", "heads", None, None) for x in layer)) for layer in drawing.cache]
-    codes = constrain(drawing.codes, None, "batch", None, None)
-    return Drawing(constrain(drawing.rows, "batch", None, None), cache, codes, constrain(drawing.drawn))
-
-
-def _read_prefixes(model: TextToImage, params: Params, prefixes: Prefixes, xy: Int[Array, "T 2"]) -> tuple[Float[Array, "R P C"], Any]:
-    """States of the first patch, and the cache."""
-    text, block = model.config.text, model.config.tokens_per_step
-    bound = model.bind({"params": params})
-    rows, length = prefixes.tokens.shape
-    positions, filled = _positions(prefixes.padding, length)
-    empty = attention.empty_cache(rows, length + xy.shape[0] - block, text.num_kv_heads, text.head_dim, jnp.dtype(model.dtype))
-    mask = attention.block_causal_mask(length, length - block, block) & filled[:, None]
-    hidden, cache = bound.read(bound.embed_prefix(jnp.asarray(prefixes.tokens)), positions, mask, [empty] * text.num_layers)
-    return bound.condition(hidden[:, -block:], xy[:block]), cache
-
-
-def _patches(
-    model: TextToImage, params: Params, padding: Int[Array, "R"] | Int[np.ndarray, "R"], length: int, xy: Int[Array, "T 2"]
-) -> next_patch.Model:
-    """The model as the sampler takes it, after a prefix of `length` slots."""
-    config, block = model.config, model.config.tokens_per_step
-    bound = model.bind({"params": params})
-    positions, filled = _positions(padding, length + xy.shape[0] - block)
-    rows, slots = filled.shape
+    def read_prefix(self) -> list[KVCache] | None:
+        text, before = self._config.text, self._before
+        shape = (self.patch_shape[0], self._slots, text.num_kv_heads, text.head_dim)
+        empty = [attention.empty_cache(*shape, self._dtype)] * text.num_layers
+        mask = attention.block_causal_mask(before, before, 1) & self._filled[:, None, :before]
+        x = self._bound.embed_prefix(self._prompts)
+        _, cache = self._bound.read(x, self._positions[:, :before], mask, empty)
+        return cache
 
     def read(
-        bits: Float[Array, "R P K"], patch: Int[Array, ""], cache: list[KVCache] | None
+        self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: list[KVCache] | None
     ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
-        start = length + patch * block
-        mask = jnp.broadcast_to((filled & (jnp.arange(slots) < start + block))[:, None], (rows, block, slots))
-        x = bound.embed_bits(bits, jax.lax.dynamic_slice_in_dim(xy, patch * block, block))
-        hidden, cache = bound.read(x, jax.lax.dynamic_slice_in_dim(positions, start, block, axis=1), mask, cache, start)
-        return bound.condition(hidden, jax.lax.dynamic_slice_in_dim(xy, (patch + 1) * block, block)), cache
-
-    head = bound.head
-    return next_patch.Model(read, head.embed_time, head.embed_condition, head.modulation, head.predict, config.head.time_shift)
+        rows, block, _ = self.patch_shape
+        start = self._before + patch * block
+        last = jax.lax.dynamic_slice_in_dim(self._xy, jnp.maximum(patch - 1, 0) * block, block)
+        x = jnp.where(patch == 0, self._first_block, self._bound.embed_bits(bits, last))
+        positions = jax.lax.dynamic_slice_in_dim(self._positions, start, block, axis=1)
+        visible = self._filled & (jnp.arange(self._slots) < start + block)
+        mask = jnp.broadcast_to(visible[:, None], (rows, block, self._slots))
+        hidden, cache = self._bound.read(x, positions, mask, cache, start)
+        here = jax.lax.dynamic_slice_in_dim(self._xy, patch * block, block)
+        return self._bound.condition(hidden, here), cache
 
 
 def _positions(padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int) -> tuple[Int[Array, "R S"], Bool[Array, "R S"]]:

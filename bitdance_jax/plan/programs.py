@@ -13,6 +13,7 @@ from bitdance_jax import sharding
 from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.data_parallel import on_each_device
 from bitdance_jax.sampling.pipeline import draw_pictures, sample_labels, sampling_params
 from bitdance_jax.tokenizer import autoencoder
@@ -79,21 +80,20 @@ def sampling(config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str,
     weights = jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config))
     tokenizer = autoencoder.abstract_params(config.tokenizer)
     tokenizer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tokenizer)
-    sample = functools.partial(sample_labels, ClassConditional(config, dtype=jnp.dtype(dtype)), sampler=sampler)
+    solver, scales = next_patch.resolve(sampler, config.head.time_shift, config.num_steps)
+    sample = functools.partial(sample_labels, ClassConditional(config, dtype=jnp.dtype(dtype)), solver=solver)
 
-    def draw(params: Any, labels: Any, keys: Any, _: SamplerConfig) -> Any:
-        return draw_pictures(sample, config, jnp.dtype(dtype), params, labels, keys)
+    def draw(params: Any, labels: Any, keys: Any, scales: Any, solver: Any = solver) -> Any:
+        return draw_pictures(sample, config, jnp.dtype(dtype), params, labels, keys, scales)
 
     def rows_of(count: int) -> tuple[Any, Any]:
         return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)
 
     params, images = {"model": weights, "tokenizer": tokenizer}, per_device * mesh.size
-    one_device = traced_flops(
-        lambda p, labels, keys: draw(p, labels, jax.random.wrap_key_data(keys), sampler), params, *rows_of(per_device)
-    )
-    function = functools.partial(on_each_device(mesh, draw), sampler=sampler)
-    arguments = (_placed(params, whole), *_placed(rows_of(images), rows))
-    return Program("sampling", jax.jit(function), arguments, mesh, images, one_device * mesh.size)
+    one_device = traced_flops(lambda p, labels, keys: draw(p, labels, jax.random.wrap_key_data(keys), scales), params, *rows_of(per_device))
+    arguments = (_placed(params, whole), *_placed(rows_of(images), rows), _placed(scales, whole))
+    static = {"solver": solver}
+    return Program("sampling", on_each_device(mesh, draw), arguments, mesh, images, one_device * mesh.size, static=static)
 
 
 def _placed(tree: Any, place: NamedSharding) -> Any:

@@ -19,14 +19,14 @@ from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, fr
 from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, Size
 from bitdance_jax.errors import UserError
 from bitdance_jax.files import PathName, check_ending
-from bitdance_jax.flow_head.solver import num_evaluations, num_noises
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.programs import Program
 from bitdance_jax.quantize import quantize
-from bitdance_jax.sampling.next_patch import noise_from_keys, rows_of_image
+from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.sampling.pipeline import chunk_size, decode_codes
 from bitdance_jax.sampling.prompt_programs import Programs, kept
 from bitdance_jax.sampling.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size
@@ -83,7 +83,7 @@ class Drawing(NamedTuple):
     """Plans of what draws one batch on a mesh.
 
     Attributes:
-      plans: the prompts with the first patch, the patches after it, the decoder.
+      plans: the prompts, the patches, the decoder.
       calls: how often each runs.
       images: pictures of the batch.
       weight_seconds: to read each device's weights as often as they are used: the head's at every evaluation, the others for every patch.
@@ -195,8 +195,7 @@ def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, de
     begin = make_plan(batch.begin())
     plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
     calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
-    evaluations = num_evaluations(arguments.sampler)
-    read = _bytes_read(batch.weights["model"], batch.patches, evaluations)
+    read = _bytes_read(batch.weights["model"], batch.patches, batch.solver.num_evaluations)
     return Drawing(plans, calls, arguments.batch_size, read / begin.chip.bandwidth if begin.chip else None)
 
 
@@ -215,21 +214,25 @@ class _Batch:
         rows = self._images * rows_of_image(self._sampler)
         one = model.prefix_rows(config, [[0] * arguments.prompt_tokens], height, width)
         tokens, padding = self._whole((rows, one.tokens.shape[1]), jnp.int32), self._whole((rows,), jnp.int32)
-        self._prefixes: Any = Prefixes(tokens, padding)  # type: ignore[arg-type]
-        self._inputs = (self._whole(self._tokens.shape, jnp.int32), self._whole((self._images, 2), jnp.uint32))
+        prefixes = Prefixes(tokens, padding)  # type: ignore[arg-type]
+        self._inputs = (prefixes, self._whole(self._tokens.shape, jnp.int32))
+        self._keys = self._whole((self._images, 2), jnp.uint32)
+        self.solver, scales = next_patch.resolve(self._sampler, config.head.time_shift, self.patches)
+        self._scales = None if scales is None else self._whole(scales.shape, scales.dtype)
 
     def begin(self) -> Program:
-        inputs = (self.weights["model"], self._prefixes, *self._inputs)
-        return self._program("prompts and first patch", self._compiled.begin, inputs, self._flops(1))
+        inputs = (self.weights["model"], self._inputs, self._scales)
+        return self._program("prompts", self._compiled.begin, inputs, self._flops(0))
 
     def advance(self, begin: Plan) -> Program:
-        """The program after `begin`, whose plan knows where the arrays of a drawing lie."""
-        drawing = self._compiled.begin.eval_shape(self.weights["model"], self._prefixes, *self._inputs, sampler=self._sampler)
+        """The program after `begin`, whose plan knows how the arrays of the state are sharded."""
+        state = self._compiled.begin.eval_shape(self.weights["model"], self._inputs, self._scales)
         places = begin.compiled.output_shardings
-        drawing = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), drawing, places)
-        inputs = (self.weights["model"], drawing, self._prefixes.padding, *self._inputs, self._whole((), jnp.int32))
-        turns = self.patches - 1
-        return self._program(f"{turns} patches more", self._compiled.advance, inputs, self._flops(self.patches) - self._flops(1), turns)
+        state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+        inputs = (self.weights["model"], state, self._inputs, self._keys, self._scales, self._whole((), jnp.int32))
+        flops = self._flops(self.patches) - self._flops(0)
+        name = f"{self.patches} patches"
+        return self._program(name, self._compiled.advance, inputs, flops, self.patches, {"solver": self.solver})
 
     def decode(self) -> Program:
         config, images = self._config.tokenizer, min(chunk_size(*self._size), self._images)
@@ -243,22 +246,35 @@ class _Batch:
         flops = traced_flops(decode, inputs[0], grid, inputs[2])
         return Program("decoder", self._compiled.decode, inputs, self._mesh, images, flops, static={"height": self._grid})
 
-    def _program(self, name: str, function: Any, inputs: tuple[Any, ...], flops: int, turns: int | None = None) -> Program:
-        return Program(name, function, inputs, self._mesh, self._images, flops, turns, {"sampler": self._sampler})
+    def _program(
+        self,
+        name: str,
+        function: Any,
+        inputs: tuple[Any, ...],
+        flops: int,
+        turns: int | None = None,
+        static: dict[str, Any] | None = None,
+    ) -> Program:
+        return Program(name, function, inputs, self._mesh, self._images, flops, turns, static or {})
 
     def _whole(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return _array(self._mesh, shape, dtype)
 
     def _flops(self, patches: int) -> int:
         """Of the prompts and so many patches."""
-        config, sampler = self._config, self._sampler
-        xy = jnp.asarray(self._tokens[: patches * config.tokens_per_step])
+        config = self._config
+        module = model.TextToImage(config, dtype=self._dtype)
 
-        def sample(params: Any, prefixes: Prefixes, keys: Any) -> Any:
-            noise = noise_from_keys(jax.random.wrap_key_data(keys), num_noises(sampler), config.tokens_per_step, config.tokenizer.bits)
-            return model.sample_values(model.TextToImage(config, dtype=self._dtype), params, prefixes, xy, noise, sampler)
+        def sample(params: Any, inputs: Any, keys: Any, scales: Any) -> Any:
+            reader = model.PatchReader(module, params, *inputs)
+            noise = next_patch.noise_of_images(reader, jax.random.wrap_key_data(keys), self.solver)
+            state = next_patch.begin(reader, scales)
+            if not patches:
+                return state
+            return next_patch.advance(reader, state, patches, noise=noise, solver=self.solver, scales=scales)
 
-        return traced_flops(sample, model.abstract_params(config, scan=False), self._prefixes, self._inputs[1])
+        params = model.abstract_params(config, scan=False)
+        return traced_flops(sample, params, self._inputs, self._keys, self._scales)
 
 
 def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = PartitionSpec()) -> jax.ShapeDtypeStruct:

@@ -12,7 +12,9 @@ from jaxtyping import Array, UInt8
 from bitdance_jax import hosts, sharding
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.config.plain import Count, checked
+from bitdance_jax.sampling.next_patch import Scales
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, image_keys
+from bitdance_jax.sampling.solvers import Solver
 
 
 class DataParallelSampler:
@@ -46,28 +48,30 @@ class DataParallelSampler:
 
     def _start_batch(self, seed: int, start: int, sampler: SamplerConfig) -> Array:
         """A full batch, the last one too: pictures past the end are drawn and dropped, to keep one compiled shape."""
+        solver, scales = self._model.resolve(sampler)
         keys = np.asarray(jax.random.key_data(image_keys(seed, start, self.batch_size)))
         labels = balanced_labels(start, self.batch_size, self._model.config.num_classes).astype(np.int32)
         mine = sharding.local_rows(self._mesh, self.batch_size)
         rows = sharding.put_batch(self._mesh, (labels[mine], keys[mine]), self.batch_size)
-        return self._draw(self._params, *rows, sampler=sampler)
+        return self._draw(self._params, *rows, scales, solver=solver)
 
 
-def on_each_device(mesh: Mesh, draw: Callable[[Any, Array, Array, SamplerConfig], Array]) -> Callable[..., Array]:
-    """`draw(params, labels, keys, sampler)` of every device's own rows, jitted: (params, labels, data of the keys, sampler=...).
+def on_each_device(mesh: Mesh, draw: Callable[..., Array]) -> Callable[..., Array]:
+    """`draw(params, labels, keys, scales, solver=)` of every device's own rows, jitted; it takes the data of the keys.
 
     The weights are whole on every device, the rows lie as `sharding.batch_sharding` says.
     """
 
-    def sharded(params: Any, labels: Array, key_data: Array, sampler: SamplerConfig) -> Array:
-        def one_device(params: Any, labels: Array, key_data: Array) -> Array:
-            return draw(params, labels, jax.random.wrap_key_data(key_data), sampler)
+    def sharded(params: Any, labels: Array, key_data: Array, scales: Scales, *, solver: Solver) -> Array:
+        def one_device(params: Any, labels: Array, key_data: Array, scales: Scales) -> Array:
+            return draw(params, labels, jax.random.wrap_key_data(key_data), scales, solver=solver)
 
         # Not left to the partitioner: the guidance rows, joined to the batch, would travel between devices. Nothing here does.
         rows = P(sharding.BATCH)
-        return jax.shard_map(one_device, mesh=mesh, in_specs=(P(), rows, rows), out_specs=rows, check_vma=False)(params, labels, key_data)
+        run = jax.shard_map(one_device, mesh=mesh, in_specs=(P(), rows, rows, P()), out_specs=rows, check_vma=False)
+        return run(params, labels, key_data, scales)
 
-    return jax.jit(sharded, static_argnames="sampler")
+    return jax.jit(sharded, static_argnames="solver")
 
 
 def balanced_labels(first: int, count: int, num_classes: int) -> np.ndarray:

@@ -14,12 +14,13 @@ from jax.sharding import AbstractMesh
 from bitdance_jax import sharding
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head import solver
+from bitdance_jax.flow_head import head
 from bitdance_jax.hardware import device_memory
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.quantize import QUANTIZED
-from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.sampling.pipeline import chunk_size
+from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.tokenizer import autoencoder, strips
 
 
@@ -94,7 +95,7 @@ def needed(setting: Setting) -> tuple[float, float, float]:
     slots = model.PREFIX_LENGTHS[0] + height * width // config.tokenizer.downsampling**2
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
-    rows = setting.images * next_patch.rows_of_image(setting.sampler)
+    rows = setting.images * rows_of_image(setting.sampler)
     parts = math.gcd(sharding.batch_parts(mesh), rows)
     held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _modulation(setting, rows) / (parts * tensor)
     return _weights(setting, mesh), held, _activations(setting, mesh) if height * width else 0.0
@@ -102,9 +103,10 @@ def needed(setting: Setting) -> tuple[float, float, float]:
 
 def _modulation(setting: Setting, rows: int) -> float:
     """As it comes out of its products, and taken apart."""
-    config, evaluations = setting.config, solver.num_evaluations(setting.sampler)
+    config = setting.config
+    evaluations = make_solver(setting.sampler, config.head.time_shift).num_evaluations
     tokens, vectors = rows * config.tokens_per_step, 6 * config.head.num_groups + 2
-    at_once = evaluations if next_patch.modulated_at_once(tokens, evaluations, config.head.width) else 1
+    at_once = evaluations if head.modulated_at_once(tokens, evaluations, config.head.width) else 1
     return 2.0 * at_once * tokens * vectors * config.head.width * jnp.dtype(setting.dtype).itemsize
 
 

@@ -1,190 +1,200 @@
-"""The next-patch sampler that all models share: read the prefix, then scan over patches, each drawn by the head and read back.
+"""The next-patch sampler of all models (paper 3.3): read what is there, sample the next patch by the head, again and again.
 
-A model gives three functions of arrays (`Model`); everything here is one traced program: compiled once for each shape.
+A model gives `PatchModel`, its head `PatchHead`. `begin` and `advance` are all there is: pictures,
+previews, prompts, plans and the tests of the recorded samples run this one loop.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int8
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.flow_head import solver
+from bitdance_jax.flow_head.objective import remaining_time
+from bitdance_jax.sampling.guidance import guidance_scales, guide
+from bitdance_jax.sampling.solvers import Solver, make_solver
 from bitdance_jax.tokenizer import lfq
 
 
 Cache = Any
+Scales = Float[Array, "N E"] | Float[np.ndarray, "N E"] | None
 
 
-class Model(NamedTuple):
-    """What the sampler needs of a model. R rows: the images, or [conditional; unconditional] with guidance.
+@runtime_checkable
+class PatchHead(Protocol):
+    """What the sampler needs of a prediction head."""
 
-    Attributes:
-      read: bits of patch i [R, P, K], i, cache -> states of patch i + 1 [R, P, C], cache.
-      embed_time: times [E] -> vectors [E, D].
-      embed_condition: states [R, P, C] -> vectors [R, P, D].
-      modulation: time vectors [D], or [E, 1, 1, D] of E evaluations, condition vectors [R, P, D] -> arrays [R, P, D], or [E, R, P, D].
-      predict: noisy bits [R, P, K], one evaluation's modulation -> predicted bits [R, P, K].
-      time_shift: the head's.
+    def embed_time(self, t: Float[Array, "E"]) -> Any:
+        """What depends on the times of the evaluations alone: made once for all patches."""
+
+    def prepare(self, states: Float[Array, "R P C"], times: Any) -> Any:
+        """What does not depend on the noisy bits: made once for a patch, from `embed_time`'s result."""
+
+    def predict(self, x_t: Float[Array, "R P K"], prepared: Any, evaluation: Int[Array, ""]) -> Float[Array, "R P K"]:
+        """The clean bits predicted from noisy ones at the time of one evaluation, float32."""
+
+
+@runtime_checkable
+class PatchModel(Protocol):
+    """What the sampler needs of a model with its weights and labels or prompts.
+
+    It has R rows: the B images, or [conditional; unconditional] with guidance, R = 2 B.
     """
 
-    read: Callable[[Float[Array, "R P K"], Int[Array, ""], Cache], tuple[Float[Array, "R P C"], Cache]]
-    embed_time: Callable[[Float[Array, "E"]], Float[Array, "E D"]]
-    embed_condition: Callable[[Float[Array, "R P C"]], Float[Array, "R P D"]]
-    modulation: Callable[[Float[Array, "*E D"], Float[Array, "R P D"]], Any]
-    predict: Callable[[Float[Array, "R P K"], Any], Float[Array, "R P K"]]
-    time_shift: float
+    @property
+    def num_patches(self) -> int:
+        """N, patches of an image."""
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int]:
+        """(R, P, K): rows, tokens of a patch, bits of a token."""
+
+    @property
+    def head(self) -> PatchHead: ...
+
+    def read_prefix(self) -> Cache:
+        """Reads what comes before the first block, the one whose outputs stand for the first patch."""
+
+    def read(self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: Cache) -> tuple[Float[Array, "R P C"], Cache]:
+        """States of a patch, and the cache.
+
+        Args:
+          bits: in {-1, 1}, of the patch before it; of no account for patch 0, which follows the
+            first block.
+          patch: 0 ... N - 1.
+          cache: of what was read before.
+        """
 
 
-NoiseSource = Callable[[Int[Array, ""] | int, bool], Float[Array, "S R P K"]]
-"""(patch, separate) -> standard normal noise of one patch, `solver.num_noises` draws; `separate`: for the unconditional rows too."""
+class SamplerState(NamedTuple):
+    """A batch of images of which some patches are sampled.
+
+    Attributes:
+      values: before the sign, which gives the bits; 0 where nothing is sampled yet.
+      rows: values of the last patch as every row reads them, the images first.
+      cache: of what was read.
+      patch: how many patches are sampled, the number of the next one.
+    """
+
+    values: Float[Array, "N B P K"]
+    rows: Float[Array, "R P K"]
+    cache: Cache
+    patch: Int[Array, ""] | np.int32
+
+
+NoiseSource = Callable[[Int[Array, ""], Bool[Array, ""] | None], Float[Array, "S R P K"]]
+"""(patch, separate) -> standard normal noise of one patch, `Solver.num_noises` for each row.
+
+With guidance `separate` says whether unconditional rows have noise of their own, or their image's."""
+
+
+def resolve(sampler: SamplerConfig, time_shift: float, num_patches: int) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
+    """The solver, which programs are compiled for, and the guidance scales, which are an argument of theirs.
+
+    Args:
+      sampler: what the user asked for.
+      time_shift: of the model's head.
+      num_patches: N, patches of an image.
+    """
+    solver = make_solver(sampler, time_shift)
+    return solver, guidance_scales(sampler, solver, num_patches)
+
+
+def begin(model: PatchModel, scales: Scales) -> SamplerState:
+    """The state after the prefix, before the first patch; for `scales` see `advance`."""
+    num_rows, tokens, bits = model.patch_shape
+    images = num_rows if scales is None else num_rows // 2
+    values = jnp.zeros((model.num_patches, images, tokens, bits))
+    rows = jnp.zeros((num_rows, tokens, bits))
+    return SamplerState(values, rows, model.read_prefix(), np.int32(0))
+
+
+def advance(
+    model: PatchModel,
+    state: SamplerState,
+    stop: Int[Array, ""] | int,
+    *,
+    noise: NoiseSource,
+    solver: Solver,
+    scales: Scales,
+) -> SamplerState:
+    """Samples until `stop` patches are done.
+
+    Args:
+      model: see `PatchModel`.
+      state: of `begin`, or of an earlier call.
+      stop: may be traced: one program for any number of patches. If it is not, right after `begin`,
+        the loop is a scan, whose arithmetic can be counted.
+      noise: see `NoiseSource`.
+      solver: see `sampling.solvers`.
+      scales: of guidance, for every patch and evaluation; None without, then all rows are images.
+
+    Where all of a patch's scales are 1, as at the first patch of the linear schedule, the release
+    samples the conditional and the unconditional stream apart, each with its own noise, and the
+    unconditional stream goes on from its own sample. All other patches are shared by both.
+    """
+    times = solver.times()
+    embedded = model.head.embed_time(times)
+    images = state.values.shape[1]
+
+    def step(patch: Int[Array, ""], state: SamplerState) -> SamplerState:
+        states, cache = model.read(lfq.quantize(state.rows), patch, state.cache)
+        own = None if scales is None else jnp.asarray(scales)[patch]
+        prepared = model.head.prepare(states, embedded)
+        velocity = _velocity(model.head, prepared, remaining_time(times), own)
+        rows = solver.solve(velocity, noise(patch, None if own is None else jnp.all(own == 1)))
+        values = jax.lax.dynamic_update_index_in_dim(state.values, rows[:images], patch, 0)
+        return SamplerState(values, rows, cache, patch + 1)
+
+    return jax.lax.fori_loop(state.patch, stop, step, state)
+
+
+def sample(model: PatchModel, *, noise: NoiseSource, solver: Solver, scales: Scales) -> Float[Array, "N B P K"]:
+    """Values before the sign of every patch of the images, in order. See `advance` for the arguments."""
+    state = begin(model, scales)
+    return advance(model, state, model.num_patches, noise=noise, solver=solver, scales=scales).values
+
+
+def _velocity(
+    head: PatchHead, prepared: Any, remaining: Float[Array, "E"], scales: Float[Array, "E"] | None
+) -> Callable[[Float[Array, "R P K"], Int[Array, ""]], Float[Array, "R P K"]]:
+    """The guided velocity of one patch (`solvers.Velocity`)."""
+    if scales is None:
+        return lambda x, i: (head.predict(x, prepared, i) - x) / remaining[i]
+    separate = jnp.all(scales == 1)
+    # One array for the numbers of an evaluation, as in `solvers.recur`.
+    numbers = jnp.stack([remaining, scales], axis=1)
+
+    def velocity(x: Float[Array, "R P K"], i: Int[Array, ""]) -> Float[Array, "R P K"]:
+        left, scale = numbers[i]
+        return guide((head.predict(x, prepared, i) - x) / left, scale, separate)
+
+    return velocity
+
+
+def noise_of_images(model: PatchModel, keys: Array, solver: Solver) -> NoiseSource:
+    """`noise_from_keys` of the images' keys [B], as a model and a solver need it."""
+    _, tokens, bits = model.patch_shape
+    return noise_from_keys(keys, solver.num_noises, tokens, bits)
 
 
 def noise_from_keys(keys: Array, num_noises: int, tokens: int, bits: int) -> NoiseSource:
     """Noise that depends on an image's own key [B] and the patch alone: an image is the same in any batch.
 
-    The unconditional rows' own noise, where a step asks for it, comes from a key folded once more.
+    The unconditional rows' own noise, where a patch asks for it, comes from a key folded once more.
     """
 
-    def draw(keys: Array, patch: Int[Array, ""] | int) -> Float[Array, "S B P K"]:
-        one = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, patch), (num_noises, tokens, bits)), out_axes=1)
-        return one(keys)
+    def normal(key: Array, patch: Int[Array, ""] | int) -> Float[Array, "S P K"]:
+        return jax.random.normal(jax.random.fold_in(key, patch), (num_noises, tokens, bits))
 
-    def source(patch: Int[Array, ""] | int, separate: bool) -> Float[Array, "S R P K"]:
-        own = draw(keys, patch)
-        if not separate:
-            return own
-        unconditional = jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(2**32 - 1)))(keys)
-        return jnp.concatenate([own, draw(unconditional, patch)], axis=1)
+    def source(patch: Int[Array, ""] | int, separate: Bool[Array, ""] | bool | None) -> Float[Array, "S R P K"]:
+        rows = keys
+        if separate is not None:
+            folded = jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(2**32 - 1)))(keys)
+            rows = jnp.concatenate([keys, jnp.where(separate, folded, keys)])
+        return jax.vmap(normal, in_axes=(0, None), out_axes=1)(rows, patch)
 
     return source
-
-
-Draw = Callable[[Float[Array, "R P C"], Float[Array, "S B P K"], Any], Float[Array, "B P K"]]
-"""(states of a patch, its noise, its guidance scale or None) -> its values."""
-
-
-def sample_patches(
-    model: Model,
-    states: Float[Array, "R P C"],
-    cache: Cache,
-    num_steps: int,
-    noise: NoiseSource,
-    config: SamplerConfig,
-) -> Float[Array, "N B P K"]:
-    """Pre-sign values of every patch of the B images, in order; their signs are the bits.
-
-    Args:
-      model: see `Model`.
-      states: of the first patch, after the prefix was read; 2 B rows [conditional; unconditional] if the guidance scale is not 1.
-      cache: what `model.read` left of the prefix.
-      num_steps: N, patches of an image.
-      noise: see `NoiseSource`.
-      config: solver and guidance.
-
-    With the linear schedule the first patch has scale 1. The release then samples both streams apart, each row with its own noise: the
-    unconditional stream reads its own first patch. From the second patch on both read the guided one.
-    """
-    draw = drawing(model, config)
-    first = draw_first(draw, states, num_steps, noise, config)
-    _, rest = jax.lax.scan(following(model, draw, num_steps, noise, config), (first, cache), jnp.arange(1, num_steps))
-    return jnp.concatenate([first[None, : num_images(len(first), config)], rest])
-
-
-class Drawing(NamedTuple):
-    """A batch of images that are partly drawn.
-
-    Attributes:
-      rows: values of the last patch, as the rows read it.
-      cache: of what was read before it.
-      codes: in {-1, 1}; 0 where nothing is drawn yet.
-      drawn: patches that are.
-    """
-
-    rows: Float[Array, "R P K"]
-    cache: Cache
-    codes: Int8[Array, "N B P K"]
-    drawn: Int[Array, ""]
-
-
-def begin(model: Model, states: Float[Array, "R P C"], cache: Cache, num_steps: int, noise: NoiseSource, config: SamplerConfig) -> Drawing:
-    """The bits of `sample_patches` as far as the first patch; `advance` goes on, and both together draw the same."""
-    rows = draw_first(drawing(model, config), states, num_steps, noise, config)
-    first = rows[: num_images(len(rows), config)]
-    codes = jnp.zeros((num_steps, *first.shape), jnp.int8).at[0].set(lfq.quantize(first).astype(jnp.int8))
-    return Drawing(rows, cache, codes, jnp.int32(1))
-
-
-def advance(model: Model, drawn: Drawing, noise: NoiseSource, config: SamplerConfig, stop: Int[Array, ""] | int) -> Drawing:
-    """Draws on until `stop` patches are drawn, however many those are: one program."""
-    step = following(model, drawing(model, config), len(drawn.codes), noise, config)
-
-    def draw(patch: Int[Array, ""], drawn: Drawing) -> Drawing:
-        (rows, cache), values = step((drawn.rows, drawn.cache), patch)
-        codes = drawn.codes.at[patch].set(lfq.quantize(values).astype(jnp.int8))
-        return Drawing(rows, cache, codes, patch + 1)
-
-    return jax.lax.fori_loop(drawn.drawn, jnp.asarray(stop, jnp.int32), draw, drawn)
-
-
-def drawing(model: Model, config: SamplerConfig) -> Draw:
-    """The head's solver, its times embedded once for all patches."""
-    steps = solver.solver_steps(config, model.time_shift)
-    times = model.embed_time(steps.t)
-
-    def draw(states: Float[Array, "R P C"], patch_noise: Float[Array, "S B P K"], scale: Any) -> Float[Array, "B P K"]:
-        condition = model.embed_condition(states)
-        if modulated_at_once(states.shape[0] * states.shape[1], *times.shape):
-            return solver.solve(model.predict, patch_noise, steps, model.modulation(times[:, None, None], condition), scale)
-        return solver.solve(lambda x, time: model.predict(x, model.modulation(time, condition)), patch_noise, steps, times, scale)
-
-    return draw
-
-
-def modulated_at_once(rows: int, evaluations: int, width: int) -> bool:
-    """Whether a patch's modulation is made for all evaluations of the head at once.
-
-    A fifth of the head's weights make it. While the rows are few, reading weights is what takes the time, and those are then read once a
-    patch; but what they make is written and read for each row, so that the rows must be far fewer than the head is wide. The bound on
-    what is kept is 14 vectors of that width for each of 2^14 rows: 2.2 GiB of a released text-to-image model.
-    """
-    return rows <= 256 and 16 * rows <= width and rows * evaluations <= 2**14
-
-
-def draw_first(
-    draw: Draw, states: Float[Array, "R P C"], num_steps: int, noise: NoiseSource, config: SamplerConfig
-) -> Float[Array, "R P K"]:
-    """Pre-sign values of the first patch as every row reads them, the images first. See `sample_patches`."""
-    guided = config.guidance_scale != 1
-    apart = guided and config.guidance_schedule == "linear"
-    scale = jnp.asarray(solver.guidance_scales(config, num_steps)[0]) if guided and not apart else None
-    values = draw(states, noise(0, apart), scale)
-    return jnp.concatenate([values, values]) if guided and not apart else values
-
-
-def following(
-    model: Model, draw: Draw, num_steps: int, noise: NoiseSource, config: SamplerConfig
-) -> Callable[[tuple[Array, Cache], Int[Array, ""]], tuple[tuple[Array, Cache], Array]]:
-    """A loop's step: ((values of the patch before [R, P, K], cache), patch) -> (the same of this patch, its values [B, P, K])."""
-    guided = config.guidance_scale != 1
-    scales = jnp.asarray(solver.guidance_scales(config, num_steps))
-
-    def step(carry: tuple[Array, Cache], patch: Int[Array, ""]) -> tuple[tuple[Array, Cache], Float[Array, "B P K"]]:
-        rows, cache = carry
-        states, cache = model.read(lfq.quantize(rows), patch - 1, cache)
-        values = draw(states, noise(patch, False), scales[patch] if guided else None)
-        return (jnp.concatenate([values, values]) if guided else values, cache), values
-
-    return step
-
-
-def num_images(rows: int, config: SamplerConfig) -> int:
-    """B of R rows."""
-    return rows // rows_of_image(config)
-
-
-def rows_of_image(config: SamplerConfig) -> int:
-    """With guidance a conditional and an unconditional one."""
-    return 2 if config.guidance_scale != 1 else 1

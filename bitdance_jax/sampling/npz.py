@@ -265,7 +265,7 @@ class NpzWriter:
         if there is None:
             raise UserError(f"{path} is there already and not a file of samples of ours; give another name or --overwrite")
         for name, here in _flat(self._request).items():
-            other = _flat(there).get(name)
+            other = _flat(there).get(name, _DEFAULTS.get(name))
             if other != here:
                 raise UserError(f"{path} holds other samples ({name} {other}, asked for {here}); give another name or --overwrite")
 
@@ -295,6 +295,10 @@ def _finished_request(path: Path) -> dict[str, Any] | None:
     except inputs.ZIP_ERRORS:  # a UserError is a ValueError
         return None
     return request
+
+
+_DEFAULTS = to_dict(SamplerConfig())
+"""What earlier versions did, whose files do not say it."""
 
 
 def _flat(request: dict[str, Any]) -> dict[str, Any]:

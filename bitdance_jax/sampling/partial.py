@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Int, Int8, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 
 
 GREY = np.uint8(128)
@@ -23,9 +23,10 @@ class Partial(NamedTuple):
     pictures: UInt8[np.ndarray, "B H W 3"]
 
 
-def fill_in(codes: Int8[np.ndarray, "N B P K"], drawn: int) -> Int8[np.ndarray, "B T K"]:
-    """The tokens of N patches in sequence order for the decoder; where nothing is drawn yet, what is, over and over."""
-    return rearrange(codes[np.arange(len(codes)) % drawn], "n b p k -> b (n p) k")
+def fill_in(values: Float[np.ndarray, "N B P K"], sampled: int) -> Int8[np.ndarray, "B T K"]:
+    """Codes in {-1, 1} of the sampler's values, in sequence order; where nothing is sampled yet, what is, over and over."""
+    codes = np.where(values > 0, np.int8(1), np.int8(-1))
+    return rearrange(codes[np.arange(len(codes)) % sampled], "n b p k -> b (n p) k")
 
 
 def grey_out(pictures: UInt8[np.ndarray, "B H W 3"], tokens: Int[np.ndarray, "U 2"], side: int) -> UInt8[np.ndarray, "B H W 3"]:

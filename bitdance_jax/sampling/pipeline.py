@@ -12,19 +12,25 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, Int8, UInt8
+from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from bitdance_jax import hardware, images, inputs, model_folder, saved_models, sharding
 from bitdance_jax.config import ClassConditionalConfig, ConfigError, SamplerConfig, TokenizerConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.flow_head.solver import num_noises
-from bitdance_jax.models.class_conditional import ClassConditional, abstract_params, sample_codes
+from bitdance_jax.models.class_conditional import (
+    ClassConditional,
+    PatchReader,
+    abstract_params,
+    values_to_codes,
+    with_unconditional,
+)
 from bitdance_jax.progress import Progress
-from bitdance_jax.sampling import arguments
-from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.sampling import arguments, next_patch
+from bitdance_jax.sampling.compiled import CompiledSampler
+from bitdance_jax.sampling.next_patch import Scales, noise_of_images
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
-from bitdance_jax.sampling.steps import draw_steps
+from bitdance_jax.sampling.solvers import Solver
 from bitdance_jax.saved_models import EMBEDDED
 from bitdance_jax.tokenizer import autoencoder, lfq, strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -110,7 +116,9 @@ class ClassConditionalPipeline:
             raise UserError(f"{config.num_classes} classes need as many class_names, got {len(self.class_names)}")
         self.dtype = arguments.compute_type(dtype)
         self.set_params(params)
-        self._sample = jax.jit(functools.partial(sample_labels, ClassConditional(config, dtype=self.dtype)), static_argnames="sampler")
+        model = ClassConditional(config, dtype=self.dtype)
+        self._sample = jax.jit(functools.partial(sample_labels, model), static_argnames="solver")
+        self._by_steps = CompiledSampler(functools.partial(read_labels, model))
 
     def set_params(self, params: Any) -> None:
         """Other weights of the same model, stacked; nothing compiles anew."""
@@ -121,16 +129,21 @@ class ClassConditionalPipeline:
         """All weights, as `draw` takes them."""
         return {"model": self._params, "tokenizer": self.tokenizer.params}
 
-    def draw(self, params: Any, labels: Int[Array, "B"], keys: Array, sampler: SamplerConfig) -> UInt8[Array, "B H W 3"]:
+    def draw(self, params: Any, labels: Int[Array, "B"], keys: Array, scales: Scales, *, solver: Solver) -> UInt8[Array, "B H W 3"]:
         """`sample` as a pure function of arrays, for callers that place weights and batch themselves.
 
         Args:
           params: as in `self.params`.
           labels: numbers.
           keys: `image_keys`.
-          sampler: solver and guidance.
+          scales, solver: `resolve` of a sampler.
         """
-        return draw_pictures(functools.partial(self._sample, sampler=sampler), self.config, self.dtype, params, labels, keys)
+        sample = functools.partial(self._sample, solver=solver)
+        return draw_pictures(sample, self.config, self.dtype, params, labels, keys, scales)
+
+    def resolve(self, sampler: SamplerConfig) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
+        """The solver, for which programs are compiled, and the guidance scales, with which they are called."""
+        return next_patch.resolve(sampler, self.config.head.time_shift, self.config.num_steps)
 
     def sample(
         self,
@@ -148,7 +161,7 @@ class ClassConditionalPipeline:
           labels: numbers 0 ... num_classes - 1, or class names.
           seed: picture i of a seed and label is the same whatever the batch size and its neighbours.
           sampler: solver and guidance, instead of the model's own.
-          batch_size: pictures drawn at a time; each size compiles once.
+          batch_size: pictures drawn at a time; each size compiles once, and each solver.
           first_index: number of the first picture, to go on with a seed's pictures.
           progress: show a bar.
 
@@ -170,12 +183,13 @@ class ClassConditionalPipeline:
     ) -> Int8[np.ndarray, "B h w K"]:
         """`sample` without the decoding: codes in {-1, 1}."""
         batch_size, sampler = checked(Count, batch_size, "batch_size"), self._sampler(sampler)
-        numbers = self._numbers(labels)
+        numbers, (solver, scales) = self._numbers(labels), self.resolve(sampler)
         keys = image_keys(seed, first_index, len(numbers))
         parts = [np.zeros((0, self.config.grid, self.config.grid, self.config.tokenizer.bits), np.int8)]
         with Progress(len(numbers), "image", "sampling", shown=progress) as bar:
             for (part, count), (part_keys, _) in zip(chunks(numbers, batch_size), chunks(keys, batch_size), strict=True):
-                parts.append(np.asarray(self._sample(self._params, part, part_keys, sampler=sampler))[:count])
+                codes = self._sample(self._params, part, part_keys, scales, solver=solver)
+                parts.append(np.asarray(codes)[:count])
                 bar.advance(count)
         return np.concatenate(parts)
 
@@ -199,11 +213,12 @@ class ClassConditionalPipeline:
         config, numbers = self.config, self._numbers(labels)
         if not len(numbers):
             raise UserError("there are no labels to draw")
-        keys, model = image_keys(seed, first_index, len(numbers)), ClassConditional(config, dtype=self.dtype)
+        keys = np.asarray(jax.random.key_data(image_keys(seed, first_index, len(numbers))))
+        solver, scales = self.resolve(sampler)
+        options: Any = {"solver": solver, "scales": scales, "num_patches": config.num_steps, "every": every}
         positions = order.token_positions(config.grid, config.grid, config.patch_side, config.order)
-        for drawing in draw_steps(model, self._params, numbers, keys, sampler, every):
-            drawn = int(drawing.drawn)
-            sequences = fill_in(np.asarray(drawing.codes), drawn)
+        for state, drawn in self._by_steps.states(self._params, numbers, keys, **options):
+            sequences = fill_in(np.asarray(state.values), drawn)
             codes = order.sequence_to_grid(jnp.asarray(sequences, jnp.float32), config.grid, config.patch_side, config.order)
             pictures = self.tokenizer.decode(np.asarray(codes, np.int8), seed, first_index)
             missing = positions[drawn * config.tokens_per_step :]
@@ -269,11 +284,18 @@ def _weights(folder: str | os.PathLike[str], abstract: Any, dtype: DTypeLike) ->
 
 
 def sample_labels(
-    model: ClassConditional, params: Any, labels: Int[Array, "B"], keys: Array, sampler: SamplerConfig
+    model: ClassConditional, params: Any, labels: Int[Array, "B"], keys: Array, scales: Scales, *, solver: Solver
 ) -> Int8[Array, "B h w K"]:
-    config = model.config
-    noise = noise_from_keys(keys, num_noises(sampler), config.tokens_per_step, config.tokenizer.bits)
-    return sample_codes(model, params, labels, noise, sampler).astype(jnp.int8)
+    """Codes in {-1, 1} of one image for each label; see `next_patch.resolve` for `scales` and `solver`."""
+    reader = read_labels(model, params, labels, scales)
+    noise = noise_of_images(reader, keys, solver)
+    values = next_patch.sample(reader, noise=noise, solver=solver, scales=scales)
+    return values_to_codes(values, model.config).astype(jnp.int8)
+
+
+def read_labels(model: ClassConditional, params: Any, labels: Int[Array, "B"], scales: Scales) -> PatchReader:
+    """The model after labels, with unconditional rows where there are guidance scales."""
+    return PatchReader(model, params, labels if scales is None else with_unconditional(labels, model.config))
 
 
 def decode_codes(
@@ -303,17 +325,24 @@ def decode_codes(
 
 
 def draw_pictures(
-    sample: Callable[[Any, Array, Array], Array], config: ClassConditionalConfig, dtype: DTypeLike, params: Any, labels: Array, keys: Array
+    sample: Callable[[Any, Array, Array, Scales], Array],
+    config: ClassConditionalConfig,
+    dtype: DTypeLike,
+    params: Any,
+    labels: Array,
+    keys: Array,
+    scales: Scales,
 ) -> UInt8[Array, "B H W 3"]:
     """One picture for each label.
 
     Args:
-      sample: (weights, labels, keys) to codes, for example `sample_labels` of a model and a sampler.
+      sample: (weights, labels, keys, scales) to codes, for example `sample_labels` of a model and a solver.
       config, dtype: sizes and compute type.
       params: {"model": `sampling_params`, "tokenizer": its weights}.
       labels, keys: int [B], and `image_keys`.
+      scales: of guidance.
     """
-    codes = sample(params["model"], labels, keys)
+    codes = sample(params["model"], labels, keys, scales)
 
     def decode(image: tuple[Array, Array]) -> Array:
         code, key = image

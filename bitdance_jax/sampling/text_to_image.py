@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, Int8, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from bitdance_jax import hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
@@ -20,7 +20,8 @@ from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.progress import Progress
 from bitdance_jax.sampling import arguments, memory
-from bitdance_jax.sampling.next_patch import Drawing
+from bitdance_jax.sampling.guidance import rows_of_image
+from bitdance_jax.sampling.next_patch import SamplerState, resolve
 from bitdance_jax.sampling.partial import Partial, fill_in, grey_out
 from bitdance_jax.sampling.pipeline import chunk_size, chunks, image_keys
 from bitdance_jax.sampling.prompt_programs import Programs, kept
@@ -133,7 +134,7 @@ class TextToImage:
           images_per_prompt: pictures of each.
           seed: picture i of a seed is the same whatever the batch size and its neighbours, up to rounding.
           sampler: solver and guidance, instead of the model's own.
-          batch_size: pictures drawn at a time, on all devices together. Each size, batch size and bucket of prompt lengths
+          batch_size: pictures drawn at a time, on all devices together. Each size, batch size, solver and bucket of prompt lengths
             (`models.text_to_image.PREFIX_LENGTHS`) compiles once.
           first_index: number of the first picture, to go on with a seed's pictures.
           progress: show a bar.
@@ -148,11 +149,11 @@ class TextToImage:
         with Progress(total, "patch", "drawing", shown=progress) as bar:
             for start in range(0, len(request.keys), request.batch_size):
                 before = bar.n
-                for drawing, drawn in self._draw(request, start, max(1, request.steps // REPORTS)):
-                    jax.block_until_ready(drawing.drawn)
-                    bar.advance(before + drawn - bar.n)
+                for state, sampled in self._sample(request, start, max(1, request.steps // REPORTS)):
+                    jax.block_until_ready(state.patch)
+                    bar.advance(before + sampled - bar.n)
                 with bar.doing("decoding"):
-                    pictures.append(self._pictures(request, start, drawing.codes, request.steps))
+                    pictures.append(self._pictures(request, start, state.values, request.steps))
         return np.concatenate(pictures)
 
     def generate_steps(
@@ -172,8 +173,8 @@ class TextToImage:
         """
         every = checked(Count, every, "every")
         request = self._request(prompt, size, images_per_prompt, seed, sampler, None, first_index)
-        for drawing, drawn in self._draw(request, 0, every):
-            yield Partial(drawn, request.steps, self._pictures(request, 0, drawing.codes, drawn))
+        for state, sampled in self._sample(request, 0, every):
+            yield Partial(sampled, request.steps, self._pictures(request, 0, state.values, sampled))
 
     def _request(
         self,
@@ -216,28 +217,23 @@ class TextToImage:
             setting = memory.Setting(self.config, self._weights, self._dtype.name, self.mesh.devices.shape, size, images, sampler)
             memory.check(setting, device)
 
-    def _draw(self, request: "_Request", start: int, every: int) -> Iterator[tuple[Drawing, int]]:
-        """The batch of images from `start` on, and how many patches are drawn: 1, 1 + every, ..., all. Each takes the last one's memory."""
+    def _sample(self, request: "_Request", start: int, every: int) -> Iterator[tuple[SamplerState, int]]:
+        """`CompiledSampler.states` of the batch of images from `start` on."""
         prefixes, keys = request.batch(start)
-        drawing = self._programs.begin(self.params["model"], prefixes, request.xy, keys, sampler=request.sampler)
-        yield drawing, 1
-        for drawn in range(1, request.steps, every):
-            stop = min(drawn + every, request.steps)
-            drawing = self._programs.advance(
-                self.params["model"], drawing, prefixes.padding, request.xy, keys, np.int32(stop), sampler=request.sampler
-            )
-            yield drawing, stop
+        solver, scales = resolve(request.sampler, self.config.head.time_shift, request.steps)
+        options: Any = {"solver": solver, "scales": scales, "num_patches": request.steps, "every": every}
+        return self._programs.states(self.params["model"], (prefixes, request.xy), keys, **options)
 
-    def _pictures(self, request: "_Request", start: int, codes: Int8[Array, "N B P K"], drawn: int) -> UInt8[np.ndarray, "count H W 3"]:
+    def _pictures(self, request: "_Request", start: int, values: Float[Array, "N B P K"], sampled: int) -> UInt8[np.ndarray, "count H W 3"]:
         """A few at a time, to bound memory."""
         height, width = request.size
         _, keys = request.batch(start)
-        sequences, chunk = fill_in(hosts.gather(codes), drawn), chunk_size(height, width)
+        sequences, chunk = fill_in(hosts.gather(values), sampled), chunk_size(height, width)
         parts = []
         for (part, count), (part_keys, _) in zip(chunks(sequences, chunk), chunks(keys, chunk), strict=True):
             parts.append(hosts.gather(self._programs.decode(self.params["tokenizer"], part, part_keys, height=request.grid))[:count])
         pictures = np.concatenate(parts)[: len(request.keys) - start]
-        return grey_out(pictures, request.xy[drawn * self.config.tokens_per_step :], self.config.tokenizer.downsampling)
+        return grey_out(pictures, request.xy[sampled * self.config.tokens_per_step :], self.config.tokenizer.downsampling)
 
     def _place(self, path: tuple[str, ...], stored: model_folder.StoredArray) -> Any:
         how = kept(self.mesh, path, stored.shape, self._dtype, self._weights)
@@ -277,7 +273,7 @@ class _Request(NamedTuple):
         """Prefixes and keys of the images from `start` on. The last image fills a last batch up, to keep one compiled shape."""
         images = np.arange(start, start + self.batch_size).clip(max=len(self.keys) - 1)
         rows = self.prompts[images]
-        if self.sampler.guidance_scale != 1:
+        if rows_of_image(self.sampler) == 2:
             rows = np.concatenate([rows, np.full_like(rows, len(self.tokens) - 1)])
         return Prefixes(self.tokens[rows], self.padding[rows]), self.keys[images]
 

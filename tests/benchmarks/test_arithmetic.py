@@ -11,6 +11,7 @@ import pytest
 from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.sampling.pipeline import sample_labels
 
 
@@ -101,8 +102,9 @@ def test_the_sampler_does_hardly_more_than_it_must(name):
     config, batch = ClassConditionalConfig.imagenet(name), 2
     sampler = SamplerConfig(head_steps=10, guidance_scale=3.0)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    function = functools.partial(sample_labels, ClassConditional(config), sampler=sampler)
-    traced = traced_flops(function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys)
+    solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
+    function = functools.partial(sample_labels, ClassConditional(config), solver=solver)
+    traced = traced_flops(function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys, scales)
     assert 1 <= traced / arithmetic.minimal_sampler_flops(config, sampler, batch) < 1.03
 
 

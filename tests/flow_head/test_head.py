@@ -12,6 +12,7 @@ from golden_models import assert_close
 from random_params import random_params
 
 from bitdance_jax.config import FlowHeadConfig
+from bitdance_jax.flow_head import head as flow_head
 from bitdance_jax.flow_head import head as head_module
 from bitdance_jax.flow_head.head import FlowHead, timestep_features
 from bitdance_jax.transformer.stack import stack, unstack
@@ -77,20 +78,19 @@ def test_scanned_blocks_give_the_same_numbers(tokens_per_step):
     jax.tree.map(assert_close, unstack(gradient), expected_gradient)
 
 
-def test_parts_make_the_whole():
-    """Embedding times and conditions beforehand changes nothing, nor modulation for all times at once; one time serves all rows."""
+def test_parts_make_the_whole(monkeypatch):
+    """Preparing all evaluations of a patch beforehand changes nothing, nor modulation for all of them at once; one time serves all rows."""
     x_t, _, z = inputs(4)
     model = head(4)
     variables = {"params": random_params(model, x_t, jnp.zeros(5), z)}
     times = jnp.array([0.2, 0.7])
     time_vectors = model.apply(variables, times, method="embed_time")
-    condition = model.apply(variables, z, method="embed_condition")
-    modulation = model.apply(variables, time_vectors[:, None, None], condition, method="modulation")
-    for i, t in enumerate(times):
-        whole = model.apply(variables, x_t, jnp.full(5, t), z)
-        assert_close(model.apply(variables, x_t, time_vectors[i], condition, method="denoise"), whole, 1e-5)
-        own = jax.tree.map(lambda vectors, i=i: vectors[i], modulation)
-        assert_close(model.apply(variables, x_t, own, method="predict"), whole, 1e-5)
+    for at_once in (False, True):
+        monkeypatch.setattr(flow_head, "modulated_at_once", lambda *_, at_once=at_once: at_once)
+        prepared = model.apply(variables, z, time_vectors, method="prepare")
+        for i, t in enumerate(times):
+            whole = model.apply(variables, x_t, jnp.full(5, t), z)
+            assert_close(model.apply(variables, x_t, prepared, i, method="predict"), whole, 1e-5)
 
 
 def test_tokens_of_a_patch_see_each_other_and_no_other_patch():

@@ -21,11 +21,10 @@ from streams import Dtypes, dtypes
 from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.convert import keys
 from bitdance_jax.flow_head import head, objective
-from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional, Draws
-from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.pipeline import sampling_params
+from bitdance_jax.sampling.next_patch import resolve
+from bitdance_jax.sampling.pipeline import sample_labels, sampling_params
 from bitdance_jax.transformer import attention, order
 from bitdance_jax.transformer.stack import stack, unstack
 
@@ -144,7 +143,7 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
 
 @pytest.mark.parametrize(("name", "millions"), [("b_1x", 242.4), ("b_4x", 260.1), ("b_16x", 260.1), ("l_1x", 527.3), ("h_1x", 1008.0)])
 def test_released_sizes(name, millions):
-    """SPEC 2's table, which leaves the tokenizer out."""
+    """The released models, without their tokenizer."""
     config = ClassConditionalConfig.imagenet(name)
     arguments = toy_arguments(config, batch=1)
     params = jax.eval_shape(lambda: ClassConditional(config, scan=True).init(jax.random.key(0), *arguments))
@@ -168,8 +167,8 @@ def loss_of(model: ClassConditional, params: Any) -> jax.Array:
 def sample_of(model: ClassConditional, params: Any) -> jax.Array:
     """With guidance: the prefix, then patch by patch through the cache."""
     keys, config = jax.random.split(jax.random.key(0), 2), tiny_models.MODEL
-    noise = next_patch.noise_from_keys(keys, num_noises(tiny_models.SAMPLER), config.tokens_per_step, config.tokenizer.bits)
-    return class_conditional.sample_codes(model, params, jnp.zeros(2, jnp.int32), noise, tiny_models.SAMPLER)
+    solver, scales = resolve(tiny_models.SAMPLER, config.head.time_shift, config.num_steps)
+    return sample_labels(model, params, jnp.zeros(2, jnp.int32), keys, scales, solver=solver)
 
 
 @pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])

@@ -28,11 +28,11 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.errors import UserError
 from bitdance_jax.flow_head import head
-from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image
-from bitdance_jax.models.text_to_image import Prefixes, TextToImage, prefix_rows, sample_codes, sample_values, token_positions
+from bitdance_jax.models.text_to_image import PatchReader, Prefixes, TextToImage, prefix_rows, token_positions
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
+from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.transformer import order, rope
 
 
@@ -70,19 +70,24 @@ def test_golden_samples(name, kind, monkeypatch):
     steps = range(len(xy) // config.tokens_per_step)
     noise = jnp.stack([jnp.concatenate([recorded[f"step{i}.init_noise"][None], recorded[f"step{i}.step_noise"]]) for i in steps])
     bits = jnp.stack([jnp.sign(recorded[f"step{i}.pre_sign"]) for i in steps])
-    conditions: list[jax.Array] = []
+    noise = jnp.tile(noise, (1, 1, len(rows) // noise.shape[2], 1, 1))
+    solver, scales = resolve(sampler, config.head.time_shift, len(steps))
 
-    def run(params) -> Replayed:
-        values = sample_values(TextToImage(config), params, prefixes, xy, lambda patch, _: noise[patch], sampler)
-        return Replayed(conditions[0], values)
+    def run(params, stop=len(steps)) -> Replayed:
+        reader = PatchReader(TextToImage(config), params, prefixes, xy)
+        replayed = rounding.Replayed(reader, bits)
+        state = next_patch.begin(replayed, scales)
+        options = {"noise": lambda patch, _: noise[patch], "solver": solver, "scales": scales}
+        state = next_patch.advance(replayed, state, stop, **options)
+        return Replayed(state.cache[1], state.values)
 
     frequencies = rope.frequencies_1d
     rounded = lambda *sizes: frequencies(*sizes).astype(jnp.bfloat16).astype(np.float32)  # noqa: E731  golden/README.md
     monkeypatch.setattr(rope, "frequencies_1d", rounded)
     monkeypatch.setattr(head, "timestep_features", rounding.recorded_time_features)
-    monkeypatch.setattr(next_patch, "sample_patches", rounding.reading(bits, conditions))
+    # Ours with a loop of any length, as `TextToImage` runs it.
     with compiling.optimized():
-        ours = jax.jit(run)(params)
+        ours = jax.jit(run)(params, len(steps))
     exact, others = rounding.in_float64(run)(params), rounding.other_runs(run, params)
     for i in steps:
         expected = recorded[f"step{i}.pre_sign"][: exact.values.shape[1]]
@@ -145,6 +150,14 @@ def params() -> dict:
     return random_params(TextToImage(TOY), jnp.zeros((1, 4), jnp.int32), xy, bits, bits, jnp.zeros(1))
 
 
+def sample_guided(model: TextToImage, params: dict, prefixes: Prefixes, xy: jax.Array, keys: jax.Array) -> jax.Array:
+    """Values before the sign [N, B, P, K]."""
+    reader = PatchReader(model, params, prefixes, xy)
+    solver, scales = resolve(GUIDED, TOY.head.time_shift, reader.num_patches)
+    noise = noise_from_keys(keys, solver.num_noises, TOY.tokens_per_step, TOY.tokenizer.bits)
+    return next_patch.sample(reader, noise=noise, solver=solver, scales=scales)
+
+
 @pytest.fixture(scope="module")
 def sampler(params) -> Sampler:
     traces = []
@@ -153,8 +166,7 @@ def sampler(params) -> Sampler:
     @jax.jit
     def run(params, prefixes, xy, keys):
         traces.append((prefixes.tokens.shape, xy.shape))
-        noise = noise_from_keys(keys, num_noises(GUIDED), TOY.tokens_per_step, TOY.tokenizer.bits)
-        return rearrange(sample_values(TextToImage(TOY), params, prefixes, xy, noise, GUIDED), "n b p k -> b (n p) k")
+        return rearrange(sample_guided(TextToImage(TOY), params, prefixes, xy, keys), "n b p k -> b (n p) k")
 
     def sample(prompts, seeds, height=8, width=8, more_padding=0):
         prefixes = prefix_rows(TOY, [*prompts, *[UNCONDITIONAL] * len(prompts)], height, width)
@@ -186,15 +198,6 @@ def test_prompts_seeds_and_sizes_matter(sampler):
     assert all(largest_error(a, b) > 0.01 for a, b in zip(wide, high, strict=True))
 
 
-def test_codes_are_the_signs(params, monkeypatch):
-    values = jax.random.normal(jax.random.key(0), (4, 2, 4, 6))
-    monkeypatch.setattr(text_to_image, "sample_values", lambda *_: values)
-    source = noise_from_keys(jax.random.split(jax.random.key(0), 2), num_noises(GUIDED), TOY.tokens_per_step, TOY.tokenizer.bits)
-    prefixes, xy = prefix_rows(TOY, PROMPTS[:2], 8, 8), jnp.asarray(token_positions(TOY, 8, 8))
-    codes = sample_codes(TextToImage(TOY), params, prefixes, xy, source, GUIDED)
-    np.testing.assert_array_equal(codes[1], np.concatenate(np.sign(values[:, 1])))
-
-
 def test_one_program_for_prompts_and_sizes(sampler):
     """Prompts of any lengths up to the padded one, and sizes with as many tokens."""
     sampler.sample(PROMPTS, [0, 1, 2])
@@ -206,17 +209,20 @@ def test_one_program_for_prompts_and_sizes(sampler):
 
 def test_sampling_reads_as_training_does(params):
     """One Euler step lands on the head's prediction at t = 0, which teacher forcing on the sampled bits must give as well."""
-    config, xy = SamplerConfig(head_steps=1, solver="euler"), jnp.asarray(token_positions(TOY, 8, 12))
-    source = noise_from_keys(jax.random.split(jax.random.key(0), 2), num_noises(config), TOY.tokens_per_step, TOY.tokenizer.bits)
+    solver = make_solver(SamplerConfig(head_steps=1, solver="euler"), TOY.head.time_shift)
+    xy = jnp.asarray(token_positions(TOY, 8, 12))
+    keys = jax.random.split(jax.random.key(0), 2)
+    source = noise_from_keys(keys, solver.num_noises, TOY.tokens_per_step, TOY.tokenizer.bits)
     prompts = [PROMPTS[1], PROMPTS[1][::-1]]
     prefixes = prefix_rows(TOY, prompts, 8, 12)
     model, steps = TextToImage(TOY), len(xy) // TOY.tokens_per_step
 
     @jax.jit
     def both(params):
-        values = sample_values(model, params, prefixes, xy, source, config)
+        reader = PatchReader(model, params, prefixes, xy)
+        values = next_patch.sample(reader, noise=source, solver=solver, scales=None)
         codes = rearrange(jnp.sign(values), "n b p k -> b (n p) k")
-        x_t = rearrange(jax.vmap(lambda patch: source(patch, False)[0])(jnp.arange(steps)), "n b p k -> (b n) p k")
+        x_t = rearrange(jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(steps)), "n b p k -> (b n) p k")
         tokens = jnp.asarray(prefixes.tokens[:, prefixes.padding[0] :])
         predicted, _ = model.apply({"params": params}, tokens, xy, codes, x_t, jnp.zeros(len(x_t)))
         return values, predicted
@@ -233,9 +239,7 @@ def read_whole(model: TextToImage, params: dict) -> tuple[jax.Array, jax.Array]:
 
 def read_through_cache(model: TextToImage, params: dict) -> jax.Array:
     prefixes, xy = prefix_rows(TOY, [PROMPTS[0], UNCONDITIONAL], 8, 8), jnp.asarray(token_positions(TOY, 8, 8))
-    keys = jax.random.split(jax.random.key(0), 1)
-    source = noise_from_keys(keys, num_noises(GUIDED), TOY.tokens_per_step, TOY.tokenizer.bits)
-    return sample_codes(model, params, prefixes, xy, source, GUIDED)
+    return sample_guided(model, params, prefixes, xy, jax.random.split(jax.random.key(0), 1))
 
 
 @pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])

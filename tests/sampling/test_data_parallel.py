@@ -12,6 +12,7 @@ from bitdance_jax.config import SamplerConfig
 from bitdance_jax.sampling import pipeline
 from bitdance_jax.sampling.data_parallel import DataParallelSampler, balanced_labels
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
+from bitdance_jax.sampling.solvers import EulerMaruyama
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def model():
     tokenizer = Tokenizer(tiny_models.GAN_TOKENIZER, tiny_models.tokenizer_params(tiny_models.GAN_TOKENIZER))
     config = dataclasses.replace(tiny_models.MODEL, tokenizer=tiny_models.GAN_TOKENIZER)
     model = ClassConditionalPipeline(config, tiny_models.model_params(), tokenizer)
-    model._sample = lambda params, labels, keys, sampler: codes(labels)
+    model._sample = lambda params, labels, keys, scales, solver: codes(labels)
     return model
 
 
@@ -58,12 +59,13 @@ def test_the_next_batch_is_begun_before_one_is_handed_out(model, monkeypatch):
 
 def test_the_models_own_sampler_unless_told_otherwise(model):
     got = []
-    model._sample = lambda params, labels, keys, sampler: got.append(sampler) or codes(labels)
-    other = SamplerConfig(head_steps=7)
+    model._sample = lambda params, labels, keys, scales, solver: got.append(solver) or codes(labels)
+    other = SamplerConfig(head_steps=7, guidance_scale=2.0)
+    stronger = dataclasses.replace(other, guidance_scale=3.0, guidance_schedule="constant")
     sampler = DataParallelSampler(model, per_device=2)
-    for chosen in (None, other, other):
+    for chosen in (None, other, stronger):
         list(sampler.batches(0, 0, 2, chosen))
-    assert got == [model.sampler, other]  # a sampler is traced once
+    assert got == [EulerMaruyama(100), EulerMaruyama(7)]  # another scale is not traced again
 
 
 def test_balanced_labels():

@@ -17,10 +17,12 @@ from random_params import random_params
 
 from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
 from bitdance_jax.flow_head import head
-from bitdance_jax.flow_head.solver import num_noises
-from bitdance_jax.models.class_conditional import ClassConditional, sample_codes, sample_values
+from bitdance_jax.models.class_conditional import ClassConditional
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.sampling.guidance import rows_of_image
+from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
+from bitdance_jax.sampling.pipeline import read_labels, sample_labels
+from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import order
 
@@ -50,21 +52,17 @@ def toy_params(config: ClassConditionalConfig) -> dict:
 
 
 def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConfig) -> Callable:
-    """The noise source that hands out what was recorded; the first patch's may have more rows."""
+    """The noise source that hands out what was recorded: of all rows in the first patch, of the images alone in the others."""
 
     def patch_noise(patch: int) -> np.ndarray:
         start, steps = recorded[f"step{patch}.init_noise"][None], recorded[f"step{patch}.step_noise"]
         noise = np.concatenate([start, steps])
         return noise.reshape(*noise.shape[:2], config.tokens_per_step, config.tokenizer.bits)
 
-    first = jnp.asarray(patch_noise(0))
-    later = jnp.asarray(np.stack([patch_noise(patch) for patch in range(1, config.num_steps)]))
-
-    def source(patch, separate):
-        assert separate == (isinstance(patch, int) and first.shape[1] != later.shape[2])
-        return first if isinstance(patch, int) else later[patch - 1]
-
-    return source
+    noises = [patch_noise(patch) for patch in range(config.num_steps)]
+    rows = noises[0].shape[1]
+    stacked = jnp.asarray(np.stack([np.tile(x, (1, rows // x.shape[1], 1, 1)) for x in noises]))
+    return lambda patch, separate: stacked[patch]
 
 
 class Golden(NamedTuple):
@@ -83,17 +81,22 @@ def golden(request) -> Golden:
     recorded, sampler = golden_models.read(f"{name}/sample_{kind}"), RECORDED[kind]
     labels, noise = jnp.asarray(recorded["label"], jnp.int32), recorded_noise(recorded, config)
     values = [recorded[f"step{i}.pre_sign"].reshape(-1, config.tokens_per_step, config.tokenizer.bits) for i in range(config.num_steps)]
-    rows = len(labels) * next_patch.rows_of_image(sampler)
+    rows = len(labels) * rows_of_image(sampler)
     # With guidance the first patch has as many rows, all later ones are shared.
     bits = jnp.stack([jnp.sign(np.tile(x, (rows // len(x), 1, 1))) for x in values])
 
-    def run(params):
-        return sample_values(ClassConditional(config), params, labels, noise, sampler)
+    solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
+
+    def run(params, replay=lambda model: model):
+        model = read_labels(ClassConditional(config), params, labels, scales)
+        return next_patch.sample(replay(model), noise=noise, solver=solver, scales=scales)
+
+    def replayed(params):
+        return run(params, lambda model: rounding.Replayed(model, bits))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "timestep_features", rounding.recorded_time_features)
-        patch.setattr(next_patch, "sample_patches", rounding.reading(bits, []))
-        exact, others = rounding.in_float64(run)(params), rounding.other_runs(run, params)
+        exact, others = rounding.in_float64(replayed)(params), rounding.other_runs(replayed, params)
 
     def compiled_run():
         # One case as users' programs are compiled; a function of its own, lest JAX take what it traced before.
@@ -122,7 +125,7 @@ def test_golden_order(name):
 def test_golden_samples(golden, at_once, monkeypatch):
     """Our own samples, each patch drawn after ours, with the modulation made for each evaluation or for all."""
     monkeypatch.setattr(head, "timestep_features", rounding.recorded_time_features)
-    monkeypatch.setattr(next_patch, "modulated_at_once", lambda *_: at_once)
+    monkeypatch.setattr(head, "modulated_at_once", lambda *_: at_once)
     values = golden.run()
     rounding.assert_rounded(values[0], golden.exact[0], [other[0] for other in golden.others])
     rounding.assert_bits(values, golden.recorded, golden.exact, golden.others)
@@ -142,8 +145,8 @@ def sampler() -> Sampler:
     @jax.jit
     def sample(params, labels, keys):
         traces.append(labels.shape)
-        noise = noise_from_keys(keys, num_noises(config), TOY.tokens_per_step, TOY.tokenizer.bits)
-        return sample_codes(ClassConditional(TOY), params, labels, noise, config)
+        solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
+        return sample_labels(ClassConditional(TOY), params, labels, keys, scales, solver=solver)
 
     return Sampler(lambda labels, seeds: np.asarray(sample(params, jnp.array(labels), jax.vmap(jax.random.key)(jnp.array(seeds)))), traces)
 
@@ -178,16 +181,17 @@ def test_noise_from_keys():
     """Normal, and different for every image, patch, and for the unconditional rows."""
     keys = jax.random.split(jax.random.key(0), 2)
     source = noise_from_keys(keys, num_noises=5, tokens=4, bits=6)
-    shared, apart = source(0, False), source(0, True)
-    assert shared.shape == (5, 2, 4, 6)
+    own, shared, apart = source(0, None), source(0, jnp.bool(False)), source(0, jnp.bool(True))
+    assert own.shape == (5, 2, 4, 6)
     assert apart.shape == (5, 4, 4, 6)
-    np.testing.assert_array_equal(apart[:, :2], shared)
-    np.testing.assert_array_equal(source(jnp.int32(0), False), shared)
-    values = np.concatenate([np.ravel(apart), np.ravel(source(1, True))])
+    np.testing.assert_array_equal(apart[:, :2], own)
+    np.testing.assert_array_equal(shared, np.tile(own, (1, 2, 1, 1)))
+    np.testing.assert_array_equal(source(jnp.int32(0), None), own)
+    values = np.concatenate([np.ravel(apart), np.ravel(source(1, jnp.bool(True)))])
     assert len(np.unique(values)) == len(values)
     assert abs(values.mean()) < 0.1
     assert abs(values.std() - 1) < 0.1
-    np.testing.assert_array_equal(noise_from_keys(keys[1:], 5, 4, 6)(0, True), apart[:, 1::2])
+    np.testing.assert_array_equal(noise_from_keys(keys[1:], 5, 4, 6)(0, jnp.bool(True)), apart[:, 1::2])
 
 
 @pytest.mark.parametrize(
@@ -195,47 +199,53 @@ def test_noise_from_keys():
     [SamplerConfig(), *RECORDED.values(), SamplerConfig(guidance_scale=2.5, guidance_schedule="constant")],
     ids=["default", *RECORDED, "constant"],
 )
-@pytest.mark.parametrize(("solver", "evaluations"), [("euler_maruyama", 8), ("euler", 7)])
+@pytest.mark.parametrize(("solver", "evaluations"), [("euler_maruyama", 8), ("euler", 7), ("heun", 13)])
 @pytest.mark.parametrize("at_once", [False, True])
 def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monkeypatch):
-    """N = 7: the head N + 1 or N times for a patch, the times embedded once, the condition once for a patch, modulation as chosen."""
-    monkeypatch.setattr(next_patch, "modulated_at_once", lambda *_: at_once)
+    """N = 7: the head as often as the solver says, the times embedded once, the condition once for a patch, modulation as chosen."""
+    monkeypatch.setattr(head, "modulated_at_once", lambda *_: at_once)
     config = dataclasses.replace(guidance, head_steps=7, solver=solver)
     params = jax.tree.map(jnp.zeros_like, toy_params(TOY))
-    noise = noise_from_keys(jax.random.split(jax.random.key(0), 2), num_noises(config), TOY.tokens_per_step, TOY.tokenizer.bits)
-    program = jax.make_jaxpr(lambda p: sample_values(ClassConditional(TOY), p, jnp.array([0, 1]), noise, config))(params)
+    solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
+    labels, keys = jnp.array([0, 1]), jax.random.split(jax.random.key(0), 2)
+    sample = functools.partial(sample_labels, ClassConditional(TOY), solver=solver)
+    program = jax.make_jaxpr(sample)(params, labels, keys, scales)
 
     weights, patches = params["head"], TOY.num_steps
     assert sum(jaxprs.products_with(program, weights["final_linear"]["kernel"].shape)) == evaluations * patches
     assert sum(jaxprs.products_with(program, weights["groups_0"]["ada_ln"]["kernel"].shape)) == patches * (1 if at_once else evaluations)
     assert jaxprs.products_with(program, weights["time_embed"]["fc1"]["kernel"].shape) == [1]
     assert sum(jaxprs.products_with(program, weights["cond_embed"]["kernel"].shape)) == patches
-    # The transformer reads the prefix, then every patch but the last.
-    reads = TOY.transformer.num_layers * patches
+    assert len(jaxprs.products_with(program, weights["final_linear"]["kernel"].shape)) == 1  # it is compiled once
+    # The transformer reads the prefix, then the first block and every patch but the last.
+    reads = TOY.transformer.num_layers * (1 + patches)
     assert sum(jaxprs.products_with(program, params["transformer"]["layers_0"]["attention"]["qkv"]["kernel"].shape)) == reads
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_step", "mask", "kind"),
+    ("tokens_per_step", "mask", "kind", "class_tokens"),
     [
-        (1, "block_causal", "patch"),
-        (4, "block_causal", "patch"),
-        (4, "block_causal", "token"),
-        (4, "causal", "token"),
+        (1, "block_causal", "patch", 3),
+        (4, "block_causal", "patch", 1),
+        (4, "block_causal", "token", 3),
+        (4, "causal", "token", 3),
     ],
 )
-def test_sampling_reads_as_training_does(tokens_per_step, mask, kind):
+def test_sampling_reads_as_training_does(tokens_per_step, mask, kind, class_tokens):
     """One Euler step lands on the head's prediction at t = 0, which teacher forcing on the sampled bits must give as well."""
-    config = dataclasses.replace(TOY, tokens_per_step=tokens_per_step, mask=mask, order=kind)
+    config = dataclasses.replace(TOY, tokens_per_step=tokens_per_step, mask=mask, order=kind, class_tokens=class_tokens)
     model, params, labels = ClassConditional(config), toy_params(config), jnp.array([1, 3])
     sampler = SamplerConfig(head_steps=1, solver="euler")
-    source = noise_from_keys(jax.random.split(jax.random.key(0), 2), num_noises(sampler), tokens_per_step, TOY.tokenizer.bits)
+    solver = make_solver(sampler, config.head.time_shift)
+    keys = jax.random.split(jax.random.key(0), 2)
+    source = noise_from_keys(keys, solver.num_noises, tokens_per_step, TOY.tokenizer.bits)
 
     @jax.jit
     def both(params):
-        values = sample_values(model, params, labels, source, sampler)
+        reader = read_labels(model, params, labels, None)
+        values = next_patch.sample(reader, noise=source, solver=solver, scales=None)
         bits = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
-        noise = jax.vmap(lambda patch: source(patch, False)[0])(jnp.arange(config.num_steps))
+        noise = jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(config.num_steps))
         x_t = rearrange(noise, "n b p k -> b 1 n p k")
         return values, model.apply({"params": params}, labels, bits, x_t, jnp.zeros(x_t.shape[:3]))
 

@@ -112,6 +112,14 @@ def test_a_finished_file_is_left_alone(path):
     assert os.listdir(path.parent) == ["out.npz"]
 
 
+def test_a_file_of_a_version_that_had_fewer_settings(path):
+    """What the file does not say was as it is by default."""
+    write(path)
+    assert write(path, {"seed": 0, "sampler": {"head_steps": 3, "guidance_end": 1.0}}) == 10
+    with pytest.raises(UserError, match=r"guidance_end 1\.0, asked for 0\.5"):
+        write(path, {"seed": 0, "sampler": {"head_steps": 3, "guidance_end": 0.5}})
+
+
 @pytest.mark.parametrize("until", [6, 10])
 def test_another_request_is_refused_unless_it_may_overwrite(path, whole, until):
     write(path, until=until)

@@ -71,11 +71,13 @@ def count_traces(monkeypatch):
     """A list that grows by a batch size whenever the sampler, here a quick one, is traced, hence compiled."""
     traces = []
 
-    def quick(model, params, labels, noise, sampler):
-        traces.append(labels.shape[0])
-        return jnp.ones((labels.shape[0], model.config.grid, model.config.grid, model.config.tokenizer.bits))
+    def quick(model, *, noise, solver, scales):
+        rows, tokens, bits = model.patch_shape
+        images = rows if scales is None else rows // 2
+        traces.append(images)
+        return jnp.ones((model.num_patches, images, tokens, bits))
 
-    monkeypatch.setattr(pipeline, "sample_codes", quick)
+    monkeypatch.setattr(pipeline.next_patch, "sample", quick)
     return traces
 
 
@@ -168,6 +170,10 @@ def test_one_compilation_for_each_batch_shape(folders, monkeypatch):
     traces = count_traces(monkeypatch)
     for seed, labels in enumerate(([1, 2, 3, 4, 5], [0, 8], ["Food"] * 3)):
         model.sample(labels, seed, batch_size=2, first_index=seed, progress=False)
+    assert traces == [2]
+    guidance = {"guidance_scale": 9.0, "guidance_schedule": "constant", "guidance_end": 0.5}
+    sampler = dataclasses.replace(model.sampler, **guidance)
+    model.sample([1, 2], sampler=sampler, batch_size=2, progress=False)
     assert traces == [2]
     model.sample([1], batch_size=2, progress=False)
     assert traces == [2, 1]

@@ -1,5 +1,6 @@
 """Prompts to pictures, with a model of two layers whose tokens are 2 x 2 pixels and whose patches are 4 x 4."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+from einops import rearrange
 from flax import traverse_util
 from processes import python
 
@@ -17,11 +19,10 @@ import bitdance_jax
 from bitdance_jax import SamplerConfig, toy_text_to_image
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head.solver import num_noises
 from bitdance_jax.models import text_to_image
 from bitdance_jax.quantize import Int8Kernel
-from bitdance_jax.sampling import memory
-from bitdance_jax.sampling.next_patch import noise_from_keys
+from bitdance_jax.sampling import memory, next_patch
+from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
 from bitdance_jax.sampling.pipeline import decode_codes, image_keys
 from bitdance_jax.sampling.text_to_image import TextToImage, parse_size
 from bitdance_jax.text.prompt_tokenizer import FOLDER, PromptTokenizer
@@ -79,10 +80,12 @@ def test_pictures_are_those_of_the_sampler(folder, model, generate):
             text_to_image.prefix_rows(tiny_models.TEXT_TO_IMAGE, rows, 8, 12),
             jnp.asarray(text_to_image.token_positions(tiny_models.TEXT_TO_IMAGE, 8, 12)),
         )
-        noise = noise_from_keys(keys, num_noises(model.sampler), 4, 8)
-        codes = text_to_image.sample_codes(
-            text_to_image.TextToImage(tiny_models.TEXT_TO_IMAGE), params["model"], prefixes, xy, noise, model.sampler
-        )
+        solver, scales = resolve(model.sampler, tiny_models.TEXT_TO_IMAGE.head.time_shift, 6)
+        module = text_to_image.TextToImage(tiny_models.TEXT_TO_IMAGE)
+        reader = text_to_image.PatchReader(module, params["model"], prefixes, xy)
+        noise = noise_from_keys(keys, solver.num_noises, 4, 8)
+        values = next_patch.sample(reader, noise=noise, solver=solver, scales=scales)
+        codes = jnp.sign(rearrange(values, "n b p k -> b (n p) k"))
         grid = order.sequence_to_grid(codes, 4, 2, "patch").astype(jnp.int8)
         return decode_codes(Autoencoder(tiny_models.TEXT_TO_IMAGE.tokenizer), params["tokenizer"], grid, keys)
 
@@ -101,9 +104,11 @@ def test_a_picture_is_the_same_in_any_batch(generate):
     np.testing.assert_allclose(generate(PROMPTS[2], images_per_prompt=2, seed=3, first_index=4).astype(int), pictures[4:], atol=1)
 
 
-def test_other_prompts_and_seeds_compile_nothing(generate, compiled):
+def test_other_prompts_seeds_and_guidance_compile_nothing(model, generate, compiled):
     generate(PROMPTS)
     compiled.clear()
+    guidance = {"guidance_scale": 5.5, "guidance_schedule": "linear", "guidance_start": 0.2}
+    generate(PROMPTS, sampler=dataclasses.replace(model.sampler, **guidance))
     generate(["a longer prompt, still of the same bucket", "x", "y"], seed=1)
     generate(PROMPTS[0], images_per_prompt=3, seed=2)
     assert compiled == []
@@ -213,8 +218,8 @@ def test_on_a_mesh(folder, generate, tmp_path, at_once):
     script = f"""
 import sys, numpy as np
 from bitdance_jax import MeshConfig, TextToImage
-from bitdance_jax.sampling import next_patch
-next_patch.modulated_at_once = lambda *_: {at_once}
+from bitdance_jax.flow_head import head
+head.modulated_at_once = lambda *_: {at_once}
 model = TextToImage.load(sys.argv[1], mesh=MeshConfig(data=2, tensor=2))
 np.save(sys.argv[2], model.generate(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False))
 programs = model._programs

@@ -31,6 +31,7 @@ from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.sampling import pipeline
+from bitdance_jax.sampling.solvers import EulerMaruyama
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import objectives, tasks
 from bitdance_jax.train.evaluation import Evaluation
@@ -320,16 +321,16 @@ def test_preview_rows_are_classes(task, trained, monkeypatch):
     """What is drawn depends on the weights it gets, and compiles once."""
     traces = []
 
-    def quick(model, params, labels, noise, sampler):
-        traces.append(sampler)
+    def quick(model, params, labels, keys, scales, *, solver):
+        traces.append(solver)
         code = jnp.where(labels % 2 == 0, 1, -1) * jnp.sign(params["position_embedding"][0, 0])
-        return jnp.broadcast_to(code[:, None, None, None], (len(labels), 8, 8, 8))
+        return jnp.broadcast_to(code[:, None, None, None], (len(labels), 8, 8, 8)).astype(jnp.int8)
 
-    monkeypatch.setattr(pipeline, "sample_codes", quick)
+    monkeypatch.setattr(pipeline, "sample_labels", quick)
     params = trained[0].ema
     negated = params | {"position_embedding": -params["position_embedding"]}
     sheets = [task.preview(weights, 7)["samples"] for weights in (params, negated, params)]
-    assert traces == [tiny_models.SAMPLER]
+    assert traces == [EulerMaruyama(tiny_models.SAMPLER.head_steps)]
     assert all(sheet.shape[0] == 9 * (SIZE + 4) and sheet.shape[1] > 8 * (SIZE + 4) for sheet in sheets)
     np.testing.assert_array_equal(sheets[0], sheets[2])
     cells = [sheet[:, -8 * (SIZE + 4) :].reshape(9, SIZE + 4, -1) for sheet in sheets]

@@ -1,0 +1,91 @@
+"""Classifier-free guidance of the head's velocity (paper 3.2): v_u + s (v_c - v_u).
+
+A guidance gives the scale s of every patch and evaluation of the head as one array. The compiled
+sampler takes that array as an argument: another scale or schedule compiles nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.sampling.solvers import Solver
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """What the sampler needs of a guidance."""
+
+    def scales(self, num_patches: int, times: Float[np.ndarray, "E"]) -> Float[np.ndarray, "N E"]:
+        """float32; 1 is the conditional velocity, without guidance."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same scale everywhere."""
+
+    scale: float
+
+    def scales(self, num_patches: int, times: Float[np.ndarray, "E"]) -> Float[np.ndarray, "N E"]:
+        return np.full((num_patches, len(times)), self.scale, np.float32)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """1 + (scale - 1) i / N at patch i of N: none at the first patch, nearly all of it at the last."""
+
+    scale: float
+
+    def scales(self, num_patches: int, times: Float[np.ndarray, "E"]) -> Float[np.ndarray, "N E"]:
+        column = 1 + (self.scale - 1) * (np.arange(num_patches) / num_patches)
+        return np.repeat(column.astype(np.float32)[:, None], len(times), axis=1)
+
+
+@dataclass(frozen=True)
+class LimitedInterval:
+    """Another guidance at times in [start, end] of the head, none at all others (arXiv 2404.07724)."""
+
+    guidance: Guidance
+    start: float
+    end: float
+
+    def scales(self, num_patches: int, times: Float[np.ndarray, "E"]) -> Float[np.ndarray, "N E"]:
+        inside = (self.start <= times) & (times <= self.end)
+        return np.where(inside, self.guidance.scales(num_patches, times), np.float32(1))
+
+
+def make_guidance(config: SamplerConfig) -> Guidance | None:
+    """The guidance that a config describes; None for a scale of 1, which needs no unconditional rows."""
+    if config.guidance_scale == 1:
+        return None
+    kind = Linear if config.guidance_schedule == "linear" else Constant
+    return LimitedInterval(kind(config.guidance_scale), config.guidance_start, config.guidance_end)
+
+
+def guidance_scales(config: SamplerConfig, solver: Solver, num_patches: int) -> Float[np.ndarray, "N E"] | None:
+    """Scales of every patch and evaluation; None without guidance."""
+    guidance = make_guidance(config)
+    if guidance is None:
+        return None
+    with jax.ensure_compile_time_eval():
+        times = np.asarray(solver.times())
+    return guidance.scales(num_patches, times)
+
+
+def rows_of_image(config: SamplerConfig) -> int:
+    """With guidance a conditional and an unconditional one."""
+    return 1 if make_guidance(config) is None else 2
+
+
+def guide(velocity: Float[Array, "R P K"], scale: Float[Array, ""] | float, separate: Bool[Array, ""] | bool) -> Float[Array, "R P K"]:
+    """Guided velocity of rows [conditional; unconditional], the same in both halves.
+
+    Where the streams are `separate`, each row keeps its own velocity.
+    """
+    conditional, unconditional = jnp.split(velocity, 2)
+    guided = unconditional + scale * (conditional - unconditional)
+    return jnp.where(separate, velocity, jnp.concatenate([guided, guided]))

@@ -1,0 +1,186 @@
+"""Solvers of the head's flow (paper 3.2): from noise to the values whose signs are the bits of one patch.
+
+The flow's velocity is v = (f - x) / max(1 - t, 0.05), with the head's prediction f. A solver is a
+frozen dataclass, so that programs are compiled for it. A new one is a class like those here, with
+its name in `SOLVERS` and in `config.model.SolverName`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.flow_head.objective import MIN_REMAINING, shift_time
+
+
+Velocity = Callable[[Float[Array, "R P K"], Int[Array, ""]], Float[Array, "R P K"]]
+"""(x, number of the evaluation) -> the guided velocity at that evaluation's time."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What the sampler needs of a solver."""
+
+    @property
+    def num_evaluations(self) -> int:
+        """E: how often the head is evaluated for one patch."""
+
+    @property
+    def num_noises(self) -> int:
+        """S: standard normal noises that one patch takes; the first is the starting point."""
+
+    def times(self) -> Float[Array, "E"]:
+        """Time of every evaluation, float32 in [0, 1]: noise at 0, data at 1."""
+
+    def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
+        """x at time 1. Calls `velocity` within one loop, so that the head is compiled once."""
+
+
+class Steps(NamedTuple):
+    """The recurrence x <- keep x + move v + diffuse e, with fresh noise e, evaluation by evaluation."""
+
+    t: Float[Array, "E"]
+    keep: Float[Array, "E"]
+    move: Float[Array, "E"]
+    diffuse: Float[Array, "E"]
+
+
+def recur(steps: Steps, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
+    """The recurrence from noise[0]; the last E + 1 - S evaluations have no noise."""
+
+    def step(x: Float[Array, "R P K"], inputs: Any) -> tuple[Float[Array, "R P K"], None]:
+        evaluation, (keep, move, diffuse), fresh = inputs
+        return keep * x + move * velocity(x, evaluation) + diffuse * fresh, None
+
+    start, fresh = noise[0], noise[1:]
+    count = steps.t.shape[0]
+    idle = jnp.zeros((count - fresh.shape[0], *start.shape), start.dtype)
+    # One array for the numbers of a step: accelerators launch a kernel for every one that a loop slices.
+    numbers = jnp.stack(steps[1:], axis=1)
+    x, _ = jax.lax.scan(step, start, (jnp.arange(count), numbers, jnp.concatenate([fresh, idle])))
+    return x
+
+
+@dataclass(frozen=True)
+class Euler:
+    """The paper's equation 4: N uniform steps from 0 to 1.
+
+    Attributes:
+      num_steps: N.
+      time_shift: of the head (`objective.shift_time`).
+    """
+
+    num_steps: int
+    time_shift: float = 1.0
+
+    @property
+    def num_evaluations(self) -> int:
+        return self.num_steps
+
+    @property
+    def num_noises(self) -> int:
+        return 1
+
+    def times(self) -> Float[Array, "E"]:
+        return self.steps().t
+
+    def steps(self) -> Steps:
+        grid = shift_time(jnp.linspace(0, 1, self.num_steps + 1), self.time_shift)
+        t, dt = grid[:-1], jnp.diff(grid)
+        return Steps(t, keep=jnp.ones_like(t), move=dt, diffuse=jnp.zeros_like(t))
+
+    def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
+        return recur(self.steps(), velocity, noise)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """As released: N steps on t = linspace(0, 0.95, N + 1) with drift (1 + t) v - x and noise
+    sqrt(2 (1 - t) dt), then one Euler step of 0.05 at t = 0.95, which lands on the prediction.
+
+    Attributes:
+      num_steps: N; N + 1 evaluations.
+      time_shift: of the head (`objective.shift_time`).
+    """
+
+    num_steps: int
+    time_shift: float = 1.0
+
+    @property
+    def num_evaluations(self) -> int:
+        return self.num_steps + 1
+
+    @property
+    def num_noises(self) -> int:
+        return self.num_steps + 1
+
+    def times(self) -> Float[Array, "E"]:
+        return self.steps().t
+
+    def steps(self) -> Steps:
+        grid = shift_time(jnp.linspace(0, 1 - MIN_REMAINING, self.num_steps + 1), self.time_shift)
+        t, dt = grid[:-1], jnp.diff(grid)
+        diffusing = Steps(t, keep=1 - dt, move=(1 + t) * dt, diffuse=jnp.sqrt(2 * (1 - t) * dt))
+        last = (1 - MIN_REMAINING, 1.0, MIN_REMAINING, 0.0)
+        pairs = zip(diffusing, last, strict=True)
+        return Steps(*(jnp.append(numbers, jnp.float32(number)) for numbers, number in pairs))
+
+    def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
+        return recur(self.steps(), velocity, noise)
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Heun's method of the second order on Euler's grid, two evaluations a step.
+
+    The last step is Euler's: it lands on the prediction, where the velocity at t = 1 would not.
+
+    Attributes:
+      num_steps: N; 2 N - 1 evaluations.
+      time_shift: of the head (`objective.shift_time`).
+    """
+
+    num_steps: int
+    time_shift: float = 1.0
+
+    @property
+    def num_evaluations(self) -> int:
+        return 2 * self.num_steps - 1
+
+    @property
+    def num_noises(self) -> int:
+        return 1
+
+    def times(self) -> Float[Array, "E"]:
+        """Both ends of every step but the last one's."""
+        return jnp.repeat(self._grid()[:-1], 2)[1:]
+
+    def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
+        # Predictor and corrector take turns in one loop. Of both the loop remembers where it
+        # evaluated and what came out, which the corrector then needs of its predictor.
+        def evaluate(carry: tuple[Array, Array, Array], inputs: Any) -> tuple[Any, None]:
+            (x, start, slope), (evaluation, dt) = carry, inputs
+            here = velocity(x, evaluation)
+            predicted = x + dt * here
+            corrected = start + dt / 2 * (slope + here)
+            return (jnp.where(evaluation % 2 == 1, corrected, predicted), x, here), None
+
+        count = self.num_evaluations
+        dt = jnp.repeat(jnp.diff(self._grid()), 2)[:count]
+        (x, _, _), _ = jax.lax.scan(evaluate, (noise[0],) * 3, (jnp.arange(count), dt))
+        return x
+
+    def _grid(self) -> Float[Array, "T"]:
+        return shift_time(jnp.linspace(0, 1, self.num_steps + 1), self.time_shift)
+
+
+SOLVERS: dict[str, Callable[[int, float], Solver]] = {"euler_maruyama": EulerMaruyama, "euler": Euler, "heun": Heun}
+
+
+def make_solver(config: SamplerConfig, time_shift: float) -> Solver:
+    """The solver that a config names, for a head with this `time_shift`."""
+    return SOLVERS[config.solver](config.head_steps, time_shift)
