@@ -64,7 +64,8 @@ class Reference:
     def _read_file(self) -> Pictures | None:
         try:
             inputs.check_file(self._path)
-            with np.load(self._path) as file:
+            # numpy leaves a file open that is no .npz.
+            with open(self._path, "rb") as opened, np.load(opened) as file:
                 names = list(file)
                 wanted = [name for name in names if name in ("mu", "sigma", "mu_s", "sigma_s")]
                 sizes = {info.filename: info.file_size for info in file.zip.infolist()}

@@ -5,7 +5,7 @@ import os
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bitdance_jax import saved_models
+from bitdance_jax import files, saved_models
 from bitdance_jax.config.plain import checked
 from bitdance_jax.sampling import pipeline
 from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
@@ -23,7 +23,7 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike | None = No
     Raises:
       UserError: no such folder, damaged, or not a model of this package.
     """
-    folder = checked(str, folder, "folder")
+    folder = files.named(checked(str, folder, "folder"))
     if saved_models.read_config(folder).kind == "text_to_image":
         return TextToImage.load(folder, dtype=dtype)
     return pipeline.load(folder, dtype or jnp.float32)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8, UInt8
 
-from bitdance_jax import hardware, images, inputs, model_folder, saved_models, sharding
+from bitdance_jax import files, hardware, images, inputs, model_folder, saved_models, sharding
 from bitdance_jax.config import ClassConditionalConfig, ConfigError, SamplerConfig, TokenizerConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.errors import UserError, short
@@ -257,7 +257,8 @@ def load(folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike = jnp.float
     Raises:
       UserError: no such folder, damaged, or not such a model.
     """
-    folder, dtype = checked(str, folder, "folder"), arguments.compute_type(dtype)
+    folder = files.named(checked(str, folder, "folder"))
+    dtype = arguments.compute_type(dtype)
     described = saved_models.read_config(folder)
     if described.kind == "text_to_image":
         raise UserError(f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here")

@@ -12,7 +12,7 @@ from etils import epath
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from bitdance_jax import hosts, model_folder, quantize, sharding
+from bitdance_jax import files, hosts, model_folder, quantize, sharding
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.errors import UserError, short
@@ -71,7 +71,7 @@ class TextToImage:
         Raises:
           UserError: no such folder, another kind of model, no tokenizer files or others, a mesh that does not fit the devices.
         """
-        self._folder = folder = checked(str, folder, "folder")
+        self._folder = folder = files.named(checked(str, folder, "folder"))
         self._params: dict[str, Any] | None = None
         saved = model_folder.read_config(folder, expect="text_to_image")
         where = f"{os.fspath(folder)}/config.json"

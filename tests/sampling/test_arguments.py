@@ -1,5 +1,7 @@
 """What a caller of the library's public methods may get wrong: one line before anything compiles."""
 
+import importlib.util
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -158,3 +160,20 @@ def test_other_arguments_of_models(model, prompts):
         refused(lambda call=call: call(3), "folder must be str, got 3")
     refused(lambda: DataParallelSampler(model, 1.5), "batch_size must be int, got 1.5")
     refused(lambda: ClassConditionalPipeline(tiny_models.MODEL, {}, model.tokenizer, class_names=list(range(9))), "class_names.0. must be")
+
+
+@pytest.mark.parametrize("load", [bitdance_jax.load, TextToImage])
+@pytest.mark.parametrize(
+    ("place", "match"),
+    [
+        ("gs://bucket/model", "bitdance_jax\\[gcs\\]"),
+        ("s3://bucket/model", "fetch it first"),
+        ("hf://owner/model", "bitdance_jax.convert"),
+        ("~/no_model", "/home_of_tests/no_model"),
+    ],
+)
+def test_places_of_models(load, place, match, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("HOME", "/home_of_tests")
+    with pytest.raises(UserError, match=match):
+        load(place)
