@@ -136,10 +136,12 @@ class Timer:
 
 
 def kernels(call: Callable[[], Any], top: int = 12) -> Result:
-    """Where one call's time goes: seconds of the device's kernels, and the longest of them.
+    """Where one call's time goes on a GPU: seconds of its kernels, and the longest of them.
 
     Kernels whose names differ by a number count together: milliseconds, and how many there were.
     """
+    if jax.default_backend() != "gpu":
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         with jax.profiler.trace(folder):
