@@ -13,25 +13,29 @@ from typing import Annotated, Literal
 
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Until `run`, Ctrl-C ends the imports without a traceback.
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Until `run`, Ctrl-C ends the imports without a traceback.
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax import ClassConditionalPipeline, TextToImage, hosts, images, saved_models
-from bitdance_jax.agreement import agree, agree_on_config
-from bitdance_jax.command_line import Flags, keep_compiled, parse, run
+from bitdance_jax import ClassConditionalPipeline, TextToImage
+from bitdance_jax.cli.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.config.model import SolverName
-from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range, Share
+from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Range, Share
+from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed.agreement import agree, agree_on_config
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName, check_ending
-from bitdance_jax.sampling.npz import Request, sample_to_npz
-from bitdance_jax.sampling.pipeline import load
-from bitdance_jax.sampling.text_to_image import ALL_DEVICES, Weights, parse_size
-from bitdance_jax.saved_models import check_unchanged, fingerprint
+from bitdance_jax.io import images, saved_models
+from bitdance_jax.io.files import check_ending
+from bitdance_jax.io.saved_models import check_unchanged, fingerprint
+from bitdance_jax.pipelines.class_conditional import load
+from bitdance_jax.pipelines.npz import Request, sample_to_npz
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, Weights, parse_size
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Arguments(Flags):
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3] and the labels as arr_1.
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that is damaged or was begun otherwise.
-      multi_host: this is one of several processes, on as many hosts, that draw an .npz or prompts together (bitdance_jax/hosts.py);
-        all get the same flags, and process 0 writes.
+      multi_host: this is one of several processes, on as many hosts, that draw an .npz or prompts together
+        (bitdance_jax/distributed/hosts.py); all get the same flags, and process 0 writes.
     """
 
     checkpoint: PathName = "emoji"
@@ -101,7 +105,9 @@ class Arguments(Flags):
 def main() -> int:
     arguments = parse(Arguments)
     if arguments.multi_host and not hosts.start():
-        raise UserError("--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID")
+        raise UserError(
+            "--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        )
     with hosts.together():
         if arguments.multi_host:
             agree_on_config(arguments)
@@ -121,7 +127,9 @@ def check_values(arguments: Arguments) -> None:
         if getattr(arguments, name):
             raise UserError(f"--{name.replace('_', '-')} belongs to --npz OUT.npz")
     if arguments.multi_host and not arguments.prompt:
-        raise UserError("--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels")
+        raise UserError(
+            "--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels"
+        )
 
 
 def draw(arguments: Arguments) -> int:
@@ -134,7 +142,9 @@ def draw(arguments: Arguments) -> int:
     mark = fingerprint(arguments.checkpoint)
     model = load(arguments.checkpoint, jnp.dtype(arguments.dtype or "float32"))
     if not isinstance(model, ClassConditionalPipeline):
-        raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
+        raise UserError(
+            f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model"
+        )
     sampler = chosen_sampler(arguments, model.sampler)
     if arguments.npz is None:
         draw_grid(arguments, model, sampler)
@@ -157,16 +167,26 @@ def check_flags(arguments: Arguments, text_to_image: bool) -> None:
         given.append("mesh")
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        kinds = ("text-to-image", "class-conditional") if text_to_image else ("class-conditional", "text-to-image")
+        kinds = (
+            ("text-to-image", "class-conditional")
+            if text_to_image
+            else ("class-conditional", "text-to-image")
+        )
         takes = "--prompt" if text_to_image else "--labels"
-        raise UserError(f"{arguments.checkpoint} is a {kinds[0]} model, which takes {takes}; {names} belongs to {kinds[1]} ones")
+        raise UserError(
+            f"{arguments.checkpoint} is a {kinds[0]} model, which takes {takes}; {names} belongs to {kinds[1]} ones"
+        )
     if text_to_image and not arguments.prompt:
-        raise UserError(f'{arguments.checkpoint} is a text-to-image model; say what it shall draw: --prompt "a cat on a mat"')
+        raise UserError(
+            f'{arguments.checkpoint} is a text-to-image model; say what it shall draw: --prompt "a cat on a mat"'
+        )
 
 
 def chosen_sampler(arguments: Arguments, own: SamplerConfig) -> SamplerConfig:
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplerConfig)}
-    return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(
+        own, **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def draw_prompts(arguments: Arguments) -> None:
@@ -175,7 +195,9 @@ def draw_prompts(arguments: Arguments) -> None:
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
     images.check_grid(len(prompts) * each, *parse_size(size))
     hosts.on_first(lambda: images.check_writable(arguments.out))
-    model = TextToImage(arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights)
+    model = TextToImage(
+        arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights
+    )
     pictures = model.generate(
         prompts,
         size=size,
@@ -193,7 +215,9 @@ def save_prompts(path: str, pictures: UInt8[np.ndarray, "N H W 3"], prompts: int
     each = len(pictures) // prompts
     columns = each if each > 1 else math.isqrt(len(pictures) - 1) + 1
     images.save_png(path, pictures[0] if len(pictures) == 1 else images.grid(pictures, columns))
-    print(f"{counted(len(pictures), 'picture')} of {pictures.shape[2]}x{pictures.shape[1]} in {path}")
+    print(
+        f"{counted(len(pictures), 'picture')} of {pictures.shape[2]}x{pictures.shape[1]} in {path}"
+    )
 
 
 def labels_at_a_time(arguments: Arguments, count: int) -> int:
@@ -201,7 +225,9 @@ def labels_at_a_time(arguments: Arguments, count: int) -> int:
     return 24 if arguments.batch_size is None else min(arguments.batch_size, count)
 
 
-def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
+def draw_grid(
+    arguments: Arguments, model: ClassConditionalPipeline, sampler: SamplerConfig
+) -> None:
     images.check_writable(arguments.out)
     labels = [model.label(label) for label in arguments.labels or model.class_names[:10]]
     size, count = model.config.image_size, len(labels) * arguments.per_label
@@ -211,16 +237,28 @@ def draw_grid(arguments: Arguments, model: ClassConditionalPipeline, sampler: Sa
     at_a_time = labels_at_a_time(arguments, count)
     pictures = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=at_a_time)
     captions = [model.class_names[label] for label in labels]
-    images.save_png(arguments.out, images.grid(pictures, arguments.per_label, captions, enlarge=enlarge))
-    print(f"{counted(len(pictures), 'picture')} of {counted(len(labels), 'label')} in {arguments.out}")
+    images.save_png(
+        arguments.out, images.grid(pictures, arguments.per_label, captions, enlarge=enlarge)
+    )
+    print(
+        f"{counted(len(pictures), 'picture')} of {counted(len(labels), 'label')} in {arguments.out}"
+    )
 
 
-def write_npz(arguments: Arguments, path: str, mark: str, model: ClassConditionalPipeline, sampler: SamplerConfig) -> None:
+def write_npz(
+    arguments: Arguments,
+    path: str,
+    mark: str,
+    model: ClassConditionalPipeline,
+    sampler: SamplerConfig,
+) -> None:
     count = 50_000 if arguments.num_images is None else arguments.num_images
     request = Request(mark, arguments.dtype or "float32", count, arguments.seed, sampler)
     first_host = jax.process_index() == 0
     per_device, overwrite = labels_at_a_time(arguments, count), arguments.overwrite
-    drawn = sample_to_npz(path, model, request, per_device=per_device, overwrite=overwrite, progress=first_host)
+    drawn = sample_to_npz(
+        path, model, request, per_device=per_device, overwrite=overwrite, progress=first_host
+    )
     if first_host:
         labels = counted(min(count, model.config.num_classes), "label")
         now = f" ({drawn} drawn now)" if drawn < count else ""

@@ -5,12 +5,14 @@ import sys
 
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Until `run`, Ctrl-C ends the imports without a traceback.
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Until `run`, Ctrl-C ends the imports without a traceback.
 
-from bitdance_jax import hosts, sharding
-from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import is_given, parse, run
-from bitdance_jax.config.file import load_config
+from bitdance_jax.cli.command_line import is_given, parse, run
+from bitdance_jax.cli.config_file import load_config
+from bitdance_jax.distributed import hosts, sharding
+from bitdance_jax.distributed.agreement import agree_on_config
 from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
@@ -21,7 +23,9 @@ from bitdance_jax.train.tasks import make_task, with_classes_of_data
 def launch() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         if sys.argv[1:] not in (["-h"], ["--help"]):
-            raise UserError("give a config file first: python train.py configs/NAME.py [--run.steps 100 ...]")
+            raise UserError(
+                "give a config file first: python train.py configs/NAME.py [--run.steps 100 ...]"
+            )
         print(__doc__)
         return
     path, *flags = sys.argv[1:]

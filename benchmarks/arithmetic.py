@@ -3,7 +3,9 @@
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 
 
-def minimal_sampler_flops(config: ClassConditionalConfig, sampler: SamplerConfig, batch: int) -> int:
+def minimal_sampler_flops(
+    config: ClassConditionalConfig, sampler: SamplerConfig, batch: int
+) -> int:
     """Products that drawing `batch` pictures' codes cannot do without, counted by hand.
 
     Every input token goes through every layer once and attends to just what it may see, but of those before the first block the last layer
@@ -13,16 +15,31 @@ def minimal_sampler_flops(config: ClassConditionalConfig, sampler: SamplerConfig
     rows = batch * (2 if sampler.guidance_scale != 1 else 1)
     bits, patch, tokens = config.tokenizer.bits, config.tokens_per_step, config.num_tokens
     steps = sampler.head_steps
-    evaluations = {"euler_maruyama": steps + 1, "euler": steps, "heun": 2 * steps - 1}[sampler.solver]
+    evaluations = {"euler_maruyama": steps + 1, "euler": steps, "heun": 2 * steps - 1}[
+        sampler.solver
+    ]
 
-    dim, hidden, layers = config.transformer.dim, config.transformer.hidden_dim, config.transformer.num_layers
+    dim, hidden, layers = (
+        config.transformer.dim,
+        config.transformer.hidden_dim,
+        config.transformer.num_layers,
+    )
     prefix, visual = config.class_tokens + patch - 1, tokens - patch
     weights = layers * (4 * dim * dim + 3 * dim * hidden)
     plain = config.class_tokens - 1
     first_block = plain + patch
-    seen = plain * (plain + 1) // 2 + patch * first_block + sum(patch * (first_block + start + patch) for start in range(0, visual, patch))
+    seen = (
+        plain * (plain + 1) // 2
+        + patch * first_block
+        + sum(patch * (first_block + start + patch) for start in range(0, visual, patch))
+    )
     last = plain * (2 * dim * dim + 3 * dim * hidden) + plain * (plain + 1) // 2 * 2 * dim
-    transformer = (prefix + visual) * weights - last + visual * (bits * 3 * dim + 1.5 * dim * dim) + layers * 2 * dim * seen
+    transformer = (
+        (prefix + visual) * weights
+        - last
+        + visual * (bits * 3 * dim + 1.5 * dim * dim)
+        + layers * 2 * dim * seen
+    )
 
     width, blocks, groups = config.head.width, config.head.num_blocks, config.head.num_groups
     block = 3 * 1.5 * width * width + (4 * width * width + 2 * width * patch if patch > 1 else 0)

@@ -32,9 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax import images, quantize, sharding
-from bitdance_jax.arithmetic import traced_flops
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.cli.command_line import parse, run
 from bitdance_jax.config import (
     ClassConditionalConfig,
     DataConfig,
@@ -48,22 +46,31 @@ from bitdance_jax.config import (
     TransformerConfig,
 )
 from bitdance_jax.config.imagenet import imagenet_training
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.hardware import chip_of
+from bitdance_jax.io import images
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.models.class_conditional import ClassConditional
-from bitdance_jax.sampling import memory
+from bitdance_jax.nn import quantize
+from bitdance_jax.nn.attention import Kernel
+from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.hardware import chip_of
+from bitdance_jax.pipelines import memory
+from bitdance_jax.pipelines.class_conditional import (
+    decode_codes,
+    image_keys,
+    sample_labels,
+    weight_dtype,
+)
+from bitdance_jax.pipelines.partial import fill_in
+from bitdance_jax.pipelines.prompt_programs import Programs, kept
 from bitdance_jax.sampling.next_patch import resolve
-from bitdance_jax.sampling.partial import fill_in
-from bitdance_jax.sampling.pipeline import decode_codes, image_keys, sample_labels, weight_dtype
-from bitdance_jax.sampling.prompt_programs import Programs, kept
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.performance import training_flops
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
-from bitdance_jax.transformer.attention import Kernel
 
 
 GOLDEN_TESTS = (
@@ -128,7 +135,9 @@ class Timer:
         """Calls until `budget` seconds have gone, three times at least."""
         jax.block_until_ready(call())
         begin = time.perf_counter()
-        while len(self.seconds) < 3 or (time.perf_counter() - begin < budget and len(self.seconds) < most):
+        while len(self.seconds) < 3 or (
+            time.perf_counter() - begin < budget and len(self.seconds) < most
+        ):
             start = time.perf_counter()
             jax.block_until_ready(call())
             self.seconds.append(time.perf_counter() - start)
@@ -266,7 +275,9 @@ def sample(name: str, *, head_steps: tuple[int, ...], pixels: bool = False) -> A
             timer = Timer()
             with timer.compiling():
                 compiled = jax.jit(draw).lower(params, labels, keys, scales).compile()
-            seconds = timer.measure(functools.partial(compiled, params, labels, keys, scales), budget=4.0)
+            seconds = timer.measure(
+                functools.partial(compiled, params, labels, keys, scales), budget=4.0
+            )
             result[f"{steps}_steps"] = {
                 "images_per_second": round(batch / seconds, 2),
                 "seconds": round(seconds, 4),
@@ -352,13 +363,23 @@ def text_to_image_config(name: str, trial: bool) -> TextToImageConfig:
     config = TextToImageConfig.released(name)
     if not trial:
         return config
-    text = Qwen3Config(num_layers=2, dim=64, num_heads=4, num_kv_heads=2, head_dim=16, hidden_dim=128, vocab_size=400)
+    text = Qwen3Config(
+        num_layers=2,
+        dim=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        hidden_dim=128,
+        vocab_size=400,
+    )
     return dataclasses.replace(
         config,
         tokenizer=toy_tokenizer(),
         text=text,
         head=FlowHeadConfig(64, 2, 1, head_dim=32, squash_output=True),
-        image_tokens=ImageTokens(vision_start=10, first_resolution=11, num_resolutions=256, first_query=300),
+        image_tokens=ImageTokens(
+            vision_start=10, first_resolution=11, num_resolutions=256, first_query=300
+        ),
     )
 
 
@@ -369,7 +390,9 @@ def draw_prompt(name: str, weights: str) -> Any:
         config, dtype = text_to_image_config(name, trial), jnp.dtype(jnp.bfloat16)
         side = 256 if trial else 1024
         mesh = sharding.make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
-        sampler = SamplerConfig(head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant")
+        sampler = SamplerConfig(
+            head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant"
+        )
         params = prompt_weights(config, mesh, dtype, weights)
         prefixes = text_to_image.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
         xy = text_to_image.token_positions(config, side, side)
@@ -385,7 +408,9 @@ def draw_prompt(name: str, weights: str) -> Any:
             jax.block_until_ready(state)
             first = time.perf_counter()
             inputs = (prefixes, xy)
-            state = programs.advance(params["model"], state, inputs, keys, scales, np.int32(patches), solver=solver)
+            state = programs.advance(
+                params["model"], state, inputs, keys, scales, np.int32(patches), solver=solver
+            )
             jax.block_until_ready(state)
             last = time.perf_counter()
             codes = fill_in(np.asarray(state.values), patches)
@@ -396,7 +421,9 @@ def draw_prompt(name: str, weights: str) -> Any:
         compiling = draw()
         runs = [draw() for _ in range(2)]
         best = min(runs, key=sum)
-        setting = memory.Setting(config, weights, dtype.name, mesh.devices.shape, (side, side), 1, sampler)
+        setting = memory.Setting(
+            config, weights, dtype.name, mesh.devices.shape, (side, side), 1, sampler
+        )
         return {
             "seconds_per_picture": round(sum(best), 3),
             "prompt_patches_decoder_seconds": [round(part, 3) for part in best],
@@ -497,7 +524,9 @@ def run_part(name: str, arguments: Arguments, seconds: float) -> Result:
         share = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if name == "golden" else {}
         environment = {**os.environ, **share}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, env=environment
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"not done after {seconds:.0f} s"}
         took = round(time.perf_counter() - start, 1)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.cli.command_line import parse, run
 from bitdance_jax.config import AugmentConfig, DataConfig, TokenizerConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import open_source
@@ -61,8 +61,13 @@ class Arguments:
         unknown = [source for source in self.sources if source not in SOURCES]
         if unknown:
             raise UserError(f"unknown source {unknown[0]}; known: {', '.join(SOURCES)}")
-        if min(self.image_size, self.batch_size, self.pictures, self.repeats) < 1 or self.seconds <= 0:
-            raise UserError("image_size, batch_size, pictures, repeats and seconds must be positive")
+        if (
+            min(self.image_size, self.batch_size, self.pictures, self.repeats) < 1
+            or self.seconds <= 0
+        ):
+            raise UserError(
+                "image_size, batch_size, pictures, repeats and seconds must be positive"
+            )
 
 
 def jpeg(number: int) -> bytes:
@@ -72,7 +77,9 @@ def jpeg(number: int) -> bytes:
 
     def noise(scale: int) -> np.ndarray:
         small = rng.integers(0, 256, (height // scale + 1, width // scale + 1, 3), np.uint8)
-        return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
+        return np.asarray(
+            Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+        ).astype(np.float32)
 
     pixels = 0.3 * noise(60) + 0.2 * noise(10) + 0.5 * noise(2)
     file = io.BytesIO()
@@ -106,15 +113,22 @@ def write_tfds(folder: Path, pictures: list[bytes]) -> None:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise UserError("the source tfds needs a package more: pip install 'bitdance_jax[datasets]'") from error
+        raise UserError(
+            "the source tfds needs a package more: pip install 'bitdance_jax[datasets]'"
+        ) from error
 
     class Synthetic(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
         url_infos: dict[str, str] = {}  # noqa: RUF012  TFDS would look for them by means of a package that it does not require
 
         def _info(self) -> tfds.core.DatasetInfo:
-            features = {"image": tfds.features.Image(encoding_format="jpeg"), "label": tfds.features.ClassLabel(names=CLASSES)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=CLASSES),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, download_manager: object) -> dict[str, Iterator]:
             return {"train": self._generate_examples()}
@@ -131,13 +145,28 @@ def write_tfds(folder: Path, pictures: list[bytes]) -> None:
 def write_tokens(folder: Path, image_size: int) -> None:
     """Random bits of a tokenizer with 32 bits a token, 16 pixels wide."""
     versions = Versions(flips=True)
-    manifest = Manifest(TOKENS, TOKENS, CLASSES, image_size, TokenizerConfig(), "made up", "float32", "made up", versions)
+    manifest = Manifest(
+        TOKENS,
+        TOKENS,
+        CLASSES,
+        image_size,
+        TokenizerConfig(),
+        "made up",
+        "float32",
+        "made up",
+        versions,
+    )
     manifest.write(folder)
     (shard,) = shards(folder, manifest)
     rng = np.random.default_rng(0)
     with write_shard(shard) as write:
         for number in range(TOKENS):
-            write(serialize(number % 2, rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8)))
+            write(
+                serialize(
+                    number % 2,
+                    rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8),
+                )
+            )
 
 
 def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
@@ -145,7 +174,12 @@ def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
     if source == "tokens":
         write_tokens(path, arguments.image_size)
         return DataConfig(source="tokens", path=str(path))
-    pictures = [jpeg(number) for number in tqdm(range(arguments.pictures), desc=f"making {source}", unit="image", leave=False)]
+    pictures = [
+        jpeg(number)
+        for number in tqdm(
+            range(arguments.pictures), desc=f"making {source}", unit="image", leave=False
+        )
+    ]
     if source == "folder":
         write_folder(path, pictures)
         return DataConfig(source="folder", path=str(path))
@@ -172,7 +206,9 @@ def measure(config: DataConfig, workers: int, arguments: Arguments) -> tuple[flo
         count, start, computing = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - start < arguments.seconds:
             count += len(next(batches)["label"])
-        return count / (time.perf_counter() - start), 1e3 * (time.process_time() - computing) / count
+        return count / (time.perf_counter() - start), 1e3 * (
+            time.process_time() - computing
+        ) / count
 
     time_part()  # Workers start, and what was read ahead is used up.
     rates, costs = zip(*(time_part() for _ in range(arguments.repeats)), strict=True)
@@ -188,7 +224,10 @@ def main() -> None:
             config = make_data(Path(folder), source, arguments)
             for workers in arguments.workers:
                 rate, cost = measure(config, workers, arguments)
-                print(f"{source:<13} {workers} workers  {rate:>8.0f} images/s  {cost:>6.2f} ms of this process an image", flush=True)
+                print(
+                    f"{source:<13} {workers} workers  {rate:>8.0f} images/s  {cost:>6.2f} ms of this process an image",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import numpy as np
 from arithmetic import minimal_sampler_flops
 from tqdm import tqdm
 
-from bitdance_jax.arithmetic import traced_flops
-from bitdance_jax.command_line import parse, run
+from bitdance_jax.cli.command_line import parse, run
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.pipelines.class_conditional import image_keys, sample_labels
 from bitdance_jax.sampling.next_patch import resolve
-from bitdance_jax.sampling.pipeline import image_keys, sample_labels
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def main() -> None:
     function = functools.partial(sample_labels, model, solver=solver)
 
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(params, labels, image_keys(0, 0, arguments.batch), scales).compile()
+    compiled = (
+        jax.jit(function).lower(params, labels, image_keys(0, 0, arguments.batch), scales).compile()
+    )
     compile_seconds = time.perf_counter() - start
 
     def draw(seed: int) -> float:
@@ -95,9 +97,15 @@ def main() -> None:
     memory = compiled.memory_analysis()  # None where the backend has no such figures
     print(f"{arguments} on {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"compile     {compile_seconds:.1f} s")
-    print(f"batch       {median:.2f} s median of {arguments.runs}, {min(seconds):.2f} to {max(seconds):.2f}")
-    print(f"rate        {statistics.median(rates):.3f} images/s median, {rates[0]:.3f} to {rates[-1]:.3f}")
-    print(f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum; {done / median / 1e9:.0f} GFLOP/s")
+    print(
+        f"batch       {median:.2f} s median of {arguments.runs}, {min(seconds):.2f} to {max(seconds):.2f}"
+    )
+    print(
+        f"rate        {statistics.median(rates):.3f} images/s median, {rates[0]:.3f} to {rates[-1]:.3f}"
+    )
+    print(
+        f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum; {done / median / 1e9:.0f} GFLOP/s"
+    )
     if memory is not None:
         print(f"memory      {memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
 

@@ -18,12 +18,18 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
     # `python -m bitdance_jax.NAME`: until `command_line.run`, Ctrl-C ends the imports without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from bitdance_jax.config import ClassConditionalConfig, MeshConfig, SamplerConfig, TextToImageConfig, TokenizerConfig
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    MeshConfig,
+    SamplerConfig,
+    TextToImageConfig,
+    TokenizerConfig,
+)
 from bitdance_jax.errors import UserError
-from bitdance_jax.no_tpu import quiet_libtpu
-from bitdance_jax.sampling.load import load
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer
-from bitdance_jax.sampling.text_to_image import TextToImage
+from bitdance_jax.perf.no_tpu import quiet_libtpu
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
+from bitdance_jax.pipelines.load import load
+from bitdance_jax.pipelines.text_to_image import TextToImage
 
 
 quiet_libtpu()  # before anything asks JAX for devices

@@ -16,15 +16,22 @@ import tyro
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from bitdance_jax import model_folder
-from bitdance_jax.command_line import Flags, parse, run
-from bitdance_jax.config import FlowHeadConfig, ImageTokens, Qwen3Config, SamplerConfig, TextToImageConfig, TokenizerConfig, to_dict
-from bitdance_jax.config.plain import Range, Seed
-from bitdance_jax.files import PathName
+from bitdance_jax.cli.command_line import Flags, parse, run
+from bitdance_jax.config import (
+    FlowHeadConfig,
+    ImageTokens,
+    Qwen3Config,
+    SamplerConfig,
+    TextToImageConfig,
+    TokenizerConfig,
+    to_dict,
+)
+from bitdance_jax.config.plain import PathName, Range, Seed
+from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image
+from bitdance_jax.nn.stack import stacked_axes
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.tokenizer import autoencoder
-from bitdance_jax.transformer.stack import stacked_axes
 
 
 RESOLUTIONS = 64
@@ -61,11 +68,21 @@ def config(tokens_per_step: int = 4) -> TextToImageConfig:
     first = len(ByteLevel.alphabet())
     ids = ImageTokens(first + 2, first + 3, RESOLUTIONS, first + 3 + RESOLUTIONS)
     return TextToImageConfig(
-        tokenizer=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_codebooks=2),
-        text=Qwen3Config(
-            num_layers=2, dim=64, num_heads=4, num_kv_heads=2, head_dim=16, hidden_dim=96, vocab_size=ids.first_query + tokens_per_step - 1
+        tokenizer=TokenizerConfig(
+            bits=8, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_codebooks=2
         ),
-        head=FlowHeadConfig(width=128, num_blocks=4, num_groups=2, head_dim=128, squash_output=True),
+        text=Qwen3Config(
+            num_layers=2,
+            dim=64,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            hidden_dim=96,
+            vocab_size=ids.first_query + tokens_per_step - 1,
+        ),
+        head=FlowHeadConfig(
+            width=128, num_blocks=4, num_groups=2, head_dim=128, squash_output=True
+        ),
         image_tokens=ids,
         tokens_per_step=tokens_per_step,
     )
@@ -83,14 +100,21 @@ def save(
     With `force` it replaces the model that is there.
     """
     model_folder.check_place(folder, force=force)
-    abstract = {"model": text_to_image.abstract_params(config), "tokenizer": autoencoder.abstract_params(config.tokenizer)}
+    abstract = {
+        "model": text_to_image.abstract_params(config),
+        "tokenizer": autoencoder.abstract_params(config.tokenizer),
+    }
     model_folder.save(
         folder,
         kind="text_to_image",
         config=to_dict(config),
         params=random_params(abstract, seed),
         metadata={"source": "random weights", "sampler": to_dict(SAMPLER)},
-        files={f"{prompt_tokenizer.FOLDER}/tokenizer.json": tokenizer_json(config.tokens_per_step).encode()},
+        files={
+            f"{prompt_tokenizer.FOLDER}/tokenizer.json": tokenizer_json(
+                config.tokens_per_step
+            ).encode()
+        },
         force=force,
     )
 
@@ -113,11 +137,15 @@ def random_params(abstract: Any, seed: int = 0) -> Any:
 
 def tokenizer_json(tokens_per_step: int) -> str:
     """A byte-level BPE without merges, one token a byte, and the special tokens of a released model."""
-    tokenizer = tokenizers.Tokenizer(BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    tokenizer = tokenizers.Tokenizer(
+        BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, [])
+    )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>"]
-    special += [f"<|res_{n}|>" for n in range(1, RESOLUTIONS + 1)] + [f"<|query_{n}|>" for n in range(1, tokens_per_step)]
+    special += [f"<|res_{n}|>" for n in range(1, RESOLUTIONS + 1)] + [
+        f"<|query_{n}|>" for n in range(1, tokens_per_step)
+    ]
     tokenizer.add_special_tokens(special)
     return tokenizer.to_str()
 

@@ -19,9 +19,18 @@ from bitdance_jax.config import (
 
 def get_config() -> ClassConditionalTraining:
     return ClassConditionalTraining(
-        run=RunConfig(workdir="runs/emoji_4x", steps=5000, export_dtype="bfloat16", log_every=20, save_every=500, preview_every=500),
+        run=RunConfig(
+            workdir="runs/emoji_4x",
+            steps=5000,
+            export_dtype="bfloat16",
+            log_every=20,
+            save_every=500,
+            preview_every=500,
+        ),
         model=ClassConditionalConfig(
-            tokenizer=TokenizerConfig(bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4),
+            tokenizer=TokenizerConfig(
+                bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
+            ),
             transformer=TransformerConfig(num_layers=6, dim=192, num_heads=6),
             head=FlowHeadConfig(width=192, num_blocks=3, num_groups=1, head_dim=32),
             num_classes=9,
@@ -32,7 +41,18 @@ def get_config() -> ClassConditionalTraining:
             head_repeats=2,
         ),
         tokenizer="runs/emoji_tokenizer/model",
-        data=DataConfig(source="emoji", batch_size=32, augment=AugmentConfig(min_crop=1.0, flip=0.0), cache_latents=True),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=200, schedule="cosine", end_learning_rate=1e-5, ema_decay=0.998),
+        data=DataConfig(
+            source="emoji",
+            batch_size=32,
+            augment=AugmentConfig(min_crop=1.0, flip=0.0),
+            cache_latents=True,
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=1.5e-3,
+            warmup_steps=200,
+            schedule="cosine",
+            end_learning_rate=1e-5,
+            ema_decay=0.998,
+        ),
         preview=SamplerConfig(head_steps=50, guidance_scale=3.5, guidance_schedule="constant"),
     )

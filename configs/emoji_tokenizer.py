@@ -16,12 +16,27 @@ from bitdance_jax.config import (
 
 def get_config() -> TokenizerTraining:
     return TokenizerTraining(
-        run=RunConfig(workdir="runs/emoji_tokenizer", steps=3000, log_every=20, save_every=500, preview_every=500),
-        model=TokenizerConfig(bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4),
+        run=RunConfig(
+            workdir="runs/emoji_tokenizer",
+            steps=3000,
+            log_every=20,
+            save_every=500,
+            preview_every=500,
+        ),
+        model=TokenizerConfig(
+            bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
+        ),
         image_size=64,
-        data=DataConfig(source="emoji", batch_size=16, augment=AugmentConfig(min_crop=0.9, flip=0.5)),
+        data=DataConfig(
+            source="emoji", batch_size=16, augment=AugmentConfig(min_crop=0.9, flip=0.5)
+        ),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=100, schedule="cosine", end_learning_rate=2e-5, weight_decay=0.0, ema_decay=0.995
+            learning_rate=2e-3,
+            warmup_steps=100,
+            schedule="cosine",
+            end_learning_rate=2e-5,
+            weight_decay=0.0,
+            ema_decay=0.995,
         ),
         loss=TokenizerLossConfig(l1=0.5, l2=1.0, entropy=0.01, commitment=0.02),
     )

@@ -12,8 +12,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parent))  # for golden_models and jaxprs
 
 PACKAGE = Path(__file__).parents[1] / "bitdance_jax"
-# All but two without arrays of their own, whose annotations beartype cannot check: config's `Self`, and those that linear has from Flax.
-MODULES = [f"bitdance_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("config", "linear")]
+# All but two without arrays of their own, whose annotations beartype cannot check: config's `Self`, and those that nn.linear has from Flax.
+MODULES = [
+    f"bitdance_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("config", "nn")
+]
+MODULES += [
+    f"bitdance_jax.nn.{path.stem}"
+    for path in (PACKAGE / "nn").glob("*.py")
+    if path.stem != "linear"
+]
 jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 
 import compiling  # noqa: E402

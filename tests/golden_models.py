@@ -23,7 +23,7 @@ from bitdance_jax.config import (
     TransformerConfig,
 )
 from bitdance_jax.convert import keys
-from bitdance_jax.flow_head import head
+from bitdance_jax.heads import binary_diffusion as head
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -63,13 +63,19 @@ def read(name: str) -> dict[str, np.ndarray]:
             tensors = safetensors.numpy.load_file(file.name)
     else:
         tensors = safetensors.numpy.load_file(path)
-    return {key: value.astype(np.float32) if value.dtype.name == "bfloat16" else value for key, value in tensors.items()}
+    return {
+        key: value.astype(np.float32) if value.dtype.name == "bfloat16" else value
+        for key, value in tensors.items()
+    }
 
 
 @functools.cache
 def tokenizer(name: str) -> Tokenizer:
     """The toy tokenizer in "tokenizer" or "tokenizer_gan" (whose encoder was not kept)."""
-    return Tokenizer(_tokenizer_config(_recorded_config(name)), keys.convert(read(f"{name}/weights"), keys.TOKENIZER))
+    return Tokenizer(
+        _tokenizer_config(_recorded_config(name)),
+        keys.convert(read(f"{name}/weights"), keys.TOKENIZER),
+    )
 
 
 @functools.cache
@@ -78,7 +84,9 @@ def class_conditional(name: str) -> ClassConditionalModel:
     recorded = _recorded_config(name)
     config = ClassConditionalConfig(
         tokenizer=_tokenizer_config(recorded),
-        transformer=TransformerConfig(num_layers=recorded["n_layer"], dim=recorded["dim"], num_heads=recorded["n_head"]),
+        transformer=TransformerConfig(
+            num_layers=recorded["n_layer"], dim=recorded["dim"], num_heads=recorded["n_head"]
+        ),
         head=FlowHeadConfig(
             width=recorded["diff_dim"],
             num_blocks=recorded["diff_layers"],
@@ -96,14 +104,19 @@ def class_conditional(name: str) -> ClassConditionalModel:
         head_repeats=recorded["diff_batch_mul"],
     )
     table = keys.class_conditional(config)
-    weights = read("imagenet_4x/weights" if name == "imagenet_4x_token_raster" else f"{name}/weights")
+    weights = read(
+        "imagenet_4x/weights" if name == "imagenet_4x_token_raster" else f"{name}/weights"
+    )
     return ClassConditionalModel(config, keys.convert(weights, table), table)
 
 
 @functools.cache
 def text_to_image(name: str) -> TextToImageModel:
     """One of the models in TEXT_TO_IMAGE."""
-    text, head = (json.loads((GOLDEN / name / "model" / file).read_text()) for file in ("config.json", "vision_head_config.json"))
+    text, head = (
+        json.loads((GOLDEN / name / "model" / file).read_text())
+        for file in ("config.json", "vision_head_config.json")
+    )
     added = json.loads((GOLDEN / name / "model" / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
     config = TextToImageConfig(
@@ -146,7 +159,9 @@ def text_to_image(name: str) -> TextToImageModel:
 def release_folder(name: str, target: Path) -> Path:
     """The folder `target` with one of TEXT_TO_IMAGE as it was released; what models share is stored once, .safetensors packed."""
     target.mkdir()
-    (target / "ae.safetensors").write_bytes(_unpacked(GOLDEN / "tokenizer" / "weights.safetensors.xz"))
+    (target / "ae.safetensors").write_bytes(
+        _unpacked(GOLDEN / "tokenizer" / "weights.safetensors.xz")
+    )
     for file in [*(GOLDEN / "t2i_4x" / "model").glob("*.xz"), *(GOLDEN / name / "model").iterdir()]:
         if file.suffix == ".xz":
             (target / file.stem).write_bytes(_unpacked(file))
@@ -168,9 +183,14 @@ def time_frequencies() -> np.ndarray:
     """
     pieces = read("pieces/pieces")
     ours, recorded = head.TIME_FREQUENCIES, np.split(pieces["timestep_embedding.out"], 2, axis=-1)
-    candidates = np.stack([ours, np.nextafter(ours, np.float32(0)), np.nextafter(ours, np.float32(1))])
+    candidates = np.stack(
+        [ours, np.nextafter(ours, np.float32(0)), np.nextafter(ours, np.float32(1))]
+    )
     angles = (np.float32(1000) * pieces["timestep_embedding.t"])[:, None, None] * candidates
-    errors = sum(np.abs(f(angles.astype(np.float64)) - part[:, None]).max(0) for f, part in zip((np.cos, np.sin), recorded, strict=True))
+    errors = sum(
+        np.abs(f(angles.astype(np.float64)) - part[:, None]).max(0)
+        for f, part in zip((np.cos, np.sin), recorded, strict=True)
+    )
     return np.take_along_axis(candidates, np.argmin(errors.round(6), axis=0)[None], axis=0)[0]
 
 
@@ -187,13 +207,18 @@ def largest_error(actual: ArrayLike, desired: ArrayLike) -> float:
 
 def assert_close(actual: ArrayLike, desired: ArrayLike, tolerance: float = 1e-4) -> None:
     error = largest_error(actual, desired)
-    assert error <= tolerance, f"differs by {error:.2e} of the largest value, more than {tolerance:.0e}"
+    assert error <= tolerance, (
+        f"differs by {error:.2e} of the largest value, more than {tolerance:.0e}"
+    )
 
 
 def neighbouring(numbers: dict[str, Any], seed: int) -> dict[str, Any]:
     """Every number moved up or down to the next float32, at random."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: np.nextafter(a, rng.choice(np.array([-np.inf, np.inf], np.float32), a.shape)), numbers)
+    return jax.tree.map(
+        lambda a: np.nextafter(a, rng.choice(np.array([-np.inf, np.inf], np.float32), a.shape)),
+        numbers,
+    )
 
 
 def _unpacked(path: Path) -> bytes:

@@ -13,7 +13,11 @@ def state_dict() -> dict[str, np.ndarray]:
     """Every tensor of the published state dict but the counters `num_batches_tracked`."""
     rng = np.random.default_rng(0)
     shapes = json.loads((GOLDEN / "evaluation" / "keys.json").read_text())
-    return {key: _draw(rng, key, shapes[key]) for key in sorted(shapes) if not key.endswith("num_batches_tracked")}
+    return {
+        key: _draw(rng, key, shapes[key])
+        for key in sorted(shapes)
+        if not key.endswith("num_batches_tracked")
+    }
 
 
 def _draw(rng: np.random.Generator, key: str, shape: list[int]) -> np.ndarray:

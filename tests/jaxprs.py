@@ -21,19 +21,26 @@ def products_with(closed_jaxpr: Any, kernel_shape: tuple[int, ...]) -> list[int]
     return [
         times
         for equation, times in operations(closed_jaxpr)
-        if equation.primitive.name == "dot_general" and equation.invars[1].aval.shape == kernel_shape
+        if equation.primitive.name == "dot_general"
+        and equation.invars[1].aval.shape == kernel_shape
     ]
 
 
 def largest_intermediate(closed_jaxpr: Any) -> int:
     """Elements of the largest array that any equation makes."""
-    return max(variable.aval.size for equation, _ in operations(closed_jaxpr) for variable in equation.outvars)
+    return max(
+        variable.aval.size
+        for equation, _ in operations(closed_jaxpr)
+        for variable in equation.outvars
+    )
 
 
 def _operations(jaxpr: Any, times: int) -> Iterator[Operation]:
     for equation in jaxpr.eqns:
         yield Operation(equation, times)
-        inner_times = times * equation.params["length"] if equation.primitive.name == "scan" else times
+        inner_times = (
+            times * equation.params["length"] if equation.primitive.name == "scan" else times
+        )
         for value in equation.params.values():
             for item in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(item, "jaxpr", item)

@@ -27,7 +27,13 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def python(command: Command, cwd: Path, devices: int = 1) -> str:
     """What a Python command says that must not fail."""
-    process = subprocess.run([sys.executable, *command], env=environment(devices), cwd=cwd, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, *command],
+        env=environment(devices),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -38,9 +44,14 @@ def start_job(commands: Sequence[Command], cwd: Path, devices: int = 1) -> list[
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
-    variables = [environment(devices) | job | {"JAX_PROCESS_ID": str(number)} for number in range(len(commands))]
+    variables = [
+        environment(devices) | job | {"JAX_PROCESS_ID": str(number)}
+        for number in range(len(commands))
+    ]
     pipe = subprocess.PIPE
     return [
-        subprocess.Popen([sys.executable, *command], env=own, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
+        subprocess.Popen(
+            [sys.executable, *command], env=own, cwd=cwd, stdout=pipe, stderr=pipe, text=True
+        )
         for command, own in zip(commands, variables, strict=True)
     ]

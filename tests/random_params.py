@@ -16,7 +16,11 @@ def random_params(model: nn.Module, *arguments: Any, **keywords: Any) -> dict[st
         if name == "kernel":
             # Stacked layers have further axes in front, which are no inputs; nor are the parts of a fused layer (`layers.FusedDense`).
             fused = path[-2].key in ("qkv", "w1", "ada_ln", "final_ada_ln") and leaf.shape[-2] <= 6
-            noise /= np.sqrt(np.prod(leaf.shape[-4:-1] if "conv" in str(path) else leaf.shape[-3 if fused else -2]))
+            noise /= np.sqrt(
+                np.prod(
+                    leaf.shape[-4:-1] if "conv" in str(path) else leaf.shape[-3 if fused else -2]
+                )
+            )
         else:
             noise = 0.1 * noise + (name == "scale")
         return jax.numpy.asarray(noise, leaf.dtype)

@@ -24,21 +24,39 @@ BOUND = 5
 RUNS = 16
 
 
-INNER = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+INNER = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "eval_jaxpr",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
 """Operations that only run an inner program."""
 
 
 def bound(exact: ArrayLike, others: Sequence[ArrayLike]) -> float:
     """The largest difference from the value that rounding explains, relative to the largest value; of RUNS other runs."""
-    return BOUND * float(np.sqrt(np.mean(np.square([largest_error(other, exact) for other in others]))))
+    return BOUND * float(
+        np.sqrt(np.mean(np.square([largest_error(other, exact) for other in others])))
+    )
 
 
-def assert_rounded(actual: ArrayLike, exact: ArrayLike, others: Sequence[ArrayLike], name: str = "") -> None:
+def assert_rounded(
+    actual: ArrayLike, exact: ArrayLike, others: Sequence[ArrayLike], name: str = ""
+) -> None:
     error, allowed = largest_error(actual, exact), bound(exact, others)
-    assert error <= allowed, f"{name}: {error:.1e} of the largest value from float64, more than {allowed:.1e}"
+    assert error <= allowed, (
+        f"{name}: {error:.1e} of the largest value from float64, more than {allowed:.1e}"
+    )
 
 
-def assert_bits(values: np.ndarray, expected: np.ndarray, exact: np.ndarray, others: Sequence[np.ndarray]) -> None:
+def assert_bits(
+    values: np.ndarray, expected: np.ndarray, exact: np.ndarray, others: Sequence[np.ndarray]
+) -> None:
     """The signs of values [N, B, P, K] are those expected, but where rounding decides them.
 
     What an image draws after such a bit comes from another sequence, and says nothing.
@@ -46,9 +64,13 @@ def assert_bits(values: np.ndarray, expected: np.ndarray, exact: np.ndarray, oth
     for image in range(values.shape[1]):
         for patch in range(len(values)):
             now = patch, image
-            allowed = bound(exact[now], [other[now] for other in others]) * np.max(np.abs(exact[now]))
+            allowed = bound(exact[now], [other[now] for other in others]) * np.max(
+                np.abs(exact[now])
+            )
             wrong = np.sign(values[now]) != np.sign(expected[now])
-            assert not np.any(wrong & (np.abs(exact[now]) > allowed)), f"patch {patch} of image {image}"
+            assert not np.any(wrong & (np.abs(exact[now]) > allowed)), (
+                f"patch {patch} of image {image}"
+            )
             if wrong.any():
                 break
 
@@ -68,14 +90,20 @@ class Replayed:
 
     def __init__(self, model: PatchModel, bits: jax.Array) -> None:
         self._model, self._bits = model, bits
-        self.num_patches, self.patch_shape, self.head = model.num_patches, model.patch_shape, model.head
+        self.num_patches, self.patch_shape, self.head = (
+            model.num_patches,
+            model.patch_shape,
+            model.head,
+        )
 
     def read_prefix(self) -> tuple[Any, jax.Array]:
         cache, none = self._model.read_prefix(), jnp.zeros(self.patch_shape)
         states, _ = jax.eval_shape(self._model.read, none, 0, cache)
         return cache, jnp.zeros((self.num_patches, *states.shape), states.dtype)
 
-    def read(self, _: jax.Array, patch: jax.Array, cache: tuple[Any, jax.Array]) -> tuple[jax.Array, Any]:
+    def read(
+        self, _: jax.Array, patch: jax.Array, cache: tuple[Any, jax.Array]
+    ) -> tuple[jax.Array, Any]:
         states, own = self._model.read(self._bits[jnp.maximum(patch - 1, 0)], patch, cache[0])
         seen = jax.lax.dynamic_update_index_in_dim(cache[1], states, patch, 0)
         return states, (own, seen)
@@ -117,7 +145,9 @@ def _wide(value: Any) -> Any:
 
 
 def _run(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(_wide, consts), *arguments], strict=True))
+    values = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*map(_wide, consts), *arguments], strict=True)
+    )
 
     def read(variable: Any) -> Any:
         return _wide(variable.val) if isinstance(variable, Literal) else values[variable]
@@ -161,7 +191,9 @@ def _scan(equation: Any, inputs: list[Any]) -> list[Any]:
         out = _run(body.jaxpr, body.consts, [*inputs[:first], *carry, *x])
         return out[:carried], out[carried:]
 
-    carry, ys = jax.lax.scan(step, inputs[first:last], inputs[last:], params["length"], params["reverse"])
+    carry, ys = jax.lax.scan(
+        step, inputs[first:last], inputs[last:], params["length"], params["reverse"]
+    )
     return [*carry, *ys]
 
 

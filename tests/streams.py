@@ -28,7 +28,9 @@ def dtypes(function: Callable[..., Any], *arguments: Any) -> Dtypes:
     """Those of a function that applies models, traced and not run."""
     found = Dtypes(set(), set(), set())
 
-    def spy(method: Callable[..., Any], inputs: tuple[Any, ...], keywords: Any, context: Any) -> Any:
+    def spy(
+        method: Callable[..., Any], inputs: tuple[Any, ...], keywords: Any, context: Any
+    ) -> Any:
         module, result = context.module, method(*inputs, **keywords)
         if context.method_name != "__call__" or "head" in module.path:
             return result

@@ -6,14 +6,24 @@ from pathlib import Path
 import jax.numpy as jnp
 from random_params import random_params
 
-from bitdance_jax import model_folder, toy_text_to_image
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig, to_dict
+from bitdance_jax import toy_text_to_image
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    FlowHeadConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    to_dict,
+)
+from bitdance_jax.io import model_folder
 from bitdance_jax.models.class_conditional import ClassConditional
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
 TOKENIZER = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2)
-GAN_TOKENIZER = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2, decoder="gan")
+GAN_TOKENIZER = TokenizerConfig(
+    bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2, decoder="gan"
+)
 
 TEXT_TO_IMAGE = dataclasses.replace(
     toy_text_to_image.config(),
@@ -44,15 +54,29 @@ def model_params(config: ClassConditionalConfig = MODEL) -> dict:
     """Stacked, without the tokenizer."""
     patches = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
     bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
-    return random_params(ClassConditional(config, scan=True), jnp.zeros((1,), jnp.int32), bits, patches, patches[..., 0, 0])
+    return random_params(
+        ClassConditional(config, scan=True),
+        jnp.zeros((1,), jnp.int32),
+        bits,
+        patches,
+        patches[..., 0, 0],
+    )
 
 
 def save_tokenizer(folder: Path, config: TokenizerConfig = TOKENIZER) -> Path:
-    model_folder.save(folder, kind="tokenizer", config=to_dict(config), params=tokenizer_params(config), metadata={})
+    model_folder.save(
+        folder,
+        kind="tokenizer",
+        config=to_dict(config),
+        params=tokenizer_params(config),
+        metadata={},
+    )
     return folder
 
 
 def save_model(folder: Path, config: ClassConditionalConfig = MODEL, **metadata: object) -> Path:
     params = {"model": model_params(config), "tokenizer": tokenizer_params(config.tokenizer)}
-    model_folder.save(folder, kind="class_conditional", config=to_dict(config), params=params, metadata=metadata)
+    model_folder.save(
+        folder, kind="class_conditional", config=to_dict(config), params=params, metadata=metadata
+    )
     return folder

@@ -4,7 +4,13 @@ A config is plain data: it turns to and from JSON (`to_dict`, `from_dict`) and i
 """
 
 from bitdance_jax.config.data import AugmentConfig, DataConfig
-from bitdance_jax.config.model import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
+from bitdance_jax.config.model import (
+    ClassConditionalConfig,
+    FlowHeadConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from bitdance_jax.config.plain import Config, ConfigError, from_dict, to_dict
 from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (

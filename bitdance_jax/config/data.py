@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from bitdance_jax.config.plain import BatchSize, Config, NotNegative, Range, Share, require
-from bitdance_jax.files import PathName
+from bitdance_jax.config.plain import (
+    BatchSize,
+    Config,
+    NotNegative,
+    PathName,
+    Range,
+    Share,
+    require,
+)
 
 
 # What `DataConfig.path` is, for sources that need it.
@@ -32,7 +39,10 @@ class AugmentConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require((self.decay_start is None) == (self.decay_end is None), "decay_start and decay_end go together")
+        require(
+            (self.decay_start is None) == (self.decay_end is None),
+            "decay_start and decay_end go together",
+        )
         if self.decay_start is not None and self.decay_end is not None:
             require(self.decay_start <= self.decay_end, "decay_start must not be after decay_end")
 
@@ -67,12 +77,19 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         needed = _PATHS.get(self.source)
-        require(needed is None or self.path is not None, f"data.source {self.source} needs --data.path, {needed}")
+        require(
+            needed is None or self.path is not None,
+            f"data.source {self.source} needs --data.path, {needed}",
+        )
         for name, value in (("path", self.path), ("held_out", self.held_out)):
             flag = "--data." + name.replace("_", "-")
-            require(self.source != "emoji" or value is None, f"{flag} {value} needs --data.source too: folder, imagenet_tar or tokens")
+            require(
+                self.source != "emoji" or value is None,
+                f"{flag} {value} needs --data.source too: folder, imagenet_tar or tokens",
+            )
         require(
-            not (self.cache_latents and self.source == "tokens"), "data.source tokens has no latents to cache; add --data.no-cache-latents"
+            not (self.cache_latents and self.source == "tokens"),
+            "data.source tokens has no latents to cache; add --data.no-cache-latents",
         )
 
     @property

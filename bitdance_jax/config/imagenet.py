@@ -2,7 +2,12 @@
 
 from bitdance_jax.config.data import AugmentConfig, DataConfig
 from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig
-from bitdance_jax.config.training import ClassConditionalTraining, MeshConfig, OptimizerConfig, RunConfig
+from bitdance_jax.config.training import (
+    ClassConditionalTraining,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+)
 
 
 TRAIN_IMAGES = 1_281_167
@@ -51,5 +56,7 @@ def imagenet_training(model: str, guidance_scale: float) -> ClassConditionalTrai
             clip_norm=1.0,
             ema_decay=0.9999,
         ),
-        preview=SamplerConfig(head_steps=100, guidance_scale=guidance_scale, guidance_schedule="linear"),
+        preview=SamplerConfig(
+            head_steps=100, guidance_scale=guidance_scale, guidance_schedule="linear"
+        ),
     )

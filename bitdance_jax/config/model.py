@@ -6,7 +6,18 @@ Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.plain import Config, ConfigError, Depth, HeadSteps, NotNegative, Positive, Range, Share, Size, require
+from bitdance_jax.config.plain import (
+    Config,
+    ConfigError,
+    Depth,
+    HeadSteps,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    Size,
+    require,
+)
 
 
 MAX_LEVELS = 16
@@ -44,8 +55,14 @@ class TokenizerConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.ch % 32 == 0, f"ch must be a multiple of 32 (GroupNorm groups), got {self.ch}")
-        require(0 < len(self.ch_mult) <= MAX_LEVELS, f"ch_mult must have 1 to {MAX_LEVELS} levels, got {len(self.ch_mult)}")
-        require(self.bits % self.num_codebooks == 0, f"num_codebooks must divide bits, got {self.num_codebooks} and {self.bits}")
+        require(
+            0 < len(self.ch_mult) <= MAX_LEVELS,
+            f"ch_mult must have 1 to {MAX_LEVELS} levels, got {len(self.ch_mult)}",
+        )
+        require(
+            self.bits % self.num_codebooks == 0,
+            f"num_codebooks must divide bits, got {self.num_codebooks} and {self.bits}",
+        )
 
     @property
     def downsampling(self) -> int:
@@ -60,7 +77,14 @@ class TokenizerConfig(Config):
     @classmethod
     def d32c128(cls) -> Self:
         """The released `ae_d32c128` (421M): 128 bits for 32x32 pixels, GAN decoder."""
-        return cls(bits=128, ch=128, ch_mult=(1, 1, 2, 2, 4, 8), num_res_blocks=4, decoder="gan", num_codebooks=16)
+        return cls(
+            bits=128,
+            ch=128,
+            ch_mult=(1, 1, 2, 2, 4, 8),
+            num_res_blocks=4,
+            decoder="gan",
+            num_codebooks=16,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,10 @@ class TransformerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.dim % (4 * self.num_heads) == 0, f"dim must be a multiple of 4 * num_heads, got {self.dim} and {self.num_heads} heads")
+        require(
+            self.dim % (4 * self.num_heads) == 0,
+            f"dim must be a multiple of 4 * num_heads, got {self.dim} and {self.num_heads} heads",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -126,8 +153,14 @@ class FlowHeadConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_blocks % self.num_groups == 0, f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}")
-        require(self.width % self.head_dim == 0, f"head_dim must divide width, got {self.head_dim} and {self.width}")
+        require(
+            self.num_blocks % self.num_groups == 0,
+            f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}",
+        )
+        require(
+            self.width % self.head_dim == 0,
+            f"head_dim must divide width, got {self.head_dim} and {self.width}",
+        )
         require(self.width % 2 == 0, f"width must be even, got {self.width}")
 
 
@@ -164,15 +197,24 @@ class ClassConditionalConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         down = self.tokenizer.downsampling
-        require(self.patch_side**2 == self.tokens_per_step, f"tokens_per_step must be a square number, got {self.tokens_per_step}")
+        require(
+            self.patch_side**2 == self.tokens_per_step,
+            f"tokens_per_step must be a square number, got {self.tokens_per_step}",
+        )
         require(
             self.image_size % (down * self.patch_side) == 0,
             f"image_size must be a multiple of {down * self.patch_side} (downsampling {down} x patch side {self.patch_side}), "
             f"got {self.image_size}",
         )
         length = self.class_tokens + self.num_tokens
-        require(length <= MAX_SEQUENCE, f"image_size and class_tokens make a sequence of {length} tokens, and at most {MAX_SEQUENCE} work")
-        require(length * self.transformer.dim <= MAX_TABLE, f"a sequence of {length} tokens is too long for dim {self.transformer.dim}")
+        require(
+            length <= MAX_SEQUENCE,
+            f"image_size and class_tokens make a sequence of {length} tokens, and at most {MAX_SEQUENCE} work",
+        )
+        require(
+            length * self.transformer.dim <= MAX_TABLE,
+            f"a sequence of {length} tokens is too long for dim {self.transformer.dim}",
+        )
 
     @property
     def patch_side(self) -> int:
@@ -241,4 +283,6 @@ class SamplerConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         start, end = self.guidance_start, self.guidance_end
-        require(start <= end, f"guidance_end must not be before guidance_start, got {end} and {start}")
+        require(
+            start <= end, f"guidance_end must not be before guidance_start, got {end} and {start}"
+        )

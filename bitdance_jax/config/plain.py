@@ -15,6 +15,10 @@ from bitdance_jax.errors import UserError, short
 
 T = TypeVar("T")
 
+IS_PATH = "path"
+PathName = Annotated[str, IS_PATH]
+"""Type of a command's flags and of config fields that are paths: `command_line.parse` passes them through `files.named`."""
+
 
 class ConfigError(UserError):
     """A configuration that cannot work; the message names the field and the mend in one line."""
@@ -38,7 +42,11 @@ class Range(NamedTuple):
             if math.isinf(self.high):
                 return f"more than {self.low}"
             return f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.below else ']'}"
-        return f"at least {self.low}" if math.isinf(self.high) else f"between {self.low} and {self.high}"
+        return (
+            f"at least {self.low}"
+            if math.isinf(self.high)
+            else f"between {self.low} and {self.high}"
+        )
 
     def check(self, value: float, where: str) -> None:
         """Raises a ConfigError for a number outside."""
@@ -101,14 +109,20 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
         raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}")
     hints = field_types(cls)  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(hints))
-    require(not unknown, f"{where} has unknown fields: {', '.join(unknown)}; known: {', '.join(hints)}")
+    require(
+        not unknown, f"{where} has unknown fields: {', '.join(unknown)}; known: {', '.join(hints)}"
+    )
     missing = [
         field.name
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.name not in data
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
     ]
     require(not missing, f"{where} lacks the fields: {', '.join(missing)}")
-    return cls(**{name: checked(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    return cls(
+        **{name: checked(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    )
 
 
 def checked(hint: Any, value: Any, where: str) -> Any:

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from bitdance_jax.config.model import FlowHeadConfig, TokenizerConfig
-from bitdance_jax.config.plain import Config, ConfigError, Depth, Natural, Positive, Range, Size, require
+from bitdance_jax.config.plain import (
+    Config,
+    ConfigError,
+    Depth,
+    Natural,
+    Positive,
+    Range,
+    Size,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,14 @@ class Qwen3Config(Config):
     def qwen3_14b(cls, vocab_size: int) -> Self:
         """Qwen3-14B."""
         return cls(
-            num_layers=40, dim=5120, num_heads=40, num_kv_heads=8, head_dim=128, hidden_dim=17408, vocab_size=vocab_size, rope_base=1e6
+            num_layers=40,
+            dim=5120,
+            num_heads=40,
+            num_kv_heads=8,
+            head_dim=128,
+            hidden_dim=17408,
+            vocab_size=vocab_size,
+            rope_base=1e6,
         )
 
 
@@ -87,10 +103,20 @@ class TextToImageConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.patch_side**2 == self.tokens_per_step, f"tokens_per_step must be a square number, got {self.tokens_per_step}")
+        require(
+            self.patch_side**2 == self.tokens_per_step,
+            f"tokens_per_step must be a square number, got {self.tokens_per_step}",
+        )
         ids = self.image_tokens
-        last = max(ids.vision_start, ids.first_resolution + ids.num_resolutions - 1, ids.first_query + self.tokens_per_step - 2)
-        require(last < self.text.vocab_size, f"image_tokens reach id {last}, and the vocabulary has {self.text.vocab_size}")
+        last = max(
+            ids.vision_start,
+            ids.first_resolution + ids.num_resolutions - 1,
+            ids.first_query + self.tokens_per_step - 2,
+        )
+        require(
+            last < self.text.vocab_size,
+            f"image_tokens reach id {last}, and the vocabulary has {self.text.vocab_size}",
+        )
 
     @property
     def patch_side(self) -> int:
@@ -107,11 +133,15 @@ class TextToImageConfig(Config):
         parallel = {"14b_16x": 16, "14b_64x": 64}.get(name.lower().replace("-", "_"))
         if parallel is None:
             raise ConfigError(f"unknown text-to-image model {name!r}; one of: 14b_16x, 14b_64x")
-        ids = ImageTokens(vision_start=151652, first_resolution=151669, num_resolutions=256, first_query=151925)
+        ids = ImageTokens(
+            vision_start=151652, first_resolution=151669, num_resolutions=256, first_query=151925
+        )
         return cls(
             tokenizer=TokenizerConfig.d16c32(),
             text=Qwen3Config.qwen3_14b(vocab_size=ids.first_query + parallel - 1),
-            head=FlowHeadConfig(width=5120, num_blocks=6, num_groups=2, head_dim=128, squash_output=True),
+            head=FlowHeadConfig(
+                width=5120, num_blocks=6, num_groups=2, head_dim=128, squash_output=True
+            ),
             image_tokens=ids,
             tokens_per_step=parallel,
         )

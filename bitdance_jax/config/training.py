@@ -6,8 +6,19 @@ from typing import Annotated, Literal
 
 from bitdance_jax.config.data import DataConfig
 from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig, TokenizerConfig
-from bitdance_jax.config.plain import Config, Count, Decay, Natural, NotNegative, Positive, Range, Seed, Size, require
-from bitdance_jax.files import PathName
+from bitdance_jax.config.plain import (
+    Config,
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    PathName,
+    Positive,
+    Range,
+    Seed,
+    Size,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,10 @@ class RunConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("://" not in self.workdir, f"workdir must be a local folder, got {self.workdir}; only checkpoints can go there")
+        require(
+            "://" not in self.workdir,
+            f"workdir must be a local folder, got {self.workdir}; only checkpoints can go there",
+        )
         require(
             self.attention != "cudnn" or self.compute_dtype == "bfloat16",
             "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
@@ -105,7 +119,7 @@ class TokenizerLossConfig(Config):
 
 @dataclass(frozen=True)
 class MeshConfig(Config):
-    """How the devices are laid out (`bitdance_jax.sharding`). The product must be their number; -1, once, stands for the rest.
+    """How the devices are laid out (`bitdance_jax.distributed.sharding`). The product must be their number; -1, once, stands for the rest.
 
     Attributes:
       data: copies of the weights; each reads its own part of the batch.
@@ -120,7 +134,10 @@ class MeshConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = (self.data, self.fsdp, self.tensor)
-        require(all(n > 0 or n == -1 for n in sizes), f"mesh axes must be positive, or -1 for the rest, got {sizes}")
+        require(
+            all(n > 0 or n == -1 for n in sizes),
+            f"mesh axes must be positive, or -1 for the rest, got {sizes}",
+        )
         require(sizes.count(-1) <= 1, f"only one mesh axis can be -1, got {sizes}")
 
 
@@ -140,11 +157,19 @@ class HostsConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
-        require(all(given) or not any(given), "hosts.coordinator, hosts.num_processes and hosts.process_id go together")
+        given = [
+            value is not None for value in (self.coordinator, self.num_processes, self.process_id)
+        ]
+        require(
+            all(given) or not any(given),
+            "hosts.coordinator, hosts.num_processes and hosts.process_id go together",
+        )
         if self.num_processes is not None and self.process_id is not None:
             last = self.num_processes - 1
-            require(self.process_id <= last, f"hosts.process_id must be from 0 to {last}, got {self.process_id}")
+            require(
+                self.process_id <= last,
+                f"hosts.process_id must be from 0 to {last}, got {self.process_id}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +200,10 @@ class TrainingConfig(Config):
             f"profile must be two steps in order, from 1 to run.steps ({self.run.steps}), got {self.profile}",
         )
         batch, accumulate = self.data.batch_size, self.run.accumulate
-        require(batch % accumulate == 0, f"data.batch_size must be a multiple of run.accumulate, got {batch} and {accumulate}")
+        require(
+            batch % accumulate == 0,
+            f"data.batch_size must be a multiple of run.accumulate, got {batch} and {accumulate}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +217,10 @@ class TokenizerTraining(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         down = self.model.downsampling
-        require(self.image_size % down == 0, f"image_size must be a multiple of the downsampling {down}, got {self.image_size}")
+        require(
+            self.image_size % down == 0,
+            f"image_size must be a multiple of the downsampling {down}, got {self.image_size}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +234,9 @@ class ClassConditionalTraining(TrainingConfig):
 
     model: ClassConditionalConfig
     tokenizer: PathName
-    preview: SamplerConfig = field(default_factory=lambda: SamplerConfig(head_steps=20, guidance_scale=2.0))
+    preview: SamplerConfig = field(
+        default_factory=lambda: SamplerConfig(head_steps=20, guidance_scale=2.0)
+    )
 
 
 Training = TokenizerTraining | ClassConditionalTraining

@@ -6,11 +6,11 @@ from typing import Literal
 
 import tyro
 
-from bitdance_jax.command_line import Flags, parse, run
+from bitdance_jax.cli.command_line import Flags, parse, run
+from bitdance_jax.config.plain import PathName
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def main() -> None:
         )
     elif arguments.tokenizer is not None or arguments.tokenizer_only or arguments.weights != "ema":
         flags = "--weights, --tokenizer and --tokenizer-only"
-        raise UserError(f"{flags} are for released files; --to torch takes the model folder as it is")
+        raise UserError(
+            f"{flags} are for released files; --to torch takes the model folder as it is"
+        )
     else:
         export(arguments.source, arguments.out, force=arguments.force)
 

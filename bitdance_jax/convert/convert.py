@@ -8,13 +8,19 @@ import jax
 import numpy as np
 import tqdm
 
-from bitdance_jax import model_folder
-from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    TextToImageConfig,
+    TokenizerConfig,
+    from_dict,
+    to_dict,
+)
 from bitdance_jax.convert import keys, parameters, sizes, sources
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.sources import OwnRecord, Source
 from bitdance_jax.errors import UserError
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io import model_folder
+from bitdance_jax.io.lazy import LazyArray
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -58,7 +64,11 @@ def convert(
     model_folder.check_place(out, force=force)
     opened = sources.open_source(source, weights)
     if tokenizer is not None and (tokenizer_only or opened.kind == "tokenizer"):
-        alone = "--tokenizer-only takes a file's own" if tokenizer_only else f"{opened.path} is a tokenizer itself"
+        alone = (
+            "--tokenizer-only takes a file's own"
+            if tokenizer_only
+            else f"{opened.path} is a tokenizer itself"
+        )
         raise UserError(f"{alone}; --tokenizer goes with a model that has one")
     if tokenizer_only and opened.kind != "tokenizer":
         opened = _its_tokenizer(opened, None, weights)
@@ -79,11 +89,23 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
             raise UserError(f"--tokenizer {tokenizer} is no tokenizer")
         return given
     prefix = sources.INNER_TOKENIZER[source.kind]
-    inner = {key.removeprefix(prefix): array for key, array in source.tensors.items() if key.startswith(prefix)}
+    inner = {
+        key.removeprefix(prefix): array
+        for key, array in source.tensors.items()
+        if key.startswith(prefix)
+    }
     if not inner:
-        released = "ae.safetensors" if source.kind == "text_to_image" else "ae_d16c32.pt of BitDance-ImageNet"
-        raise UserError(f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer, such as {released}")
-    own = source.own and OwnRecord(config=source.own["config"].get("tokenizer", {}), metadata={"source": _name(source)})
+        released = (
+            "ae.safetensors"
+            if source.kind == "text_to_image"
+            else "ae_d16c32.pt of BitDance-ImageNet"
+        )
+        raise UserError(
+            f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer, such as {released}"
+        )
+    own = source.own and OwnRecord(
+        config=source.own["config"].get("tokenizer", {}), metadata={"source": _name(source)}
+    )
     return dataclasses.replace(source, kind="tokenizer", tensors=inner, own=own, notes=())
 
 
@@ -124,26 +146,53 @@ def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weigh
 def _text_to_image(source: Source, tokenizer: Source) -> Converted:
     assert source.text_tokenizer is not None
     tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
-    tensors, text, head = _without_tokenizer(source), source.record["text"], source.record["vision_head"]
+    tensors, text, head = (
+        _without_tokenizer(source),
+        source.record["text"],
+        source.record["vision_head"],
+    )
     prompts = PromptTokenizer(source.text_tokenizer, release_sizes.tokens_per_step(head))
     if source.own:
         config = from_dict(TextToImageConfig, source.own["config"], f"{source.path}: config")
-        config = dataclasses.replace(config, tokenizer=tokenizer_config, image_tokens=prompts.image_tokens)
+        config = dataclasses.replace(
+            config, tokenizer=tokenizer_config, image_tokens=prompts.image_tokens
+        )
     else:
-        config = release_sizes.text_to_image_config(_shapes(tensors), text, head, tokenizer_config, prompts)
-        _note_differences(source, {"text": release_sizes.text_record(config.text), "vision_head": release_sizes.vision_head_record(config)})
+        config = release_sizes.text_to_image_config(
+            _shapes(tensors), text, head, tokenizer_config, prompts
+        )
+        _note_differences(
+            source,
+            {
+                "text": release_sizes.text_record(config.text),
+                "vision_head": release_sizes.vision_head_record(config),
+            },
+        )
     table, abstract = keys.text_to_image(config), text_to_image.abstract_params(config)
     params = _params(source, tensors, abstract, table, tokenizer, tokenizer_abstract)
     metadata = _metadata(source, {"sampler": to_dict(release_sizes.SAMPLER)})
-    return Converted("text_to_image", to_dict(config), params, metadata, prompt_tokenizer.read_files(source.text_tokenizer))
+    return Converted(
+        "text_to_image",
+        to_dict(config),
+        params,
+        metadata,
+        prompt_tokenizer.read_files(source.text_tokenizer),
+    )
 
 
 def _params(
-    source: Source, tensors: parameters.Tensors, abstract: Params, table: keys.Table, tokenizer: Source, tokenizer_abstract: Params
+    source: Source,
+    tensors: parameters.Tensors,
+    abstract: Params,
+    table: keys.Table,
+    tokenizer: Source,
+    tokenizer_abstract: Params,
 ) -> Params:
     """Of a model with its tokenizer; a UserError that lists all that is wrong with either's keys."""
     prefix = sources.INNER_TOKENIZER[source.kind] if tokenizer.path == source.path else ""
-    tokenizer_problems = parameters.problems(tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER, prefix)
+    tokenizer_problems = parameters.problems(
+        tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER, prefix
+    )
     _refuse(source, parameters.problems(tensors, abstract, table) + tokenizer_problems)
     return {
         "model": parameters.from_release(tensors, abstract, table),
@@ -152,7 +201,11 @@ def _params(
 
 
 def _without_tokenizer(source: Source) -> parameters.Tensors:
-    return {key: array for key, array in source.tensors.items() if not key.startswith(sources.INNER_TOKENIZER[source.kind])}
+    return {
+        key: array
+        for key, array in source.tensors.items()
+        if not key.startswith(sources.INNER_TOKENIZER[source.kind])
+    }
 
 
 def _shapes(tensors: parameters.Tensors) -> dict[str, tuple[int, ...]]:
@@ -170,7 +223,9 @@ def _name(source: Source) -> str:
 
 def _note_differences(source: Source, inferred: dict[str, Any]) -> None:
     if wrong := sizes.differences(source.record, inferred):
-        print(f"note: what is recorded with {source.path} does not fit its weights, which count: {'; '.join(wrong)}")
+        print(
+            f"note: what is recorded with {source.path} does not fit its weights, which count: {'; '.join(wrong)}"
+        )
 
 
 def _refuse(source: Source, problems: list[str]) -> None:
@@ -182,7 +237,9 @@ def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
     for note in source.notes:
         print(f"note: {note}")
     total = parameters.num_bytes(converted.params)
-    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="converting", dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+        total=total, unit="B", unit_scale=True, desc="converting", dynamic_ncols=True
+    ) as bar:
 
         def counted(array: LazyArray) -> LazyArray:
             def read(*index: int) -> np.ndarray:
@@ -194,4 +251,6 @@ def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
 
         converted = converted._replace(params=jax.tree.map(counted, converted.params))
         model_folder.save(out, **converted._asdict(), force=force)
-    print(f"{out}: {converted.kind} model, {tqdm.tqdm.format_sizeof(total, 'B')} of weights from {_name(source)}")
+    print(
+        f"{out}: {converted.kind} model, {tqdm.tqdm.format_sizeof(total, 'B')} of weights from {_name(source)}"
+    )

@@ -7,15 +7,20 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from bitdance_jax import model_folder, whole_folder
-from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig, from_dict
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    TextToImageConfig,
+    TokenizerConfig,
+    from_dict,
+)
 from bitdance_jax.convert import keys, parameters, release_folder, safetensors_file, sizes
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.parameters import Tensors
 from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
-from bitdance_jax.model_folder import ModelFolder
+from bitdance_jax.io import model_folder, whole_folder
+from bitdance_jax.io.files import replacing
+from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.tokenizer import autoencoder
@@ -53,7 +58,9 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
 
 def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> Tensors:
     if target.suffix != ".safetensors":
-        raise UserError(f"--to torch writes a {saved.kind} model as a .safetensors file, got {target}; name it NAME.safetensors")
+        raise UserError(
+            f"--to torch writes a {saved.kind} model as a .safetensors file, got {target}; name it NAME.safetensors"
+        )
     config_file = target.with_name(f"{target.stem}_config.json")
     for file in (target, config_file):
         if file.exists() and not force:
@@ -65,7 +72,9 @@ def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> 
         record = sizes.tokenizer_record(config)
     else:
         model_config = from_dict(ClassConditionalConfig, saved.config, where)
-        model_folder.check_shapes(folder, saved.params["model"], class_conditional.abstract_params(model_config))
+        model_folder.check_shapes(
+            folder, saved.params["model"], class_conditional.abstract_params(model_config)
+        )
         tensors = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
         tensors |= _inner_tokenizer(folder, saved, model_config.tokenizer)
         record = sizes.class_conditional_record(model_config)
@@ -81,30 +90,51 @@ def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tens
     model_folder.check_shapes(folder, saved.params["model"], text_to_image.abstract_params(config))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; give a place for a new folder")
-    tensors = parameters.to_release(saved.params["model"], keys.text_to_image(config)) | _inner_tokenizer(folder, saved, config.tokenizer)
+    tensors = parameters.to_release(
+        saved.params["model"], keys.text_to_image(config)
+    ) | _inner_tokenizer(folder, saved, config.tokenizer)
     parts: dict[str, Tensors] = {name: {} for name in release_folder.PREFIXES}
     for key, array in tensors.items():
-        name = next((name for name, prefix in release_folder.PREFIXES.items() if prefix and key.startswith(prefix)), "text")
+        name = next(
+            (
+                name
+                for name, prefix in release_folder.PREFIXES.items()
+                if prefix and key.startswith(prefix)
+            ),
+            "text",
+        )
         parts[name][key.removeprefix(release_folder.PREFIXES[name])] = array
     records = {
-        "config.json": {"architectures": ["Qwen3ForCausalLM"], **release_sizes.text_record(config.text)},
+        "config.json": {
+            "architectures": ["Qwen3ForCausalLM"],
+            **release_sizes.text_record(config.text),
+        },
         "vision_head_config.json": release_sizes.vision_head_record(config),
         "ae_config.json": sizes.tokenizer_record(config.tokenizer),
     }
     with whole_folder.writing(target, sum(array.nbytes for array in tensors.values())) as new:
-        for name, content in prompt_tokenizer.read_files(epath.Path(folder) / prompt_tokenizer.FOLDER).items():
+        for name, content in prompt_tokenizer.read_files(
+            epath.Path(folder) / prompt_tokenizer.FOLDER
+        ).items():
             (new / Path(name).name).write_bytes(content)
         for name, record in records.items():
             (new / name).write_text(json.dumps(record, indent=2) + "\n")
         safetensors_file.save_shards(new, "model", parts.pop("text"), SHARD_BYTES)
         for name, part in parts.items():
-            safetensors_file.save(new / f"{name}.safetensors", part, _own_record(saved) if name == "vision_head" else {})
+            safetensors_file.save(
+                new / f"{name}.safetensors",
+                part,
+                _own_record(saved) if name == "vision_head" else {},
+            )
     return tensors
 
 
 def _inner_tokenizer(folder: str, saved: ModelFolder, config: TokenizerConfig) -> Tensors:
     prefix = INNER_TOKENIZER[saved.kind]
-    return {prefix + key: array for key, array in _tokenizer(folder, saved.params["tokenizer"], config).items()}
+    return {
+        prefix + key: array
+        for key, array in _tokenizer(folder, saved.params["tokenizer"], config).items()
+    }
 
 
 def _tokenizer(folder: str, params: Any, config: TokenizerConfig) -> Tensors:
@@ -113,4 +143,7 @@ def _tokenizer(folder: str, params: Any, config: TokenizerConfig) -> Tensors:
 
 
 def _own_record(saved: ModelFolder) -> dict[str, str]:
-    return {"format": "pt", OWN_RECORD: json.dumps({"config": saved.config, "metadata": saved.metadata})}
+    return {
+        "format": "pt",
+        OWN_RECORD: json.dumps({"config": saved.config, "metadata": saved.metadata}),
+    }

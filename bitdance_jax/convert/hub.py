@@ -31,7 +31,9 @@ def download(name: str) -> Path:
     """
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", name)
     if match is None or (name.endswith((".pt", ".safetensors")) and match[2] is None):
-        raise UserError(f"no file or folder {name}, and it is not a Hugging Face id such as owner/repository")
+        raise UserError(
+            f"no file or folder {name}, and it is not a Hugging Face id such as owner/repository"
+        )
     repository, file = match.groups()
     with _one_line(name):
         files, cached = _list(repository)
@@ -52,13 +54,24 @@ def _list(repository: str) -> tuple[list[str], Path | None]:
         return [file.rfilename for file in there.siblings or []], None
     except Exception as error:
         try:
-            cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[], local_files_only=True))
+            cached = Path(
+                huggingface_hub.snapshot_download(
+                    repository, allow_patterns=[], local_files_only=True
+                )
+            )
         except Exception:  # nothing of it is there
             raise error from None
-        files = [file.relative_to(cached).as_posix() for file in sorted(cached.rglob("*")) if file.is_file()]
+        files = [
+            file.relative_to(cached).as_posix()
+            for file in sorted(cached.rglob("*"))
+            if file.is_file()
+        ]
         if not files:
             raise
-        print(f"Hugging Face cannot be reached ({_reason(error)}); the copy of {repository} in its cache is used", file=sys.stderr)
+        print(
+            f"Hugging Face cannot be reached ({_reason(error)}); the copy of {repository} in its cache is used",
+            file=sys.stderr,
+        )
         return files, cached
 
 
@@ -72,23 +85,36 @@ def _one_line(name: str) -> Iterator[None]:
         yield
     except huggingface_hub.errors.RepositoryNotFoundError as error:
         login = "a private or gated one needs `hf auth login` first"
-        raise UserError(f"there is no file or folder {name}, and Hugging Face shows no such repository; {login}") from error
+        raise UserError(
+            f"there is no file or folder {name}, and Hugging Face shows no such repository; {login}"
+        ) from error
     except Exception as error:  # The hub's client, and the HTTP library under it, raise many types.
-        raise UserError(f"there is no file or folder {name}, and it could not be downloaded from Hugging Face: {_reason(error)}") from error
+        raise UserError(
+            f"there is no file or folder {name}, and it could not be downloaded from Hugging Face: {_reason(error)}"
+        ) from error
 
 
 def _choose(name: str, files: list[str], file: str | None) -> list[str]:
     """The files to fetch: all of a text-to-image model's, or the one with the tensors first."""
     if file is None:
         if layout := release_folder.layout(set(files)):
-            folders = {layout.text_tokenizer, *(getattr(layout, part).folder for part in release_folder.PREFIXES)}
-            return [other for other in files if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders]
+            folders = {
+                layout.text_tokenizer,
+                *(getattr(layout, part).folder for part in release_folder.PREFIXES),
+            }
+            return [
+                other
+                for other in files
+                if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders
+            ]
         models = [other for other in files if other.endswith((".pt", ".safetensors"))]
         if any(PurePosixPath(model).parent.name == "transformer" for model in models):
             raise UserError(f"{name}: {release_folder.CLASS_CONDITIONAL}")
         if len(models) != 1:
             choice = (
-                f"add one of its files, such as {name}/{models[0]}: {', '.join(models)}" if models else "it has no .pt or .safetensors file"
+                f"add one of its files, such as {name}/{models[0]}: {', '.join(models)}"
+                if models
+                else "it has no .pt or .safetensors file"
             )
             raise UserError(f"{name}: {choice}")
         file = models[0]

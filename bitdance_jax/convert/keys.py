@@ -36,7 +36,10 @@ Table = tuple[Row, ...]
 TOKENIZER: Table = (
     Row(r"(encoder|decoder)\.(conv_in|conv_out|norm_out)\.(weight|bias)", r"\1/\2/\3"),
     Row(r"(encoder|decoder)\.mid_block\.(\d+)\.(\w+)\.(weight|bias)", r"\1/mid_\2/\3/\4"),
-    Row(r"encoder\.down\.(\d+)\.block\.(\d+)\.(\w+)\.(weight|bias)", r"encoder/down_\1_block_\2/\3/\4"),
+    Row(
+        r"encoder\.down\.(\d+)\.block\.(\d+)\.(\w+)\.(weight|bias)",
+        r"encoder/down_\1_block_\2/\3/\4",
+    ),
     Row(r"encoder\.down\.(\d+)\.downsample\.(weight|bias)", r"encoder/down_\1_downsample/\2"),
     Row(r"decoder\.adaptive\.(\d+)\.(gamma|beta)\.(weight|bias)", r"decoder/adaptive_\1/\2/\3"),
     Row(r"decoder\.up\.(\d+)\.block\.(\d+)\.(\w+)\.(weight|bias)", r"decoder/up_\1_block_\2/\3/\4"),
@@ -51,7 +54,11 @@ def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") ->
         Row(net + r"time_embed\.mlp\.0\.(weight|bias)", r"time_embed/fc1/\1"),
         Row(net + r"time_embed\.mlp\.2\.(weight|bias)", r"time_embed/fc2/\1"),
         Row(net + r"(cond_embed|input_proj)\.(weight|bias)", r"\1/\2"),
-        Row(net + r"ada_ln_blocks\.(\d+)\.(weight|bias)", r"groups_\1/ada_ln/\2", parts=6 if tokens_per_step > 1 else 3),
+        Row(
+            net + r"ada_ln_blocks\.(\d+)\.(weight|bias)",
+            r"groups_\1/ada_ln/\2",
+            parts=6 if tokens_per_step > 1 else 3,
+        ),
         Row(net + r"final_layer\.ada_ln_modulation\.(weight|bias)", r"final_ada_ln/\1", parts=2),
         Row(net + r"final_layer\.linear\.(weight|bias)", r"final_linear/\1"),
     ]
@@ -65,7 +72,11 @@ def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") ->
             Row(theirs + mlp_norm + r"\.(weight|bias)", ours + r"mlp_norm/\1"),
             Row(theirs + r"attn\.wqkv\.(weight|bias)", ours + r"attention/qkv/\1", parts=3),
             Row(theirs + r"attn\.wo\.(weight|bias)", ours + r"attention/out/\1"),
-            Row(theirs + r"w1\.(weight|bias)", ours + rf"mlp/{first}/\1", parts=2 if config.use_swiglu else 1),
+            Row(
+                theirs + r"w1\.(weight|bias)",
+                ours + rf"mlp/{first}/\1",
+                parts=2 if config.use_swiglu else 1,
+            ),
             Row(theirs + r"w2\.(weight|bias)", ours + rf"mlp/{second}/\1"),
         ]
     return tuple(rows)
@@ -77,24 +88,50 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
 
     def reorder(qkv: np.ndarray, pairs: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         q, k, v = np.split(qkv, 3)
-        q, k = (rearrange(pairs(rearrange(w, "(n d) c -> c n d", n=heads)), "c n d -> (n d) c") for w in (q, k))
+        q, k = (
+            rearrange(pairs(rearrange(w, "(n d) c -> c n d", n=heads)), "c n d -> (n d) c")
+            for w in (q, k)
+        )
         return np.concatenate([q, k, v])
 
-    halves, neighbours = functools.partial(reorder, pairs=pairs_to_halves), functools.partial(reorder, pairs=halves_to_pairs)
-    head = tuple(row._replace(path=f"head/{row.path}") for row in flow_head(config.head, config.tokens_per_step, prefix=r"head\."))
+    halves, neighbours = (
+        functools.partial(reorder, pairs=pairs_to_halves),
+        functools.partial(reorder, pairs=halves_to_pairs),
+    )
+    head = tuple(
+        row._replace(path=f"head/{row.path}")
+        for row in flow_head(config.head, config.tokens_per_step, prefix=r"head\.")
+    )
     return (
         Row(r"cls_embedding\.weight", "class_embedding/embedding"),
-        Row(r"query_token", "query_tokens", change=lambda array: array[0], undo=lambda array: array[None]),
+        Row(
+            r"query_token",
+            "query_tokens",
+            change=lambda array: array[0],
+            undo=lambda array: array[None],
+        ),
         Row(r"pos_for_diff\.weight", "position_embedding"),
         Row(r"proj_in\.w1\.(weight|bias)", r"connector/w1/\1", parts=2),
         Row(r"proj_in\.w2\.(weight|bias)", r"connector/w2/\1"),
         Row(r"emb_norm\.weight", "transformer/embedding_norm/weight"),
         Row(r"norm\.weight", "transformer/norm/weight"),
-        Row(r"layers\.(\d+)\.attention_norm\.weight", r"transformer/layers_\1/attention_norm/weight"),
+        Row(
+            r"layers\.(\d+)\.attention_norm\.weight", r"transformer/layers_\1/attention_norm/weight"
+        ),
         Row(r"layers\.(\d+)\.ffn_norm\.weight", r"transformer/layers_\1/mlp_norm/weight"),
-        Row(r"layers\.(\d+)\.attention\.wqkv\.weight", r"transformer/layers_\1/attention/qkv/weight", 3, halves, neighbours),
+        Row(
+            r"layers\.(\d+)\.attention\.wqkv\.weight",
+            r"transformer/layers_\1/attention/qkv/weight",
+            3,
+            halves,
+            neighbours,
+        ),
         Row(r"layers\.(\d+)\.attention\.wo\.weight", r"transformer/layers_\1/attention/out/weight"),
-        Row(r"layers\.(\d+)\.feed_forward\.w1\.weight", r"transformer/layers_\1/mlp/w1/weight", parts=2),
+        Row(
+            r"layers\.(\d+)\.feed_forward\.w1\.weight",
+            r"transformer/layers_\1/mlp/w1/weight",
+            parts=2,
+        ),
         Row(r"layers\.(\d+)\.feed_forward\.w2\.weight", r"transformer/layers_\1/mlp/w2/weight"),
         *head,
     )

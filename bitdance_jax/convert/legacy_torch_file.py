@@ -10,11 +10,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from bitdance_jax import inputs
 from bitdance_jax.convert import torch_pickle
 from bitdance_jax.convert.torch_pickle import Storage, Tensor
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io import inputs
+from bitdance_jax.io.lazy import LazyArray
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -39,14 +39,27 @@ def load(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
     try:
         with open(path, "rb") as file:
             start = io.BytesIO(file.read(torch_pickle.MAX_BYTES))
-            magic, version, machine, content, keys = (torch_pickle.load(start, _zip_reference) for _ in range(5))
-            if magic != MAGIC or version != VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+            magic, version, machine, content, keys = (
+                torch_pickle.load(start, _zip_reference) for _ in range(5)
+            )
+            if (
+                magic != MAGIC
+                or version != VERSION
+                or not isinstance(machine, dict)
+                or machine.get("little_endian") is not True
+            ):
                 raise UserError("it is not a little-endian file of torch.save before PyTorch 1.6")
-            if not isinstance(content, dict) or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            if (
+                not isinstance(content, dict)
+                or not isinstance(keys, list)
+                or not all(isinstance(key, str) for key in keys)
+            ):
                 raise UserError("it does not hold a state dict")
             tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
             file.seek(start.tell())
-            starts = _storage_starts(file, keys, {tensor.storage.key: tensor.storage for tensor in tensors.values()})
+            starts = _storage_starts(
+                file, keys, {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+            )
         return {name: _lazy(path, tensor, starts) for name, tensor in tensors.items()}
     except UserError as error:
         raise type(error)(f"{os.fspath(path)} cannot be read: {error}") from None
@@ -55,11 +68,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
 def _zip_reference(reference: Any) -> Any:
     *storage, view = reference
     if view is not None:
-        raise UserError("a storage is a view of another one; save the file again in a current PyTorch")
+        raise UserError(
+            "a storage is a view of another one; save the file again in a current PyTorch"
+        )
     return tuple(storage)
 
 
-def _storage_starts(file: IO[bytes], keys: list[Any], storages: dict[str, Storage]) -> dict[str, int]:
+def _storage_starts(
+    file: IO[bytes], keys: list[Any], storages: dict[str, Storage]
+) -> dict[str, int]:
     """Where each storage's elements begin in the file, which is read from here to its end without them."""
     starts = {}
     position, end = file.tell(), os.fstat(file.fileno()).st_size
@@ -69,11 +86,15 @@ def _storage_starts(file: IO[bytes], keys: list[Any], storages: dict[str, Storag
         file.seek(position)
         size = int.from_bytes(file.read(8), "little", signed=True)
         if size != storages[key].size:
-            raise UserError(f"its storage {key} has {size} elements, and its tensor says {storages[key].size}")
+            raise UserError(
+                f"its storage {key} has {size} elements, and its tensor says {storages[key].size}"
+            )
         starts[key] = position + 8
         position += 8 + size * storages[key].dtype.itemsize
         if position > end:
-            raise UserError(f"it is cut short: {end} bytes instead of at least {position}; fetch it again")
+            raise UserError(
+                f"it is cut short: {end} bytes instead of at least {position}; fetch it again"
+            )
     return starts
 
 

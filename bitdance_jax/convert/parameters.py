@@ -10,8 +10,8 @@ import numpy as np
 from flax import traverse_util
 
 from bitdance_jax.convert import keys
-from bitdance_jax.lazy import LazyArray
-from bitdance_jax.transformer.stack import STACKED, stacked_axes
+from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.nn.stack import STACKED, stacked_axes
 
 
 Tensors = dict[str, LazyArray]
@@ -51,7 +51,9 @@ def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, 
 def from_release(tensors: Tensors, abstract: Params, table: keys.Table) -> Params:
     """Our stacked parameters, of which one layer's part is read at a time. The tensors have no `problems`."""
     flat = traverse_util.flatten_dict(abstract)
-    return traverse_util.unflatten_dict({path: _stacked(tensors, path, leaf.shape, table) for path, leaf in flat.items()})
+    return traverse_util.unflatten_dict(
+        {path: _stacked(tensors, path, leaf.shape, table) for path, leaf in flat.items()}
+    )
 
 
 def to_release(params: Params, table: keys.Table) -> dict[str, LazyArray]:
@@ -62,7 +64,9 @@ def to_release(params: Params, table: keys.Table) -> dict[str, LazyArray]:
         for index, layer in _layers(path, array.shape):
             key, row = keys.release_key(layer, table)
             read = functools.partial(_released, array, index, row, path[-1])
-            state[key] = LazyArray(keys.to_release(one_byte, row, path[-1]).shape, array.dtype, read)
+            state[key] = LazyArray(
+                keys.to_release(one_byte, row, path[-1]).shape, array.dtype, read
+            )
     return state
 
 
@@ -74,7 +78,9 @@ def num_bytes(params: Params) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def _stacked(tensors: Tensors, path: tuple[str, ...], shape: tuple[int, ...], table: keys.Table) -> LazyArray:
+def _stacked(
+    tensors: Tensors, path: tuple[str, ...], shape: tuple[int, ...], table: keys.Table
+) -> LazyArray:
     layers = {index: keys.release_key(layer, table) for index, layer in _layers(path, shape)}
     dtype = np.result_type(*{tensors[key].dtype for key, _ in layers.values()})
 
@@ -89,4 +95,7 @@ def _layers(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[tup
     """The index in a stacked parameter, and the path of the unrolled one, of every layer; one index () where nothing is stacked."""
     for index in np.ndindex(*shape[: stacked_axes(path)]):
         numbers = iter(index)
-        yield index, "/".join(f"{part}_{next(numbers)}" if part in STACKED else part for part in path)
+        yield (
+            index,
+            "/".join(f"{part}_{next(numbers)}" if part in STACKED else part for part in path),
+        )

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitdance_jax import inputs
 from bitdance_jax.convert import safetensors_file
 from bitdance_jax.convert.safetensors_file import Tensors
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import inputs
 
 
 class Part(NamedTuple):
@@ -43,7 +43,9 @@ DIFFUSERS = Layout(
 SIGNS = ("vision_head.safetensors", "projector.safetensors", "model.safetensors.index.json")
 """Files that only the plain layout has."""
 
-CLASS_CONDITIONAL = "class-conditional models in the diffusers layout are not converted yet; take the release's .pt"
+CLASS_CONDITIONAL = (
+    "class-conditional models in the diffusers layout are not converted yet; take the release's .pt"
+)
 
 PREFIXES = {"text": "", "vision_head": "vision_head.", "projector": "projector.", "ae": "ae."}
 """How each part's keys begin in the state dict of the whole; the language model's are told by their names."""
@@ -81,20 +83,39 @@ def load(path: Path, layout: Layout) -> Release:
     stems, missing = {}, []
     for name in PREFIXES:
         part: Part = getattr(layout, name)
-        stems[name] = next((stem for stem in part.stems if _has_weights(path / part.folder, stem)), part.stems[0])
+        stems[name] = next(
+            (stem for stem in part.stems if _has_weights(path / part.folder, stem)), part.stems[0]
+        )
         if not _has_weights(path / part.folder, stems[name]):
             shards = any((path / part.folder).glob(f"{stems[name]}-*-of-*.safetensors"))
-            missing.append(str(Path(part.folder, f"{stems[name]}.safetensors{'.index.json' if shards else ''}")))
+            missing.append(
+                str(
+                    Path(part.folder, f"{stems[name]}.safetensors{'.index.json' if shards else ''}")
+                )
+            )
         if part.config and not (path / part.folder / part.config).is_file():
             missing.append(str(Path(part.folder, part.config)))
     if not (path / layout.text_tokenizer / "tokenizer.json").is_file():
         missing.append(str(Path(layout.text_tokenizer, "tokenizer.json")))
     if missing:
-        raise UserError(f"{path} is not a whole text-to-image model; fetch what is missing: {', '.join(missing)}")
-    files = {name: safetensors_file.load_shards(path / getattr(layout, name).folder, stem) for name, stem in stems.items()}
-    tensors = {PREFIXES[name] + key: array for name, file in files.items() for key, array in file.tensors.items()}
+        raise UserError(
+            f"{path} is not a whole text-to-image model; fetch what is missing: {', '.join(missing)}"
+        )
+    files = {
+        name: safetensors_file.load_shards(path / getattr(layout, name).folder, stem)
+        for name, stem in stems.items()
+    }
+    tensors = {
+        PREFIXES[name] + key: array
+        for name, file in files.items()
+        for key, array in file.tensors.items()
+    }
     parts = {name: getattr(layout, name) for name in PREFIXES}
-    configs = {name: inputs.read_json(path / part.folder / part.config) for name, part in parts.items() if part.config}
+    configs = {
+        name: inputs.read_json(path / part.folder / part.config)
+        for name, part in parts.items()
+        if part.config
+    }
     return Release(tensors, configs, files["vision_head"].metadata, path / layout.text_tokenizer)
 
 

@@ -10,13 +10,20 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from bitdance_jax import inputs
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io import inputs
+from bitdance_jax.io.lazy import LazyArray
 
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+INTEGERS = {
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 DTYPES = FLOATS | INTEGERS
 
 Tensors = dict[str, LazyArray]
@@ -39,7 +46,11 @@ class Index:
 def is_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    return (
+        len(start) == 9
+        and start[8:] == b"{"
+        and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    )
 
 
 def load(path: Path) -> SafetensorsFile:
@@ -53,18 +64,30 @@ def load(path: Path) -> SafetensorsFile:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > inputs.MAX_LIST_BYTES:
-                raise UserError(f"{path} cannot be read; it is damaged: its header has {length:,} bytes")
+                raise UserError(
+                    f"{path} cannot be read; it is damaged: its header has {length:,} bytes"
+                )
             text = file.read(length)
-        with safetensors.safe_open(path, framework="np"):  # checks every entry and the file's length
+        with safetensors.safe_open(
+            path, framework="np"
+        ):  # checks every entry and the file's length
             pass
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
-    headers = inputs.decode_json(text, dict[str, dict[str, Any]], where=str(path), mend="fetch it again", unique=True)
+    headers = inputs.decode_json(
+        text, dict[str, dict[str, Any]], where=str(path), mend="fetch it again", unique=True
+    )
     metadata = headers.pop("__metadata__", {})
-    odd = [f"{key} is {short(header['dtype'])}" for key, header in headers.items() if header["dtype"] not in DTYPES]
+    odd = [
+        f"{key} is {short(header['dtype'])}"
+        for key, header in headers.items()
+        if header["dtype"] not in DTYPES
+    ]
     if odd:
         raise UserError(f"{path} has numbers that no released model has: {', '.join(odd)}")
-    return SafetensorsFile({key: _tensor(path, 8 + length, header) for key, header in headers.items()}, metadata)
+    return SafetensorsFile(
+        {key: _tensor(path, 8 + length, header) for key, header in headers.items()}, metadata
+    )
 
 
 def load_shards(folder: Path, stem: str) -> SafetensorsFile:
@@ -77,18 +100,30 @@ def load_shards(folder: Path, stem: str) -> SafetensorsFile:
     if not index.is_file():
         return load(folder / f"{stem}.safetensors")
     mend = "it must have a weight_map from keys to files; fetch it again"
-    names = sorted(set(inputs.read_json(index, Index, limit=inputs.MAX_LIST_BYTES, mend=mend).weight_map.values()))
+    names = sorted(
+        set(
+            inputs.read_json(
+                index, Index, limit=inputs.MAX_LIST_BYTES, mend=mend
+            ).weight_map.values()
+        )
+    )
     outside = [name for name in names if Path(name).name != name]
     if outside or not names:
-        raise UserError(f"{index} is damaged: it names {outside[0] if outside else 'no files'}; fetch it again")
+        raise UserError(
+            f"{index} is damaged: it names {outside[0] if outside else 'no files'}; fetch it again"
+        )
     if missing := [name for name in names if not os.path.isfile(folder / name)]:
-        raise UserError(f"{index} names {', '.join(missing)}, not to be found in {folder}; fetch what is missing")
+        raise UserError(
+            f"{index} names {', '.join(missing)}, not to be found in {folder}; fetch what is missing"
+        )
     tensors: Tensors = {}
     metadata: dict[str, str] = {}
     for name in names:
         shard = load(folder / name)
         if twice := sorted(tensors.keys() & shard.tensors.keys()):
-            raise UserError(f"{folder / name} has a second key {', a second key '.join(twice)}, which another shard has too")
+            raise UserError(
+                f"{folder / name} has a second key {', a second key '.join(twice)}, which another shard has too"
+            )
         tensors |= shard.tensors
         metadata |= shard.metadata
     return SafetensorsFile(tensors, metadata)
@@ -101,7 +136,11 @@ def save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     end = 0
     for key, array in tensors.items():
         start, end = end, end + array.nbytes
-        header[key] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
+        header[key] = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
     with open(path, "wb") as file:
@@ -115,7 +154,10 @@ def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> 
     """Writes `{stem}-0000N-of-0000M.safetensors` of at most `shard_bytes` (or one tensor) each, and their index."""
     shards: list[Tensors] = [{}]
     for key, array in tensors.items():
-        if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + array.nbytes > shard_bytes:
+        if (
+            shards[-1]
+            and sum(other.nbytes for other in shards[-1].values()) + array.nbytes > shard_bytes
+        ):
             shards.append({})
         shards[-1][key] = array
     names = [f"{stem}-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
@@ -123,13 +165,19 @@ def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> 
         save(folder / name, shard, {"format": "pt"})
     index = {
         "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
-        "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+        "weight_map": {
+            key: name for name, shard in zip(names, shards, strict=True) for key in shard
+        },
     }
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _tensor(path: Path, start: int, header: dict[str, Any]) -> LazyArray:
-    kind, shape, first = np.dtype(DTYPES[header["dtype"]]), header["shape"], header["data_offsets"][0]
+    kind, shape, first = (
+        np.dtype(DTYPES[header["dtype"]]),
+        header["shape"],
+        header["data_offsets"][0],
+    )
 
     def read() -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64))

@@ -6,7 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    FlowHeadConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from bitdance_jax.errors import UserError, short
 
 
@@ -39,7 +45,10 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
     bits = shape_of(shapes, "encoder.conv_out.weight", 4)[0]
     decoder_inputs = shape_of(shapes, "decoder.conv_in.weight", 4)[1]
     levels = count(shapes, r"encoder\.down\.(\d+)\..*")
-    widths = [shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    widths = [
+        shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
+        for level in range(levels)
+    ]
     sizes = TokenizerConfig(
         bits=bits,
         ch=ch,
@@ -49,12 +58,17 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
         decoder="gan" if decoder_inputs == 2 * bits else "plain",
         num_codebooks=1,
     )
-    released = {dataclasses.replace(preset, num_codebooks=1): preset for preset in (TokenizerConfig.d16c32(), TokenizerConfig.d32c128())}
+    released = {
+        dataclasses.replace(preset, num_codebooks=1): preset
+        for preset in (TokenizerConfig.d16c32(), TokenizerConfig.d32c128())
+    }
     default = released.get(sizes, sizes).num_codebooks
     return dataclasses.replace(sizes, num_codebooks=recorded(record, "num_codebooks", default))
 
 
-def class_conditional_config(shapes: Shapes, record: Mapping[str, Any], tokenizer: TokenizerConfig) -> ClassConditionalConfig:
+def class_conditional_config(
+    shapes: Shapes, record: Mapping[str, Any], tokenizer: TokenizerConfig
+) -> ClassConditionalConfig:
     """Sizes of a class-conditional model.
 
     Args:
@@ -70,19 +84,24 @@ def class_conditional_config(shapes: Shapes, record: Mapping[str, Any], tokenize
     width = shape_of(shapes, "head.net.input_proj.weight", 2)[0]
     grid = math.isqrt(tokens)
     if grid**2 != tokens or class_width % dim:
-        raise UserError(f"pos_for_diff and cls_embedding cannot be of one model: [{tokens}, {dim}] and [{classes}, {class_width}]")
+        raise UserError(
+            f"pos_for_diff and cls_embedding cannot be of one model: [{tokens}, {dim}] and [{classes}, {class_width}]"
+        )
     tokens_per_step = 1 + shape_of(shapes, "query_token", 3)[1] if "query_token" in shapes else 1
     return ClassConditionalConfig(
         tokenizer=tokenizer,
         transformer=TransformerConfig(
-            num_layers=count(shapes, r"layers\.(\d+)\..*"), dim=dim, num_heads=recorded(record, "n_head", max(1, dim // HEAD_DIM))
+            num_layers=count(shapes, r"layers\.(\d+)\..*"),
+            dim=dim,
+            num_heads=recorded(record, "n_head", max(1, dim // HEAD_DIM)),
         ),
         head=FlowHeadConfig(
             width=width,
             num_blocks=count(shapes, r"head\.net\.res_blocks\.(\d+)\..*"),
             num_groups=count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),
             head_dim=HEAD_DIM,
-            use_swiglu=shape_of(shapes, "head.net.res_blocks.0.w1.weight", 2)[0] == 2 * int(1.5 * width),
+            use_swiglu=shape_of(shapes, "head.net.res_blocks.0.w1.weight", 2)[0]
+            == 2 * int(1.5 * width),
             **head_times(record),
         ),
         num_classes=classes - 1,
@@ -158,7 +177,11 @@ def tokenizer_record(config: TokenizerConfig) -> dict[str, Any]:
         "ch_mult": list(config.ch_mult),
         "num_res_blocks": config.num_res_blocks,
     }
-    return {"ddconfig": sizes, "num_codebooks": config.num_codebooks, "gan_decoder": config.decoder == "gan"}
+    return {
+        "ddconfig": sizes,
+        "num_codebooks": config.num_codebooks,
+        "gan_decoder": config.decoder == "gan",
+    }
 
 
 def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[str]:
@@ -166,7 +189,9 @@ def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[
     found = []
     for name, value in inferred.items():
         if isinstance(value, Mapping):
-            found += differences(record.get(name) if isinstance(record.get(name), Mapping) else {}, value)  # type: ignore[arg-type]
+            found += differences(
+                record.get(name) if isinstance(record.get(name), Mapping) else {}, value
+            )  # type: ignore[arg-type]
         elif record.get(name, value) != value:
             found.append(f"{name} {short(record[name])}, not {value}")
     return found
@@ -179,7 +204,9 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
         # What counts in training alone may differ.
         same_sizes = dataclasses.replace(
             preset,
-            tokenizer=dataclasses.replace(preset.tokenizer, num_codebooks=config.tokenizer.num_codebooks),
+            tokenizer=dataclasses.replace(
+                preset.tokenizer, num_codebooks=config.tokenizer.num_codebooks
+            ),
             head=dataclasses.replace(
                 preset.head,
                 time_distribution=config.head.time_distribution,
@@ -191,7 +218,9 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
             head_repeats=config.head_repeats,
         )
         if same_sizes == config:
-            return f"BitDance_{name[0].upper()}{name[1:]}", SamplerConfig(head_steps=100, guidance_scale=scale, guidance_schedule="linear")
+            return f"BitDance_{name[0].upper()}{name[1:]}", SamplerConfig(
+                head_steps=100, guidance_scale=scale, guidance_schedule="linear"
+            )
     return None
 
 
@@ -206,7 +235,9 @@ def recorded(record: Mapping[str, Any], name: str, default: Any) -> Any:
     if not isinstance(value, numbers) or isinstance(value, bool):
         return default
     if not abs(value) < LARGEST:
-        raise UserError(f"{name} is {short(value)} in what is recorded with the weights, which cannot be")
+        raise UserError(
+            f"{name} is {short(value)} in what is recorded with the weights, which cannot be"
+        )
     return value
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from bitdance_jax import inputs
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io import inputs
+from bitdance_jax.io.lazy import LazyArray
 
 
 Weights = Literal["ema", "model"]
@@ -78,36 +78,65 @@ def _open_path(path: Path, weights: Weights) -> Source:
         return _open_folder(path)
     if not inputs.check_file(path).stat().length:
         raise UserError(f"{path} is empty; fetch it again")
-    return _open_safetensors(path, _config_beside(path)) if safetensors_file.is_safetensors(path) else _open_torch(path, weights)
+    return (
+        _open_safetensors(path, _config_beside(path))
+        if safetensors_file.is_safetensors(path)
+        else _open_torch(path, weights)
+    )
 
 
 def _open_folder(path: Path) -> Source:
     if (path / "config.json").is_file() and (path / "weights").is_dir():
-        raise UserError(f"{path} is a model folder already; --to torch writes it in the release's form")
-    if layout := release_folder.layout({f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}):
+        raise UserError(
+            f"{path} is a model folder already; --to torch writes it in the release's form"
+        )
+    if layout := release_folder.layout(
+        {f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}
+    ):
         release = release_folder.load(path, layout)
         own = _own_record(path, release.metadata)
         record = _tokenizer_record(release.configs["ae"]) | release.configs
-        return Source(path, "text_to_image", release.tensors, record, own, text_tokenizer=release.text_tokenizer)
+        return Source(
+            path,
+            "text_to_image",
+            release.tensors,
+            record,
+            own,
+            text_tokenizer=release.text_tokenizer,
+        )
     tokenizers = [
-        (path / folder / f"{release_folder.STEMS[0]}.safetensors", path / folder / "config.json") for folder in ("autoencoder", "")
+        (path / folder / f"{release_folder.STEMS[0]}.safetensors", path / folder / "config.json")
+        for folder in ("autoencoder", "")
     ]
     for weights, config in [*tokenizers, (path / "ae.safetensors", path / "ae_config.json")]:
         if weights.is_file():
             note = f"{path} has no language model: its tokenizer alone is converted"
             if (path / "transformer").is_dir():
-                note = f"{path}: {release_folder.CLASS_CONDITIONAL}; the tokenizer alone is converted"
-            return _open_safetensors(weights, config, () if weights == tokenizers[1][0] else (note,))
+                note = (
+                    f"{path}: {release_folder.CLASS_CONDITIONAL}; the tokenizer alone is converted"
+                )
+            return _open_safetensors(
+                weights, config, () if weights == tokenizers[1][0] else (note,)
+            )
     files = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
     if not files:
-        raise UserError(f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files; nothing to convert")
+        raise UserError(
+            f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files; nothing to convert"
+        )
     raise UserError(f"{path} is a folder; name one of its files: {', '.join(files)}")
 
 
 def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = ()) -> Source:
     tensors, metadata = safetensors_file.load(path)
     record = {} if config is None or not config.is_file() else inputs.read_json(config)
-    return Source(path, _kind(path, tensors), tensors, _tokenizer_record(record), _own_record(path, metadata), notes)
+    return Source(
+        path,
+        _kind(path, tensors),
+        tensors,
+        _tokenizer_record(record),
+        _own_record(path, metadata),
+        notes,
+    )
 
 
 def _open_torch(path: Path, weights: Weights) -> Source:
@@ -117,16 +146,22 @@ def _open_torch(path: Path, weights: Weights) -> Source:
     notes: tuple[str, ...] = ()
     if "ema" in content or "model" in content:
         if weights not in content:
-            raise UserError(f"{path} has no {weights} weights; try --weights {'model' if weights == 'ema' else 'ema'}")
+            raise UserError(
+                f"{path} has no {weights} weights; try --weights {'model' if weights == 'ema' else 'ema'}"
+            )
         tensors = _tensors(path, content[weights])
     elif "state_dict" in content:
         tensors = _tensors(path, content["state_dict"])
-        if "encoder.conv_in.weight" in tensors:  # the training's other networks may lie beside the tokenizer
+        if (
+            "encoder.conv_in.weight" in tensors
+        ):  # the training's other networks may lie beside the tokenizer
             tensors, notes = _tokenizer_alone(path, tensors)
     else:
         tensors = _tensors(path, content)
     record = content.get("args")
-    return Source(path, _kind(path, tensors), tensors, record if isinstance(record, dict) else {}, notes=notes)
+    return Source(
+        path, _kind(path, tensors), tensors, record if isinstance(record, dict) else {}, notes=notes
+    )
 
 
 def _tokenizer_alone(path: Path, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
@@ -140,16 +175,24 @@ def _tokenizer_alone(path: Path, tensors: Tensors) -> tuple[Tensors, tuple[str, 
             f"{path} has averaged weights too ({len(averaged)} keys, {AVERAGED}*), which are not converted yet: these are the raw ones"
         )
     if others:
-        notes.append(f"left out {len(others)} keys that are not the tokenizer's, such as {others[0]}")
+        notes.append(
+            f"left out {len(others)} keys that are not the tokenizer's, such as {others[0]}"
+        )
     return own, tuple(notes)
 
 
 def _tensors(path: Path, state: Any) -> dict[str, LazyArray]:
     if not isinstance(state, dict):
         raise UserError(f"{path} has a {type(state).__name__} where its state dict should be")
-    odd = [str(key) for key, value in state.items() if not isinstance(key, str) or not isinstance(value, LazyArray)]
+    odd = [
+        str(key)
+        for key, value in state.items()
+        if not isinstance(key, str) or not isinstance(value, LazyArray)
+    ]
     if odd:
-        raise UserError(f"{path} has things in its state dict that are not tensors: {', '.join(odd[:20])}")
+        raise UserError(
+            f"{path} has things in its state dict that are not tensors: {', '.join(odd[:20])}"
+        )
     return state
 
 
@@ -159,7 +202,9 @@ def _kind(path: Path, keys: Iterable[str]) -> Kind:
         return "class_conditional"
     if "encoder.conv_in.weight" in keys:
         return "tokenizer"
-    raise UserError(f"{path} is neither a class-conditional model nor a tokenizer; its first keys are: {', '.join(keys[:5]) or 'none'}")
+    raise UserError(
+        f"{path} is neither a class-conditional model nor a tokenizer; its first keys are: {', '.join(keys[:5]) or 'none'}"
+    )
 
 
 def _config_beside(path: Path) -> Path | None:
@@ -176,5 +221,7 @@ def _tokenizer_record(record: dict[str, Any]) -> dict[str, Any]:
 def _own_record(path: Path, metadata: Mapping[str, str]) -> OwnRecord | None:
     if OWN_RECORD not in metadata:
         return None
-    own: OwnRecord = inputs.decode_json(metadata[OWN_RECORD], OwnRecord, where=f"the record of its config in {path}")
+    own: OwnRecord = inputs.decode_json(
+        metadata[OWN_RECORD], OwnRecord, where=f"the record of its config in {path}"
+    )
     return own

@@ -3,8 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bitdance_jax.config import FlowHeadConfig, Qwen3Config, SamplerConfig, TextToImageConfig, TokenizerConfig
-from bitdance_jax.convert.sizes import Shapes, count, head_times, head_times_record, recorded, shape_of
+from bitdance_jax.config import (
+    FlowHeadConfig,
+    Qwen3Config,
+    SamplerConfig,
+    TextToImageConfig,
+    TokenizerConfig,
+)
+from bitdance_jax.convert.sizes import (
+    Shapes,
+    count,
+    head_times,
+    head_times_record,
+    recorded,
+    shape_of,
+)
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
@@ -24,7 +37,11 @@ def tokens_per_step(vision_head: Record) -> int | None:
 
 
 def text_to_image_config(
-    shapes: Shapes, text: Record, vision_head: Record, tokenizer: TokenizerConfig, prompts: PromptTokenizer
+    shapes: Shapes,
+    text: Record,
+    vision_head: Record,
+    tokenizer: TokenizerConfig,
+    prompts: PromptTokenizer,
 ) -> TextToImageConfig:
     """Sizes of a text-to-image model.
 
@@ -84,21 +101,37 @@ def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
 
 
 def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
-    rope = record.get("rope_parameters")  # where later versions of Transformers write what stood at the top
+    rope = record.get(
+        "rope_parameters"
+    )  # where later versions of Transformers write what stood at the top
     rope = rope if isinstance(rope, Mapping) else {}
-    plain = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "rope_scaling": None, "use_sliding_window": False}
+    plain = {
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rope_scaling": None,
+        "use_sliding_window": False,
+    }
     odd = [
         f"{name} {record[name] if isinstance(record[name], str) else short(record[name])}"
         for name, value in plain.items()
         if record.get(name, value) != value
     ]
-    odd += [f"rope_type {short(rope['rope_type'])}"] if rope.get("rope_type", "default") != "default" else []
+    odd += (
+        [f"rope_type {short(rope['rope_type'])}"]
+        if rope.get("rope_type", "default") != "default"
+        else []
+    )
     if odd:
-        raise UserError(f"the language model is not a plain Qwen3: its config.json has {', '.join(odd)}")
+        raise UserError(
+            f"the language model is not a plain Qwen3: its config.json has {', '.join(odd)}"
+        )
     vocab_size, dim = shape_of(shapes, "model.embed_tokens.weight", 2)
     first = "model.layers.0."
     head_dim = shape_of(shapes, first + "self_attn.q_norm.weight", 1)[0]
-    heads, kv_heads = (shape_of(shapes, f"{first}self_attn.{name}_proj.weight", 2)[0] // head_dim for name in "qk")
+    heads, kv_heads = (
+        shape_of(shapes, f"{first}self_attn.{name}_proj.weight", 2)[0] // head_dim for name in "qk"
+    )
     return Qwen3Config(
         num_layers=count(shapes, r"model\.layers\.(\d+)\..*"),
         dim=dim,

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_jax import inputs
 from bitdance_jax.convert import torch_pickle
 from bitdance_jax.convert.torch_pickle import Tensor
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io import inputs
+from bitdance_jax.io.lazy import LazyArray
 
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -45,17 +45,28 @@ class _File:
         self.folder = self._folder()
 
     def load(self) -> Any:
-        if self.folder + "byteorder" in self.records and self._small("byteorder").strip() != b"little":
-            raise UserError("it was written on a big-endian machine; save it again on a little-endian one")
+        if (
+            self.folder + "byteorder" in self.records
+            and self._small("byteorder").strip() != b"little"
+        ):
+            raise UserError(
+                "it was written on a big-endian machine; save it again on a little-endian one"
+            )
         content = torch_pickle.load(self._small("data.pkl"))
         return self._resolve(content)
 
     def _folder(self) -> str:
         if len(self.records) < len(self.zip.infolist()):
             raise UserError("it has two records of one name")
-        unsafe = [name for name in self.records if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
+        unsafe = [
+            name
+            for name in self.records
+            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)
+        ]
         if unsafe:
-            raise UserError(f"it has a record {unsafe[0]!r} that points outside; the file may be hostile")
+            raise UserError(
+                f"it has a record {unsafe[0]!r} that points outside; the file may be hostile"
+            )
         pickles = [name for name in self.records if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise UserError("it is a zip file, and not one of torch.save: it has no data.pkl")
@@ -65,28 +76,42 @@ class _File:
         info = self.records.get(self.folder + name)
         if info is None:
             raise UserError(f"its record {name} is missing")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
-            raise UserError(f"its record {name} is compressed or encrypted, which torch.save does not do")
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.flag_bits & 1
+            or info.file_size != info.compress_size
+        ):
+            raise UserError(
+                f"its record {name} is compressed or encrypted, which torch.save does not do"
+            )
         if info.header_offset + info.file_size > self.size:
-            raise UserError(f"its record {name} reaches past its end: it is cut short or damaged; fetch it again")
+            raise UserError(
+                f"its record {name} reaches past its end: it is cut short or damaged; fetch it again"
+            )
         return info
 
     def _small(self, name: str) -> bytes:
         """A record that holds no tensor."""
         if self._record(name).file_size > torch_pickle.MAX_BYTES:
-            raise UserError(f"its record {name} is larger than {torch_pickle.MAX_BYTES:,} bytes; the file may be hostile")
+            raise UserError(
+                f"its record {name} is larger than {torch_pickle.MAX_BYTES:,} bytes; the file may be hostile"
+            )
         return self._bytes(name)
 
     def _bytes(self, name: str) -> bytes:
         try:
             return self.zip.read(self._record(name))
         except inputs.ZIP_ERRORS as error:
-            raise UserError(f"its record {name} is damaged ({error}); fetch the file again") from error
+            raise UserError(
+                f"its record {name} is damaged ({error}); fetch the file again"
+            ) from error
 
     def _resolve(self, content: Any) -> Any:
         """The pickle's object with arrays for tensors. Without recursion: a hostile file may nest deeply, or in circles."""
         root = [content]
-        seen: dict[int, tuple[Any, Any]] = {}  # the object, kept so that its id stays its own, and what replaces it
+        seen: dict[
+            int, tuple[Any, Any]
+        ] = {}  # the object, kept so that its id stays its own, and what replaces it
         todo: list[tuple[Any, Any]] = [(root, 0)]
         while todo:
             parent, key = todo.pop()
@@ -97,7 +122,10 @@ class _File:
                 if id(value) not in seen:
                     container = list(value) if isinstance(value, tuple) else value
                     seen[id(value)] = value, container
-                    todo += [(container, inner) for inner in (value if isinstance(value, dict) else range(len(value)))]
+                    todo += [
+                        (container, inner)
+                        for inner in (value if isinstance(value, dict) else range(len(value)))
+                    ]
                 parent[key] = seen[id(value)][1]
         return root[0]
 
@@ -105,7 +133,9 @@ class _File:
         tensor.check()
         storage = tensor.storage
         if not re.fullmatch(r"[0-9]{1,20}", storage.key):
-            raise UserError(f"a tensor's storage has the name {short(storage.key)}, which is no number; the file may be hostile")
+            raise UserError(
+                f"a tensor's storage has the name {short(storage.key)}, which is no number; the file may be hostile"
+            )
         name = f"data/{storage.key}"
         if self._record(name).file_size != storage.size * storage.dtype.itemsize:
             raise UserError(f"its record {name} is not as long as its tensor says")
@@ -125,6 +155,8 @@ def _check_format(path: str | os.PathLike[str]) -> None:
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(LEGACY_MAGIC) or start[257:262] == b"ustar":
-        raise UserError("it has the legacy format of PyTorch before 1.6; load it and save it again with torch.save in a current PyTorch")
+        raise UserError(
+            "it has the legacy format of PyTorch before 1.6; load it and save it again with torch.save in a current PyTorch"
+        )
     if not start.startswith(b"PK"):
         raise UserError("it is neither a file of torch.save nor a .safetensors file")

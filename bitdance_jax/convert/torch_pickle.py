@@ -32,9 +32,17 @@ STORAGES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-DTYPES = {f"torch.{name}" for name in "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()}
+DTYPES = {
+    f"torch.{name}"
+    for name in "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+}
 NAMESPACES = {"argparse.Namespace", "types.SimpleNamespace"}
-CALLABLE = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size", "collections.OrderedDict"} | NAMESPACES
+CALLABLE = {
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+    "collections.OrderedDict",
+} | NAMESPACES
 KNOWN = CALLABLE | DTYPES | STORAGES.keys()
 
 MAX_BYTES = 32 * 2**20
@@ -77,18 +85,26 @@ class Tensor(NamedTuple):
         """Raises a UserError if the view is impossible or reaches outside of its storage."""
         storage, offset, shape, stride = self
         described = f"sizes {short(shape)}, strides {short(stride)}, offset {short(offset)}"
-        if not all(_is_size(size) for size in [storage.size, offset, *shape, *stride]) or len(shape) != len(stride):
+        if not all(_is_size(size) for size in [storage.size, offset, *shape, *stride]) or len(
+            shape
+        ) != len(stride):
             raise UserError(f"a tensor of storage {short(storage.key)} has impossible {described}")
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         if 0 not in shape and last >= storage.size:
-            raise UserError(f"a tensor reaches outside its storage {short(storage.key)}: {described}")
+            raise UserError(
+                f"a tensor reaches outside its storage {short(storage.key)}: {described}"
+            )
         if math.prod(shape) > max(storage.size, MAX_REPEATED):
-            raise UserError(f"a tensor repeats its storage {short(storage.key)} too often: {described}")
+            raise UserError(
+                f"a tensor repeats its storage {short(storage.key)} too often: {described}"
+            )
 
     def view(self, numbers: np.ndarray) -> np.ndarray:
         """The tensor, of the storage's numbers; `check` it first."""
         strides = [step * self.storage.dtype.itemsize for step in self.stride]
-        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(
+            numbers[self.offset :], self.shape, strides, writeable=False
+        )
 
 
 class Global(NamedTuple):
@@ -104,7 +120,9 @@ class Namespace(dict):
 MARK = object()
 
 
-def load(data: bytes | io.BytesIO, reference: Callable[[Any], Any] = lambda reference: reference) -> Any:
+def load(
+    data: bytes | io.BytesIO, reference: Callable[[Any], Any] = lambda reference: reference
+) -> Any:
     """The object in a torch file's pickle: dicts, lists, tuples, scalars, strings and `Tensor`s.
 
     Args:
@@ -165,7 +183,9 @@ class _Machine:
         elif name == "GLOBAL":
             self.stack.append(_global(*argument.rsplit(" ", 1)))
         elif name not in ("PROTO", "FRAME"):
-            raise Refused(f"its pickle has the instruction {name}, which no state dict needs; the file may be hostile, nothing was run")
+            raise Refused(
+                f"its pickle has the instruction {name}, which no state dict needs; the file may be hostile, nothing was run"
+            )
 
     def pop_to_mark(self) -> list[Any]:
         start = len(self.stack) - 1
@@ -197,7 +217,9 @@ class _Machine:
             raise ValueError("items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str and not (type(key) is int and abs(key) < MAX_INSTRUCTIONS):
-                raise ValueError(f"a dict has a {type(key).__name__} as its key, and not a string or a small number")
+                raise ValueError(
+                    f"a dict has a {type(key).__name__} as its key, and not a string or a small number"
+                )
             if key in target:
                 self.duplicates.append(str(key))
             target[key] = value
@@ -229,8 +251,12 @@ class _Machine:
         if type(target) is Namespace and type(state) is dict and not target:
             self.take(state)
             target.update(state)
-        elif type(target) is not dict:  # of an OrderedDict: torch's `_metadata`, versions of modules
-            raise Refused(f"its pickle sets attributes of a {type(target).__name__}; the file may be hostile, nothing was run")
+        elif (
+            type(target) is not dict
+        ):  # of an OrderedDict: torch's `_metadata`, versions of modules
+            raise Refused(
+                f"its pickle sets attributes of a {type(target).__name__}; the file may be hostile, nothing was run"
+            )
 
     def take(self, state: dict[Any, Any]) -> None:
         """A copy costs what the state's length is, and each state is copied once: into its Namespace."""
@@ -248,7 +274,9 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
 }
-_ARGUMENTS = set("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split())
+_ARGUMENTS = set(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split()
+)
 _INSTRUCTIONS: dict[str, Callable[[_Machine], None]] = {
     "MEMOIZE": _Machine.memoize,
     "TUPLE": lambda machine: machine.stack.append(tuple(machine.pop_to_mark())),
@@ -272,13 +300,21 @@ def _global(module: Any, name: Any) -> Any:
         raise ValueError("a name that is not a string")
     full = f"{module}.{name}"
     if full not in KNOWN:
-        raise Refused(f"its pickle names {full[:200]}, which no state dict needs; the file may be hostile, nothing was run")
+        raise Refused(
+            f"its pickle names {full[:200]}, which no state dict needs; the file may be hostile, nothing was run"
+        )
     return full.removeprefix("torch.") if full in DTYPES else Global(full)
 
 
 def _storage(reference: Any) -> Storage:
     kind, dtype, key, _, size = reference
-    if kind != "storage" or type(dtype) is not Global or dtype.name not in STORAGES or type(key) is not str or not _is_size(size):
+    if (
+        kind != "storage"
+        or type(dtype) is not Global
+        or dtype.name not in STORAGES
+        or type(key) is not str
+        or not _is_size(size)
+    ):
         raise ValueError("a storage is not written as torch does")
     return Storage(STORAGES[dtype.name], key, size)
 
@@ -294,9 +330,15 @@ def _is_size(value: Any) -> bool:
 
 def _reduce(function: Any, arguments: Any) -> Any:
     """What the few known calls would make."""
-    if type(function) is not Global or function.name not in CALLABLE or type(arguments) is not tuple:
+    if (
+        type(function) is not Global
+        or function.name not in CALLABLE
+        or type(arguments) is not tuple
+    ):
         what = function.name if type(function) is Global else type(function).__name__
-        raise Refused(f"its pickle calls {what}, which no state dict needs; the file may be hostile, nothing was run")
+        raise Refused(
+            f"its pickle calls {what}, which no state dict needs; the file may be hostile, nothing was run"
+        )
     if len(arguments) > MAX_ARGUMENTS:
         raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
     if function.name in NAMESPACES and not arguments:
@@ -309,6 +351,12 @@ def _reduce(function: Any, arguments: Any) -> Any:
         return arguments[0]
     if function.name == "torch._utils._rebuild_tensor_v2":
         storage, _, shape, stride, *_ = arguments
-        if type(storage) is Storage and type(shape) is tuple and _is_shape(shape) and type(stride) is tuple and _is_shape(stride):
+        if (
+            type(storage) is Storage
+            and type(shape) is tuple
+            and _is_shape(shape)
+            and type(stride) is tuple
+            and _is_shape(stride)
+        ):
             return Tensor(*arguments[:4])
     raise ValueError(f"{function.name} is called with other arguments than torch's")

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_jax import inputs
 from bitdance_jax.data.listing import ending, is_picture
 from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
-from bitdance_jax.images import DamagedPicture, decode_image
+from bitdance_jax.io import inputs
+from bitdance_jax.io.files import replacing
+from bitdance_jax.io.images import DamagedPicture, decode_image
 
 
 INDEX_VERSION = 2
@@ -60,11 +60,15 @@ class ImagenetTarSource:
         try:
             inputs.check_file(self._path)
         except inputs.MissingFile as error:
-            raise UserError(f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar") from error
+            raise UserError(
+                f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar"
+            ) from error
         self._open()
         index = _read_or_make_index(self._path, self._descriptor)
         self.class_names = tuple(map(str, index["class_names"]))
-        self.left_out = dict(zip(map(str, index["left_out"]), index["left_out_counts"].tolist(), strict=True))
+        self.left_out = dict(
+            zip(map(str, index["left_out"]), index["left_out_counts"].tolist(), strict=True)
+        )
         self._names = Names(index["names"], index["name_ends"])
         self._starts, self._sizes, self._labels = index["starts"], index["sizes"], index["labels"]
 
@@ -98,7 +102,9 @@ def index_places(tar: Path) -> tuple[Path, Path]:
     """Where the index of a tar may be: beside it, or else in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitdance_jax"
     name = f"{tar.name}.index.npz"
-    return tar.with_name(name), cache / f"{hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:12]}-{name}"
+    return tar.with_name(
+        name
+    ), cache / f"{hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:12]}-{name}"
 
 
 def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
@@ -107,28 +113,40 @@ def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
     places = index_places(tar)
     for place in places:
         try:
-            with open(place, "rb") as file, np.load(file) as saved:  # it leaves open what is no .npz
+            with (
+                open(place, "rb") as file,
+                np.load(file) as saved,
+            ):  # it leaves open what is no .npz
                 if np.array_equal(saved["stamp"], stamp):
                     return dict(saved)
         except (KeyError, *inputs.ZIP_ERRORS):
             pass
     index = {"stamp": stamp, **_make_index(tar, descriptor, status.st_size)}
     beside = os.access(tar.parent, os.W_OK)
-    with replacing(places[0] if beside else places[1], "the index ") as temporary, open(temporary, "wb") as out:
+    with (
+        replacing(places[0] if beside else places[1], "the index ") as temporary,
+        open(temporary, "wb") as out,
+    ):
         np.savez(out, **index)  # type: ignore[arg-type]
     return index
 
 
 def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
     """All headers of the tar, with a progress bar over the classes."""
-    classes = [member for member in _members(descriptor, 0, size, str(tar)) if member.name.endswith(".tar")]
+    classes = [
+        member for member in _members(descriptor, 0, size, str(tar)) if member.name.endswith(".tar")
+    ]
     if not classes:
-        raise UserError(f"{tar} holds no inner tars, one a class; give the official ILSVRC2012_img_train.tar")
+        raise UserError(
+            f"{tar} holds no inner tars, one a class; give the official ILSVRC2012_img_train.tar"
+        )
     classes.sort(key=lambda member: _stem(member.name))
     names = [_stem(member.name) for member in classes]
 
     def pictures(inner: _Member) -> list[_Member]:
-        members = list(_members(descriptor, inner.start, inner.start + inner.size, f"{inner.name} in {tar}"))
+        members = list(
+            _members(descriptor, inner.start, inner.start + inner.size, f"{inner.name} in {tar}")
+        )
         found = [member for member in members if is_picture(member.name)]
         if not found:
             raise UserError(f"{inner.name} in {tar} is empty; download the tar again")
@@ -138,13 +156,21 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
     others: Counter[str] = Counter()
 
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-        bar = tqdm(threads.map(pictures, classes), total=len(classes), desc=f"indexing {tar.name}", unit="class", dynamic_ncols=True)
+        bar = tqdm(
+            threads.map(pictures, classes),
+            total=len(classes),
+            desc=f"indexing {tar.name}",
+            unit="class",
+            dynamic_ncols=True,
+        )
         by_class = list(bar)
     members = [member for inner in by_class for member in inner]
     packed = Names.of(member.name for member in members)
     return {
         "class_names": np.array(names),
-        "labels": np.repeat(np.arange(len(classes), dtype=np.int32), [len(inner) for inner in by_class]),
+        "labels": np.repeat(
+            np.arange(len(classes), dtype=np.int32), [len(inner) for inner in by_class]
+        ),
         "starts": np.array([member.start for member in members], np.int64),
         "sizes": np.array([member.size for member in members], np.int64),
         "names": packed.text,
@@ -163,15 +189,21 @@ def _members(descriptor: int, start: int, end: int, name: str) -> Iterator[_Memb
     while True:
         header = os.pread(descriptor, BLOCK, place) if place + BLOCK <= end else b""
         if len(header) < BLOCK:
-            raise UserError(f"{name} is cut: it ends after {place - start:,} bytes without an end mark; download the tar again")
+            raise UserError(
+                f"{name} is cut: it ends after {place - start:,} bytes without an end mark; download the tar again"
+            )
         if not any(header):
             return
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise UserError(f"{name} is no tar or is damaged {place - start:,} bytes from its start ({error})") from error
+            raise UserError(
+                f"{name} is no tar or is damaged {place - start:,} bytes from its start ({error})"
+            ) from error
         if info.size < 0:
-            raise UserError(f"{name} is damaged {place - start:,} bytes from its start ({info.name} has {info.size:,} bytes)")
+            raise UserError(
+                f"{name} is damaged {place - start:,} bytes from its start ({info.name} has {info.size:,} bytes)"
+            )
         place += BLOCK
         if place + info.size > end:
             raise UserError(

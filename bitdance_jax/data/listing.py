@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
-from bitdance_jax.images import SUFFIXES
+from bitdance_jax.io.images import SUFFIXES
 
 
 def is_picture(name: str) -> bool:
@@ -33,7 +33,9 @@ def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[st
             continue
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(current) as entries:
-            visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+            visible = sorted(
+                (entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name
+            )
         for entry in visible:
             if is_picture(entry.name):
                 found.append(entry.path)

@@ -25,7 +25,7 @@ from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.records import PictureSource, Skipped
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import DamagedPicture
+from bitdance_jax.io.images import DamagedPicture
 
 
 # Records that a thread or worker process loads at a time. Batches are cut so that all of them work on the batch that is needed next, and
@@ -68,7 +68,9 @@ class BatchIterator:
         rows: Int[np.ndarray, "R"] | None = None,
         workers: int = 0,
     ) -> None:
-        self._chunks = _Chunks(load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows))
+        self._chunks = _Chunks(
+            load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows)
+        )
         self._workers = workers
         self._skipped = Skipped("the next one takes its place")
         self.skipped = self._skipped.counts
@@ -114,19 +116,27 @@ class BatchIterator:
         ahead = BATCHES_AHEAD * per_batch
         if not self._workers:
             threads = min(os.cpu_count() or 1, MAX_THREADS)
-            self._running.append(iter(rest.to_iter_dataset(grain.ReadOptions(threads, max(ahead, threads)))))
+            self._running.append(
+                iter(rest.to_iter_dataset(grain.ReadOptions(threads, max(ahead, threads))))
+            )
             return
         dataset = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=math.ceil(ahead / self._workers))
+        options = grain.MultiprocessingOptions(
+            self._workers, per_worker_buffer_size=math.ceil(ahead / self._workers)
+        )
         self._running.append(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
 
 
 class _Chunks:
     """Random access to the parts, of CHUNK rows or less, that the local rows of each batch are cut into."""
 
-    def __init__(self, load: Load, length: int, batch_size: int, rows: Int[np.ndarray, "R"]) -> None:
+    def __init__(
+        self, load: Load, length: int, batch_size: int, rows: Int[np.ndarray, "R"]
+    ) -> None:
         if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) <= 0).any():
-            raise ValueError(f"rows must be ascending numbers of rows of a batch of {batch_size}, got {rows}")
+            raise ValueError(
+                f"rows must be ascending numbers of rows of a batch of {batch_size}, got {rows}"
+            )
         self._load, self._batch_size, self._rows = load, batch_size, rows
         self.per_batch = -(-len(rows) // CHUNK)
         # What is left for a last smaller batch cannot be shared out evenly.
@@ -182,7 +192,9 @@ def make_loader(
         order = order.seed(seed).shuffle()
     if repeat:
         order = order.repeat(ENDLESS)
-    load = functools.partial(_load, order=order, source=source, seed=seed, image_size=image_size, augment=augment)
+    load = functools.partial(
+        _load, order=order, source=source, seed=seed, image_size=image_size, augment=augment
+    )
     return BatchIterator(load, len(order), batch_size, rows, workers)
 
 
@@ -198,7 +210,9 @@ def read_whole(source: PictureSource, index: int) -> tuple[Record, tuple[str, ..
             return dict(source[(index + step) % len(source)]), tuple(skipped)
         except DamagedPicture as error:
             skipped.append(str(error))
-    raise UserError(f"{len(skipped)} of {len(skipped)} pictures in a row are damaged; the last: {skipped[-1]}")
+    raise UserError(
+        f"{len(skipped)} of {len(skipped)} pictures in a row are damaged; the last: {skipped[-1]}"
+    )
 
 
 def _load(
@@ -220,11 +234,17 @@ def _load(
         return {"codes": _version(record, augment, rng, crop), "label": label}, skipped
     image = record["image"]
     if image_size is not None:
-        image = transforms.augment(image, image_size, augment, rng, crop) if augment else transforms.centre_crop(image, image_size)
+        image = (
+            transforms.augment(image, image_size, augment, rng, crop)
+            if augment
+            else transforms.centre_crop(image, image_size)
+        )
     return {"image": image, "label": label}, skipped
 
 
-def _version(record: Record, augment: AugmentConfig | None, rng: np.random.Generator, crop: bool) -> np.ndarray:
+def _version(
+    record: Record, augment: AugmentConfig | None, rng: np.random.Generator, crop: bool
+) -> np.ndarray:
     """A random crop, flips included, where there are some and one is due; else the centre crop or its mirror image."""
     if crop and "codes_crops" in record:
         return record["codes_crops"][rng.integers(len(record["codes_crops"]))]

@@ -109,11 +109,15 @@ class Skipped:
             self._damaged += 1
             self.counts[complaint] = self.counts.get(complaint, 0) + 1
             if self.counts[complaint] == 1:
-                warning = f"warning: {complaint}; {self._instead} ({len(self.counts)} skipped so far)"
+                warning = (
+                    f"warning: {complaint}; {self._instead} ({len(self.counts)} skipped so far)"
+                )
                 tqdm.write(warning, file=sys.stderr)
             if self._damaged > WINDOW * DAMAGED_SHARE:
                 of = self._read + records
-                raise UserError(f"{self._damaged} of the last {of} pictures could not be read, {complaint}; is the data whole?")
+                raise UserError(
+                    f"{self._damaged} of the last {of} pictures could not be read, {complaint}; is the data whole?"
+                )
         self._read += records
         if self._read >= WINDOW:
             self._read, self._damaged = 0, 0
@@ -151,4 +155,6 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {os.fspath(error.filename or path)}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read {os.fspath(error.filename or path)}: {error.strerror or error}"
+        ) from error

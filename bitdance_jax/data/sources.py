@@ -16,7 +16,7 @@ from bitdance_jax.data.records import Names, PictureSource, Split, reading, sele
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.data.tokens import Manifest, TokensSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import SUFFIXES, load_image
+from bitdance_jax.io.images import SUFFIXES, load_image
 
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
@@ -70,11 +70,15 @@ class FolderSource:
         counts = []
         with reading(root):
             # The bar is for large trees on slow disks.
-            for name in tqdm(self.class_names, desc=f"listing {root}", unit="class", delay=2, dynamic_ncols=True):
+            for name in tqdm(
+                self.class_names, desc=f"listing {root}", unit="class", delay=2, dynamic_ncols=True
+            ):
                 pictures, left_out = listing.list_pictures(root / name)
                 if not pictures:
                     others = f"; {text}" if (text := listing.left_out_text(left_out)) else ""
-                    raise UserError(f"the class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}){others}; fill or remove it")
+                    raise UserError(
+                        f"the class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}){others}; fill or remove it"
+                    )
                 paths += pictures
                 self.left_out += left_out
                 counts.append(len(pictures))
@@ -142,7 +146,9 @@ def summary(train: PictureSource, held_out: PictureSource | None = None) -> str:
     if held_out is not None:
         what += f" to train on, {len(held_out):,} held out"
     left_out: Counter[str] = Counter()
-    for found in {id(each): each for each in (getattr(source, "left_out", {}) for source in (train, held_out))}.values():
+    for found in {
+        id(each): each for each in (getattr(source, "left_out", {}) for source in (train, held_out))
+    }.values():
         left_out += Counter(found)
     return f"{what}; {listing.left_out_text(left_out)}".removesuffix("; ")
 
@@ -153,7 +159,11 @@ def _open(config: DataConfig) -> PictureSource:
     assert config.path is not None  # checked by DataConfig
     if config.source == "folder":
         return FolderSource(config.path)
-    return ImagenetTarSource(config.path) if config.source == "imagenet_tar" else TokensSource(config.path)
+    return (
+        ImagenetTarSource(config.path)
+        if config.source == "imagenet_tar"
+        else TokensSource(config.path)
+    )
 
 
 def _open_held_out(config: DataConfig) -> PictureSource:
@@ -162,7 +172,11 @@ def _open_held_out(config: DataConfig) -> PictureSource:
         return TfdsSource(config.dataset, config.path, config.held_out)
     if config.source == "tokens":
         return TokensSource(config.held_out)
-    return ImagenetTarSource(config.held_out) if os.path.isfile(config.held_out) else FolderSource(config.held_out)
+    return (
+        ImagenetTarSource(config.held_out)
+        if os.path.isfile(config.held_out)
+        else FolderSource(config.held_out)
+    )
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
@@ -170,11 +184,17 @@ def _class_folders(root: Path) -> tuple[str, ...]:
     if not root.is_dir():
         raise UserError(f"no picture folder at {root}; give a folder with one sub-folder a class")
     with reading(root), os.scandir(root) as entries:
-        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+        visible = sorted(
+            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+        )
     stray = [name for name, is_folder in visible if not is_folder and listing.is_picture(name)]
     if stray:
-        raise UserError(f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class")
+        raise UserError(
+            f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class"
+        )
     folders = tuple(name for name, is_folder in visible if is_folder)
     if not folders:
-        raise UserError(f"{root} has no sub-folders; put the pictures of each class into a sub-folder of their own")
+        raise UserError(
+            f"{root} has no sub-folders; put the pictures of each class into a sub-folder of their own"
+        )
     return folders

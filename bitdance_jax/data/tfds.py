@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import decode_image
+from bitdance_jax.io.images import decode_image
 
 
 class TfdsSource:
@@ -27,21 +27,31 @@ class TfdsSource:
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
-            raise UserError("data.source tfds needs a package more: pip install 'bitdance_jax[datasets]'") from error
+            raise UserError(
+                "data.source tfds needs a package more: pip install 'bitdance_jax[datasets]'"
+            ) from error
         self._name = f"{dataset}[{split}]"
         try:
             source = tfds.data_source(dataset, split=split, data_dir=data_dir, download=False)
         except tfds.core.DatasetNotFoundError as error:
-            raise UserError(f"TFDS knows no dataset {dataset!r}; see tensorflow.org/datasets, or --data.dataset imagenet2012") from error
+            raise UserError(
+                f"TFDS knows no dataset {dataset!r}; see tensorflow.org/datasets, or --data.dataset imagenet2012"
+            ) from error
         except (NotImplementedError, AssertionError, OSError) as error:
             command = f"tfds build {dataset.split(':')[0]} --file_format=array_record"
             command += f" --data_dir={os.fspath(data_dir)}" if data_dir else ""
-            raise UserError(f"{dataset} is not prepared as array_record files; run: {command}") from error
+            raise UserError(
+                f"{dataset} is not prepared as array_record files; run: {command}"
+            ) from error
         except ValueError as error:
-            raise UserError(f"cannot open the split {split!r} of {dataset}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"cannot open the split {split!r} of {dataset}: {str(error).splitlines()[0]}"
+            ) from error
         features = source.dataset_info.features
         if not {"image", "label"} <= set(features):
-            raise UserError(f"{dataset} has the features {', '.join(features)}; pictures with classes need image and label")
+            raise UserError(
+                f"{dataset} has the features {', '.join(features)}; pictures with classes need image and label"
+            )
         self.class_names = tuple(features["label"].names)
         # The source itself cannot be passed to worker processes: it holds the dataset's builder.
         self._records, self._features = source.data_source, features
@@ -51,5 +61,10 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
-        return {"image": decode_image(io.BytesIO(example["image"]), f"{index} of {self._name}"), "label": example["label"]}
+        example = self._features.deserialize_example_np(
+            self._records[index], decoders=self._decoders
+        )
+        return {
+            "image": decode_image(io.BytesIO(example["image"]), f"{index} of {self._name}"),
+            "label": example["label"],
+        }

@@ -88,7 +88,9 @@ class Shard:
 def damaged(shard: Path, reason: object) -> UserError:
     """The complaint about a shard."""
     said = str(reason).partition(";")[0] or type(reason).__name__
-    return UserError(f"{shard} is damaged ({said}); run the same tokenize command again, which makes it anew")
+    return UserError(
+        f"{shard} is damaged ({said}); run the same tokenize command again, which makes it anew"
+    )
 
 
 def _read_seal(path: Path) -> tuple[Seal, int]:

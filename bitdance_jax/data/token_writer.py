@@ -16,16 +16,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
-from bitdance_jax import images
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.loader import BatchIterator, read_whole
 from bitdance_jax.data.records import PictureSource
 from bitdance_jax.data.token_shards import Shard
-from bitdance_jax.data.tokens import MANIFEST, Manifest, Versions, encoder_fingerprint, pictures_fingerprint, serialize, shards
+from bitdance_jax.data.tokens import (
+    MANIFEST,
+    Manifest,
+    Versions,
+    encoder_fingerprint,
+    pictures_fingerprint,
+    serialize,
+    shards,
+)
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
-from bitdance_jax.progress import Progress
+from bitdance_jax.io import images
+from bitdance_jax.io.files import replacing
+from bitdance_jax.io.progress import Progress
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -58,7 +66,9 @@ def describe(
       shard_size: pictures a file holds.
     """
     if image_size < 1 or image_size % config.downsampling:
-        raise UserError(f"image_size must be a multiple of the tokenizer's downsampling {config.downsampling}, got {image_size}")
+        raise UserError(
+            f"image_size must be a multiple of the tokenizer's downsampling {config.downsampling}, got {image_size}"
+        )
     return Manifest(
         records=len(source),
         shard_size=shard_size,
@@ -84,8 +94,14 @@ def prepare(folder: Path, manifest: Manifest) -> None:
     found = Manifest.read(folder)
     if found != manifest:
         name = next(name for name, value in vars(manifest).items() if getattr(found, name) != value)
-        change = f"{name} was {getattr(found, name)!r}, now {getattr(manifest, name)!r}" if name != "class_names" else "of other classes"
-        raise UserError(f"{folder} holds other tokens ({change}); give another folder, or delete it")
+        change = (
+            f"{name} was {getattr(found, name)!r}, now {getattr(manifest, name)!r}"
+            if name != "class_names"
+            else "of other classes"
+        )
+        raise UserError(
+            f"{folder} holds other tokens ({change}); give another folder, or delete it"
+        )
 
 
 def tokenize(
@@ -122,7 +138,12 @@ def tokenize(
     devices = Mesh(jax.local_devices(), "data", axis_types=(AxisType.Auto,))
     versions = manifest.versions
     pictures = min(max(1, batch_size * devices.size // versions.count), manifest.records)
-    loader = BatchIterator(_Crops(source, indices, manifest.image_size, versions), len(indices), pictures, workers=workers)
+    loader = BatchIterator(
+        _Crops(source, indices, manifest.image_size, versions),
+        len(indices),
+        pictures,
+        workers=workers,
+    )
     records = _serialized(loader, _encoder(manifest, params, devices, pictures * versions.count))
     done = sum(len(shard.records) for shard in own) - len(indices)
     with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
@@ -138,8 +159,15 @@ def tokenize(
 class _Crops:
     """All versions of the pictures of a source with the given numbers: {"image": uint8 [versions, size, size, 3], "label"}."""
 
-    def __init__(self, source: PictureSource, indices: np.ndarray, image_size: int, versions: Versions) -> None:
-        self._source, self._indices, self._size, self._versions = source, indices, image_size, versions
+    def __init__(
+        self, source: PictureSource, indices: np.ndarray, image_size: int, versions: Versions
+    ) -> None:
+        self._source, self._indices, self._size, self._versions = (
+            source,
+            indices,
+            image_size,
+            versions,
+        )
 
     def __call__(self, position: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         index, versions = int(self._indices[position]), self._versions
@@ -162,7 +190,10 @@ def _encoder(manifest: Manifest, params: Any, devices: Mesh, pictures: int) -> E
     """
     dtype = jnp.dtype(manifest.dtype)
     model = Autoencoder(manifest.tokenizer, dtype)
-    weights = jax.device_put({"encoder": jax.tree.map(lambda a: jnp.asarray(a, dtype), params["encoder"])}, NamedSharding(devices, P()))
+    weights = jax.device_put(
+        {"encoder": jax.tree.map(lambda a: jnp.asarray(a, dtype), params["encoder"])},
+        NamedSharding(devices, P()),
+    )
     rows = NamedSharding(devices, P("data"))
     padded = -(-pictures // devices.size) * devices.size
 
@@ -183,11 +214,17 @@ def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
     """One record a picture. A batch is loaded while the devices work on the one before it."""
     waiting: tuple[np.ndarray, int, jax.Array] | None = None
     for batch in itertools.chain(loader, [None]):
-        encoding = None if batch is None else (batch["label"], batch["image"].shape[1], encode(batch["image"]))
+        encoding = (
+            None
+            if batch is None
+            else (batch["label"], batch["image"].shape[1], encode(batch["image"]))
+        )
         if waiting is not None:
             labels, versions, codes = waiting
             packed = np.asarray(codes)[: len(labels) * versions]
-            yield from map(serialize, labels.tolist(), packed.reshape(len(labels), versions, *packed.shape[1:]))
+            yield from map(
+                serialize, labels.tolist(), packed.reshape(len(labels), versions, *packed.shape[1:])
+            )
         waiting = encoding
 
 
@@ -203,15 +240,21 @@ def write_shard(shard: Shard) -> Iterator[Callable[[bytes], None]]:
 
     try:
         with replacing(shard.path, "the tokens ") as partial:
-            writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # one record is read at a time, and bits do not compress
+            writer = ArrayRecordWriter(
+                str(partial), "group_size:1,uncompressed"
+            )  # one record is read at a time, and bits do not compress
             try:
                 yield write
                 writer.write(shard.seal(checksum).pack())
             finally:
                 writer.close()
             if not replace(shard, path=partial).is_whole():
-                raise UserError(f"cannot write the tokens {shard.path}: the file is not whole after writing; is the disk full?")
+                raise UserError(
+                    f"cannot write the tokens {shard.path}: the file is not whole after writing; is the disk full?"
+                )
     except jax.errors.JaxRuntimeError:  # a RuntimeError, but of the device
         raise
     except RuntimeError as error:
-        raise UserError(f"cannot write the tokens {shard.path}: {str(error).partition(';')[0]}") from error
+        raise UserError(
+            f"cannot write the tokens {shard.path}: {str(error).partition(';')[0]}"
+        ) from error

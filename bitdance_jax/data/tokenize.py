@@ -14,17 +14,17 @@ from typing import Annotated
 
 import jax
 
-from bitdance_jax import hosts
-from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import Flags, parse, run
+from bitdance_jax.cli.command_line import Flags, parse, run
 from bitdance_jax.config import DataConfig, HostsConfig
-from bitdance_jax.config.plain import BatchSize, ImageSide, Range, Seed
+from bitdance_jax.config.plain import BatchSize, ImageSide, PathName, Range, Seed
 from bitdance_jax.data.sources import open_source, summary
 from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
 from bitdance_jax.data.tokens import Versions
+from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed.agreement import agree_on_config
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName, only_writer, remove_leftovers
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
+from bitdance_jax.io.files import only_writer, remove_leftovers
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def _tokenize(arguments: Arguments) -> None:
     if isinstance(tokenizer, ClassConditionalPipeline):
         tokenizer = tokenizer.tokenizer
     size, dtype, folder = arguments.image_size, arguments.dtype, Path(arguments.out)
-    manifest = describe(source, tokenizer.config, tokenizer.params, image_size=size, versions=versions, dtype=dtype)
+    manifest = describe(
+        source, tokenizer.config, tokenizer.params, image_size=size, versions=versions, dtype=dtype
+    )
     start = time.perf_counter()
 
     def begin() -> None:
@@ -89,10 +91,25 @@ def _tokenize(arguments: Arguments) -> None:
     with hosts.entered_by_first(only_writer(folder, is_folder=True)):
         hosts.on_first(begin)
         if jax.process_index() > 0:
-            prepare(folder, manifest)  # Finds that the folder is not shared, or that this process has other pictures.
-        count = tokenize(source, tokenizer.params, folder, manifest, batch_size=arguments.batch_size, workers=arguments.data.workers)
-    speed = f", {count / (time.perf_counter() - start):.1f} images/s on {jax.local_device_count()} devices" if count else ""
-    print(f"{folder}: tokens of {len(source):,} pictures, {count:,} of them made by this process now{speed}")
+            prepare(
+                folder, manifest
+            )  # Finds that the folder is not shared, or that this process has other pictures.
+        count = tokenize(
+            source,
+            tokenizer.params,
+            folder,
+            manifest,
+            batch_size=arguments.batch_size,
+            workers=arguments.data.workers,
+        )
+    speed = (
+        f", {count / (time.perf_counter() - start):.1f} images/s on {jax.local_device_count()} devices"
+        if count
+        else ""
+    )
+    print(
+        f"{folder}: tokens of {len(source):,} pictures, {count:,} of them made by this process now{speed}"
+    )
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 
-from bitdance_jax import inputs
 from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.config.plain import Count, Natural, Seed, Size
 from bitdance_jax.data.records import PictureSource
 from bitdance_jax.data.token_shards import Shard, damaged
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import replacing
-from bitdance_jax.images import DamagedPicture
+from bitdance_jax.io import inputs
+from bitdance_jax.io.files import replacing
+from bitdance_jax.io.images import DamagedPicture
 
 
 MANIFEST = "manifest.json"
@@ -99,11 +99,17 @@ class Manifest(Config):
         """Raises a UserError where there is none, or a damaged one."""
         path = Path(folder) / MANIFEST
         try:
-            manifest = from_dict(cls, inputs.read_json(path, mend="make the tokens anew"), str(path))
+            manifest = from_dict(
+                cls, inputs.read_json(path, mend="make the tokens anew"), str(path)
+            )
         except inputs.MissingFile as error:
-            raise UserError(f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: python -m bitdance_jax.data.tokenize") from error
+            raise UserError(
+                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: python -m bitdance_jax.data.tokenize"
+            ) from error
         if manifest.format_version != FORMAT_VERSION:
-            raise UserError(f"{path} is of format {manifest.format_version}, and this package reads {FORMAT_VERSION}; make the tokens anew")
+            raise UserError(
+                f"{path} is of format {manifest.format_version}, and this package reads {FORMAT_VERSION}; make the tokens anew"
+            )
         return manifest
 
 
@@ -137,7 +143,9 @@ class TokensSource:
         self._shards = shards(folder, self.manifest)
         with ThreadPoolExecutor() as pool:  # Reading and checksums run outside Python's lock.
             list(pool.map(Shard.check, self._shards))
-        self._records = ArrayRecordDataSource([f"{shard.path}[0:{len(shard.records)}]" for shard in self._shards])
+        self._records = ArrayRecordDataSource(
+            [f"{shard.path}[0:{len(shard.records)}]" for shard in self._shards]
+        )
 
     def __len__(self) -> int:
         return self.manifest.records
@@ -194,7 +202,9 @@ def pictures_fingerprint(source: PictureSource) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_tokens(folder: str | os.PathLike[str], config: TokenizerConfig, params: Any, image_size: int) -> Manifest:
+def check_tokens(
+    folder: str | os.PathLike[str], config: TokenizerConfig, params: Any, image_size: int
+) -> Manifest:
     """Refuses tokens that a model cannot train on; before long work.
 
     Args:
@@ -208,9 +218,13 @@ def check_tokens(folder: str | os.PathLike[str], config: TokenizerConfig, params
     """
     manifest = Manifest.read(folder)
     if manifest.image_size != image_size:
-        raise UserError(f"the tokens in {os.fspath(folder)} are of pictures of {manifest.image_size} pixels, and the model of {image_size}")
+        raise UserError(
+            f"the tokens in {os.fspath(folder)} are of pictures of {manifest.image_size} pixels, and the model of {image_size}"
+        )
     if manifest.tokenizer != config:
-        raise UserError(f"the tokens in {os.fspath(folder)} are of the tokenizer {manifest.tokenizer}, and the model's is {config}")
+        raise UserError(
+            f"the tokens in {os.fspath(folder)} are of the tokenizer {manifest.tokenizer}, and the model's is {config}"
+        )
     fingerprint = encoder_fingerprint(config, params)
     if manifest.fingerprint != fingerprint:
         raise UserError(

@@ -18,13 +18,17 @@ LONGEST = 16
 """Up to so many times as long as wide, a picture is scaled whole before it is cropped."""
 
 
-def scale_shorter_side(image: UInt8[np.ndarray, "H W 3"], length: int) -> UInt8[np.ndarray, "new_H new_W 3"]:
+def scale_shorter_side(
+    image: UInt8[np.ndarray, "H W 3"], length: int
+) -> UInt8[np.ndarray, "new_H new_W 3"]:
     """Scales so that the shorter side has `length` pixels; a picture that has it already is unchanged."""
     picture = _halve(image, length)
     return np.asarray(picture.resize(_scaled_size(picture, length), Image.Resampling.BICUBIC))
 
 
-def centre_crop(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def centre_crop(
+    image: UInt8[np.ndarray, "H W 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The largest centred square, scaled to `size`."""
     return _scale_and_crop(image, size, size, lambda free: free // 2)
 
@@ -63,13 +67,20 @@ def _scale_and_crop(
     # A strip of 1 x 65,000 pixels would take gigabytes, scaled whole. What is cropped, scaled alone,
     # differs in the last digits of the sampling points.
     across, down = picture.width / width, picture.height / height
-    right, bottom = min((left + size) * across, picture.width), min((top + size) * down, picture.height)
+    right, bottom = (
+        min((left + size) * across, picture.width),
+        min((top + size) * down, picture.height),
+    )
     box = (left * across, top * down, right, bottom)
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def augment(
-    image: UInt8[np.ndarray, "H W 3"], size: int, config: AugmentConfig, rng: np.random.Generator, crop: bool = True
+    image: UInt8[np.ndarray, "H W 3"],
+    size: int,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    crop: bool = True,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Random crop, or without `crop` the centre one, then a horizontal flip with probability `config.flip`."""
     image = random_crop(image, size, config.min_crop, rng) if crop else centre_crop(image, size)

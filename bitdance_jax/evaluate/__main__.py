@@ -12,9 +12,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from bitdance_jax import images
-from bitdance_jax.command_line import Flags, parse, run
-from bitdance_jax.config.plain import BatchSize, ImageSide, Range
+from bitdance_jax.cli.command_line import Flags, parse, run
+from bitdance_jax.config.plain import BatchSize, ImageSide, PathName, Range
 from bitdance_jax.data.listing import left_out_text
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
@@ -25,9 +24,10 @@ from bitdance_jax.evaluate.inception_score import inception_score
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures, open_pictures
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.files import PathName, check_ending
-from bitdance_jax.sampling.pipeline import Tokenizer, load
-from bitdance_jax.saved_models import EMBEDDED
+from bitdance_jax.io import images
+from bitdance_jax.io.files import check_ending
+from bitdance_jax.io.saved_models import EMBEDDED
+from bitdance_jax.pipelines.class_conditional import Tokenizer, load
 
 
 PAIRS_A_ROW = 4
@@ -76,9 +76,13 @@ def main() -> None:
 
 def _samples(arguments: Arguments) -> None:
     if arguments.reference is None:
-        raise UserError("give --reference, an .npz of ADM's suite or a folder of real pictures (or --reconstruction for a tokenizer)")
+        raise UserError(
+            "give --reference, an .npz of ADM's suite or a folder of real pictures (or --reconstruction for a tokenizer)"
+        )
     if arguments.inception is None:
-        raise UserError(f"give --inception, the weights of the FID Inception-v3: {weights.PUBLISHED}")
+        raise UserError(
+            f"give --inception, the weights of the FID Inception-v3: {weights.PUBLISHED}"
+        )
     if arguments.out is not None:
         raise UserError("--out goes with --reconstruction")
     samples = open_pictures(arguments.pictures, arguments.image_size)
@@ -87,7 +91,10 @@ def _samples(arguments: Arguments) -> None:
     _describe(arguments.pictures, samples)
     sample_features = metrics.collect(extractor.stream(samples, "samples"))
     reference_features = reference.features(extractor)
-    for name, features in (("samples", sample_features), ("reference pictures", reference_features)):
+    for name, features in (
+        ("samples", sample_features),
+        ("reference pictures", reference_features),
+    ):
         _warn_of_rank(features.pooled.count, name, "FID and sFID")
     _say_damaged(samples)
     for missing in reference.missing:
@@ -99,31 +106,45 @@ def _samples(arguments: Arguments) -> None:
 
 def _reconstruction(arguments: Arguments, model: str) -> None:
     if arguments.reference is not None:
-        raise UserError("--reference does not go with --reconstruction, which compares the pictures with themselves")
+        raise UserError(
+            "--reference does not go with --reconstruction, which compares the pictures with themselves"
+        )
     if arguments.out is not None:
         images.check_writable(arguments.out)
     loaded = load(model)
-    tokenizer, size = (loaded, None) if isinstance(loaded, Tokenizer) else (loaded.tokenizer, loaded.config.image_size)
+    tokenizer, size = (
+        (loaded, None)
+        if isinstance(loaded, Tokenizer)
+        else (loaded.tokenizer, loaded.config.image_size)
+    )
     pictures = _open(arguments.pictures, arguments.image_size or size)
     batch_size = min(arguments.batch_size, len(pictures))
     extractor = _inception(arguments.inception, batch_size) if arguments.inception else None
     _describe(arguments.pictures, pictures)
-    result = evaluate_tokenizer(tokenizer, pictures, extractor, batch_size=batch_size, show=arguments.show)
+    result = evaluate_tokenizer(
+        tokenizer, pictures, extractor, batch_size=batch_size, show=arguments.show
+    )
     if extractor:
         _warn_of_rank(result.count, "pictures", "rFID")
     _say_damaged(pictures)
     print(result.scores)
     if arguments.out is not None:
         enlarge = max(1, 128 // max(pictures.size))
-        images.save_png(arguments.out, images.grid(result.pairs, columns=2 * PAIRS_A_ROW, enlarge=enlarge))
-        print(f"originals beside reconstructions of {len(result.pairs) // 2} pictures in {arguments.out}")
+        images.save_png(
+            arguments.out, images.grid(result.pairs, columns=2 * PAIRS_A_ROW, enlarge=enlarge)
+        )
+        print(
+            f"originals beside reconstructions of {len(result.pairs) // 2} pictures in {arguments.out}"
+        )
 
 
 def _open(path: str, size: int | None) -> Pictures:
     if path != EMBEDDED or Path(path).exists():
         return open_pictures(path, size)
     emoji = EmojiSource("heldout").arrays["image"]
-    return ArrayPictures(emoji if size is None else np.stack([centre_crop(picture, size) for picture in emoji]))
+    return ArrayPictures(
+        emoji if size is None else np.stack([centre_crop(picture, size) for picture in emoji])
+    )
 
 
 def _describe(path: str, pictures: Pictures) -> None:
@@ -135,7 +156,10 @@ def _describe(path: str, pictures: Pictures) -> None:
 def _say_damaged(pictures: Pictures) -> None:
     if isinstance(pictures, FolderPictures) and pictures.damaged:
         whole = len(pictures) - len(pictures.damaged)
-        print(f"note: {len(pictures.damaged):,} damaged pictures are left out; the scores are those of {whole:,}", file=sys.stderr)
+        print(
+            f"note: {len(pictures.damaged):,} damaged pictures are left out; the scores are those of {whole:,}",
+            file=sys.stderr,
+        )
 
 
 def _inception(path: str, batch_size: int) -> Extractor:

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from bitdance_jax.evaluate.pictures import Pictures
-from bitdance_jax.progress import Progress
+from bitdance_jax.io.progress import Progress
 
 
 BATCH = 64
@@ -40,7 +40,9 @@ class Extractor:
         """`batch_size` is rounded up to a multiple of the devices."""
         devices = jax.local_devices()
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+        mesh = jax.make_mesh(
+            (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+        )
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self._network = jax.jit(network)
@@ -49,7 +51,9 @@ class Extractor:
         """Features, as numpy arrays, of up to `batch_size` pictures."""
         return _fetch(self._start(pictures), len(pictures))
 
-    def stream(self, pictures: Pictures, description: str, progress: bool = True) -> Iterator[Features]:
+    def stream(
+        self, pictures: Pictures, description: str, progress: bool = True
+    ) -> Iterator[Features]:
         """Features of all pictures, batch by batch; the devices work on the next batch while one is used."""
         with Progress(len(pictures), "image", description, shown=progress) as bar:
             running: tuple[Features, int] | None = None
@@ -65,7 +69,11 @@ class Extractor:
 
     def _start(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Features:
         missing = self.batch_size - len(pictures)
-        full = np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), np.uint8)]) if missing else pictures
+        full = (
+            np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), np.uint8)])
+            if missing
+            else pictures
+        )
         return self._network(self._params, jax.device_put(full, self._sharding))
 
 

@@ -16,7 +16,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
       UserError: different numbers of dimensions.
     """
     if len(a.mean) != len(b.mean):
-        raise UserError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions cannot be compared; use one feature network for both")
+        raise UserError(
+            f"features of {len(a.mean)} and of {len(b.mean)} dimensions cannot be compared; use one feature network for both"
+        )
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     overlap = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()

@@ -73,7 +73,16 @@ class ConvNormRelu(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         strides = (self.stride, self.stride)
-        return nn.relu(nn.Conv(self.features, self.kernel, strides, self.padding, precision=Precision.HIGHEST, name="conv")(x))
+        return nn.relu(
+            nn.Conv(
+                self.features,
+                self.kernel,
+                strides,
+                self.padding,
+                precision=Precision.HIGHEST,
+                name="conv",
+            )(x)
+        )
 
 
 class BlockA(nn.Module):
@@ -156,7 +165,9 @@ class BlockE(nn.Module):
         double_column = ConvNormRelu(384, (3, 1), name="branch3x3dbl_3b")(double)
         pool = nn.max_pool(x, (3, 3), (1, 1), "SAME") if self.pool == "max" else _average_pool(x)
         pool = ConvNormRelu(192, (1, 1), name="branch_pool")(pool)
-        return jnp.concatenate([one, three_row, three_column, double_row, double_column, pool], axis=-1)
+        return jnp.concatenate(
+            [one, three_row, three_column, double_row, double_column, pool], axis=-1
+        )
 
 
 def _average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:

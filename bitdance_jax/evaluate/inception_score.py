@@ -21,7 +21,11 @@ def inception_score(logits: Float[np.ndarray, "N K"], split: int = SPLIT) -> flo
     """
     if not len(logits) or not np.isfinite(logits).all():
         raise UserError("the Inception Score needs at least 1 picture, and finite logits")
-    return float(np.mean([_split_score(logits[start : start + split]) for start in range(0, len(logits), split)]))
+    return float(
+        np.mean(
+            [_split_score(logits[start : start + split]) for start in range(0, len(logits), split)]
+        )
+    )
 
 
 def shuffled(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:

@@ -53,10 +53,14 @@ class Scores:
         """One line a score, in the order of ADM's suite."""
         rows = {"Inception Score": self.inception_score, "FID": self.fid, "sFID": self.sfid}
         rows |= {"Precision": self.precision, "Recall": self.recall}
-        return "\n".join(f"{name}: {value:.4f}" for name, value in rows.items() if value is not None)
+        return "\n".join(
+            f"{name}: {value:.4f}" for name, value in rows.items() if value is not None
+        )
 
 
-def collect(batches: Iterable[Features], max_vectors: int | None = None, count: int | None = None) -> FeatureSet:
+def collect(
+    batches: Iterable[Features], max_vectors: int | None = None, count: int | None = None
+) -> FeatureSet:
     """The feature set of batches, such as `Extractor.stream` gives.
 
     Args:
@@ -69,18 +73,29 @@ def collect(batches: Iterable[Features], max_vectors: int | None = None, count: 
     """
     pooled, spatial = RunningGaussian(), RunningGaussian()
     vectors, logits = [], []
-    kept = None if max_vectors is None or count is None or count <= max_vectors else np.arange(max_vectors) * count // max_vectors
+    kept = (
+        None
+        if max_vectors is None or count is None or count <= max_vectors
+        else np.arange(max_vectors) * count // max_vectors
+    )
     for batch in batches:
         first = pooled.count
         features = np.asarray(batch.pooled)
         pooled.add(features)
-        vectors.append(features if kept is None else features[kept[(kept >= first) & (kept < pooled.count)] - first])
+        vectors.append(
+            features
+            if kept is None
+            else features[kept[(kept >= first) & (kept < pooled.count)] - first]
+        )
         if batch.spatial is not None:
             spatial.add(np.asarray(batch.spatial))
         if batch.logits is not None:
             logits.append(np.asarray(batch.logits))
     return FeatureSet(
-        pooled.result(), spatial.result() if spatial.count else None, np.concatenate(vectors), np.concatenate(logits) if logits else None
+        pooled.result(),
+        spatial.result() if spatial.count else None,
+        np.concatenate(vectors),
+        np.concatenate(logits) if logits else None,
     )
 
 
@@ -106,16 +121,30 @@ def score(
     Raises:
       UserError: features of other dimensions, too few for the manifolds, or not finite.
     """
-    sfid = frechet_distance(samples.spatial, reference.spatial) if samples.spatial and reference.spatial else None
+    sfid = (
+        frechet_distance(samples.spatial, reference.spatial)
+        if samples.spatial and reference.spatial
+        else None
+    )
     precision = recall = None
     if samples.vectors is not None and reference.vectors is not None:
         if samples.vectors.shape[1] != reference.vectors.shape[1]:
-            raise UserError("samples and reference have features of different networks; use one for both")
-        precision, recall = precision_recall(reference.vectors, samples.vectors, neighbours=neighbours, block=block, progress=progress)
+            raise UserError(
+                "samples and reference have features of different networks; use one for both"
+            )
+        precision, recall = precision_recall(
+            reference.vectors,
+            samples.vectors,
+            neighbours=neighbours,
+            block=block,
+            progress=progress,
+        )
     return Scores(
         fid=frechet_distance(samples.pooled, reference.pooled),
         sfid=sfid,
-        inception_score=None if samples.logits is None else inception_score(shuffled(samples.logits), split),
+        inception_score=None
+        if samples.logits is None
+        else inception_score(shuffled(samples.logits), split),
         precision=precision,
         recall=recall,
     )

@@ -13,12 +13,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax import inputs
 from bitdance_jax.data.listing import left_out_text, list_pictures
 from bitdance_jax.data.records import Skipped, reading
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import MAX_PIXELS, SUFFIXES, DamagedPicture, load_image
+from bitdance_jax.io import inputs
+from bitdance_jax.io.images import MAX_PIXELS, SUFFIXES, DamagedPicture, load_image
 
 
 ARRAY = "arr_0"
@@ -68,7 +68,9 @@ class NpzPictures:
         with self._archive() as archive, self._member(archive) as member:
             shape = self._read_header(member)
             if math.prod(shape) > archive.getinfo(member.name).file_size:
-                raise UserError(f"{ARRAY} of {self._path} is cut short; write or fetch the file again")
+                raise UserError(
+                    f"{ARRAY} of {self._path} is cut short; write or fetch the file again"
+                )
         self._count, self.size = shape[0], (shape[1], shape[2])
 
     def __len__(self) -> int:
@@ -80,7 +82,9 @@ class NpzPictures:
             self._read_header(member)
             for start in range(0, self._count, count):
                 rows = min(count, self._count - start)
-                yield np.frombuffer(self._read(member, rows * height * width * 3), np.uint8).reshape(rows, height, width, 3)
+                yield np.frombuffer(
+                    self._read(member, rows * height * width * 3), np.uint8
+                ).reshape(rows, height, width, 3)
 
     def _archive(self) -> zipfile.ZipFile:
         try:
@@ -90,38 +94,61 @@ class NpzPictures:
         try:
             return zipfile.ZipFile(self._path)
         except inputs.ZIP_ERRORS as error:
-            raise UserError(f"{self._path} cannot be read as an .npz ({error}); write or fetch it again") from error
+            raise UserError(
+                f"{self._path} cannot be read as an .npz ({error}); write or fetch it again"
+            ) from error
 
     def _member(self, archive: zipfile.ZipFile) -> zipfile.ZipExtFile:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if ARRAY not in names:
-            raise UserError(f"{self._path} has no array {ARRAY}, which holds the pictures; it has: {', '.join(names) or 'nothing'}")
+            raise UserError(
+                f"{self._path} has no array {ARRAY}, which holds the pictures; it has: {', '.join(names) or 'nothing'}"
+            )
         try:
             member = archive.open(f"{ARRAY}.npy")
         except (KeyError, *inputs.ZIP_ERRORS) as error:
-            raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
+            raise UserError(
+                f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again"
+            ) from error
         assert isinstance(member, zipfile.ZipExtFile)
         return member
 
     def _read_header(self, member: zipfile.ZipExtFile) -> tuple[int, ...]:
         try:
             version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, fortran_order, dtype = read(member)
-        except (*inputs.ZIP_ERRORS, SyntaxError, TypeError, tokenize.TokenError) as error:  # of a header that is no literal
-            raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
+        except (
+            *inputs.ZIP_ERRORS,
+            SyntaxError,
+            TypeError,
+            tokenize.TokenError,
+        ) as error:  # of a header that is no literal
+            raise UserError(
+                f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again"
+            ) from error
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or min(shape) < 1:
             what = f"{dtype} {list(shape)}" + (" in Fortran order" if fortran_order else "")
-            raise UserError(f"{ARRAY} of {self._path} must be pictures, uint8 [N, H, W, 3], and is {what}")
+            raise UserError(
+                f"{ARRAY} of {self._path} must be pictures, uint8 [N, H, W, 3], and is {what}"
+            )
         if shape[1] * shape[2] > MAX_PIXELS:
-            raise UserError(f"the pictures of {self._path} are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels")
+            raise UserError(
+                f"the pictures of {self._path} are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels"
+            )
         return shape
 
     def _read(self, member: zipfile.ZipExtFile, length: int) -> bytes:
         try:
             data = member.read(length)
         except inputs.ZIP_ERRORS as error:
-            raise UserError(f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again") from error
+            raise UserError(
+                f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again"
+            ) from error
         if len(data) < length:
             raise UserError(f"{ARRAY} of {self._path} is cut short; write or fetch the file again")
         return data
@@ -150,7 +177,9 @@ class FolderPictures:
             self._paths, self.left_out = list_pictures(path)
         if not self._paths:
             others = f"; {text}" if (text := left_out_text(self.left_out)) else ""
-            raise UserError(f"the folder {self._folder} holds no pictures ({', '.join(SUFFIXES)}){others}")
+            raise UserError(
+                f"the folder {self._folder} holds no pictures ({', '.join(SUFFIXES)}){others}"
+            )
         self._crop = crop
         self._skipped = Skipped("it is left out")
         self.damaged = self._skipped.counts
@@ -198,7 +227,9 @@ class FolderPictures:
                 return height, width
             except DamagedPicture as error:
                 last = error
-        raise UserError(f"none of the {len(self)} pictures in {self._folder} can be read; the last: {last}")
+        raise UserError(
+            f"none of the {len(self)} pictures in {self._folder} can be read; the last: {last}"
+        )
 
     def _load(self, path: str) -> UInt8[np.ndarray, "H W 3"]:
         image = load_image(path)
@@ -206,7 +237,9 @@ class FolderPictures:
             return centre_crop(image, self._crop)
         if image.shape[:2] != self.size:
             (height, width), (first_height, first_width) = image.shape[:2], self.size
-            raise UserError(f"{path} is {height} x {width} and the first picture {first_height} x {first_width}; make them one size")
+            raise UserError(
+                f"{path} is {height} x {width} and the first picture {first_height} x {first_width}; make them one size"
+            )
         return image
 
 
@@ -221,5 +254,7 @@ def open_pictures(path: str | os.PathLike[str], size: int | None = None) -> Pict
     pictures = NpzPictures(path)
     if size is not None and pictures.size != (size, size):
         height, width = pictures.size
-        raise UserError(f"the pictures of {os.fspath(path)} are {height} x {width}, and {size} x {size} are needed here")
+        raise UserError(
+            f"the pictures of {os.fspath(path)} are {height} x {width}, and {size} x {size} are needed here"
+        )
     return pictures

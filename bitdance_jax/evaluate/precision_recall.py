@@ -40,17 +40,29 @@ def precision_recall(
     """
     for name, features in (("reference", reference), ("samples", samples)):
         if len(features) <= neighbours:
-            raise UserError(f"precision and recall need more than {neighbours} pictures in the {name}, got {len(features)}")
+            raise UserError(
+                f"precision and recall need more than {neighbours} pictures in the {name}, got {len(features)}"
+            )
         if not np.isfinite(features).all():
-            raise UserError(f"the features of the {name} are not finite; check the feature network's weights")
+            raise UserError(
+                f"the features of the {name} are not finite; check the feature network's weights"
+            )
     rows, columns = (-(-len(features) // block) for features in (reference, samples))
-    with tqdm(total=rows**2 + columns**2 + rows * columns, unit="block", desc="manifolds", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=rows**2 + columns**2 + rows * columns,
+        unit="block",
+        desc="manifolds",
+        disable=not progress,
+        dynamic_ncols=True,
+    ) as bar:
         reference_radii = _radii(reference, neighbours, block, bar)
         sample_radii = _radii(samples, neighbours, block, bar)
         covered, realistic = np.zeros(len(reference), bool), np.zeros(len(samples), bool)
         for i in _blocks(len(reference), block):
             for j in _blocks(len(samples), block):
-                rows_inside, columns_inside = _inside(reference[i], reference_radii[i], samples[j], sample_radii[j])
+                rows_inside, columns_inside = _inside(
+                    reference[i], reference_radii[i], samples[j], sample_radii[j]
+                )
                 covered[i] |= np.asarray(rows_inside)
                 realistic[j] |= np.asarray(columns_inside)
                 bar.update()
@@ -74,7 +86,9 @@ def _radii(features: np.ndarray, neighbours: int, block: int, bar: tqdm) -> np.n
 
 
 @jax.jit
-def _nearest(rows: Float[Array, "B D"], columns: Float[Array, "C D"], nearest: Float[Array, "B k"]) -> Float[Array, "B k"]:
+def _nearest(
+    rows: Float[Array, "B D"], columns: Float[Array, "C D"], nearest: Float[Array, "B k"]
+) -> Float[Array, "B k"]:
     """The k smallest of the squared distances to `columns` and of those given."""
     candidates = jnp.concatenate([nearest, _squared_distances(rows, columns)], axis=1)
     return -jax.lax.top_k(-candidates, nearest.shape[1])[0]
@@ -82,13 +96,22 @@ def _nearest(rows: Float[Array, "B D"], columns: Float[Array, "C D"], nearest: F
 
 @jax.jit
 def _inside(
-    rows: Float[Array, "B D"], row_radii: Float[Array, "B"], columns: Float[Array, "C D"], column_radii: Float[Array, "C"]
+    rows: Float[Array, "B D"],
+    row_radii: Float[Array, "B"],
+    columns: Float[Array, "C D"],
+    column_radii: Float[Array, "C"],
 ) -> tuple[Bool[Array, "B"], Bool[Array, "C"]]:
     """Which rows lie in a ball around some column, and which columns in one around some row."""
     distances = _squared_distances(rows, columns)
-    return jnp.any(distances <= column_radii, axis=1), jnp.any(distances <= row_radii[:, None], axis=0)
+    return jnp.any(distances <= column_radii, axis=1), jnp.any(
+        distances <= row_radii[:, None], axis=0
+    )
 
 
-def _squared_distances(rows: Float[Array, "B D"], columns: Float[Array, "C D"]) -> Float[Array, "B C"]:
+def _squared_distances(
+    rows: Float[Array, "B D"], columns: Float[Array, "C D"]
+) -> Float[Array, "B C"]:
     products = jnp.matmul(rows, columns.T, precision=Precision.HIGHEST)
-    return jnp.maximum(jnp.sum(rows**2, axis=1)[:, None] - 2 * products + jnp.sum(columns**2, axis=1), 0)
+    return jnp.maximum(
+        jnp.sum(rows**2, axis=1)[:, None] - 2 * products + jnp.sum(columns**2, axis=1), 0
+    )

@@ -18,10 +18,10 @@ from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
-from bitdance_jax import images, inputs
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.files import only_writer, remove_leftovers, replacing
+from bitdance_jax.io import images, inputs
+from bitdance_jax.io.files import only_writer, remove_leftovers, replacing
 
 
 GENEVAL_PROMPTS = 553
@@ -45,7 +45,9 @@ class Prompt:
 
     def finished(self, folder: Path, count: int) -> bool:
         """Whether all files of `count` pictures are there, undamaged."""
-        return all(self._is_whole(folder / name) for name in [*self._metadata(), *self._pictures(count)])
+        return all(
+            self._is_whole(folder / name) for name in [*self._metadata(), *self._pictures(count)]
+        )
 
     def write(self, folder: Path, pictures: UInt8[np.ndarray, "N H W 3"]) -> None:
         """Writes the files that are not there yet or damaged, each whole or not at all."""
@@ -53,7 +55,9 @@ class Prompt:
             if not self._is_whole(folder / name):
                 with replacing(folder / name) as temporary:
                     temporary.write_bytes(self.line or b"")
-        for name, picture in zip(self._pictures(len(pictures)), [_two_columns(pictures), *pictures], strict=False):
+        for name, picture in zip(
+            self._pictures(len(pictures)), [_two_columns(pictures), *pictures], strict=False
+        ):
             if not self._is_whole(folder / name):
                 images.save_png(folder / name, picture)
 
@@ -75,7 +79,10 @@ class Prompt:
         """The grid, then, for GenEval, each picture."""
         if self.line is None:
             return [f"{self.name}.png"]
-        return [f"{self.name}/grid.png", *(f"{self.name}/samples/{j:04d}.png" for j in range(count))]
+        return [
+            f"{self.name}/grid.png",
+            *(f"{self.name}/samples/{j:04d}.png" for j in range(count)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,10 @@ class PictureFolder:
         """`settings` are JSON-ready. Touches nothing: `open` does."""
         self._path, self._settings_file = Path(path), Path(f"{os.path.abspath(path)}.settings.json")
         self._settings, self._per_prompt = settings, per_prompt
-        self._pool, self._writing = ThreadPoolExecutor(thread_name_prefix="pictures"), list[Future[None]]()
+        self._pool, self._writing = (
+            ThreadPoolExecutor(thread_name_prefix="pictures"),
+            list[Future[None]](),
+        )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -142,7 +152,9 @@ class PictureFolder:
             file.unlink(missing_ok=True)  # Of pictures that were since removed.
             return
         if not file.exists():
-            raise UserError(f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out")
+            raise UserError(
+                f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out"
+            )
         # Earlier versions did not write down what they did not let choose.
         defaults = to_dict(SamplerConfig()).items()
         there |= {name: value for name, value in defaults if name in settings and name not in there}
@@ -153,7 +165,9 @@ class PictureFolder:
             if there.get(name) != settings.get(name)
         ]
         if differ:
-            raise UserError(f"{self._path} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out")
+            raise UserError(
+                f"{self._path} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out"
+            )
 
 
 def read_geneval(path: str) -> list[Prompt]:
@@ -200,18 +214,28 @@ def read_dpg(path: str) -> list[Prompt]:
     else:
         data = inputs.read_bytes(path, inputs.MAX_LIST_BYTES)
         mend = "DPG-Bench's prompts are {id: prompt}, each id once, or a folder of ID.txt"
-        texts: dict[str, str] = inputs.decode_json(data, dict[str, str], where=path, mend=mend, unique=True)
+        texts: dict[str, str] = inputs.decode_json(
+            data, dict[str, str], where=path, mend=mend, unique=True
+        )
         prompts = [Prompt(name, text, f"{name!r} of {path}") for name, text in texts.items()]
     if not prompts:
         raise UserError(f"{path} has no prompts")
     for name in (prompt.name for prompt in prompts):
-        if not re.fullmatch(r"[\w-]{1,200}", name, re.ASCII):  # The scorer takes what comes before the first dot.
-            raise UserError(f"{path}: the id {short(name)} cannot name a picture; ids are letters, digits, _ and -")
+        if not re.fullmatch(
+            r"[\w-]{1,200}", name, re.ASCII
+        ):  # The scorer takes what comes before the first dot.
+            raise UserError(
+                f"{path}: the id {short(name)} cannot name a picture; ids are letters, digits, _ and -"
+            )
     return prompts
 
 
-def _two_columns(pictures: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
+def _two_columns(
+    pictures: UInt8[np.ndarray, "N H W 3"],
+) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
     """Two in a row without padding, one as it is; black at the end of a last row that is not full."""
     columns = min(2, len(pictures))
-    full = np.concatenate([pictures, np.zeros((-len(pictures) % columns, *pictures.shape[1:]), np.uint8)])
+    full = np.concatenate(
+        [pictures, np.zeros((-len(pictures) % columns, *pictures.shape[1:]), np.uint8)]
+    )
     return rearrange(full, "(row column) h w c -> (row h) (column w) c", column=columns)

@@ -20,18 +20,23 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from bitdance_jax import hosts, sharding
-from bitdance_jax.agreement import agree_on_config
-from bitdance_jax.command_line import Flags, keep_compiled, parse, run
+from bitdance_jax.cli.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
-from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, Range
+from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Range
+from bitdance_jax.distributed import hosts, sharding
+from bitdance_jax.distributed.agreement import agree_on_config
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.prompt_files import PictureFolder, Prompt, geneval_figure, read_dpg, read_geneval
-from bitdance_jax.files import PathName
+from bitdance_jax.evaluate.prompt_files import (
+    PictureFolder,
+    Prompt,
+    geneval_figure,
+    read_dpg,
+    read_geneval,
+)
+from bitdance_jax.io.saved_models import fingerprint
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
-from bitdance_jax.sampling.pipeline import check_seed
-from bitdance_jax.sampling.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
-from bitdance_jax.saved_models import fingerprint
+from bitdance_jax.pipelines.class_conditional import check_seed
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
@@ -70,7 +75,8 @@ class Arguments(Flags):
       mesh: the devices; all of them share every layer if left out, with --multi-host those of each host.
       compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time. Of
         several hosts the first one alone writes there, and all read.
-      multi_host: this is one of several processes, on as many hosts, that draw together (bitdance_jax/hosts.py); all get the same flags,
+      multi_host: this is one of several processes, on as many hosts, that draw together
+        (bitdance_jax/distributed/hosts.py); all get the same flags,
         and process 0 writes.
     """
 
@@ -93,7 +99,9 @@ class Arguments(Flags):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.geneval is None) == (self.dpg is None):
-            raise UserError("give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS, a folder of ID.txt or a .json")
+            raise UserError(
+                "give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS, a folder of ID.txt or a .json"
+            )
         if "://" in self.out:
             raise UserError(f"--out must be a local folder, which the scorers read, got {self.out}")
         height, width = parse_size(self.size)
@@ -128,7 +136,11 @@ def main() -> int:
 
 def draw(arguments: Arguments) -> None:
     """Draws what is not there yet."""
-    prompts = read_geneval(arguments.geneval) if arguments.geneval is not None else read_dpg(arguments.dpg or "")
+    prompts = (
+        read_geneval(arguments.geneval)
+        if arguments.geneval is not None
+        else read_dpg(arguments.dpg or "")
+    )
     model = TextToImage(arguments.checkpoint, mesh=arguments.mesh, weights=arguments.weights)
     _check_lengths(prompts, arguments.checkpoint)
     guidance = arguments.guidance_scale
@@ -137,7 +149,9 @@ def draw(arguments: Arguments) -> None:
     sampler = replace(model.sampler, head_steps=arguments.head_steps, guidance_scale=guidance)
     check_size(model.config, *parse_size(arguments.size))
     check_seed(arguments.seed)
-    folder = PictureFolder(arguments.out, _settings(arguments, prompts, sampler), arguments.per_prompt)
+    folder = PictureFolder(
+        arguments.out, _settings(arguments, prompts, sampler), arguments.per_prompt
+    )
     limit = min(arguments.limit or len(prompts), len(prompts))
     with hosts.entered_by_first(folder.open()):
         if arguments.geneval is not None and jax.process_index() == 0:
@@ -149,15 +163,34 @@ def draw(arguments: Arguments) -> None:
 
 
 def _draw_missing(
-    folder: PictureFolder, model: TextToImage, prompts: list[Prompt], limit: int, arguments: Arguments, sampler: SamplerConfig
+    folder: PictureFolder,
+    model: TextToImage,
+    prompts: list[Prompt],
+    limit: int,
+    arguments: Arguments,
+    sampler: SamplerConfig,
 ) -> int:
     """Draws and writes those of the first `limit` prompts that are not there; returns how many."""
     at_once = arguments.batch_size * sharding.batch_parts(model.mesh)
-    groups = {start: prompts[start : min(start + at_once, limit)] for start in range(0, limit, at_once)}
-    finished = {start: hosts.on_first(functools.partial(folder.finished, group)) for start, group in groups.items()}
-    drawn, each, first_host = limit - sum(finished.values()), arguments.per_prompt, jax.process_index() == 0
+    groups = {
+        start: prompts[start : min(start + at_once, limit)] for start in range(0, limit, at_once)
+    }
+    finished = {
+        start: hosts.on_first(functools.partial(folder.finished, group))
+        for start, group in groups.items()
+    }
+    drawn, each, first_host = (
+        limit - sum(finished.values()),
+        arguments.per_prompt,
+        jax.process_index() == 0,
+    )
     # Shown once there are pictures. Until then the model shows its own bar, and none if it refuses what it is asked for.
-    counts: dict[str, Any] = {"total": limit * each, "initial": (limit - drawn) * each, "unit": "image", "delay": 1e-6}
+    counts: dict[str, Any] = {
+        "total": limit * each,
+        "initial": (limit - drawn) * each,
+        "unit": "image",
+        "delay": 1e-6,
+    }
     with tqdm(**counts, disable=not first_host, dynamic_ncols=True) as bar:
         for start, group in groups.items():
             if finished[start] == len(group):
@@ -172,7 +205,13 @@ def _draw_missing(
 
 
 def _draw_batch(
-    model: TextToImage, prompts: list[Prompt], start: int, at_once: int, arguments: Arguments, sampler: SamplerConfig, show: bool
+    model: TextToImage,
+    prompts: list[Prompt],
+    start: int,
+    at_once: int,
+    arguments: Arguments,
+    sampler: SamplerConfig,
+    show: bool,
 ) -> Iterator[UInt8[np.ndarray, "Q H W 3"]]:
     """The first picture of each of `at_once` prompts from number `start` on, then the second of each, and so on.
 
@@ -180,9 +219,16 @@ def _draw_batch(
     batches, and with them the rounding, are the same whatever was skipped.
     """
     texts = [prompts[min(i, len(prompts) - 1)].text for i in range(start, start + at_once)]
-    options: dict[str, Any] = {"size": arguments.size, "seed": arguments.seed, "sampler": sampler, "batch_size": at_once}
+    options: dict[str, Any] = {
+        "size": arguments.size,
+        "seed": arguments.seed,
+        "sampler": sampler,
+        "batch_size": at_once,
+    }
     for j in range(arguments.per_prompt):
-        yield model.generate(texts, first_index=j * STRIDE + start, progress=show and j == 0, **options)
+        yield model.generate(
+            texts, first_index=j * STRIDE + start, progress=show and j == 0, **options
+        )
 
 
 def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:
@@ -195,7 +241,9 @@ def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:
             raise UserError(f"{prompt.where}: {error}") from error
 
 
-def _settings(arguments: Arguments, prompts: list[Prompt], sampler: SamplerConfig) -> dict[str, Any]:
+def _settings(
+    arguments: Arguments, prompts: list[Prompt], sampler: SamplerConfig
+) -> dict[str, Any]:
     """All that decides the pictures."""
     given = repr([(prompt.name, prompt.text, prompt.line) for prompt in prompts])
     height, width = parse_size(arguments.size)

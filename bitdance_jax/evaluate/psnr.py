@@ -4,7 +4,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 
-def psnr(images: UInt8[np.ndarray, "B H W C"], references: UInt8[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B"]:
+def psnr(
+    images: UInt8[np.ndarray, "B H W C"], references: UInt8[np.ndarray, "B H W C"]
+) -> Float[np.ndarray, "B"]:
     """PSNR of each picture in dB, peak 255; infinite for equal pictures."""
     error = np.mean(np.square(images.astype(np.float64) - references), axis=(1, 2, 3))
     with np.errstate(divide="ignore"):

@@ -13,8 +13,8 @@ from bitdance_jax.evaluate.pictures import Pictures
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import RunningGaussian
-from bitdance_jax.progress import Progress
-from bitdance_jax.sampling.pipeline import Tokenizer
+from bitdance_jax.io.progress import Progress
+from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class ReconstructionScores:
 
     def __str__(self) -> str:
         rows = {"PSNR": self.psnr, "SSIM": self.ssim, "rFID": self.rfid}
-        return "\n".join(f"{name}: {value:.4f}" for name, value in rows.items() if value is not None)
+        return "\n".join(
+            f"{name}: {value:.4f}" for name, value in rows.items() if value is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,13 @@ class Reconstruction:
 
 
 def evaluate_tokenizer(
-    tokenizer: Tokenizer, pictures: Pictures, extractor: Extractor | None, *, batch_size: int, show: int, progress: bool = True
+    tokenizer: Tokenizer,
+    pictures: Pictures,
+    extractor: Extractor | None,
+    *,
+    batch_size: int,
+    show: int,
+    progress: bool = True,
 ) -> Reconstruction:
     """Encodes and decodes every picture that can be read, and compares.
 
@@ -66,7 +74,9 @@ def evaluate_tokenizer(
     down = tokenizer.config.downsampling
     if any(side % down for side in pictures.size):
         height, width = pictures.size
-        raise UserError(f"the tokenizer needs sides divisible by {down}, and the pictures are {height} x {width}; set --image-size")
+        raise UserError(
+            f"the tokenizer needs sides divisible by {down}, and the pictures are {height} x {width}; set --image-size"
+        )
     similarity = jax.jit(ssim)
     psnrs, ssims, pairs = [], [], []
     originals, reconstructions = RunningGaussian(), RunningGaussian()
@@ -87,5 +97,7 @@ def evaluate_tokenizer(
             seen += len(batch)
             bar.advance(len(batch))
     rfid = frechet_distance(reconstructions.result(), originals.result()) if extractor else None
-    scores = ReconstructionScores(float(np.concatenate(psnrs).mean()), float(np.concatenate(ssims).mean()), rfid)
+    scores = ReconstructionScores(
+        float(np.concatenate(psnrs).mean()), float(np.concatenate(ssims).mean()), rfid
+    )
     return Reconstruction(scores, np.concatenate(np.concatenate(pairs)), seen)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bitdance_jax import inputs
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.inception import POOLED, SPATIAL
 from bitdance_jax.evaluate.metrics import FeatureSet, collect
 from bitdance_jax.evaluate.pictures import ARRAY, FolderPictures, NpzPictures, Pictures
 from bitdance_jax.evaluate.statistics import Gaussian, read_statistics
+from bitdance_jax.io import inputs
 
 
 MAX_STATISTICS_BYTES = 2**27
@@ -47,8 +47,14 @@ class Reference:
             self._pictures = self._read_file()
         if self._pictures is not None and self._pictures.size != size:
             there, here = (f"{height} x {width}" for height, width in (self._pictures.size, size))
-            raise UserError(f"the samples are {here} and the pictures of {self._path} {there}; scores need one size")
-        self.missing = [] if self._pictures else [f"{self._path} has no {ARRAY}: precision and recall cannot be computed"]
+            raise UserError(
+                f"the samples are {here} and the pictures of {self._path} {there}; scores need one size"
+            )
+        self.missing = (
+            []
+            if self._pictures
+            else [f"{self._path} has no {ARRAY}: precision and recall cannot be computed"]
+        )
         if self._pictures is None and self._spatial is None:
             self.missing.append(f"{self._path} has no mu_s and sigma_s: sFID cannot be computed")
 
@@ -58,8 +64,12 @@ class Reference:
             assert self._pooled is not None  # checked when the file was read
             return FeatureSet(self._pooled, self._spatial)
         limit = MANIFOLD_PICTURES if isinstance(self._pictures, FolderPictures) else None
-        computed = collect(extractor.stream(self._pictures, "reference", progress), limit, len(self._pictures))
-        return FeatureSet(self._pooled or computed.pooled, self._spatial or computed.spatial, computed.vectors)
+        computed = collect(
+            extractor.stream(self._pictures, "reference", progress), limit, len(self._pictures)
+        )
+        return FeatureSet(
+            self._pooled or computed.pooled, self._spatial or computed.spatial, computed.vectors
+        )
 
     def _read_file(self) -> Pictures | None:
         try:
@@ -69,22 +79,34 @@ class Reference:
                 names = list(file)
                 wanted = [name for name in names if name in ("mu", "sigma", "mu_s", "sigma_s")]
                 sizes = {info.filename: info.file_size for info in file.zip.infolist()}
-                if large := [name for name in wanted if sizes.get(f"{name}.npy", 0) > MAX_STATISTICS_BYTES]:
-                    raise UserError(f"{large[0]} of {self._path} is larger than such statistics are; fetch the file again")
+                if large := [
+                    name for name in wanted if sizes.get(f"{name}.npy", 0) > MAX_STATISTICS_BYTES
+                ]:
+                    raise UserError(
+                        f"{large[0]} of {self._path} is larger than such statistics are; fetch the file again"
+                    )
                 arrays = {name: file[name] for name in wanted}
         except inputs.MissingFile:
             raise UserError(f"no reference file or folder {self._path}") from None
         except UserError:
             raise
-        except Exception as error:  # numpy, zipfile and zlib raise many types for a file that they cannot read
-            raise UserError(f"{self._path} cannot be read as an .npz ({error}); fetch it again") from error
+        except (
+            Exception
+        ) as error:  # numpy, zipfile and zlib raise many types for a file that they cannot read
+            raise UserError(
+                f"{self._path} cannot be read as an .npz ({error}); fetch it again"
+            ) from error
         self._pooled = read_statistics(self._path, arrays)
         self._spatial = read_statistics(self._path, arrays, "_s")
         for statistics, dimensions in ((self._pooled, POOLED), (self._spatial, SPATIAL)):
             if statistics is not None and len(statistics.mean) != dimensions:
-                raise UserError(f"{self._path} has statistics of {len(statistics.mean)} features, and Inception-v3 gives {dimensions}")
+                raise UserError(
+                    f"{self._path} has statistics of {len(statistics.mean)} features, and Inception-v3 gives {dimensions}"
+                )
         if ARRAY in names:
             return NpzPictures(self._path)
         if self._pooled is None:
-            raise UserError(f"{self._path} has neither mu and sigma nor {ARRAY}; it has: {', '.join(names) or 'nothing'}")
+            raise UserError(
+                f"{self._path} has neither mu and sigma nor {ARRAY}; it has: {', '.join(names) or 'nothing'}"
+            )
         return None

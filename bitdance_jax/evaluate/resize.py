@@ -5,7 +5,9 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 
-def resize_bilinear(images: Shaped[Array | np.ndarray, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+def resize_bilinear(
+    images: Shaped[Array | np.ndarray, "B H W C"], size: tuple[int, int]
+) -> Float[Array, "B h w C"]:
     """float32 images of `size`, in the range of the given ones.
 
     Output pixel i lies at i * (input / output) of the input: corners, not centres, coincide, and nothing is smoothed when it shrinks. Later

@@ -12,7 +12,9 @@ SIGMA, RADIUS = 1.5, 5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-def ssim(images: UInt8[Array | np.ndarray, "B H W C"], references: UInt8[Array | np.ndarray, "B H W C"]) -> Float[Array, "B"]:
+def ssim(
+    images: UInt8[Array | np.ndarray, "B H W C"], references: UInt8[Array | np.ndarray, "B H W C"]
+) -> Float[Array, "B"]:
     """SSIM of each picture: peak 255, 11 x 11 window, mean over channels and over the windows that lie inside the picture.
 
     Raises:
@@ -20,7 +22,9 @@ def ssim(images: UInt8[Array | np.ndarray, "B H W C"], references: UInt8[Array |
     """
     _, height, width, _ = images.shape
     if min(height, width) <= 2 * RADIUS:
-        raise UserError(f"SSIM needs pictures of at least {2 * RADIUS + 1} pixels a side, got {height} x {width}")
+        raise UserError(
+            f"SSIM needs pictures of at least {2 * RADIUS + 1} pixels a side, got {height} x {width}"
+        )
     rows, columns = _window(height), _window(width)
 
     def smooth(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:

@@ -42,7 +42,9 @@ class RunningGaussian:
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
             first = self.count + int(np.argmin(finite))
-            raise UserError(f"the features of picture {first} are not finite; check the feature network's weights")
+            raise UserError(
+                f"the features of picture {first} are not finite; check the feature network's weights"
+            )
         if not len(features):
             return
         batch = features.astype(np.float64)
@@ -77,7 +79,9 @@ def gaussian(features: Float[np.ndarray, "N D"]) -> Gaussian:
     return running.result()
 
 
-def read_statistics(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], suffix: str = "") -> Gaussian | None:
+def read_statistics(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], suffix: str = ""
+) -> Gaussian | None:
     """`mu` and `sigma` of a reference file's arrays (with suffix "_s" those of the spatial features), or None where it has neither.
 
     Raises:
@@ -88,12 +92,20 @@ def read_statistics(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
     if len(missing) == 2:
         return None
     if missing:
-        raise UserError(f"{os.fspath(path)} has no array {missing[0]}; mu and sigma belong together")
+        raise UserError(
+            f"{os.fspath(path)} has no array {missing[0]}; mu and sigma belong together"
+        )
     mean, covariance = (np.asarray(arrays[name]) for name in names)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{os.fspath(path)}: {names[0]} {mean.shape} and {names[1]} {covariance.shape} must be [D] and [D, D]")
+        raise UserError(
+            f"{os.fspath(path)}: {names[0]} {mean.shape} and {names[1]} {covariance.shape} must be [D] and [D, D]"
+        )
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
-        raise UserError(f"{os.fspath(path)}: {names[0]} and {names[1]} must be floating point, got {mean.dtype} and {covariance.dtype}")
+        raise UserError(
+            f"{os.fspath(path)}: {names[0]} and {names[1]} must be floating point, got {mean.dtype} and {covariance.dtype}"
+        )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{os.fspath(path)}: {names[0]} or {names[1]} has values that are not finite")
+        raise UserError(
+            f"{os.fspath(path)}: {names[0]} or {names[1]} has values that are not finite"
+        )
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))

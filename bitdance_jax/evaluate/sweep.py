@@ -22,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from bitdance_jax import images, inputs, plot
-from bitdance_jax.command_line import Flags, parse, run
+from bitdance_jax.cli.command_line import Flags, parse, run
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.config.plain import BatchSize, Range
+from bitdance_jax.config.plain import BatchSize, PathName, Range
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
@@ -36,11 +35,12 @@ from bitdance_jax.evaluate.metrics import collect
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
-from bitdance_jax.files import PathName, only_writer, replacing
-from bitdance_jax.progress import Progress
-from bitdance_jax.sampling.data_parallel import DataParallelSampler
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, load
-from bitdance_jax.saved_models import EMBEDDED, check_unchanged, fingerprint
+from bitdance_jax.io import images, inputs, plot
+from bitdance_jax.io.files import only_writer, replacing
+from bitdance_jax.io.progress import Progress
+from bitdance_jax.io.saved_models import EMBEDDED, check_unchanged, fingerprint
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
+from bitdance_jax.pipelines.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
@@ -84,7 +84,9 @@ class Arguments(Flags):
         if Path(self.out).suffix != ".csv":
             raise UserError(f"--out is a table and must end in .csv, got {self.out}")
         if self.inception is not None and self.reference == EMBEDDED:
-            raise UserError("--inception needs --reference, an .npz of ADM's suite or a folder of real pictures")
+            raise UserError(
+                "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,15 @@ class Table:
             except (OSError, ValueError, TypeError, csv.Error):
                 known = False
             if not known:
-                raise UserError(f"{self._path} is there already and no table of a sweep; remove it or give another --out")
+                raise UserError(
+                    f"{self._path} is there already and no table of a sweep; remove it or give another --out"
+                )
 
     def find(self, wanted: Row) -> float | None:
         """The score of a row that has none yet, if the table tells."""
-        return next((float(row.value) for row in self.rows if replace(row, value="") == wanted), None)
+        return next(
+            (float(row.value) for row in self.rows if replace(row, value="") == wanted), None
+        )
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -148,9 +154,15 @@ def main() -> int:
         model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
         check_unchanged(arguments.checkpoint, mark)
         if not isinstance(model, ClassConditionalPipeline):
-            raise UserError(f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model")
-        pairs = itertools.product(steps or [model.sampler.head_steps], scales or [model.sampler.guidance_scale])
-        samplers = [replace(model.sampler, head_steps=count, guidance_scale=scale) for count, scale in pairs]
+            raise UserError(
+                f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a class-conditional model"
+            )
+        pairs = itertools.product(
+            steps or [model.sampler.head_steps], scales or [model.sampler.guidance_scale]
+        )
+        samplers = [
+            replace(model.sampler, head_steps=count, guidance_scale=scale) for count, scale in pairs
+        ]
         try:
             scores = sweep(arguments, model, samplers, table)
         except KeyboardInterrupt:
@@ -158,12 +170,19 @@ def main() -> int:
             return 130
         draw_plot(picture, arguments, samplers, scores)
         best = samplers[int(np.argmin(scores))]
-        print(f"lowest {_score_name(arguments)}: {min(scores):.4g} with guidance {best.guidance_scale:g} and {best.head_steps} head steps")
+        print(
+            f"lowest {_score_name(arguments)}: {min(scores):.4g} with guidance {best.guidance_scale:g} and {best.head_steps} head steps"
+        )
         print(f"table in {arguments.out}, plot in {picture}")
         return 0
 
 
-def sweep(arguments: Arguments, model: ClassConditionalPipeline, samplers: list[SamplerConfig], table: Table) -> list[float]:
+def sweep(
+    arguments: Arguments,
+    model: ClassConditionalPipeline,
+    samplers: list[SamplerConfig],
+    table: Table,
+) -> list[float]:
     """The score of every sampler, from the table or drawn and added to it."""
     rows = [_row(arguments, sampler) for sampler in samplers]
     missing = any(table.find(row) is None for row in rows)
@@ -176,7 +195,10 @@ def sweep(arguments: Arguments, model: ClassConditionalPipeline, samplers: list[
             value = scorer(sampler)
             table.add(replace(row, value=repr(value)))
         scores.append(value)
-        print(f"guidance {sampler.guidance_scale:g}, {sampler.head_steps} head steps: {row.score} {value:.4g}", flush=True)
+        print(
+            f"guidance {sampler.guidance_scale:g}, {sampler.head_steps} head steps: {row.score} {value:.4g}",
+            flush=True,
+        )
     return scores
 
 
@@ -199,22 +221,36 @@ class Scorer:
         return frechet_distance(features.result(), self._reference)
 
 
-def _inception_features(arguments: Arguments, model: ClassConditionalPipeline, batch_size: int) -> tuple[Extractor, Gaussian]:
+def _inception_features(
+    arguments: Arguments, model: ClassConditionalPipeline, batch_size: int
+) -> tuple[Extractor, Gaussian]:
     """Inception-v3, and the reference's Gaussian of its pooled features."""
     assert arguments.inception is not None
     if arguments.num_images <= inception.POOLED:
-        print(f"warning: {arguments.num_images} pictures cannot fill {inception.POOLED} dimensions: FID is far too large", file=sys.stderr)
+        print(
+            f"warning: {arguments.num_images} pictures cannot fill {inception.POOLED} dimensions: FID is far too large",
+            file=sys.stderr,
+        )
     real = Reference(arguments.reference, (model.config.image_size, model.config.image_size))
     extractor = Extractor(inception.features, weights.load(arguments.inception), batch_size)
     return extractor, real.features(extractor).pooled
 
 
-def _own_features(arguments: Arguments, model: ClassConditionalPipeline, batch_size: int) -> tuple[Extractor, Gaussian]:
+def _own_features(
+    arguments: Arguments, model: ClassConditionalPipeline, batch_size: int
+) -> tuple[Extractor, Gaussian]:
     """Mean and spread over a picture of the tokenizer's values before the sign, 2 K features; and those of real pictures."""
-    print(f"no --inception: the score is the {OWN}; it compares settings of this model only", file=sys.stderr)
+    print(
+        f"no --inception: the score is the {OWN}; it compares settings of this model only",
+        file=sys.stderr,
+    )
     size = model.config.image_size
     if arguments.reference == EMBEDDED:
-        pictures: Pictures = ArrayPictures(np.stack([centre_crop(picture, size) for picture in EmojiSource("train").arrays["image"]]))
+        pictures: Pictures = ArrayPictures(
+            np.stack(
+                [centre_crop(picture, size) for picture in EmojiSource("train").arrays["image"]]
+            )
+        )
     else:
         pictures = FolderPictures(arguments.reference, size)
     encoder = Autoencoder(model.tokenizer.config)
@@ -227,16 +263,24 @@ def _own_features(arguments: Arguments, model: ClassConditionalPipeline, batch_s
     return extractor, collect(extractor.stream(pictures, "reference")).pooled
 
 
-def draw_plot(path: Path, arguments: Arguments, samplers: list[SamplerConfig], scores: list[float]) -> None:
+def draw_plot(
+    path: Path, arguments: Arguments, samplers: list[SamplerConfig], scores: list[float]
+) -> None:
     by_scale: dict[str, list[tuple[float, float]]] = {}
     by_steps: dict[str, list[tuple[float, float]]] = {}
     for sampler, value in zip(samplers, scores, strict=True):
-        by_scale.setdefault(f"{sampler.head_steps} head steps", []).append((sampler.guidance_scale, value))
-        by_steps.setdefault(f"guidance scale {sampler.guidance_scale:g}", []).append((float(sampler.head_steps), value))
+        by_scale.setdefault(f"{sampler.head_steps} head steps", []).append(
+            (sampler.guidance_scale, value)
+        )
+        by_steps.setdefault(f"guidance scale {sampler.guidance_scale:g}", []).append(
+            (float(sampler.head_steps), value)
+        )
     title = f"{_score_name(arguments)}, {arguments.num_images} pictures each"
     score = _score_name(arguments)
     panels = [
-        plot.Panel(name, lines, score, tuple(sorted({x for line in lines.values() for x, _ in line})))
+        plot.Panel(
+            name, lines, score, tuple(sorted({x for line in lines.values() for x, _ in line}))
+        )
         for name, lines in (("guidance scale", by_scale), ("head steps", by_steps))
     ]
     images.save_png(path, plot.draw(title, panels, columns=2, same_y=True))
@@ -270,7 +314,9 @@ def _numbers(text: str | None, kind: Any, flag: str, example: str) -> list[Any]:
     except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
-        raise UserError(f"{flag} takes numbers with commas between them, such as {example}, got {text!r}")
+        raise UserError(
+            f"{flag} takes numbers with commas between them, such as {example}, got {text!r}"
+        )
     return list(dict.fromkeys(numbers))
 
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from bitdance_jax import inputs
 from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.inception import InceptionV3
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io import inputs
+from bitdance_jax.io.lazy import LazyArray
 
 
 PUBLISHED = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -32,11 +32,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         inputs.check_file(path)
     except inputs.MissingFile as error:
         raise UserError(f"no Inception weights at {os.fspath(path)}; fetch {PUBLISHED}") from error
-    state = safetensors_file.load(Path(path)).tensors if Path(path).suffix == ".safetensors" else _read_torch(path)
+    state = (
+        safetensors_file.load(Path(path)).tensors
+        if Path(path).suffix == ".safetensors"
+        else _read_torch(path)
+    )
     try:
         return convert(state)
     except UserError as error:
-        raise UserError(f"{os.fspath(path)} does not hold the FID Inception-v3: {error}; fetch {PUBLISHED}") from None
+        raise UserError(
+            f"{os.fspath(path)} does not hold the FID Inception-v3: {error}; fetch {PUBLISHED}"
+        ) from None
 
 
 def convert(state: Mapping[str, np.ndarray | LazyArray]) -> dict[str, Any]:
@@ -47,14 +53,23 @@ def convert(state: Mapping[str, np.ndarray | LazyArray]) -> dict[str, Any]:
     Raises:
       UserError: one list of all keys that are missing, unknown or of the wrong shape.
     """
-    abstract = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8))["params"]
-    paths = {path[:-1]: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items() if path[-1] == "kernel"}
+    abstract = jax.eval_shape(
+        InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8)
+    )["params"]
+    paths = {
+        path[:-1]: leaf.shape
+        for path, leaf in traverse_util.flatten_dict(abstract).items()
+        if path[-1] == "kernel"
+    }
     shapes: dict[str, tuple[int, ...]] = {}
     for path, (*window, width_in, width_out) in paths.items():
         shapes[".".join([*path, "weight"])] = (width_out, width_in, *window)
         if window:
             norm = ".".join([*path[:-1], "bn"])
-            shapes |= {f"{norm}.{name}": (width_out,) for name in ("weight", "bias", "running_mean", "running_var")}
+            shapes |= {
+                f"{norm}.{name}": (width_out,)
+                for name in ("weight", "bias", "running_mean", "running_var")
+            }
     _check(state, shapes)
 
     params = {}
@@ -64,7 +79,10 @@ def convert(state: Mapping[str, np.ndarray | LazyArray]) -> dict[str, Any]:
             params[(*path, "kernel")] = weight.T.astype(np.float32)
             continue
         norm = ".".join([*path[:-1], "bn"])
-        scale, bias, mean, variance = (_array(state[f"{norm}.{name}"]) for name in ("weight", "bias", "running_mean", "running_var"))
+        scale, bias, mean, variance = (
+            _array(state[f"{norm}.{name}"])
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
         scale = scale / np.sqrt(variance + EPSILON)
         params[(*path, "kernel")] = (weight.transpose(2, 3, 1, 0) * scale).astype(np.float32)
         params[(*path, "bias")] = (bias - mean * scale).astype(np.float32)
@@ -87,7 +105,11 @@ def _array(value: np.ndarray | LazyArray) -> np.ndarray:
 
 
 def _read_torch(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
-    content = legacy_torch_file.load(path) if legacy_torch_file.is_legacy(path) else torch_file.load(path)
-    if not isinstance(content, dict) or not all(isinstance(value, LazyArray) for value in content.values()):
+    content = (
+        legacy_torch_file.load(path) if legacy_torch_file.is_legacy(path) else torch_file.load(path)
+    )
+    if not isinstance(content, dict) or not all(
+        isinstance(value, LazyArray) for value in content.values()
+    ):
         raise UserError(f"{os.fspath(path)} holds no state dict; fetch {PUBLISHED}")
     return content

@@ -16,14 +16,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import ClassConditionalConfig
-from bitdance_jax.flow_head import objective
-from bitdance_jax.flow_head.head import FlowHead
-from bitdance_jax.sharding import constrain
+from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.heads import flow_matching as objective
+from bitdance_jax.heads.binary_diffusion import FlowHead
+from bitdance_jax.nn import attention, rope
+from bitdance_jax.nn.attention import KVCache
+from bitdance_jax.nn.layers import SwiGLU, residual_dtype
 from bitdance_jax.tokenizer import lfq
-from bitdance_jax.transformer import attention, order, rope
-from bitdance_jax.transformer.attention import KVCache
+from bitdance_jax.transformer import order
 from bitdance_jax.transformer.block_causal import BlockCausalTransformer, Rotary
-from bitdance_jax.transformer.layers import SwiGLU, residual_dtype
 
 
 Params = Any
@@ -50,11 +51,15 @@ class ClassConditional(nn.Module):
         config, dim = self.config, self.config.transformer.dim
         init = nn.initializers.normal(0.02)
         self._residual = residual_dtype(config.transformer.residual_dtype, self.dtype)
-        self.class_embedding = nn.Embed(config.num_classes + 1, config.class_tokens * dim, embedding_init=init)
+        self.class_embedding = nn.Embed(
+            config.num_classes + 1, config.class_tokens * dim, embedding_init=init
+        )
         if config.tokens_per_step > 1:
             self.query_tokens = self.param("query_tokens", init, (config.tokens_per_step - 1, dim))
         self.connector = SwiGLU(int(1.5 * dim), dim, use_bias=True, dtype=self.dtype)
-        self.transformer = BlockCausalTransformer(config.transformer, self.scan, self.remat, self.dtype, self.kernel)
+        self.transformer = BlockCausalTransformer(
+            config.transformer, self.scan, self.remat, self.dtype, self.kernel
+        )
         self.position_embedding = self.param("position_embedding", init, (config.num_tokens, dim))
         self.head = FlowHead(
             config.head,
@@ -88,7 +93,9 @@ class ClassConditional(nn.Module):
     ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
         return self.transformer(x, rotary, mask, cache, start)
 
-    def condition(self, hidden: Float[Array, "B S D"], start: Int[Array, ""] | int = 0) -> Float[Array, "B S D"]:
+    def condition(
+        self, hidden: Float[Array, "B S D"], start: Int[Array, ""] | int = 0
+    ) -> Float[Array, "B S D"]:
         """The head's condition for S visual tokens from number `start` on: hidden state plus learned position."""
         position = jax.lax.dynamic_slice_in_dim(self.position_embedding, start, hidden.shape[1])
         return hidden + position.astype(hidden.dtype)
@@ -96,7 +103,13 @@ class ClassConditional(nn.Module):
     def hidden(self, labels: Int[Array, "B"], bits: Float[Array, "B T K"]) -> Float[Array, "B T D"]:
         """The transformer's outputs for all visual tokens, bits in sequence order, before the position embedding."""
         config = self.config
-        x = jnp.concatenate([self.embed_prefix(labels), self.embed_bits(bits[:, : config.num_tokens - config.tokens_per_step])], axis=1)
+        x = jnp.concatenate(
+            [
+                self.embed_prefix(labels),
+                self.embed_bits(bits[:, : config.num_tokens - config.tokens_per_step]),
+            ],
+            axis=1,
+        )
         length = x.shape[1]
         # cuDNN takes even lengths: one token more, which no other sees, costs less than padding in
         # every layer.
@@ -107,12 +120,23 @@ class ClassConditional(nn.Module):
         return hidden[:, length - config.num_tokens : length]
 
     def __call__(
-        self, labels: Int[Array, "B"], bits: Float[Array, "B T K"], x_t: Float[Array, "B R N P K"], t: Float[Array, "B R N"]
+        self,
+        labels: Int[Array, "B"],
+        bits: Float[Array, "B T K"],
+        x_t: Float[Array, "B R N P K"],
+        t: Float[Array, "B R N"],
     ) -> Float[Array, "B R N P K"]:
         """Teacher-forced prediction of the clean bits of every image's N patches, from R noisy versions of each."""
         z = to_patches(self.condition(self.hidden(labels, bits)), self.config)
-        condition = constrain(repeat(self.head.embed_condition(z), "b n p d -> (b r n) p d", r=x_t.shape[1]), "batch", None, None)
-        time = constrain(rearrange(self.head.embed_time(t), "b r n d -> (b r n) 1 d"), "batch", None, None)
+        condition = constrain(
+            repeat(self.head.embed_condition(z), "b n p d -> (b r n) p d", r=x_t.shape[1]),
+            "batch",
+            None,
+            None,
+        )
+        time = constrain(
+            rearrange(self.head.embed_time(t), "b r n d -> (b r n) 1 d"), "batch", None, None
+        )
         predicted = self.head.denoise(rearrange(x_t, "b r n p k -> (b r n) p k"), time, condition)
         return predicted.reshape(x_t.shape)
 
@@ -139,7 +163,9 @@ def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
     return attention_rule(config).array(total)
 
 
-def to_patches(tokens: Float[Array, "B T C"], config: ClassConditionalConfig) -> Float[Array, "B N P C"]:
+def to_patches(
+    tokens: Float[Array, "B T C"], config: ClassConditionalConfig
+) -> Float[Array, "B N P C"]:
     return rearrange(tokens, "b (n p) c -> b n p c", p=config.tokens_per_step)
 
 
@@ -178,7 +204,11 @@ def draw(keys: Array, config: ClassConditionalConfig) -> Draws:
 
 
 def class_conditional_loss(
-    model: ClassConditional, params: Params, labels: Int[Array, "B"], codes: Float[Array, "B h w K"], draws: Draws
+    model: ClassConditional,
+    params: Params,
+    labels: Int[Array, "B"],
+    codes: Float[Array, "B h w K"],
+    draws: Draws,
 ) -> Float[Array, ""]:
     """Mean velocity loss of the head over all patches, each with `head_repeats` fresh times and noises (paper 3.2, 3.3).
 
@@ -194,20 +224,33 @@ def class_conditional_loss(
     clean = to_patches(target, config)[:, None]
     t = objective.training_times(draws.time_normal, config.head)
     x_t = objective.interpolate(clean, draws.noise, t)
-    predicted: Any = model.apply({"params": params}, labels, jnp.where(flipped, -target, target), x_t, t)
+    predicted: Any = model.apply(
+        {"params": params}, labels, jnp.where(flipped, -target, target), x_t, t
+    )
     return jnp.mean(objective.velocity_loss(predicted, clean, t))
 
 
 def init_params(model: ClassConditional, key: Array) -> Params:
     """Fresh parameters, float32; stacked or not as the model says."""
-    config, patch = model.config, (model.config.num_steps, model.config.tokens_per_step, model.config.tokenizer.bits)
+    config, patch = (
+        model.config,
+        (model.config.num_steps, model.config.tokens_per_step, model.config.tokenizer.bits),
+    )
     bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
-    return model.init(key, jnp.zeros((1,), jnp.int32), bits, jnp.zeros((1, 1, *patch)), jnp.zeros((1, 1, patch[0])))["params"]
+    return model.init(
+        key,
+        jnp.zeros((1,), jnp.int32),
+        bits,
+        jnp.zeros((1, 1, *patch)),
+        jnp.zeros((1, 1, patch[0])),
+    )["params"]
 
 
 def abstract_params(config: ClassConditionalConfig, scan: bool = True) -> Params:
     """Shapes of the parameters, float32, without making any."""
-    return jax.eval_shape(functools.partial(init_params, ClassConditional(config, scan)), jax.random.key(0))
+    return jax.eval_shape(
+        functools.partial(init_params, ClassConditional(config, scan)), jax.random.key(0)
+    )
 
 
 class PatchReader:
@@ -268,7 +311,9 @@ def with_unconditional(labels: Int[Array, "B"], config: ClassConditionalConfig) 
     return jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
 
 
-def values_to_codes(values: Float[Array, "N B P K"], config: ClassConditionalConfig) -> Float[Array, "B h w K"]:
+def values_to_codes(
+    values: Float[Array, "N B P K"], config: ClassConditionalConfig
+) -> Float[Array, "B h w K"]:
     """Codes in {-1, 1} on the grid, of the sampler's values before the sign."""
     tokens = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
     return order.sequence_to_grid(tokens, config.grid, config.patch_side, config.order)

@@ -17,13 +17,13 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from bitdance_jax import linear
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head.head import FlowHead
-from bitdance_jax.transformer import attention, order
-from bitdance_jax.transformer.attention import KVCache, Mask
-from bitdance_jax.transformer.layers import residual_dtype, transformer_init
+from bitdance_jax.heads.binary_diffusion import FlowHead
+from bitdance_jax.nn import attention, linear
+from bitdance_jax.nn.attention import KVCache, Mask
+from bitdance_jax.nn.layers import residual_dtype, transformer_init
+from bitdance_jax.transformer import order
 from bitdance_jax.transformer.qwen3 import Qwen3
 
 
@@ -45,7 +45,9 @@ class Connector(nn.Module):
     @nn.compact
     def __call__(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
         x = linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc1")(bits)
-        return linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=True))
+        return linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(
+            nn.gelu(x, approximate=True)
+        )
 
 
 class TextToImage(nn.Module):
@@ -81,10 +83,14 @@ class TextToImage(nn.Module):
     def embed_prefix(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return self.text.embed(tokens)
 
-    def embed_bits(self, bits: Float[Array, "B S K"], xy: Int[Array, "S 2"]) -> Float[Array, "B S D"]:
+    def embed_bits(
+        self, bits: Float[Array, "B S K"], xy: Int[Array, "S 2"]
+    ) -> Float[Array, "B S D"]:
         """Visual tokens at (x, y) of the grid as the language model reads them."""
         residual = residual_dtype(self.config.text.residual_dtype, self.dtype)
-        return self.connector(bits).astype(residual) + sinusoidal_2d(xy, self.config.text.dim).astype(residual)
+        return self.connector(bits).astype(residual) + sinusoidal_2d(
+            xy, self.config.text.dim
+        ).astype(residual)
 
     def read(
         self,
@@ -96,7 +102,9 @@ class TextToImage(nn.Module):
     ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
         return self.text(x, positions, mask, cache, start)
 
-    def condition(self, hidden: Float[Array, "B S D"], xy: Int[Array, "S 2"]) -> Float[Array, "B S D"]:
+    def condition(
+        self, hidden: Float[Array, "B S D"], xy: Int[Array, "S 2"]
+    ) -> Float[Array, "B S D"]:
         """The head's condition for the visual tokens at (x, y): hidden state plus position embedding."""
         return hidden + sinusoidal_2d(xy, self.config.text.dim).astype(hidden.dtype)
 
@@ -111,10 +119,14 @@ class TextToImage(nn.Module):
         """Teacher-forced: every patch's clean bits from its noisy ones, image by image, and the text's logits. No padding."""
         length, block = tokens.shape[1], self.config.tokens_per_step
         inputs = bits.shape[1] - block
-        x = jnp.concatenate([self.embed_prefix(tokens), self.embed_bits(bits[:, :inputs], xy[:inputs])], axis=1)
+        x = jnp.concatenate(
+            [self.embed_prefix(tokens), self.embed_bits(bits[:, :inputs], xy[:inputs])], axis=1
+        )
         mask = attention.block_causal_mask(length + inputs, length - block, block)
         hidden, _ = self.read(x, jnp.arange(length + inputs)[None], mask[None])
-        patches = rearrange(self.condition(hidden[:, length - block :], xy), "b (n p) c -> (b n) p c", p=block)
+        patches = rearrange(
+            self.condition(hidden[:, length - block :], xy), "b (n p) c -> (b n) p c", p=block
+        )
         return self.head(x_t, t, patches), self.text.logits(hidden[:, :length])
 
 
@@ -122,7 +134,9 @@ def sinusoidal_2d(xy: Int[Array, "S 2"], dim: int) -> Float[Array, "S D"]:
     """The position embedding, float32: dim / 2 features of x, then of y; each has the sines first, base 10000."""
     frequencies = (10000.0 ** -(np.arange(dim // 4) / (dim // 4))).astype(np.float32)
     angles = xy[..., None].astype(jnp.float32) * frequencies
-    return rearrange(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), "s xy d -> s (xy d)")
+    return rearrange(
+        jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), "s xy d -> s (xy d)"
+    )
 
 
 class Prefixes(NamedTuple):
@@ -137,7 +151,9 @@ class Prefixes(NamedTuple):
     padding: Int[Array, "R"] | Int[np.ndarray, "R"]
 
 
-def prefix_rows(config: TextToImageConfig, prompts: Sequence[Sequence[int]], height: int, width: int) -> Prefixes:
+def prefix_rows(
+    config: TextToImageConfig, prompts: Sequence[Sequence[int]], height: int, width: int
+) -> Prefixes:
     """The rows of tokenized prompts for images of height x width pixels, padded to the first of PREFIX_LENGTHS that holds them all.
 
     Raises:
@@ -146,13 +162,19 @@ def prefix_rows(config: TextToImageConfig, prompts: Sequence[Sequence[int]], hei
     check_size(config, height, width)
     longest, ids, down = max(map(len, prompts)), config.image_tokens, config.tokenizer.downsampling
     if longest > MAX_PROMPT:
-        raise UserError(f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; make it shorter")
+        raise UserError(
+            f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; make it shorter"
+        )
     if (largest := max(max(prompt, default=0) for prompt in prompts)) >= config.text.vocab_size:
         raise UserError(
             f"a prompt has the token {largest}, and the vocabulary {config.text.vocab_size}; take the model's own tokenizer files"
         )
     sides = [ids.first_resolution - 1 + side // down for side in (height, width)]
-    image = [ids.vision_start, *sides, *range(ids.first_query, ids.first_query + config.tokens_per_step - 1)]
+    image = [
+        ids.vision_start,
+        *sides,
+        *range(ids.first_query, ids.first_query + config.tokens_per_step - 1),
+    ]
     length = next(n for n in PREFIX_LENGTHS if n >= longest + 2) + config.tokens_per_step
     padding = np.array([length - len(prompt) - len(image) for prompt in prompts], np.int32)
     rows = [[0] * pad + [*prompt, *image] for pad, prompt in zip(padding, prompts, strict=True)]
@@ -161,15 +183,22 @@ def prefix_rows(config: TextToImageConfig, prompts: Sequence[Sequence[int]], hei
 
 def check_size(config: TextToImageConfig, height: int, width: int) -> None:
     """Raises a UserError unless images of height x width pixels can be drawn."""
-    multiple, largest = config.size_multiple, config.image_tokens.num_resolutions * config.tokenizer.downsampling
+    multiple, largest = (
+        config.size_multiple,
+        config.image_tokens.num_resolutions * config.tokenizer.downsampling,
+    )
     if any(side <= 0 or side % multiple or side > largest for side in (height, width)):
-        raise UserError(f"width and height must be multiples of {multiple} up to {largest} pixels, got {width}x{height}")
+        raise UserError(
+            f"width and height must be multiples of {multiple} up to {largest} pixels, got {width}x{height}"
+        )
 
 
 def token_positions(config: TextToImageConfig, height: int, width: int) -> Int[np.ndarray, "T 2"]:
     """(x, y) on the grid of every visual token of an image of height x width pixels, in sequence order."""
     down = config.tokenizer.downsampling
-    return order.token_positions(height // down, width // down, config.patch_side, "patch").astype(np.int32)
+    return order.token_positions(height // down, width // down, config.patch_side, "patch").astype(
+        np.int32
+    )
 
 
 def init_params(model: TextToImage, key: Array) -> Params:
@@ -182,7 +211,9 @@ def init_params(model: TextToImage, key: Array) -> Params:
 
 def abstract_params(config: TextToImageConfig, scan: bool = True) -> Params:
     """Shapes of the parameters, float32, without making any. Sampling reads all but `text/lm_head`."""
-    return jax.eval_shape(functools.partial(init_params, TextToImage(config, scan)), jax.random.key(0))
+    return jax.eval_shape(
+        functools.partial(init_params, TextToImage(config, scan)), jax.random.key(0)
+    )
 
 
 class PatchReader:
@@ -192,7 +223,9 @@ class PatchReader:
     through a key-value cache. One program serves all sizes with as many tokens.
     """
 
-    def __init__(self, model: TextToImage, params: Params, prefixes: Prefixes, xy: Int[Array, "T 2"]) -> None:
+    def __init__(
+        self, model: TextToImage, params: Params, prefixes: Prefixes, xy: Int[Array, "T 2"]
+    ) -> None:
         """
         Args:
           model: with unrolled layers; `params` likewise, with or without `text/lm_head`.
@@ -238,7 +271,9 @@ class PatchReader:
         return self._bound.condition(hidden, here), cache
 
 
-def _positions(padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int) -> tuple[Int[Array, "R S"], Bool[Array, "R S"]]:
+def _positions(
+    padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int
+) -> tuple[Int[Array, "R S"], Bool[Array, "R S"]]:
     """The position of every slot in its row's text, and whether it is filled, not padding."""
     behind = jnp.arange(slots) - jnp.asarray(padding)[:, None]
     return jnp.maximum(behind, 0), behind >= 0

@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 import jax
 
-from bitdance_jax import files, sharding
-from bitdance_jax.command_line import Flags, parse, run
+from bitdance_jax.cli.command_line import Flags, parse, run
+from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Training
-from bitdance_jax.config.file import load_config
-from bitdance_jax.config.plain import BatchSize, Natural, Size
+from bitdance_jax.config.plain import BatchSize, Natural, PathName, Size
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName, check_ending, replacing
+from bitdance_jax.io import files
+from bitdance_jax.io.files import check_ending, replacing
 from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
@@ -69,27 +70,38 @@ class Arguments(Flags):
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         if sys.argv[1:] not in (["-h"], ["--help"]):
-            raise UserError("give a config file first: python -m bitdance_jax.plan configs/NAME.py [--topology v5e:4x4 ...]")
+            raise UserError(
+                "give a config file first: python -m bitdance_jax.plan configs/NAME.py [--topology v5e:4x4 ...]"
+            )
         print(__doc__)
         return
     path, *flags = sys.argv[1:]
     path = files.named(path)
     if prompted := text_to_image.find_model(path):
-        plan_prompts(path, prompted, parse(text_to_image.Arguments, flags, prog=f"bitdance_jax.plan {path}"))
+        plan_prompts(
+            path, prompted, parse(text_to_image.Arguments, flags, prog=f"bitdance_jax.plan {path}")
+        )
         return
     own, others = split_flags(flags)
     arguments = parse(Arguments, own, prog="bitdance_jax.plan CONFIG")
     default = load_config(path)
     config = parse(type(default), others, default, prog=f"bitdance_jax.plan {path}")
     devices = find_devices(arguments.topology)
-    result = compare(arguments, config, devices) if arguments.search else describe(arguments, config, devices)
+    result = (
+        compare(arguments, config, devices)
+        if arguments.search
+        else describe(arguments, config, devices)
+    )
     write_json(arguments.json, {"config": path, "topology": arguments.topology, **result})
 
 
 def plan_prompts(name: str, config: TextToImageConfig, arguments: text_to_image.Arguments) -> None:
     devices = find_devices(arguments.topology)
     make = text_to_image.compare if arguments.search else text_to_image.describe
-    write_json(arguments.json, {"model": name, "topology": arguments.topology, **make(arguments, config, devices)})
+    write_json(
+        arguments.json,
+        {"model": name, "topology": arguments.topology, **make(arguments, config, devices)},
+    )
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:
@@ -100,7 +112,10 @@ def write_json(path: str | None, result: dict[str, Any]) -> None:
 
 def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
     """The flags of `Arguments`, with their values, and all others, which are the config's."""
-    names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Arguments)} | {"--help", "-h"}
+    names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Arguments)} | {
+        "--help",
+        "-h",
+    }
     parts: tuple[list[str], list[str]] = ([], [])
     mine = False
     for flag in flags:
@@ -113,8 +128,15 @@ def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
 def describe(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
     """Prints one plan; returns it for the JSON file."""
     mesh = sharding.make_mesh(config.mesh, devices)
-    print(f"compiling for {mesh.size} x {devices[0].device_kind}; this can take minutes", file=sys.stderr)
-    program = sampler(arguments, config, arguments.per_device, mesh) if arguments.sample else training_step(config, mesh)
+    print(
+        f"compiling for {mesh.size} x {devices[0].device_kind}; this can take minutes",
+        file=sys.stderr,
+    )
+    program = (
+        sampler(arguments, config, arguments.per_device, mesh)
+        if arguments.sample
+        else training_step(config, mesh)
+    )
     plan = make_plan(program)
     print(report.to_text(plan, arguments.top))
     return {"plan": report.to_dict(plan, arguments.top)}
@@ -124,20 +146,31 @@ def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -
     """Prints the plans that fit, best first, and why the others do not; returns both for the JSON file."""
     if arguments.sample:
         mesh = sharding.make_mesh(config.mesh, devices)
-        families = search.sampling_candidates(lambda count: sampler(arguments, config, count, mesh), arguments.per_device)
+        families = search.sampling_candidates(
+            lambda count: sampler(arguments, config, count, mesh), arguments.per_device
+        )
     else:
         batch_sizes = arguments.batch_sizes or (config.data.batch_size,)
-        families = search.training_candidates(config, devices, batch_sizes, arguments.fsdps, arguments.tensors)
+        families = search.training_candidates(
+            config, devices, batch_sizes, arguments.fsdps, arguments.tensors
+        )
     plans, refused = search.search(families)
     print("\n".join(report.ranking(plans)) if plans else "nothing fits")
     for name, reason in refused:
         print(f"{name}: {reason}", file=sys.stderr)
-    return {"plans": [{"name": name, **plan.to_dict()} for name, plan in plans], "refused": dict(refused)}
+    return {
+        "plans": [{"name": name, **plan.to_dict()} for name, plan in plans],
+        "refused": dict(refused),
+    }
 
 
-def sampler(arguments: Arguments, config: Training, per_device: int, mesh: jax.sharding.Mesh) -> Program:
+def sampler(
+    arguments: Arguments, config: Training, per_device: int, mesh: jax.sharding.Mesh
+) -> Program:
     if not isinstance(config, ClassConditionalTraining):
-        raise UserError("a tokenizer draws nothing by itself; --sample needs the config of a class-conditional model")
+        raise UserError(
+            "a tokenizer draws nothing by itself; --sample needs the config of a class-conditional model"
+        )
     return sampling(config.model, config.preview, arguments.dtype, per_device, mesh)
 
 

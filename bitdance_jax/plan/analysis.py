@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.hardware import Chip, chip_of
+from bitdance_jax.perf.hardware import Chip, chip_of
 from bitdance_jax.plan import hlo
 from bitdance_jax.plan.cost import Cost, costs
 from bitdance_jax.plan.estimate import Estimate, Memory, estimate
@@ -71,8 +71,10 @@ class Plan:
             "flops_per_device": self.flops,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
             "estimate": figures and figures.to_dict(),
-            "images_per_second": figures and {name: self.images_per_second(s) for name, s in figures.bounds.items()},
-            "model_flop_utilisation": figures and {name: self.utilisation(s) for name, s in figures.bounds.items()},
+            "images_per_second": figures
+            and {name: self.images_per_second(s) for name, s in figures.bounds.items()},
+            "model_flop_utilisation": figures
+            and {name: self.utilisation(s) for name, s in figures.bounds.items()},
             "compile_seconds": self.compile_seconds,
         }
 
@@ -94,21 +96,38 @@ def make_plan(program: Program) -> Plan:
     chip = chip_of(program.mesh.devices.flat[0])
     memory = Memory.of(compiled)
     if chip is not None and memory.total > chip.memory:
-        raise DoesNotFit(f"it needs {memory.total / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}")
+        raise DoesNotFit(
+            f"it needs {memory.total / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}"
+        )
     module = hlo.parse(compiled.as_text() or "")
     rows = costs(module, program.mesh.size, program.turns)
     figures = None
     if chip is not None:
-        figures = estimate(rows, program.mesh, chip, scheduled_seconds(module, rows, program.mesh, chip, program.turns))
+        figures = estimate(
+            rows,
+            program.mesh,
+            chip,
+            scheduled_seconds(module, rows, program.mesh, chip, program.turns),
+        )
     return Plan(program, compiled, chip, memory, module, rows, figures, seconds)
 
 
 def resident_bytes(program: Program) -> int:
     """Bytes of a program's arguments on each device, known without compiling."""
-    arrays = [leaf for leaf in jax.tree.leaves(program.arguments) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in arrays)
+    arrays = [
+        leaf
+        for leaf in jax.tree.leaves(program.arguments)
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ]
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in arrays
+    )
 
 
 def _too_much(message: str) -> str:
     sizes = re.findall(r"(\d+(?:\.\d+)?)([KMGT])", message)
-    return "it needs {}{} of {}{} HBM".format(*sizes[0], *sizes[1]) if len(sizes) > 1 else message.splitlines()[0]
+    return (
+        "it needs {}{} of {}{} HBM".format(*sizes[0], *sizes[1])
+        if len(sizes) > 1
+        else message.splitlines()[0]
+    )

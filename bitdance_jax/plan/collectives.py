@@ -7,11 +7,19 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from bitdance_jax.hardware import Chip
+from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan.hlo import Computation, Instruction, Module, leaves
 
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all", "collective-broadcast")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
 
 HOP_SECONDS = 1e-6
 """Assumed time from a device to the next one, however small the message."""
@@ -51,7 +59,11 @@ class Collective:
     def axes(self, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
         """The axes of the mesh that the exchange runs along."""
         places = np.stack(np.unravel_index(self.devices, mesh.devices.shape))
-        return tuple(name for name, along in zip(mesh.axis_names, places, strict=True) if len(set(along.tolist())) > 1)
+        return tuple(
+            name
+            for name, along in zip(mesh.axis_names, places, strict=True)
+            if len(set(along.tolist())) > 1
+        )
 
     def seconds(self, mesh: jax.sharding.Mesh, chip: Chip) -> float:
         """On an otherwise idle network.
@@ -63,17 +75,27 @@ class Collective:
             return 0.0
         if not chip.torus:
             return self.sent / chip.link + HOP_SECONDS
-        coordinates = np.array([getattr(device, "coords", (0, 0, 0)) for device in mesh.devices.flat])
+        coordinates = np.array(
+            [getattr(device, "coords", (0, 0, 0)) for device in mesh.devices.flat]
+        )
         places = coordinates[list(self.devices)]
         extents = places.max(0) - places.min(0) + 1
         rings = wrapped(coordinates.max(0) + 1, chip) & (extents == coordinates.max(0) + 1)
-        links = sum(2 if ring else 1 for ring, extent in zip(rings, extents, strict=True) if extent > 1)
+        links = sum(
+            2 if ring else 1 for ring, extent in zip(rings, extents, strict=True) if extent > 1
+        )
         bandwidth = chip.link * max(links, 1) * min(1.0, self.size / math.prod(extents.tolist()))
-        hops = sum(int(extent) // 2 if ring else int(extent) - 1 for ring, extent in zip(rings, extents, strict=True))
+        hops = sum(
+            int(extent) // 2 if ring else int(extent) - 1
+            for ring, extent in zip(rings, extents, strict=True)
+        )
         sent: float = self.sent
         if self.kind == "all-to-all":
             longest = int(extents.argmax())
-            sent, bandwidth = self.bytes * int(extents[longest]) / 4, chip.link * (2 if rings[longest] else 1)
+            sent, bandwidth = (
+                self.bytes * int(extents[longest]) / 4,
+                chip.link * (2 if rings[longest] else 1),
+            )
         if self.kind == "collective-permute":
             bandwidth = chip.link
         return sent / bandwidth + max(hops, 1) * HOP_SECONDS
@@ -84,7 +106,9 @@ def wrapped(extents: np.ndarray, chip: Chip) -> np.ndarray:
     return extents == 16 if chip.torus == 2 else np.full(3, bool(np.all(extents % 4 == 0)))
 
 
-def find(module: Module, computation: Computation, instruction: Instruction, devices: int) -> list[Collective]:
+def find(
+    module: Module, computation: Computation, instruction: Instruction, devices: int
+) -> list[Collective]:
     """The exchanges that an instruction makes or begins; those inside a fusion too. "-done" halves make none.
 
     Args:
@@ -92,7 +116,9 @@ def find(module: Module, computation: Computation, instruction: Instruction, dev
     """
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
-        size = sum(leaf.bytes for name in instruction.operands for leaf in leaves(computation[name].shape))
+        size = sum(
+            leaf.bytes for name in instruction.operands for leaf in leaves(computation[name].shape)
+        )
         members = _members(instruction, devices)
         if kind == "all-gather":
             size *= len(members)
@@ -102,24 +128,42 @@ def find(module: Module, computation: Computation, instruction: Instruction, dev
         return []
     name = instruction.called("calls") or ""
     found = [part for inner in module[name] for part in find(module, module[name], inner, devices)]
-    if "all-reduce-scatter" in name:  # a TPU's reduce-scatter: an all-reduce of which each device keeps a slice
-        found = [Collective("reduce-scatter", part.bytes, part.devices, part.channel) for part in found]
+    if (
+        "all-reduce-scatter" in name
+    ):  # a TPU's reduce-scatter: an all-reduce of which each device keeps a slice
+        found = [
+            Collective("reduce-scatter", part.bytes, part.devices, part.channel) for part in found
+        ]
     return found
 
 
 def _members(instruction: Instruction, devices: int) -> tuple[int, ...]:
     """The first group of the attribute `replica_groups`, in any of its three spellings, or of a permutation's pairs."""
     text = instruction.attributes
-    if pairs := re.findall(r"\{(\d+),(\d+)\}", instruction.attribute(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}") or ""):
+    if pairs := re.findall(
+        r"\{(\d+),(\d+)\}",
+        instruction.attribute(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}") or "",
+    ):
         return _cycle({int(source): int(target) for source, target in pairs})
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return tuple(int(number) for number in found[1].split(","))
     if found := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", text):
         return tuple(_iota(*found.groups()[1:]).reshape(_integers(found[1]))[0].tolist())
-    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:{_IOTA}|([\d,]+))\))? \{{([^}}]*)\}}", text):
+    if found := re.search(
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:{_IOTA}|([\d,]+))\))? \{{([^}}]*)\}}",
+        text,
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"('[^']*')=(\d+)", found[1])}
-        order = _iota(found[2], found[3]) if found[2] else np.array(_integers(found[4]) if found[4] else range(devices))
-        return tuple(order.ravel()[_along(sizes, re.findall(r"('[^']*')(?::\((\d+)\)(\d+))?", found[5]))].tolist())
+        order = (
+            _iota(found[2], found[3])
+            if found[2]
+            else np.array(_integers(found[4]) if found[4] else range(devices))
+        )
+        return tuple(
+            order.ravel()[
+                _along(sizes, re.findall(r"('[^']*')(?::\((\d+)\)(\d+))?", found[5]))
+            ].tolist()
+        )
     return tuple(range(devices))
 
 
@@ -135,11 +179,15 @@ def _iota(sizes: str, order: str | None) -> np.ndarray:
 
 def _along(sizes: dict[str, int], axes: list[tuple[str, str, str]]) -> np.ndarray:
     """Places along whole axes of a mesh or parts of them: (name, steps before the part, its size)."""
-    strides = dict(zip(sizes, np.cumprod([1, *reversed(sizes.values())])[-2::-1].tolist(), strict=True))
+    strides = dict(
+        zip(sizes, np.cumprod([1, *reversed(sizes.values())])[-2::-1].tolist(), strict=True)
+    )
     places = np.zeros((), int)
     for name, before, size in axes:
         count = int(size) if size else sizes[name]
-        places = np.add.outer(places, strides[name] * (sizes[name] // int(before or 1) // count) * np.arange(count))
+        places = np.add.outer(
+            places, strides[name] * (sizes[name] // int(before or 1) // count) * np.arange(count)
+        )
     return places.ravel()
 
 

@@ -17,12 +17,27 @@ from bitdance_jax.plan.hlo import Computation, Instruction, Module, Shape, leave
 
 
 _FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "opt-barrier"),
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "add-dependency",
+        "opt-barrier",
+    ),
     *("partition-id", "replica-id", "while", "call", "conditional", "async-start", "async-update"),
 }
 _FREE_CALLS = (
     *("AsyncCollectiveStart", "AsyncCollectiveDone"),
-    *("AllocateBuffer", "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"),
+    *(
+        "AllocateBuffer",
+        "ConcatBitcast",
+        "Sharding",
+        "SPMDFullToShardShape",
+        "SPMDShardToFullShape",
+    ),
 )
 _READS_SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -63,14 +78,31 @@ def costs(module: Module, devices: int, turns: int | None = None) -> list[Cost]:
     return list(_walk(module, module[module.entry], devices, 1, False, turns))
 
 
-def _walk(module: Module, computation: Computation, devices: int, trips: int, looped: bool, turns: int | None) -> Iterator[Cost]:
+def _walk(
+    module: Module,
+    computation: Computation,
+    devices: int,
+    trips: int,
+    looped: bool,
+    turns: int | None,
+) -> Iterator[Cost]:
     channels: set[str] = set()
     for instruction in computation:
         if instruction.opcode == "while":
             body = module[instruction.called("body") or ""]
-            yield from _walk(module, body, devices, trips * trip_count(module, computation, instruction, turns), True, turns)
+            yield from _walk(
+                module,
+                body,
+                devices,
+                trips * trip_count(module, computation, instruction, turns),
+                True,
+                turns,
+            )
         elif instruction.opcode == "conditional":
-            taken = [list(_walk(module, branch, devices, trips, looped, turns)) for branch in branches(module, instruction)]
+            taken = [
+                list(_walk(module, branch, devices, trips, looped, turns))
+                for branch in branches(module, instruction)
+            ]
             yield from max(taken, key=lambda rows: sum(row.flops * row.trips for row in rows))
         elif instruction.opcode in ("call", "async-start"):
             name = instruction.called("to_apply") or instruction.called("calls") or ""
@@ -103,11 +135,15 @@ def _op_name(module: Module, computation: Computation, instruction: Instruction)
 def branches(module: Module, instruction: Instruction) -> list[Computation]:
     """Of a conditional."""
     listed = instruction.attribute(r"branch_computations=\{([^}]*)\}")
-    names = re.findall(r"%([\w.\-]+)", listed or "") or [instruction.called(f"{which}_computation") or "" for which in ("true", "false")]
+    names = re.findall(r"%([\w.\-]+)", listed or "") or [
+        instruction.called(f"{which}_computation") or "" for which in ("true", "false")
+    ]
     return [module[name] for name in names]
 
 
-def trip_count(module: Module, computation: Computation, loop: Instruction, turns: int | None = None) -> int:
+def trip_count(
+    module: Module, computation: Computation, loop: Instruction, turns: int | None = None
+) -> int:
     """How often a loop turns: what the compiler notes, or else the bound that its condition compares a counter with, or else `turns`.
 
     Raises:
@@ -118,11 +154,23 @@ def trip_count(module: Module, computation: Computation, loop: Instruction, turn
         return int(noted)
     condition, start = module[loop.called("condition") or ""], computation[loop.operands[0]]
     compare = condition[condition.root]
-    counter, bound = (condition[name] for name in compare.operands) if compare.opcode == "compare" else (compare, compare)
-    if counter.opcode == "get-tuple-element" and start.opcode == "tuple" and compare.attribute(r"direction=(LT)"):
+    counter, bound = (
+        (condition[name] for name in compare.operands)
+        if compare.opcode == "compare"
+        else (compare, compare)
+    )
+    if (
+        counter.opcode == "get-tuple-element"
+        and start.opcode == "tuple"
+        and compare.attribute(r"direction=(LT)")
+    ):
         place = _place(counter)
         first = _constant(computation, start.operands[place])
-        last = _constant(computation, start.operands[_place(bound)]) if bound.opcode == counter.opcode else _constant(condition, bound.name)
+        last = (
+            _constant(computation, start.operands[_place(bound)])
+            if bound.opcode == counter.opcode
+            else _constant(condition, bound.name)
+        )
         if first is not None and last is not None:
             return -(-(last - first) // _step(module[loop.called("body") or ""], place))
     if turns is None:
@@ -140,7 +188,11 @@ def _step(body: Computation, place: int) -> int:
     added = body[body[body.root].operands[place]]
     while added.opcode in ("copy", "bitcast"):
         added = body[added.operands[0]]
-    steps = [step for name in added.operands if (step := _constant(body, name))] if added.opcode == "add" else []
+    steps = (
+        [step for name in added.operands if (step := _constant(body, name))]
+        if added.opcode == "add"
+        else []
+    )
     return steps[0] if steps else 1
 
 
@@ -148,7 +200,11 @@ def _constant(computation: Computation, name: str) -> int | None:
     instruction = computation[name]
     if instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.argument):
         return int(instruction.argument)
-    return _constant(computation, instruction.operands[0]) if instruction.opcode in ("copy", "bitcast", "convert") else None
+    return (
+        _constant(computation, instruction.operands[0])
+        if instruction.opcode in ("copy", "bitcast", "convert")
+        else None
+    )
 
 
 def memory_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
@@ -157,7 +213,12 @@ def memory_bytes(module: Module, computation: Computation, instruction: Instruct
     results = list(leaves(instruction.shape))
     operands = [list(leaves(computation[name].shape)) for name in instruction.operands]
     base = opcode.removesuffix("-start")
-    if opcode in _FREE or opcode.endswith(("-done", "-update")) or base in collectives.KINDS or _is_free_call(instruction):
+    if (
+        opcode in _FREE
+        or opcode.endswith(("-done", "-update"))
+        or base in collectives.KINDS
+        or _is_free_call(instruction)
+    ):
         return 0
     if opcode == "copy-start":
         return _held(results[:2])
@@ -171,7 +232,9 @@ def memory_bytes(module: Module, computation: Computation, instruction: Instruct
     return _held(results) + sum(map(_held, operands))
 
 
-def _fusion_bytes(module: Module, instruction: Instruction, results: list[Shape], operands: list[list[Shape]]) -> int:
+def _fusion_bytes(
+    module: Module, instruction: Instruction, results: list[Shape], operands: list[list[Shape]]
+) -> int:
     inner = module[instruction.called("calls") or ""]
     read = sum(
         min(_held(operand), _touched_by_all(module, inner, parameter.name))
@@ -184,7 +247,10 @@ def _fusion_bytes(module: Module, instruction: Instruction, results: list[Shape]
     outputs = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(outputs) != len(results):
         return read + _held(results)
-    written = (min(_held([result]), _written(inner, output)) for result, output in zip(results, outputs, strict=True))
+    written = (
+        min(_held([result]), _written(inner, output))
+        for result, output in zip(results, outputs, strict=True)
+    )
     return read + sum(written)
 
 
@@ -196,9 +262,15 @@ def touched(module: Module, computation: Computation, name: str, user: Instructi
         return _touched_by_all(module, computation, user.name)
     if user.opcode == "fusion":
         inner = module[user.called("calls") or ""]
-        if all(part.opcode in ("parameter", "bitcast") for part in inner):  # what reads its result reads the array
+        if all(
+            part.opcode in ("parameter", "bitcast") for part in inner
+        ):  # what reads its result reads the array
             return _touched_by_all(module, computation, user.name)
-        return sum(_touched_by_all(module, inner, inner.parameters[i].name) for i, used in enumerate(user.operands) if used == name)
+        return sum(
+            _touched_by_all(module, inner, inner.parameters[i].name)
+            for i, used in enumerate(user.operands)
+            if used == name
+        )
     if (user.opcode == "dynamic-update-slice" and user.operands[0] == name) or _hands_on(user):
         return 0
     return sum(leaf.bytes for leaf in leaves(computation[name].shape))
@@ -225,7 +297,9 @@ def _hands_on(instruction: Instruction) -> bool:
 
 
 def _is_free_call(instruction: Instruction) -> bool:
-    return instruction.opcode == "custom-call" and any(f'custom_call_target="{name}"' in instruction.attributes for name in _FREE_CALLS)
+    return instruction.opcode == "custom-call" and any(
+        f'custom_call_target="{name}"' in instruction.attributes for name in _FREE_CALLS
+    )
 
 
 def _held(shapes: list[Shape]) -> int:

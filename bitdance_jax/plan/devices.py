@@ -9,8 +9,8 @@ import jax
 from jax.experimental import topologies
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.hardware import CHIPS
-from bitdance_jax.no_tpu import ENVIRONMENT
+from bitdance_jax.perf.hardware import CHIPS
+from bitdance_jax.perf.no_tpu import ENVIRONMENT
 
 
 MAX_CHIPS = 2**15
@@ -33,13 +33,19 @@ def find_devices(topology: str | None) -> list[jax.Device]:
     name, _, layout = topology.partition(":")
     axes = layout.split("x") if re.fullmatch(r"\d{1,5}(x\d{1,5}){1,2}", layout, re.ASCII) else []
     if name not in chips or not 1 <= math.prod(map(int, axes or "0")) <= MAX_CHIPS:
-        raise UserError(f"unknown topology {topology!r}; a chip and its layout, such as v5e:4x4 or v5p:4x4x8; chips: {', '.join(chips)}")
+        raise UserError(
+            f"unknown topology {topology!r}; a chip and its layout, such as v5e:4x4 or v5p:4x4x8; chips: {', '.join(chips)}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--topology needs the TPU compiler: pip install libtpu")
     os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
     jax.config.update("jax_platforms", "cpu")
-    options = {"chip_config_name": "megacore"} if name == "v4" else {}  # both cores of a v4 are one device, as on Cloud TPUs
+    options = (
+        {"chip_config_name": "megacore"} if name == "v4" else {}
+    )  # both cores of a v4 are one device, as on Cloud TPUs
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+        )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology {topology}: {str(error).splitlines()[0]}") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from bitdance_jax.hardware import Chip
+from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan.cost import Cost
 
 
@@ -78,7 +78,11 @@ class Estimate:
             "scheduled": self.scheduled,
             "serial": self.kernel_seconds + self.communication,
         }
-        return bounds if self.compiler_seconds is None else {**bounds, "compiler": self.compiler_seconds + self.communication}
+        return (
+            bounds
+            if self.compiler_seconds is None
+            else {**bounds, "compiler": self.compiler_seconds + self.communication}
+        )
 
     @property
     def expected(self) -> float:
@@ -102,7 +106,10 @@ def compiler_seconds(cost: Cost, chip: Chip) -> float:
 def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, scheduled: float) -> Estimate:
     """Adds up what `cost.costs` gave; `scheduled` is `schedule.scheduled_seconds`."""
     exchanges = [(row.trips, exchange) for row in rows for exchange in row.collectives]
-    flops, moved = sum(row.trips * row.flops for row in rows), sum(row.trips * row.bytes for row in rows)
+    flops, moved = (
+        sum(row.trips * row.flops for row in rows),
+        sum(row.trips * row.bytes for row in rows),
+    )
     return Estimate(
         kernels=sum(row.trips for row in rows),
         flops=flops,
@@ -110,8 +117,12 @@ def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, scheduled: f
         sent=sum(trips * exchange.sent for trips, exchange in exchanges),
         arithmetic=sum(row.trips * row.flops * row.passes for row in rows) / chip.flops,
         memory=moved / chip.bandwidth,
-        communication=sum((trips * exchange.seconds(mesh, chip) for trips, exchange in exchanges), 0.0),
+        communication=sum(
+            (trips * exchange.seconds(mesh, chip) for trips, exchange in exchanges), 0.0
+        ),
         kernel_seconds=sum(row.trips * seconds(row, chip) for row in rows),
         scheduled=scheduled,
-        compiler_seconds=sum(row.trips * compiler_seconds(row, chip) for row in rows) if chip.clock else None,
+        compiler_seconds=sum(row.trips * compiler_seconds(row, chip) for row in rows)
+        if chip.clock
+        else None,
     )

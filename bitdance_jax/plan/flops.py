@@ -1,4 +1,4 @@
-"""Floating-point operations of HLO instructions. Only products count, two for each multiply-add, as in `bitdance_jax.arithmetic`."""
+"""Floating-point operations of HLO instructions. Only products count, two for each multiply-add, as in `bitdance_jax.perf.arithmetic`."""
 
 import itertools
 import json
@@ -40,7 +40,11 @@ def _operand(computation: Computation, instruction: Instruction, number: int) ->
 def _dot(computation: Computation, instruction: Instruction) -> int:
     lhs = _operand(computation, instruction, 0).dims
     contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-    return 2 * instruction.array.size * math.prod(lhs[int(axis)] for axis in contracted.split(",") if axis)
+    return (
+        2
+        * instruction.array.size
+        * math.prod(lhs[int(axis)] for axis in contracted.split(",") if axis)
+    )
 
 
 def _convolution(computation: Computation, instruction: Instruction, output: Shape) -> int:
@@ -51,7 +55,9 @@ def _convolution(computation: Computation, instruction: Instruction, output: Sha
     lhs, rhs = (_operand(computation, instruction, i) for i in (0, 1))
     labels = instruction.attribute(r"dim_labels=([\w>\-]+)") or ""
     lhs_labels, rhs_labels, out_labels = re.split("_|->", labels)
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute(r"window=\{([^}]*)\}") or ""))
+    window = dict(
+        re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute(r"window=\{([^}]*)\}") or "")
+    )
     meetings = 1
     for number in range(len(lhs_labels) - 2):
         sides = ((lhs, lhs_labels), (rhs, rhs_labels), (output, out_labels))
@@ -59,7 +65,9 @@ def _convolution(computation: Computation, instruction: Instruction, output: Sha
         meetings *= _meetings(size, kernel, out, window, number)
     features_in, features_out = rhs.dims[rhs_labels.index("i")], output.dims[out_labels.index("f")]
     batch_groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
-    return 2 * meetings * features_in * features_out * lhs.dims[lhs_labels.index("b")] // batch_groups
+    return (
+        2 * meetings * features_in * features_out * lhs.dims[lhs_labels.index("b")] // batch_groups
+    )
 
 
 def _meetings(size: int, kernel: int, out: int, window: dict[str, str], axis: int) -> int:
@@ -68,11 +76,15 @@ def _meetings(size: int, kernel: int, out: int, window: dict[str, str], axis: in
     def option(name: str, default: str) -> str:
         return window[name].split("x")[axis] if name in window else default
 
-    stride, base, dilation = (int(option(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate"))
+    stride, base, dilation = (
+        int(option(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate")
+    )
     before = int(option("pad", "0_0").split("_")[0])
     if (stride, base, dilation, before) == (1, 1, 1, 0) and out == size - kernel + 1:
         return out * kernel
-    places = (k * dilation + o * stride - before for k, o in itertools.product(range(kernel), range(out)))
+    places = (
+        k * dilation + o * stride - before for k, o in itertools.product(range(kernel), range(out))
+    )
     return sum(place % base == 0 and 0 <= place // base < size for place in places)
 
 

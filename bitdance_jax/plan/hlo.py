@@ -52,7 +52,10 @@ class Shape:
             return self.logical_bytes
         sizes = [self.dims[axis] for axis in reversed(self.order)]
         sizes = [1] * (len(self.tile) - len(sizes)) + sizes
-        padded = [-(-size // tile) * tile for size, tile in zip(sizes[-len(self.tile) :], self.tile, strict=True)]
+        padded = [
+            -(-size // tile) * tile
+            for size, tile in zip(sizes[-len(self.tile) :], self.tile, strict=True)
+        ]
         return math.prod(sizes[: -len(self.tile)]) * math.prod(padded) * _bits(self.dtype) // 8
 
     def __str__(self) -> str:
@@ -170,7 +173,9 @@ def _instruction(name: str, text: str) -> Instruction:
     closing = _closing(text, opening)
     argument = text[opening + 1 : closing]
     operands = tuple(re.findall(r"%([\w.\-]+)", argument))
-    return Instruction(name, _shape(text[:end]), text[end:opening].strip(), operands, argument, text[closing + 1 :])
+    return Instruction(
+        name, _shape(text[:end]), text[end:opening].strip(), operands, argument, text[closing + 1 :]
+    )
 
 
 def _closing(text: str, opening: int) -> int:
@@ -203,7 +208,9 @@ def _shape(text: str) -> ShapeTree:
     return Shape(
         dtype,
         sizes,
-        tuple(int(axis) for axis in order.split(",")) if order else tuple(reversed(range(len(sizes)))),
+        tuple(int(axis) for axis in order.split(","))
+        if order
+        else tuple(reversed(range(len(sizes)))),
         tuple(int(size) for size in tile[1].split(",")) if tile else (),
         int(space[1]) if space else 0,
     )

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bitdance_jax import sharding
-from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
+from bitdance_jax.distributed import sharding
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.pipelines.class_conditional import draw_pictures, sample_labels, sampling_params
+from bitdance_jax.pipelines.data_parallel import on_each_device
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.data_parallel import on_each_device
-from bitdance_jax.sampling.pipeline import draw_pictures, sample_labels, sampling_params
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.performance import training_flops
@@ -64,36 +64,64 @@ def training_step(config: Training, mesh: Mesh) -> Program:
         objective = objective.without_fused_kernels()
     schedule = learning_rate_schedule(config.optimizer, run.steps)
     optimizer = make_optimizer(config.optimizer, schedule, objective)
-    step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate, run.gradient_dtype)
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedule,
+        config.optimizer.ema_decay,
+        mesh,
+        run.accumulate,
+        run.gradient_dtype,
+    )
     arguments = (
         abstract_state(objective, optimizer, mesh),
         on_mesh(mesh, objective.abstract_frozen()),
         _placed(objective.abstract_batch(batch_size), sharding.batch_sharding(mesh)),
         _placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())),
     )
-    return Program("training step", step, arguments, mesh, batch_size, training_flops(objective, batch_size))
+    return Program(
+        "training step", step, arguments, mesh, batch_size, training_flops(objective, batch_size)
+    )
 
 
-def sampling(config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh) -> Program:
+def sampling(
+    config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh
+) -> Program:
     """What `sample.py --npz` runs to draw `per_device` pictures on every device at a time, pixels included."""
     whole, rows = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     weights = jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config))
     tokenizer = autoencoder.abstract_params(config.tokenizer)
     tokenizer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tokenizer)
     solver, scales = next_patch.resolve(sampler, config.head.time_shift, config.num_steps)
-    sample = functools.partial(sample_labels, ClassConditional(config, dtype=jnp.dtype(dtype)), solver=solver)
+    sample = functools.partial(
+        sample_labels, ClassConditional(config, dtype=jnp.dtype(dtype)), solver=solver
+    )
 
     def draw(params: Any, labels: Any, keys: Any, scales: Any, solver: Any = solver) -> Any:
         return draw_pictures(sample, config, jnp.dtype(dtype), params, labels, keys, scales)
 
     def rows_of(count: int) -> tuple[Any, Any]:
-        return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)
+        return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct(
+            (count, 2), jnp.uint32
+        )
 
     params, images = {"model": weights, "tokenizer": tokenizer}, per_device * mesh.size
-    one_device = traced_flops(lambda p, labels, keys: draw(p, labels, jax.random.wrap_key_data(keys), scales), params, *rows_of(per_device))
+    one_device = traced_flops(
+        lambda p, labels, keys: draw(p, labels, jax.random.wrap_key_data(keys), scales),
+        params,
+        *rows_of(per_device),
+    )
     arguments = (_placed(params, whole), *_placed(rows_of(images), rows), _placed(scales, whole))
     static = {"solver": solver}
-    return Program("sampling", on_each_device(mesh, draw), arguments, mesh, images, one_device * mesh.size, static=static)
+    return Program(
+        "sampling",
+        on_each_device(mesh, draw),
+        arguments,
+        mesh,
+        images,
+        one_device * mesh.size,
+        static=static,
+    )
 
 
 def _placed(tree: Any, place: NamedSharding) -> Any:

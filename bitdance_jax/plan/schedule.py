@@ -7,13 +7,15 @@ else runs by itself.
 
 import jax
 
-from bitdance_jax.hardware import Chip
+from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan.cost import Cost, branches, trip_count
 from bitdance_jax.plan.estimate import seconds
 from bitdance_jax.plan.hlo import Computation, Module
 
 
-def scheduled_seconds(module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, turns: int | None = None) -> float:
+def scheduled_seconds(
+    module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, turns: int | None = None
+) -> float:
     """Of one call.
 
     Args:
@@ -47,7 +49,14 @@ class _Pending:
 
 
 class _Schedule:
-    def __init__(self, module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, turns: int | None) -> None:
+    def __init__(
+        self,
+        module: Module,
+        rows: list[Cost],
+        mesh: jax.sharding.Mesh,
+        chip: Chip,
+        turns: int | None,
+    ) -> None:
         self._module, self._mesh, self._chip, self._turns = module, mesh, chip, turns
         self._rows = {row.instruction.name: row for row in rows}
 
@@ -63,11 +72,18 @@ class _Schedule:
     def _run(self, computation: Computation, copies: _Pending, exchanges: _Pending) -> float:
         total = 0.0
         for instruction in computation:
-            opcode, called = instruction.opcode, instruction.called("to_apply") or instruction.called("calls") or ""
+            opcode, called = (
+                instruction.opcode,
+                instruction.called("to_apply") or instruction.called("calls") or "",
+            )
             if opcode == "while":
                 count = trip_count(self._module, computation, instruction, self._turns)
                 total += copies.finish(None) + exchanges.finish(None)
-                total += self.call(self._module[instruction.called("body") or ""], count) if count else 0.0
+                total += (
+                    self.call(self._module[instruction.called("body") or ""], count)
+                    if count
+                    else 0.0
+                )
             elif opcode == "conditional":
                 total += max(map(self.call, branches(self._module, instruction)))
             elif opcode in ("call", "async-start"):

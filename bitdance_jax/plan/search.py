@@ -8,10 +8,10 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
-from bitdance_jax import sharding
 from bitdance_jax.config import MeshConfig, Training
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.hardware import chip_of
+from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.plan.analysis import DoesNotFit, Plan, make_plan, resident_bytes
 from bitdance_jax.plan.programs import Program, training_step
 
@@ -41,7 +41,11 @@ it, in the variant of the same number."""
 
 
 def training_candidates(
-    config: Training, devices: list[jax.Device], batch_sizes: Sequence[int], fsdps: Sequence[int], tensors: Sequence[int]
+    config: Training,
+    devices: list[jax.Device],
+    batch_sizes: Sequence[int],
+    fsdps: Sequence[int],
+    tensors: Sequence[int],
 ) -> list[Family]:
     """A family for each batch size and `tensor` axis: its meshes, from the most to the fewest parts that the state is cut into.
 
@@ -49,10 +53,21 @@ def training_candidates(
     """
     savings = [(1, remat) for remat in REMATS] + [(parts, REMATS[-1]) for parts in (2, 4, 8)]
 
-    def variant(batch_size: int, mesh: MeshConfig, accumulate: int, remat: Literal["none", "dots", "nothing"]) -> Program:
+    def variant(
+        batch_size: int,
+        mesh: MeshConfig,
+        accumulate: int,
+        remat: Literal["none", "dots", "nothing"],
+    ) -> Program:
         run = dataclasses.replace(config.run, remat=remat, accumulate=accumulate)
-        changed: dict[str, Any] = {"run": run, "data": dataclasses.replace(config.data, batch_size=batch_size), "mesh": mesh}
-        return training_step(dataclasses.replace(config, **changed), sharding.make_mesh(mesh, devices))
+        changed: dict[str, Any] = {
+            "run": run,
+            "data": dataclasses.replace(config.data, batch_size=batch_size),
+            "mesh": mesh,
+        }
+        return training_step(
+            dataclasses.replace(config, **changed), sharding.make_mesh(mesh, devices)
+        )
 
     def variants(batch_size: int, mesh: MeshConfig) -> list[Variant]:
         name = f"data {mesh.data} fsdp {mesh.fsdp} tensor {mesh.tensor}, batch {batch_size}"
@@ -68,7 +83,11 @@ def training_candidates(
 
     def meshes(tensor: int) -> list[MeshConfig]:
         rows = len(devices) // tensor
-        return [MeshConfig(rows // fsdp, fsdp, tensor) for fsdp in sorted(fsdps, reverse=True) if rows % fsdp == 0]
+        return [
+            MeshConfig(rows // fsdp, fsdp, tensor)
+            for fsdp in sorted(fsdps, reverse=True)
+            if rows % fsdp == 0
+        ]
 
     return [
         [variants(batch_size, mesh) for mesh in meshes(tensor)]
@@ -81,7 +100,13 @@ def training_candidates(
 def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Family]:
     """Powers of two of pictures a device, up to `most`, which is tried too. `make` gives the program of a number."""
     counts = sorted({*(2**n for n in range(3, most.bit_length())), most})
-    return [[[Variant(f"{count} images a device", functools.partial(make, count))] for count in counts if count <= most]]
+    return [
+        [
+            [Variant(f"{count} images a device", functools.partial(make, count))]
+            for count in counts
+            if count <= most
+        ]
+    ]
 
 
 def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tuple[str, str]]]:
@@ -101,7 +126,9 @@ def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tup
     return sorted(plans, key=lambda pair: -_speed(pair[1])), refused
 
 
-def _try_family(family: Family, plans: list[tuple[str, Plan]], refused: list[tuple[str, str]], bar: Any) -> None:
+def _try_family(
+    family: Family, plans: list[tuple[str, Plan]], refused: list[tuple[str, str]], bar: Any
+) -> None:
     first, settled = 0, False
     for variants in family:
         fastest = 0.0
@@ -132,7 +159,9 @@ def _small_enough(program: Program) -> Program:
     """The program, unless its arguments alone are more than a device holds: then nothing needs to be compiled."""
     chip, size = chip_of(program.mesh.devices.flat[0]), resident_bytes(program)
     if chip is not None and size > chip.memory:
-        raise DoesNotFit(f"its arguments alone need {size / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}")
+        raise DoesNotFit(
+            f"its arguments alone need {size / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}"
+        )
     return program
 
 

@@ -12,29 +12,35 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from bitdance_jax import model_folder, sharding
-from bitdance_jax.arithmetic import traced_flops
-from bitdance_jax.command_line import Flags
+from bitdance_jax.cli.command_line import Flags
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
-from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, Size
+from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, PathName, Size
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import PathName, check_ending
+from bitdance_jax.io import model_folder
+from bitdance_jax.io.files import check_ending
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
+from bitdance_jax.nn.quantize import quantize
+from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.pipelines.class_conditional import chunk_size, decode_codes
+from bitdance_jax.pipelines.prompt_programs import Programs, kept
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size
 from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.programs import Program
-from bitdance_jax.quantize import quantize
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.guidance import rows_of_image
-from bitdance_jax.sampling.pipeline import chunk_size, decode_codes
-from bitdance_jax.sampling.prompt_programs import Programs, kept
-from bitdance_jax.sampling.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
-BOUNDS = {"overlapped": "at best, s a picture", "scheduled": "roofline", "serial": "nothing overlaps", "compiler": "compiler"}
+BOUNDS = {
+    "overlapped": "at best, s a picture",
+    "scheduled": "roofline",
+    "serial": "nothing overlaps",
+    "compiler": "compiler",
+}
 """Names of `Estimate.bounds` in a table."""
 
 
@@ -76,7 +82,11 @@ class Arguments(Flags):
 
     @property
     def sampler(self) -> SamplerConfig:
-        return SamplerConfig(head_steps=self.head_steps, guidance_scale=self.guidance_scale, guidance_schedule="constant")
+        return SamplerConfig(
+            head_steps=self.head_steps,
+            guidance_scale=self.guidance_scale,
+            guidance_schedule="constant",
+        )
 
 
 class Drawing(NamedTuple):
@@ -99,7 +109,10 @@ class Drawing(NamedTuple):
         bounds = [plan.estimate.bounds for plan in self.plans if plan.estimate]
         if len(bounds) < len(self.plans) or bound not in bounds[0]:
             return None
-        return sum(count * each[bound] for count, each in zip(self.calls, bounds, strict=True)) / self.images
+        return (
+            sum(count * each[bound] for count, each in zip(self.calls, bounds, strict=True))
+            / self.images
+        )
 
 
 def find_model(name: str) -> TextToImageConfig | None:
@@ -109,7 +122,11 @@ def find_model(name: str) -> TextToImageConfig | None:
         return TextToImageConfig.released(released)
     if not Path(name).is_dir():
         return None
-    return from_dict(TextToImageConfig, model_folder.read_config(name, expect="text_to_image").config, f"{name}/config.json: config")
+    return from_dict(
+        TextToImageConfig,
+        model_folder.read_config(name, expect="text_to_image").config,
+        f"{name}/config.json: config",
+    )
 
 
 def check(arguments: Arguments, config: TextToImageConfig) -> None:
@@ -117,30 +134,46 @@ def check(arguments: Arguments, config: TextToImageConfig) -> None:
     model.check_size(config, *parse_size(arguments.size))
 
 
-def describe(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
+def describe(
+    arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]
+) -> dict[str, Any]:
     """Prints the plan of a batch; returns it for a JSON file."""
     check(arguments, config)
     mesh = sharding.make_mesh(arguments.mesh, devices)
-    print(f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes", file=sys.stderr)
+    print(
+        f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes",
+        file=sys.stderr,
+    )
     drawing = plan_drawing(arguments, config, mesh)
     for plan in drawing.plans:
         print(report.to_text(plan, arguments.top) + "\n")
     print("\n".join(summary(drawing)))
-    return {"programs": [report.to_dict(plan, arguments.top) for plan in drawing.plans], **_figures(drawing)}
+    return {
+        "programs": [report.to_dict(plan, arguments.top) for plan in drawing.plans],
+        **_figures(drawing),
+    }
 
 
-def compare(arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]) -> dict[str, Any]:
+def compare(
+    arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]
+) -> dict[str, Any]:
     """Prints how fast each mesh draws a batch, the fastest first; returns it for a JSON file."""
     check(arguments, config)
     drawings: list[tuple[str, Drawing]] = []
     decoder: Plan | None = None
     refused: dict[str, str] = {}
     rows = arguments.batch_size * rows_of_image(arguments.sampler)
-    meshes = [MeshConfig(data=data, tensor=len(devices) // data) for data in range(1, len(devices) + 1) if len(devices) % data == 0]
+    meshes = [
+        MeshConfig(data=data, tensor=len(devices) // data)
+        for data in range(1, len(devices) + 1)
+        if len(devices) % data == 0
+    ]
     for mesh in tqdm([mesh for mesh in meshes if rows % mesh.data == 0], dynamic_ncols=True):
         name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
         try:
-            drawings.append((name, plan_drawing(arguments, config, sharding.make_mesh(mesh, devices), decoder)))
+            drawings.append(
+                (name, plan_drawing(arguments, config, sharding.make_mesh(mesh, devices), decoder))
+            )
             decoder = drawings[-1][1].plans[2]  # it is cut over all devices alike
         except UserError as error:
             refused[name] = str(error)
@@ -148,7 +181,10 @@ def compare(arguments: Arguments, config: TextToImageConfig, devices: list[jax.D
     print("\n".join(_times_table(drawings)) if drawings else "nothing fits")
     for name, reason in refused.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    return {"drawings": [{"name": name, **_figures(drawing)} for name, drawing in drawings], "refused": refused}
+    return {
+        "drawings": [{"name": name, **_figures(drawing)} for name, drawing in drawings],
+        "refused": refused,
+    }
 
 
 def summary(drawing: Drawing) -> list[str]:
@@ -166,12 +202,22 @@ def _times_table(drawings: list[tuple[str, Drawing]]) -> list[str]:
     rows = []
     for name, drawing in drawings:
         limit = drawing.weight_seconds and drawing.weight_seconds / drawing.images
-        row = [name, f"{max(plan.memory.total for plan in drawing.plans) / 2**30:.1f}", f"{limit:.2f}" if limit else "-"]
+        row = [
+            name,
+            f"{max(plan.memory.total for plan in drawing.plans) / 2**30:.1f}",
+            f"{limit:.2f}" if limit else "-",
+        ]
         for bound in BOUNDS:
             seconds = drawing.seconds(bound)
-            row.append("-" if seconds is None or limit is None else f"{seconds:.2f} ({seconds / limit:.1f} x)")
+            row.append(
+                "-"
+                if seconds is None or limit is None
+                else f"{seconds:.2f} ({seconds / limit:.1f} x)"
+            )
         rows.append(row)
-    return report.table(["", "GiB a device", "reading weights, s a picture", *BOUNDS.values()], rows)
+    return report.table(
+        ["", "GiB a device", "reading weights, s a picture", *BOUNDS.values()], rows
+    )
 
 
 def _figures(drawing: Drawing) -> dict[str, Any]:
@@ -179,12 +225,15 @@ def _figures(drawing: Drawing) -> dict[str, Any]:
         "images": drawing.images,
         "calls": drawing.calls,
         "memory": [plan.memory.total for plan in drawing.plans],
-        "weight_seconds_an_image": drawing.weight_seconds and drawing.weight_seconds / drawing.images,
+        "weight_seconds_an_image": drawing.weight_seconds
+        and drawing.weight_seconds / drawing.images,
         "seconds_an_image": {bound: drawing.seconds(bound) for bound in BOUNDS},
     }
 
 
-def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, decoder: Plan | None = None) -> Drawing:
+def plan_drawing(
+    arguments: Arguments, config: TextToImageConfig, mesh: Mesh, decoder: Plan | None = None
+) -> Drawing:
     """Compiles what `TextToImage.generate` runs for a batch; the decoder only if its plan is not given.
 
     Raises:
@@ -196,7 +245,9 @@ def plan_drawing(arguments: Arguments, config: TextToImageConfig, mesh: Mesh, de
     plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
     calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
     read = _bytes_read(batch.weights["model"], batch.patches, batch.solver.num_evaluations)
-    return Drawing(plans, calls, arguments.batch_size, read / begin.chip.bandwidth if begin.chip else None)
+    return Drawing(
+        plans, calls, arguments.batch_size, read / begin.chip.bandwidth if begin.chip else None
+    )
 
 
 class _Batch:
@@ -204,7 +255,12 @@ class _Batch:
 
     def __init__(self, arguments: Arguments, config: TextToImageConfig, mesh: Mesh) -> None:
         height, width = parse_size(arguments.size)
-        self._config, self._mesh, self._sampler, self._images = config, mesh, arguments.sampler, arguments.batch_size
+        self._config, self._mesh, self._sampler, self._images = (
+            config,
+            mesh,
+            arguments.sampler,
+            arguments.batch_size,
+        )
         self._dtype = jnp.dtype(arguments.dtype)
         self._compiled = Programs(config, mesh, self._dtype)
         self._size, self._grid = (height, width), height // config.tokenizer.downsampling
@@ -213,11 +269,16 @@ class _Batch:
         self.weights = abstract_weights(config, mesh, self._dtype, arguments.weights)
         rows = self._images * rows_of_image(self._sampler)
         one = model.prefix_rows(config, [[0] * arguments.prompt_tokens], height, width)
-        tokens, padding = self._whole((rows, one.tokens.shape[1]), jnp.int32), self._whole((rows,), jnp.int32)
+        tokens, padding = (
+            self._whole((rows, one.tokens.shape[1]), jnp.int32),
+            self._whole((rows,), jnp.int32),
+        )
         prefixes = Prefixes(tokens, padding)  # type: ignore[arg-type]
         self._inputs = (prefixes, self._whole(self._tokens.shape, jnp.int32))
         self._keys = self._whole((self._images, 2), jnp.uint32)
-        self.solver, scales = next_patch.resolve(self._sampler, config.head.time_shift, self.patches)
+        self.solver, scales = next_patch.resolve(
+            self._sampler, config.head.time_shift, self.patches
+        )
         self._scales = None if scales is None else self._whole(scales.shape, scales.dtype)
 
     def begin(self) -> Program:
@@ -228,11 +289,22 @@ class _Batch:
         """The program after `begin`, whose plan knows how the arrays of the state are sharded."""
         state = self._compiled.begin.eval_shape(self.weights["model"], self._inputs, self._scales)
         places = begin.compiled.output_shardings
-        state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
-        inputs = (self.weights["model"], state, self._inputs, self._keys, self._scales, self._whole((), jnp.int32))
+        state = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+        )
+        inputs = (
+            self.weights["model"],
+            state,
+            self._inputs,
+            self._keys,
+            self._scales,
+            self._whole((), jnp.int32),
+        )
         flops = self._flops(self.patches) - self._flops(0)
         name = f"{self.patches} patches"
-        return self._program(name, self._compiled.advance, inputs, flops, self.patches, {"solver": self.solver})
+        return self._program(
+            name, self._compiled.advance, inputs, flops, self.patches, {"solver": self.solver}
+        )
 
     def decode(self) -> Program:
         config, images = self._config.tokenizer, min(chunk_size(*self._size), self._images)
@@ -240,11 +312,23 @@ class _Batch:
         inputs = (self.weights["tokenizer"], codes, self._whole((images, 2), jnp.uint32))
 
         def decode(params: Any, codes: Any, keys: Any) -> Any:
-            return decode_codes(Autoencoder(config, self._dtype), params, codes, jax.random.wrap_key_data(keys))
+            return decode_codes(
+                Autoencoder(config, self._dtype), params, codes, jax.random.wrap_key_data(keys)
+            )
 
-        grid = jax.ShapeDtypeStruct((images, self._grid, len(self._tokens) // self._grid, config.bits), jnp.int8)
+        grid = jax.ShapeDtypeStruct(
+            (images, self._grid, len(self._tokens) // self._grid, config.bits), jnp.int8
+        )
         flops = traced_flops(decode, inputs[0], grid, inputs[2])
-        return Program("decoder", self._compiled.decode, inputs, self._mesh, images, flops, static={"height": self._grid})
+        return Program(
+            "decoder",
+            self._compiled.decode,
+            inputs,
+            self._mesh,
+            images,
+            flops,
+            static={"height": self._grid},
+        )
 
     def _program(
         self,
@@ -271,19 +355,28 @@ class _Batch:
             state = next_patch.begin(reader, scales)
             if not patches:
                 return state
-            return next_patch.advance(reader, state, patches, noise=noise, solver=self.solver, scales=scales)
+            return next_patch.advance(
+                reader, state, patches, noise=noise, solver=self.solver, scales=scales
+            )
 
         params = model.abstract_params(config, scan=False)
         return traced_flops(sample, params, self._inputs, self._keys, self._scales)
 
 
-def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = PartitionSpec()) -> jax.ShapeDtypeStruct:
+def _array(
+    mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = PartitionSpec()
+) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def abstract_weights(config: TextToImageConfig, mesh: Mesh, dtype: jnp.dtype, weights: str) -> dict[str, Any]:
+def abstract_weights(
+    config: TextToImageConfig, mesh: Mesh, dtype: jnp.dtype, weights: str
+) -> dict[str, Any]:
     """Shapes and places of `TextToImage.params`."""
-    shapes = {"model": model.abstract_params(config, scan=False), "tokenizer": autoencoder.abstract_params(config.tokenizer)}
+    shapes = {
+        "model": model.abstract_params(config, scan=False),
+        "tokenizer": autoencoder.abstract_params(config.tokenizer),
+    }
     leaves: dict[tuple[str, ...], Any] = {}
     for path, leaf in traverse_util.flatten_dict(shapes).items():
         how = kept(mesh, path, leaf.shape, dtype, weights)
@@ -292,13 +385,18 @@ def abstract_weights(config: TextToImageConfig, mesh: Mesh, dtype: jnp.dtype, we
         stored = jax.ShapeDtypeStruct(leaf.shape, how.dtype)
         parts = jax.eval_shape(quantize, stored) if how.int8 else stored
         axes = [*how.place.spec, *[None] * (leaf.ndim - len(how.place.spec))]
-        leaves[path] = jax.tree.map(lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _cut(part.shape, axes)), parts)
+        leaves[path] = jax.tree.map(
+            lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _cut(part.shape, axes)),
+            parts,
+        )
     return traverse_util.unflatten_dict(leaves)
 
 
 def _cut(shape: tuple[int, ...], axes: list[Any]) -> PartitionSpec:
     """A quantized kernel's scales lie as its channels do; their first axis is a single row."""
-    return PartitionSpec(*(None if size == 1 else names for size, names in zip(shape, axes, strict=True)))
+    return PartitionSpec(
+        *(None if size == 1 else names for size, names in zip(shape, axes, strict=True))
+    )
 
 
 def _bytes_read(params: Any, patches: int, evaluations: int) -> float:

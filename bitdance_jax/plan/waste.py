@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bitdance_jax.hardware import Chip
+from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan.cost import Cost, touched
 from bitdance_jax.plan.estimate import compiler_seconds, seconds
 from bitdance_jax.plan.hlo import Module, leaves
@@ -21,7 +21,15 @@ _WRAPPERS = re.compile(
     r"while|body|cond|closed_call|eval_jaxpr|checkpoint|remat\w*|shard_map|map|\w*jit\(.*|\w*vmap\(.*|jvp\(.*|transpose\(.*|<lambda>"
 )
 _MOVES = {"copy", "transpose", "convert", "reshape"}
-_TRIVIAL = {"parameter", "bitcast", "constant", "tuple", "get-tuple-element", "dynamic-slice", "slice"}
+_TRIVIAL = {
+    "parameter",
+    "bitcast",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "dynamic-slice",
+    "slice",
+}
 
 
 @dataclass(frozen=True)
@@ -54,38 +62,63 @@ def parts(rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
     def part(row: Cost) -> str:
         return "/".join(source(row).split("/")[:-1][:3]) or "(outside of any module)"
 
-    return _longest(_added_up(("kernels", row, row.bytes, _slower(row, chip), part(row)) for row in rows), count)
+    return _longest(
+        _added_up(("kernels", row, row.bytes, _slower(row, chip), part(row)) for row in rows), count
+    )
 
 
 def kernels(rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
     """The kernels that take longest."""
-    return _longest(_added_up((_kind(row), row, row.bytes, _slower(row, chip), source(row)) for row in rows), count)
+    return _longest(
+        _added_up((_kind(row), row, row.bytes, _slower(row, chip), source(row)) for row in rows),
+        count,
+    )
 
 
 def exchanges(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, count: int) -> list[Finding]:
     """The collectives that take longest, by kind and mesh axes; bytes are those that a device sends."""
     found = (
-        (f"{part.kind} over {_axes(part, mesh)}", row, part.sent, part.seconds(mesh, chip), source(row))
+        (
+            f"{part.kind} over {_axes(part, mesh)}",
+            row,
+            part.sent,
+            part.seconds(mesh, chip),
+            source(row),
+        )
         for row in rows
         for part in row.collectives
     )
     return _longest(_added_up(found), count)
 
 
-def reductions_then_cut(module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, count: int) -> list[Finding]:
+def reductions_then_cut(
+    module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, count: int
+) -> list[Finding]:
     """All-reduces of which each device keeps a part: reduce-scatters that the compiler did not see."""
     found = (
-        (f"all-reduce over {_axes(part, mesh)}", row, part.sent, part.seconds(mesh, chip), source(row))
+        (
+            f"all-reduce over {_axes(part, mesh)}",
+            row,
+            part.sent,
+            part.seconds(mesh, chip),
+            source(row),
+        )
         for row in rows
         for part in row.collectives
-        if part.kind == "all-reduce" and part.size > 1 and _is_cut(module, row, part.bytes // part.size)
+        if part.kind == "all-reduce"
+        and part.size > 1
+        and _is_cut(module, row, part.bytes // part.size)
     )
     return _longest(_added_up(found), count)
 
 
 def moves_in_loops(module: Module, rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
     """Copies, transpositions and changes of type that are made anew in every turn of a loop; bytes are those of their results."""
-    found = ((_kind(row), row, _size(row), _slower(row, chip), source(row)) for row in rows if row.looped and _only_moves(module, row))
+    found = (
+        (_kind(row), row, _size(row), _slower(row, chip), source(row))
+        for row in rows
+        if row.looped and _only_moves(module, row)
+    )
     return _longest(_added_up(found), count)
 
 
@@ -94,9 +127,15 @@ def padding(rows: list[Cost], chip: Chip, count: int) -> list[Finding]:
 
     def empty(row: Cost) -> int:
         held = [leaf for leaf in leaves(row.instruction.shape) if leaf.space == 0 and row.bytes]
-        return sum(leaf.bytes - leaf.logical_bytes for leaf in held if leaf.bytes >= 2 * leaf.logical_bytes)
+        return sum(
+            leaf.bytes - leaf.logical_bytes for leaf in held if leaf.bytes >= 2 * leaf.logical_bytes
+        )
 
-    found = ((_kind(row), row, size, size / chip.bandwidth, source(row)) for row in rows if (size := empty(row)))
+    found = (
+        (_kind(row), row, size, size / chip.bandwidth, source(row))
+        for row in rows
+        if (size := empty(row))
+    )
     return [finding for finding in _longest(_added_up(found), count) if finding.bytes >= SMALL]
 
 
@@ -106,7 +145,9 @@ def largest_results(rows: list[Cost], count: int) -> list[Finding]:
     for row in rows:
         for leaf in leaves(row.instruction.shape):
             if row.bytes and leaf.space == 0 and leaf.bytes >= SMALL:
-                seen = largest.setdefault(str(leaf), Finding(_kind(row), str(leaf), 0, leaf.bytes, 0.0, source(row)))
+                seen = largest.setdefault(
+                    str(leaf), Finding(_kind(row), str(leaf), 0, leaf.bytes, 0.0, source(row))
+                )
                 largest[str(leaf)] = dataclasses.replace(seen, times=seen.times + row.trips)
     return sorted(largest.values(), key=lambda finding: -finding.bytes)[:count]
 
@@ -116,9 +157,23 @@ def replicated_arguments(arguments: Any, count: int) -> list[Finding]:
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
         place = leaf.sharding
-        if place is not None and place.num_devices > 1 and place.is_fully_replicated and leaf.size * leaf.dtype.itemsize >= SMALL:
+        if (
+            place is not None
+            and place.num_devices > 1
+            and place.is_fully_replicated
+            and leaf.size * leaf.dtype.itemsize >= SMALL
+        ):
             shape = f"{leaf.dtype}{list(leaf.shape)}"
-            found.append(Finding("argument", shape, 1, leaf.size * leaf.dtype.itemsize, 0.0, jax.tree_util.keystr(path)))
+            found.append(
+                Finding(
+                    "argument",
+                    shape,
+                    1,
+                    leaf.size * leaf.dtype.itemsize,
+                    0.0,
+                    jax.tree_util.keystr(path),
+                )
+            )
     return sorted(found, key=lambda finding: -finding.bytes)[:count]
 
 
@@ -130,8 +185,18 @@ def source(row: Cost) -> str:
     name = row.op_name.split(";")[0]
     steps = [step for step in name.split("/") if step and not _WRAPPERS.fullmatch(step)]
     # A method's scope is the module's name, or its class's where it has none, with the method's.
-    steps = [re.sub(r"_\d+$", "_*", step.split(".")[0]) for step in steps if not re.match(r"[A-Z]\w*\.", step)]
-    when = "recomputed " if "rematted_computation" in name else "backward " if "transpose(" in name else ""
+    steps = [
+        re.sub(r"_\d+$", "_*", step.split(".")[0])
+        for step in steps
+        if not re.match(r"[A-Z]\w*\.", step)
+    ]
+    when = (
+        "recomputed "
+        if "rematted_computation" in name
+        else "backward "
+        if "transpose(" in name
+        else ""
+    )
     return when + "/".join(steps) if steps else f"({row.instruction.opcode})"
 
 
@@ -147,11 +212,21 @@ def _added_up(found: Iterable[Found]) -> Iterator[Finding]:
         shapes = [leaf for _, row, _, _, _ in group for leaf in leaves(row.instruction.shape)]
         times = sum(row.trips for _, row, _, _, _ in group)
         size = sum(row.trips * size for _, row, size, _, _ in group)
-        yield Finding(what, str(max(shapes, key=lambda leaf: leaf.bytes)), times, size, sum(r.trips * s for _, r, _, s, _ in group), where)
+        yield Finding(
+            what,
+            str(max(shapes, key=lambda leaf: leaf.bytes)),
+            times,
+            size,
+            sum(r.trips * s for _, r, _, s, _ in group),
+            where,
+        )
 
 
 def _longest(findings: Iterable[Finding], count: int) -> list[Finding]:
-    return sorted((finding for finding in findings if finding.seconds > 0), key=lambda finding: -finding.seconds)[:count]
+    return sorted(
+        (finding for finding in findings if finding.seconds > 0),
+        key=lambda finding: -finding.seconds,
+    )[:count]
 
 
 def _slower(row: Cost, chip: Chip) -> float:
@@ -164,7 +239,11 @@ def _axes(part: Any, mesh: jax.sharding.Mesh) -> str:
 
 def _kind(row: Cost) -> str:
     """The opcode; for a fusion the name that the compiler makes of what is in it."""
-    return re.sub(r"[.\d]+$", "", row.instruction.name) if row.instruction.opcode == "fusion" else row.instruction.opcode
+    return (
+        re.sub(r"[.\d]+$", "", row.instruction.name)
+        if row.instruction.opcode == "fusion"
+        else row.instruction.opcode
+    )
 
 
 def _size(row: Cost) -> int:
@@ -182,4 +261,6 @@ def _is_cut(module: Module, row: Cost, share: int) -> bool:
     """Whether all that use a row's result read no more than a share of it."""
     name = row.instruction.name
     users = row.computation.users(name)
-    return bool(users) and all(0 < touched(module, row.computation, name, user) <= share for user in users)
+    return bool(users) and all(
+        0 < touched(module, row.computation, name, user) <= share for user in users
+    )

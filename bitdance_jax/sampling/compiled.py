@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
-from bitdance_jax import sharding
+from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.sharding import constrain
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.next_patch import PatchModel, SamplerState, Scales
 from bitdance_jax.sampling.solvers import Solver
-from bitdance_jax.sharding import constrain
 
 
 class CompiledSampler:
@@ -27,7 +27,9 @@ class CompiledSampler:
         `next_patch.advance`.
     """
 
-    def __init__(self, read: Callable[[Any, Any, Scales], PatchModel], mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, read: Callable[[Any, Any, Scales], PatchModel], mesh: Mesh | None = None
+    ) -> None:
         """
         Args:
           read: (params, inputs, scales) -> the model after the inputs, labels or prompts; with
@@ -68,7 +70,9 @@ class CompiledSampler:
                 return function(*arguments, **static)
 
         compiler_options = sharding.compiler_options(mesh)
-        return jax.jit(functools.wraps(function)(on_mesh), compiler_options=compiler_options, **options)
+        return jax.jit(
+            functools.wraps(function)(on_mesh), compiler_options=compiler_options, **options
+        )
 
     def _begin(self, params: Any, inputs: Any, scales: Scales) -> SamplerState:
         return _constrained(next_patch.begin(self._read(params, inputs, scales), scales))

@@ -66,7 +66,9 @@ def make_guidance(config: SamplerConfig) -> Guidance | None:
     return LimitedInterval(kind(config.guidance_scale), config.guidance_start, config.guidance_end)
 
 
-def guidance_scales(config: SamplerConfig, solver: Solver, num_patches: int) -> Float[np.ndarray, "N E"] | None:
+def guidance_scales(
+    config: SamplerConfig, solver: Solver, num_patches: int
+) -> Float[np.ndarray, "N E"] | None:
     """Scales of every patch and evaluation; None without guidance."""
     guidance = make_guidance(config)
     if guidance is None:
@@ -81,7 +83,11 @@ def rows_of_image(config: SamplerConfig) -> int:
     return 1 if make_guidance(config) is None else 2
 
 
-def guide(velocity: Float[Array, "R P K"], scale: Float[Array, ""] | float, separate: Bool[Array, ""] | bool) -> Float[Array, "R P K"]:
+def guide(
+    velocity: Float[Array, "R P K"],
+    scale: Float[Array, ""] | float,
+    separate: Bool[Array, ""] | bool,
+) -> Float[Array, "R P K"]:
     """Guided velocity of rows [conditional; unconditional], the same in both halves.
 
     Where the streams are `separate`, each row keeps its own velocity.

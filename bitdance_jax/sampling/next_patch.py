@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.flow_head.objective import remaining_time
+from bitdance_jax.heads.flow_matching import remaining_time
 from bitdance_jax.sampling.guidance import guidance_scales, guide
 from bitdance_jax.sampling.solvers import Solver, make_solver
 from bitdance_jax.tokenizer import lfq
@@ -33,7 +33,9 @@ class PatchHead(Protocol):
     def prepare(self, states: Float[Array, "R P C"], times: Any) -> Any:
         """What does not depend on the noisy bits: made once for a patch, from `embed_time`'s result."""
 
-    def predict(self, x_t: Float[Array, "R P K"], prepared: Any, evaluation: Int[Array, ""]) -> Float[Array, "R P K"]:
+    def predict(
+        self, x_t: Float[Array, "R P K"], prepared: Any, evaluation: Int[Array, ""]
+    ) -> Float[Array, "R P K"]:
         """The clean bits predicted from noisy ones at the time of one evaluation, float32."""
 
 
@@ -58,7 +60,9 @@ class PatchModel(Protocol):
     def read_prefix(self) -> Cache:
         """Reads what comes before the first block, the one whose outputs stand for the first patch."""
 
-    def read(self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: Cache) -> tuple[Float[Array, "R P C"], Cache]:
+    def read(
+        self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: Cache
+    ) -> tuple[Float[Array, "R P C"], Cache]:
         """States of a patch, and the cache.
 
         Args:
@@ -91,7 +95,9 @@ NoiseSource = Callable[[Int[Array, ""], Bool[Array, ""] | None], Float[Array, "S
 With guidance `separate` says whether unconditional rows have noise of their own, or their image's."""
 
 
-def resolve(sampler: SamplerConfig, time_shift: float, num_patches: int) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
+def resolve(
+    sampler: SamplerConfig, time_shift: float, num_patches: int
+) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
     """The solver, which programs are compiled for, and the guidance scales, which are an argument of theirs.
 
     Args:
@@ -152,10 +158,14 @@ def advance(
     return jax.lax.fori_loop(state.patch, stop, step, state)
 
 
-def sample(model: PatchModel, *, noise: NoiseSource, solver: Solver, scales: Scales) -> Float[Array, "N B P K"]:
+def sample(
+    model: PatchModel, *, noise: NoiseSource, solver: Solver, scales: Scales
+) -> Float[Array, "N B P K"]:
     """Values before the sign of every patch of the images, in order. See `advance` for the arguments."""
     state = begin(model, scales)
-    return advance(model, state, model.num_patches, noise=noise, solver=solver, scales=scales).values
+    return advance(
+        model, state, model.num_patches, noise=noise, solver=solver, scales=scales
+    ).values
 
 
 def _velocity(
@@ -190,7 +200,9 @@ def noise_from_keys(keys: Array, num_noises: int, tokens: int, bits: int) -> Noi
     def normal(key: Array, patch: Int[Array, ""] | int) -> Float[Array, "S P K"]:
         return jax.random.normal(jax.random.fold_in(key, patch), (num_noises, tokens, bits))
 
-    def source(patch: Int[Array, ""] | int, separate: Bool[Array, ""] | bool | None) -> Float[Array, "S R P K"]:
+    def source(
+        patch: Int[Array, ""] | int, separate: Bool[Array, ""] | bool | None
+    ) -> Float[Array, "S R P K"]:
         rows = keys
         if separate is not None:
             folded = jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(2**32 - 1)))(keys)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.flow_head.objective import MIN_REMAINING, shift_time
+from bitdance_jax.heads.flow_matching import MIN_REMAINING, shift_time
 
 
 Velocity = Callable[[Float[Array, "R P K"], Int[Array, ""]], Float[Array, "R P K"]]
@@ -49,7 +49,9 @@ class Steps(NamedTuple):
     diffuse: Float[Array, "E"]
 
 
-def recur(steps: Steps, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
+def recur(
+    steps: Steps, velocity: Velocity, noise: Float[Array, "S R P K"]
+) -> Float[Array, "R P K"]:
     """The recurrence from noise[0]; the last E + 1 - S evaluations have no noise."""
 
     def step(x: Float[Array, "R P K"], inputs: Any) -> tuple[Float[Array, "R P K"], None]:
@@ -178,7 +180,11 @@ class Heun:
         return shift_time(jnp.linspace(0, 1, self.num_steps + 1), self.time_shift)
 
 
-SOLVERS: dict[str, Callable[[int, float], Solver]] = {"euler_maruyama": EulerMaruyama, "euler": Euler, "heun": Heun}
+SOLVERS: dict[str, Callable[[int, float], Solver]] = {
+    "euler_maruyama": EulerMaruyama,
+    "euler": Euler,
+    "heun": Heun,
+}
 
 
 def make_solver(config: SamplerConfig, time_shift: float) -> Solver:

@@ -47,7 +47,9 @@ def open_tokenizer(content: dict[str, Any], where: str) -> Encode:
     Raises:
       UserError: the library cannot read it. When it is used: a text takes too much time or memory.
     """
-    used: dict[str, Any] = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "model")}
+    used: dict[str, Any] = {
+        name: content.get(name) for name in ("normalizer", "pre_tokenizer", "model")
+    }
     unused = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
     text = json.dumps({"version": "1.0", "added_tokens": [], **unused, **used})
     if not is_known(content):
@@ -55,15 +57,23 @@ def open_tokenizer(content: dict[str, Any], where: str) -> Encode:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises bare Exceptions.
-        raise UserError(f"{where} cannot be read ({_first_line(str(error))}); fetch it again") from error
+        raise UserError(
+            f"{where} cannot be read ({_first_line(str(error))}); fetch it again"
+        ) from error
     return lambda prompt: list(tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 
 def is_known(content: dict[str, Any]) -> bool:
     """Whether a tokenizer.json asks for nothing but Unicode's normal forms, the known words and byte pair encoding."""
-    normalizer, words, model = (content.get(name) for name in ("normalizer", "pre_tokenizer", "model"))
+    normalizer, words, model = (
+        content.get(name) for name in ("normalizer", "pre_tokenizer", "model")
+    )
     parts = [words]
-    if isinstance(words, dict) and words.get("type") == "Sequence" and isinstance(words.get("pretokenizers"), list):
+    if (
+        isinstance(words, dict)
+        and words.get("type") == "Sequence"
+        and isinstance(words.get("pretokenizers"), list)
+    ):
         parts = words["pretokenizers"]
     return (
         (normalizer is None or _is_normal_form(normalizer))
@@ -71,29 +81,46 @@ def is_known(content: dict[str, Any]) -> bool:
         and all(_is_known_words(part) for part in parts)
         and isinstance(model, dict)
         and model.get("type") == "BPE"
-        and all(not model[name] for name in model.keys() - {"type", "vocab", "merges", "ignore_merges"})
+        and all(
+            not model[name] for name in model.keys() - {"type", "vocab", "merges", "ignore_merges"}
+        )
     )
 
 
 def _is_normal_form(normalizer: Any) -> bool:
-    return isinstance(normalizer, dict) and re.fullmatch("NFK?[CD]", str(normalizer.get("type"))[:10]) is not None
+    return (
+        isinstance(normalizer, dict)
+        and re.fullmatch("NFK?[CD]", str(normalizer.get("type"))[:10]) is not None
+    )
 
 
 def _is_known_words(part: Any) -> bool:
     if not isinstance(part, dict):
         return False
-    return part.get("type") == "ByteLevel" or (part.get("type") == "Split" and part.get("pattern") == {"Regex": QWEN2})
+    return part.get("type") == "ByteLevel" or (
+        part.get("type") == "Split" and part.get("pattern") == {"Regex": QWEN2}
+    )
 
 
 def _encode_apart(content: str, text: str, where: str) -> list[int]:
     command = [sys.executable, "-P", "-c", WORKER]
     try:
-        done = subprocess.run(command, input=json.dumps([content, text]), capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            command,
+            input=json.dumps([content, text]),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{where} takes more than {SECONDS} s for the text {short(text)}; take the model's own files") from error
+        raise UserError(
+            f"{where} takes more than {SECONDS} s for the text {short(text)}; take the model's own files"
+        ) from error
     if done.returncode:
         reason = _first_line(done.stderr.strip().rpartition("\n")[2])
-        raise UserError(f"{where} cannot be used ({reason or 'the process died'}); take the model's own files")
+        raise UserError(
+            f"{where} cannot be used ({reason or 'the process died'}); take the model's own files"
+        )
     ids: list[int] = json.loads(done.stdout)
     return ids
 

@@ -9,9 +9,9 @@ from typing import Annotated
 import msgspec
 from etils import epath
 
-from bitdance_jax import inputs
 from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import inputs
 from bitdance_jax.text.byte_pairs import Encode, open_tokenizer
 
 
@@ -83,10 +83,14 @@ class PromptTokenizer:
         self.tokens_per_step = tokens_per_step or 1 + len(list(self._run("query")))
         needed = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>"]
         if self.tokens_per_step - 1 > len(self._added):
-            raise UserError(f"{self._path} has no {self.tokens_per_step - 1:,} tokens <|query_N|>; take the model's own files")
+            raise UserError(
+                f"{self._path} has no {self.tokens_per_step - 1:,} tokens <|query_N|>; take the model's own files"
+            )
         needed += [f"<|query_{n}|>" for n in range(1, self.tokens_per_step)]
         if missing := [token for token in needed if token not in self._added]:
-            raise UserError(f"{self._path} lacks special tokens that text-to-image needs: {', '.join(missing)}; take the model's own files")
+            raise UserError(
+                f"{self._path} lacks special tokens that text-to-image needs: {', '.join(missing)}; take the model's own files"
+            )
         self._start, self._end, vision_start = (self._added[token] for token in needed[:3])
         resolutions, queries = list(self._run("res")), list(self._run("query"))
         for name, ids in (("res", resolutions), ("query", queries)):
@@ -94,7 +98,9 @@ class PromptTokenizer:
                 raise UserError(
                     f"{self._path} has the tokens <|{name}_N|> out of order: ids must be consecutive; take the model's own files"
                 )
-        self.image_tokens = ImageTokens(vision_start, resolutions[0], len(resolutions), queries[0] if queries else 0)
+        self.image_tokens = ImageTokens(
+            vision_start, resolutions[0], len(resolutions), queries[0] if queries else 0
+        )
 
     def encode(self, prompt: str, max_tokens: int) -> list[int]:
         """Ids of `<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n`.
@@ -108,10 +114,20 @@ class PromptTokenizer:
         try:
             size = len(prompt.encode())
         except UnicodeEncodeError as error:
-            raise UserError(f"the prompt {_short(prompt)} has bytes that are no UTF-8 text") from error
+            raise UserError(
+                f"the prompt {_short(prompt)} has bytes that are no UTF-8 text"
+            ) from error
         if size > MAX_PROMPT_BYTES:
-            raise UserError(f"the prompt {_short(prompt)} has {size:,} bytes, and at most {MAX_PROMPT_BYTES:,} are read; shorten it")
-        ids = [self._start, *self._text(f"user\n{prompt}"), self._end, *self._line_end, *self.unconditional()]
+            raise UserError(
+                f"the prompt {_short(prompt)} has {size:,} bytes, and at most {MAX_PROMPT_BYTES:,} are read; shorten it"
+            )
+        ids = [
+            self._start,
+            *self._text(f"user\n{prompt}"),
+            self._end,
+            *self._line_end,
+            *self.unconditional(),
+        ]
         if len(ids) > max_tokens:
             raise UserError(
                 f"the prompt {_short(prompt)} has {len(ids)} tokens with its template, and at most {max_tokens} fit; shorten it"
@@ -142,7 +158,9 @@ def read_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     if "://" not in str(path):
         for file in found:
             _check_own(Path(file))
-    return {f"{FOLDER}/{file.name}": inputs.read_bytes(file, inputs.MAX_LIST_BYTES) for file in found}
+    return {
+        f"{FOLDER}/{file.name}": inputs.read_bytes(file, inputs.MAX_LIST_BYTES) for file in found
+    }
 
 
 def _check_own(file: Path) -> None:
@@ -159,13 +177,23 @@ def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:
     try:
         content = inputs.read_json(path, limit=inputs.MAX_LIST_BYTES)
     except inputs.MissingFile as error:
-        raise UserError(f"{path} is missing: a text-to-image model needs its tokenizer files") from error
-    tokens: list[NumberedToken] = inputs.convert(content.get("added_tokens"), list[NumberedToken], where=f"added_tokens of {path}")
+        raise UserError(
+            f"{path} is missing: a text-to-image model needs its tokenizer files"
+        ) from error
+    tokens: list[NumberedToken] = inputs.convert(
+        content.get("added_tokens"), list[NumberedToken], where=f"added_tokens of {path}"
+    )
     added = {token.content: token.id for token in tokens}
-    further = inputs.read_json(config, TokenizerConfigFile).added_tokens_decoder if config.exists() else {}
+    further = (
+        inputs.read_json(config, TokenizerConfigFile).added_tokens_decoder
+        if config.exists()
+        else {}
+    )
     for number, token in further.items():
         if added.setdefault(token.content, number) != number:
-            raise UserError(f"{path} and tokenizer_config.json beside it give {token.content} different ids; take the model's own files")
+            raise UserError(
+                f"{path} and tokenizer_config.json beside it give {token.content} different ids; take the model's own files"
+            )
     return open_tokenizer(content, str(path)), added
 
 

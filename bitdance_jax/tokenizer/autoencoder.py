@@ -13,9 +13,9 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from bitdance_jax import linear
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.nn import linear
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.strips import Whole
 
@@ -45,19 +45,34 @@ class GroupNorm(nn.Module):
         return normalize
 
 
-def group_statistics(x: Float[Array, "N H W C"], rows: Whole) -> tuple[Float32[Array, "N 1 1 C"], Float32[Array, "N 1 1 C"]]:
+def group_statistics(
+    x: Float[Array, "N H W C"], rows: Whole
+) -> tuple[Float32[Array, "N 1 1 C"], Float32[Array, "N 1 1 C"]]:
     """Mean and variance of the group that a channel is in, over all rows of the picture."""
 
     def groups(part: Float[Array, "N H2 W C"]) -> Float32[Array, "N H2 W G E"]:
         return rearrange(part, "n h w (g e) -> n h w g e", g=GROUPS).astype(jnp.float32)
 
-    mean, variance = (jnp.repeat(values[..., 0], x.shape[-1] // GROUPS, axis=-1) for values in rows.moments(groups, x))
+    mean, variance = (
+        jnp.repeat(values[..., 0], x.shape[-1] // GROUPS, axis=-1)
+        for values in rows.moments(groups, x)
+    )
     return mean, variance
 
 
-def conv3x3(features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None) -> linear.Conv:
+def conv3x3(
+    features: int, dtype: DTypeLike, use_bias: bool = True, stride: int = 1, name: str | None = None
+) -> linear.Conv:
     # Explicit padding: "SAME" would pad a stride-2 convolution on one side only.
-    return linear.Conv(features, (3, 3), strides=(stride, stride), padding=1, use_bias=use_bias, dtype=dtype, name=name)
+    return linear.Conv(
+        features,
+        (3, 3),
+        strides=(stride, stride),
+        padding=1,
+        use_bias=use_bias,
+        dtype=dtype,
+        name=name,
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -69,11 +84,18 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W D"]:
-        norm1, norm2 = (GroupNorm(self.dtype, rows=self.rows, name=name) for name in ("norm1", "norm2"))
-        conv1, conv2 = (conv3x3(self.features, self.dtype, use_bias=False, name=name) for name in ("conv1", "conv2"))
+        norm1, norm2 = (
+            GroupNorm(self.dtype, rows=self.rows, name=name) for name in ("norm1", "norm2")
+        )
+        conv1, conv2 = (
+            conv3x3(self.features, self.dtype, use_bias=False, name=name)
+            for name in ("conv1", "conv2")
+        )
         y = self.rows.convolve(conv1, x, before=swish_of(norm1(x)))
         if x.shape[-1] != self.features:
-            x = linear.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut")(x)
+            x = linear.Conv(
+                self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut"
+            )(x)
         return self.rows.convolve(conv2, y, before=swish_of(norm2(y)), add=x)
 
 
@@ -111,7 +133,9 @@ class AdaptiveGroupNorm(nn.Module):
     rows: Whole = Whole()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W C"], style: Float[Array, "N h w K"]) -> Float[Array, "N H W C"]:
+    def __call__(
+        self, x: Float[Array, "N H W C"], style: Float[Array, "N h w K"]
+    ) -> Float[Array, "N H W C"]:
         spread = jnp.sqrt(jnp.var(style, axis=(1, 2), ddof=1, keepdims=True) + 1e-6)
         mean = jnp.mean(style, axis=(1, 2), keepdims=True)
         scale = linear.Dense(x.shape[-1], dtype=self.dtype, name="gamma")(spread)
@@ -133,7 +157,9 @@ class Decoder(nn.Module):
     rows: Whole = Whole()
 
     @nn.compact
-    def __call__(self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None) -> Float[Array, "B H W C"]:
+    def __call__(
+        self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None
+    ) -> Float[Array, "B H W C"]:
         config, rows = self.config, self.rows
         widths = [config.ch * m for m in config.ch_mult]
         style = rows.pictures_of(codes)
@@ -144,11 +170,19 @@ class Decoder(nn.Module):
         for level in reversed(range(len(widths))):
             x = AdaptiveGroupNorm(self.dtype, rows, name=f"adaptive_{level}")(x, style)
             for block in range(config.num_res_blocks):
-                x = ResidualBlock(widths[level], self.dtype, rows, name=f"up_{level}_block_{block}")(x)
+                x = ResidualBlock(
+                    widths[level], self.dtype, rows, name=f"up_{level}_block_{block}"
+                )(x)
             if level > 0:
-                x = rows.convolve(conv3x3(4 * widths[level], self.dtype, name=f"up_{level}_upsample"), x, after=depth_to_space)
+                x = rows.convolve(
+                    conv3x3(4 * widths[level], self.dtype, name=f"up_{level}_upsample"),
+                    x,
+                    after=depth_to_space,
+                )
         norm = GroupNorm(self.dtype, rows=rows, name="norm_out")(x)
-        x = rows.convolve(conv3x3(config.image_channels, self.dtype, name="conv_out"), x, before=swish_of(norm))
+        x = rows.convolve(
+            conv3x3(config.image_channels, self.dtype, name="conv_out"), x, before=swish_of(norm)
+        )
         return rows.join(x)
 
 
@@ -180,14 +214,22 @@ class Autoencoder(nn.Module):
             )
         return self.encoder(images)
 
-    def decode(self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None) -> Float[Array, "B H W C"]:
+    def decode(
+        self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None
+    ) -> Float[Array, "B H W C"]:
         """Codes in {-1, 1} to pictures; the GAN decoder takes standard normal noise of the code's shape, the plain one none."""
         if codes.shape[-1] != self.config.bits:
-            raise UserError(f"the tokenizer's codes have {self.config.bits} bits, got {codes.shape[-1]}")
+            raise UserError(
+                f"the tokenizer's codes have {self.config.bits} bits, got {codes.shape[-1]}"
+            )
         if codes.shape[1] * codes.shape[2] < 2:
-            raise UserError("one token is too small a picture: the decoder's style is the spread over tokens; give at least two")
+            raise UserError(
+                "one token is too small a picture: the decoder's style is the spread over tokens; give at least two"
+            )
         if (noise is not None) != (self.config.decoder == "gan"):
-            raise UserError(f"a {self.config.decoder} decoder takes {'noise' if noise is None else 'no noise'}")
+            raise UserError(
+                f"a {self.config.decoder} decoder takes {'noise' if noise is None else 'no noise'}"
+            )
         return self.decoder(codes, noise)
 
     def __call__(
@@ -202,5 +244,9 @@ def abstract_params(config: TokenizerConfig) -> dict[str, Any]:
     """Shapes of the parameters, float32, without making any."""
     model, side = Autoencoder(config), config.downsampling
     image = jax.ShapeDtypeStruct((1, side, 2 * side, config.image_channels), jnp.float32)
-    noise = jax.ShapeDtypeStruct((1, 1, 2, config.bits), jnp.float32) if config.decoder == "gan" else None
+    noise = (
+        jax.ShapeDtypeStruct((1, 1, 2, config.bits), jnp.float32)
+        if config.decoder == "gan"
+        else None
+    )
     return jax.eval_shape(model.init, jax.random.key(0), image, noise)["params"]

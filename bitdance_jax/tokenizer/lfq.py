@@ -39,13 +39,17 @@ def _place_values(bits: int) -> np.ndarray:
     return 2 ** np.arange(bits, dtype=np.int32)
 
 
-def entropy_terms(z: Float[Array, "*B K"], num_codebooks: int, temperature: float = 0.01) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def entropy_terms(
+    z: Float[Array, "*B K"], num_codebooks: int, temperature: float = 0.01
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean entropy of each sample's code distribution, and entropy of the mean distribution, both in nats.
 
     The mean runs over batch, positions and groups (which share one codebook); the second has eps 1e-5 inside the log, as released.
     Confident and varied codes have a small first and a large second term: the loss is first - second.
     """
-    logits = rearrange(4.0 * z.astype(jnp.float32) / temperature, "... (g k) -> (... g) k", g=num_codebooks)
+    logits = rearrange(
+        4.0 * z.astype(jnp.float32) / temperature, "... (g k) -> (... g) k", g=num_codebooks
+    )
     per_sample = jnp.mean(jnp.sum(_bernoulli_entropy(logits), axis=-1))
     # The 2^k probabilities of a sample are the outer product of two halves, so their mean over samples is one matrix product.
     half = logits.shape[-1] // 2
@@ -69,6 +73,10 @@ def _product_distribution(logits: Float[Array, "N k"]) -> Float[Array, "N codes"
     """Probabilities of all 2^k codes of k independent bits."""
     probabilities = jnp.ones((logits.shape[0], 1), logits.dtype)
     for bit in range(logits.shape[1]):
-        off_on = jnp.stack([jax.nn.sigmoid(-logits[:, bit]), jax.nn.sigmoid(logits[:, bit])], axis=-1)
-        probabilities = rearrange(probabilities[:, :, None] * off_on[:, None, :], "n a b -> n (a b)")
+        off_on = jnp.stack(
+            [jax.nn.sigmoid(-logits[:, bit]), jax.nn.sigmoid(logits[:, bit])], axis=-1
+        )
+        probabilities = rearrange(
+            probabilities[:, :, None] * off_on[:, None, :], "n a b -> n (a b)"
+        )
     return probabilities

@@ -37,7 +37,9 @@ def tokenizer_loss(
     outputs: Any = model.apply({"params": params}, images, noise)
     reconstruction, z = outputs
     error = reconstruction.astype(jnp.float32) - images
-    sample_entropy, codebook_entropy = lfq.entropy_terms(z, model.config.num_codebooks, config.temperature)
+    sample_entropy, codebook_entropy = lfq.entropy_terms(
+        z, model.config.num_codebooks, config.temperature
+    )
     metrics = {
         "l1": jnp.mean(jnp.abs(error)),
         "l2": jnp.mean(jnp.square(error)),

@@ -43,7 +43,9 @@ class Whole:
         """For each part the whole picture that it is of."""
         return x
 
-    def moments(self, groups: Callable[[Array], Array], x: Float[Array, "N H W C"]) -> tuple[Array, Array]:
+    def moments(
+        self, groups: Callable[[Array], Array], x: Float[Array, "N H W C"]
+    ) -> tuple[Array, Array]:
         """Mean and variance of each group of channels over the picture that a part is of, float32 [N, 1, 1, G, 1].
 
         Args:
@@ -55,7 +57,9 @@ class Whole:
         # E[x^2] - E[x]^2 would lose two digits against the release.
         return mean, jnp.mean(jnp.square(values - mean), axis=(1, 2, 4), keepdims=True)
 
-    def map(self, function: Callable[[Array], Array], x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    def map(
+        self, function: Callable[[Array], Array], x: Float[Array, "N H W C"]
+    ) -> Float[Array, "N H W C"]:
         """`function`, which changes each pixel by itself, of parts."""
         return function(x)
 
@@ -103,7 +107,9 @@ class Strips(Whole):
         pictures = jax.lax.all_gather(x, self.axes, axis=1, tiled=True) if self.axes else x
         return jnp.repeat(pictures, self.bands, axis=0)
 
-    def moments(self, groups: Callable[[Array], Array], x: Float[Array, "N H W C"]) -> tuple[Array, Array]:
+    def moments(
+        self, groups: Callable[[Array], Array], x: Float[Array, "N H W C"]
+    ) -> tuple[Array, Array]:
         mean = self._mean(groups, x)
         return mean, self._mean(lambda part: jnp.square(groups(part) - mean), x)
 
@@ -117,7 +123,9 @@ class Strips(Whole):
         of_picture = jax.lax.pmean(of_device, self.axes) if self.axes else of_device
         return jnp.repeat(of_picture, self.bands, axis=0)
 
-    def map(self, function: Callable[[Array], Array], x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    def map(
+        self, function: Callable[[Array], Array], x: Float[Array, "N H W C"]
+    ) -> Float[Array, "N H W C"]:
         def write(start: Array | int, height: int, x: Array) -> Array:
             return _put_rows(x, function(_rows(x, start, height)), start)
 
@@ -131,31 +139,53 @@ class Strips(Whole):
         after: Callable[[Array], Array] = lambda y: y,
         add: Float[Array, "N H2 W2 D"] | None = None,
     ) -> Float[Array, "N H2 W2 D"]:
-        unbound, variables = conv.unbind()  # Flax's modules are not to be called inside of JAX's loops
+        unbound, variables = (
+            conv.unbind()
+        )  # Flax's modules are not to be called inside of JAX's loops
         without_padding = unbound.clone(padding=((0, 0), (1, 1)))
         rows = x.shape[1]
         top, bottom = self._neighbours(before(x[:, :1]), before(x[:, -1:]))
 
         def strip(start: Array | int, height: int) -> Array:
-            above, here, below = (before(_rows(x, *place)) for place in ((start - 1, 1), (start, height), (start + height, 1)))
-            above, below = jnp.where(start == 0, top, above), jnp.where(start + height == rows, bottom, below)
+            above, here, below = (
+                before(_rows(x, *place))
+                for place in ((start - 1, 1), (start, height), (start + height, 1))
+            )
+            above, below = (
+                jnp.where(start == 0, top, above),
+                jnp.where(start + height == rows, bottom, below),
+            )
             y: Any = without_padding.apply(variables, jnp.concatenate([above, here, below], axis=1))
             return after(y)
 
         def write(start: Array | int, height: int, out: Array) -> Array:
             y = strip(start, height)
-            y = y if add is None else _rows(out, start, height) + y  # in the place of `add`, of which no other row is read
+            y = (
+                y if add is None else _rows(out, start, height) + y
+            )  # in the place of `add`, of which no other row is read
             return _put_rows(out, y, start * (y.shape[1] // height))
 
         row = jax.eval_shape(lambda: strip(0, 1))
-        out = _empty((len(x), rows * row.shape[1], *row.shape[2:]), row.dtype, x) if add is None else add
+        out = (
+            _empty((len(x), rows * row.shape[1], *row.shape[2:]), row.dtype, x)
+            if add is None
+            else add
+        )
         return self._each(write, rows, max(x.size // rows, row.size), out)
 
-    def _each(self, function: Callable[[Array | int, int, Array], Array], rows: int, row_size: int, carry: Array) -> Array:
+    def _each(
+        self,
+        function: Callable[[Array | int, int, Array], Array],
+        rows: int,
+        row_size: int,
+        carry: Array,
+    ) -> Array:
         """`carry = function(start, height, carry)` of one strip after the other."""
         height = max(1, min(rows, self.bytes // (4 * row_size)))
         count, rest = divmod(rows, height)
-        carry = jax.lax.fori_loop(0, count, lambda i, carry: function(i * height, height, carry), carry)
+        carry = jax.lax.fori_loop(
+            0, count, lambda i, carry: function(i * height, height, carry), carry
+        )
         return function(rows - rest, rest, carry) if rest else carry
 
     def _neighbours(self, first: Array, last: Array) -> tuple[Array, Array]:
@@ -165,8 +195,13 @@ class Strips(Whole):
         if self.axes:  # devices that nobody sends to get zeros
             pairs = [(i, i + 1) for i in range(jax.lax.axis_size(self.axes) - 1)]
             before = jax.lax.ppermute(last[:, -1:], self.axes, pairs)
-            after = jax.lax.ppermute(first[:, :1], self.axes, [(receiver, sender) for sender, receiver in pairs])
-        above, below = jnp.concatenate([before, last[:, :-1]], axis=1), jnp.concatenate([first[:, 1:], after], axis=1)
+            after = jax.lax.ppermute(
+                first[:, :1], self.axes, [(receiver, sender) for sender, receiver in pairs]
+            )
+        above, below = (
+            jnp.concatenate([before, last[:, :-1]], axis=1),
+            jnp.concatenate([first[:, 1:], after], axis=1),
+        )
         return above.reshape(-1, *above.shape[2:]), below.reshape(-1, *below.shape[2:])
 
     def _by_picture(self, x: Array) -> Array:

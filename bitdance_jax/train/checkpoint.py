@@ -17,8 +17,9 @@ from etils import epath
 from flax import serialization, traverse_util
 from tqdm import tqdm
 
-from bitdance_jax import files, hosts
+from bitdance_jax.distributed import hosts
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import files
 from bitdance_jax.train.state import TrainState
 
 
@@ -42,9 +43,18 @@ class Checkpoints:
         _check_own(self._folder)
         # Folders made in the foreground: where a full disk refuses one, threads that wait for it would hold up the exit for minutes.
         asynchronous = ocp.AsyncOptions(create_directories_asynchronously=False)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=asynchronous)
-        self._state_handler, self._json_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
-        handlers = {"state": self._state_handler, "place": self._json_handler, "checksums": ocp.JsonCheckpointHandler()}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, async_options=asynchronous
+        )
+        self._state_handler, self._json_handler = (
+            ocp.StandardCheckpointHandler(),
+            ocp.JsonCheckpointHandler(),
+        )
+        handlers = {
+            "state": self._state_handler,
+            "place": self._json_handler,
+            "checksums": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         if jax.process_count() > 1:
             _check_shared(self._folder)
@@ -52,7 +62,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         # A failure may be this process's alone: then the others do not come to the end of a save.
         if error is None or jax.process_count() == 1:
             try:
@@ -114,7 +129,9 @@ class Checkpoints:
                 return found
             damaged.append(step)
         if damaged:
-            raise UserError(f"no checkpoint in {self._folder} can be read; remove that folder to train from the start")
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read; remove that folder to train from the start"
+            )
         return None
 
     def _newest_but(self, damaged: list[int]) -> int:
@@ -123,7 +140,11 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """What is in a checkpoint; None on all processes, and reported, if one of them cannot read it or it is not what was saved."""
-        folder, found, problem = self._folder / str(step), None, "another process cannot read its part"
+        folder, found, problem = (
+            self._folder / str(step),
+            None,
+            "another process cannot read its part",
+        )
         try:
             found = self._read_own_part(folder, serialization.to_state_dict(abstract))
         except UserError:
@@ -132,7 +153,9 @@ class Checkpoints:
             problem = _first_line(error)
         if hosts.all_agree(found is not None) and found is not None:
             arrays, place, checksums = found
-            wrong = sorted(name for name, value in _checksums(arrays).items() if checksums.get(name) != value)
+            wrong = sorted(
+                name for name, value in _checksums(arrays).items() if checksums.get(name) != value
+            )
             if not wrong:
                 return serialization.from_state_dict(abstract, arrays), place
             problem = f"{wrong[0]} is not what was saved"
@@ -140,15 +163,28 @@ class Checkpoints:
             tqdm.write(f"checkpoint {folder} is damaged and left out ({problem})", file=sys.stderr)
         return None
 
-    def _read_own_part(self, folder: epath.Path, target: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+    def _read_own_part(
+        self, folder: epath.Path, target: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
         """State, place in the data and checksums. Not by the manager, which ends with a collective: others would wait for a failure."""
         self._check_same_model(folder, target)
-        arrays = self._state_handler.restore(folder / "state", args=ocp.args.StandardRestore(target))
-        place, checksums = (self._json_handler.restore(folder / name) for name in ("place", "checksums"))
-        return arrays, msgspec.convert(place, dict[str, Any]), msgspec.convert(checksums, dict[str, int])
+        arrays = self._state_handler.restore(
+            folder / "state", args=ocp.args.StandardRestore(target)
+        )
+        place, checksums = (
+            self._json_handler.restore(folder / name) for name in ("place", "checksums")
+        )
+        return (
+            arrays,
+            msgspec.convert(place, dict[str, Any]),
+            msgspec.convert(checksums, dict[str, int]),
+        )
 
     def _check_same_model(self, folder: epath.Path, target: dict[str, Any]) -> None:
-        saved, wanted = _shapes(self._state_handler.metadata(folder / "state").tree), _shapes(target)
+        saved, wanted = (
+            _shapes(self._state_handler.metadata(folder / "state").tree),
+            _shapes(target),
+        )
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
@@ -170,7 +206,9 @@ class Checkpoints:
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error says that the disk (or the quota) is full, as Python or as TensorStore says it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or any(text in str(error) for text in ("No space left on device", "Disk quota exceeded"))
+    return full or any(
+        text in str(error) for text in ("No space left on device", "Disk quota exceeded")
+    )
 
 
 def _check_own(folder: epath.Path) -> None:
@@ -179,7 +217,9 @@ def _check_own(folder: epath.Path) -> None:
         if step.name.isdecimal() and step.is_dir():
             names = {path.name for path in step.iterdir()}
             if names and not names & {"_CHECKPOINT_METADATA", "state", "place", "checksums"}:
-                raise UserError(f"{step} is not a checkpoint; give --run.checkpoints another folder")
+                raise UserError(
+                    f"{step} is not a checkpoint; give --run.checkpoints another folder"
+                )
 
 
 def _remove_unfinished(folder: epath.Path) -> None:
@@ -213,7 +253,12 @@ def _check_shared(folder: epath.Path) -> None:
 
 def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
     """Of every array, computed where it lies: the same on any mesh. TensorStore reads back what has changed on the disk without a word."""
-    return {name: int(value) for name, value in jax.device_get(_sums(traverse_util.flatten_dict(arrays, sep="/"))).items()}
+    return {
+        name: int(value)
+        for name, value in jax.device_get(
+            _sums(traverse_util.flatten_dict(arrays, sep="/"))
+        ).items()
+    }
 
 
 @jax.jit
@@ -223,12 +268,17 @@ def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     def bits(x: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
-    return {name: jnp.sum(bits(x).astype(jnp.uint32), dtype=jnp.uint32) for name, x in arrays.items()}
+    return {
+        name: jnp.sum(bits(x).astype(jnp.uint32), dtype=jnp.uint32) for name, x in arrays.items()
+    }
 
 
 def _shapes(tree: dict[str, Any]) -> dict[str, str]:
     """name -> "float32[3, 4]" for every array of a nested dict."""
-    return {name: f"{x.dtype}{list(x.shape)}" for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
+    return {
+        name: f"{x.dtype}{list(x.shape)}"
+        for name, x in traverse_util.flatten_dict(tree, sep="/").items()
+    }
 
 
 def _first_line(error: Exception) -> str:

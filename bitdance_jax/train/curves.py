@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax import plot
+from bitdance_jax.io import plot
 
 
 HELD_OUT = "eval_"
@@ -45,7 +45,10 @@ def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]
             trained = "" if name in LAST else "training, of that step"
             of = trained if figure == name else "held-out pictures, averaged weights"
             lines.setdefault(figure, {}).setdefault(of, []).append((float(row["step"]), value))
-    panels = [plot.Panel("step", lines[name], TITLES.get(name, name.replace("_", " "))) for name in sorted(lines, key=_rank)]
+    panels = [
+        plot.Panel("step", lines[name], TITLES.get(name, name.replace("_", " ")))
+        for name in sorted(lines, key=_rank)
+    ]
     if not panels:
         return np.full((plot.HEIGHT, plot.WIDTH, 3), 255, np.uint8)
     return plot.draw(f"{last:,} steps", panels, columns=COLUMNS)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bitdance_jax import sharding
+from bitdance_jax.distributed import sharding
 from bitdance_jax.train.step import make_evaluation_step
 from bitdance_jax.train.task import Params, Task
 
@@ -36,8 +36,12 @@ class Evaluation:
         figures = []
         for i in range(max(1, min(self._task.held_out_size, MAX_IMAGES) // size)):
             batch = sharding.put_batch(self._mesh, next(self._batches), size)
-            figures.append(jax.device_get(self._step(ema_params, self._frozen, batch, jax.random.key(i))))
-        return {name: math.fsum(float(f[name]) for f in figures) / len(figures) for name in figures[0]}
+            figures.append(
+                jax.device_get(self._step(ema_params, self._frozen, batch, jax.random.key(i)))
+            )
+        return {
+            name: math.fsum(float(f[name]) for f in figures) / len(figures) for name in figures[0]
+        }
 
     def pictures(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         """What the task draws, on one device of process 0; elsewhere nothing. Every process has to call it."""

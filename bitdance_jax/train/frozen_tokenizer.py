@@ -5,12 +5,12 @@ import os
 
 from etils import epath
 
-from bitdance_jax import saved_models, unconverted
 from bitdance_jax.config import TokenizerConfig, from_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline, Tokenizer, load
-from bitdance_jax.saved_models import EMBEDDED, UnfinishedRun
-from bitdance_jax.unconverted import CONVERT
+from bitdance_jax.io import saved_models, unconverted
+from bitdance_jax.io.saved_models import EMBEDDED, UnfinishedRun
+from bitdance_jax.io.unconverted import CONVERT
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer, load
 
 
 def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
@@ -22,14 +22,28 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
     if folder != EMBEDDED and not epath.Path(folder).exists():
         raise UserError(f"there is no tokenizer {folder}; {_how_to_get(folder, config)}")
     if isinstance(saved_models.locate(folder), UnfinishedRun):
-        raise UserError(f"the tokenizer's run {folder} is not finished: its bits still change; start it again, to its end, before this one")
+        raise UserError(
+            f"the tokenizer's run {folder} is not finished: its bits still change; start it again, to its end, before this one"
+        )
     loaded = load(folder)
     tokenizer = loaded.tokenizer if isinstance(loaded, ClassConditionalPipeline) else loaded
-    names = [f.name for f in dataclasses.fields(config) if getattr(tokenizer.config, f.name) != getattr(config, f.name)]
+    names = [
+        f.name
+        for f in dataclasses.fields(config)
+        if getattr(tokenizer.config, f.name) != getattr(config, f.name)
+    ]
     if names:
-        there, here = (", ".join(f"{name} {getattr(sizes, name)}" for name in names) for sizes in (tokenizer.config, config))
-        flags = " ".join(f"--model.tokenizer.{name.replace('_', '-')} {_words(getattr(tokenizer.config, name))}" for name in names)
-        raise UserError(f"the tokenizer in {folder} has {there}, and model.tokenizer {here}; give another tokenizer, or {flags}")
+        there, here = (
+            ", ".join(f"{name} {getattr(sizes, name)}" for name in names)
+            for sizes in (tokenizer.config, config)
+        )
+        flags = " ".join(
+            f"--model.tokenizer.{name.replace('_', '-')} {_words(getattr(tokenizer.config, name))}"
+            for name in names
+        )
+        raise UserError(
+            f"the tokenizer in {folder} has {there}, and model.tokenizer {here}; give another tokenizer, or {flags}"
+        )
     return tokenizer
 
 
@@ -44,7 +58,11 @@ def _how_to_get(folder: str, config: TokenizerConfig) -> str:
         advice = unconverted.advice(folder)
     embedded = from_dict(TokenizerConfig, saved_models.read_config(EMBEDDED).config["tokenizer"])
     fits = embedded == config
-    return f"{advice}, or take the one that comes with the package: --tokenizer {EMBEDDED}" if fits else advice
+    return (
+        f"{advice}, or take the one that comes with the package: --tokenizer {EMBEDDED}"
+        if fits
+        else advice
+    )
 
 
 def _words(value: object) -> str:

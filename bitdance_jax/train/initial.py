@@ -9,10 +9,10 @@ import numpy as np
 from flax import traverse_util
 from tqdm import tqdm
 
-from bitdance_jax import saved_models
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.data.tokens import encoder_fingerprint
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import saved_models
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
 from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.run_folder import has_checkpoints
@@ -38,14 +38,25 @@ def initial_params(config: Training) -> Params | None:
     if isinstance(config, ClassConditionalTraining) and CLASS_EMBEDDING in given:
         classes = len(given[CLASS_EMBEDDING]) - 1
         if classes != config.model.num_classes:
-            _say(f"{config.init} has {classes} classes and this run {config.model.num_classes}: the class embedding starts anew")
+            _say(
+                f"{config.init} has {classes} classes and this run {config.model.num_classes}: the class embedding starts anew"
+            )
             del given[CLASS_EMBEDDING], wanted[CLASS_EMBEDDING]
-    names = sorted(name for name in given.keys() | wanted.keys() if name not in given or given[name].shape != wanted.get(name))
+    names = sorted(
+        name
+        for name in given.keys() | wanted.keys()
+        if name not in given or given[name].shape != wanted.get(name)
+    )
     if names:
         shapes = {name: given[name].shape if name in given else "missing" for name in names}
-        listed = ", ".join(f"{name} is {shapes[name]} there and {wanted.get(name, 'missing')} here" for name in names)
+        listed = ", ".join(
+            f"{name} is {shapes[name]} there and {wanted.get(name, 'missing')} here"
+            for name in names
+        )
         raise UserError(f"the weights of --init {config.init} do not fit this model: {listed}")
-    return traverse_util.unflatten_dict({name: x.astype(np.float32) for name, x in given.items()}, sep="/")
+    return traverse_util.unflatten_dict(
+        {name: x.astype(np.float32) for name, x in given.items()}, sep="/"
+    )
 
 
 def _own_part(config: Training, folder: str) -> Params:
@@ -70,7 +81,9 @@ def _compare_tokenizers(config: ClassConditionalTraining, folder: str, params: P
         return encoder_fingerprint(config.model.tokenizer, {"encoder": rounded})
 
     if mark(load_tokenizer(config.tokenizer, config.model.tokenizer).params) != mark(params):
-        _say(f"note: the weights of {folder} were trained on the bits of another tokenizer than {config.tokenizer}")
+        _say(
+            f"note: the weights of {folder} were trained on the bits of another tokenizer than {config.tokenizer}"
+        )
 
 
 def _say(message: str) -> None:

@@ -10,18 +10,25 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bitdance_jax import hardware, sharding
-from bitdance_jax.agreement import agree_on_config, fingerprint
 from bitdance_jax.config import TrainingConfig
+from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.agreement import agree_on_config, fingerprint
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import folder
+from bitdance_jax.io.files import folder
+from bitdance_jax.perf import hardware
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.evaluation import Evaluation, on_host
 from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
 from bitdance_jax.train.profiling import Profile
 from bitdance_jax.train.recorder import Recorder
 from bitdance_jax.train.run_folder import check_config, only_run, record_config
-from bitdance_jax.train.state import TrainState, abstract_state, init_state, learning_rate_schedule, make_optimizer
+from bitdance_jax.train.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.stopping import StopSignals
 from bitdance_jax.train.task import Batch, Batches, Params, Task
@@ -80,7 +87,15 @@ def _train_steps(
     run, objective = config.run, task.objective
     schedule = learning_rate_schedule(config.optimizer, run.steps)
     optimizer = make_optimizer(config.optimizer, schedule, objective)
-    train_step = make_train_step(objective, optimizer, schedule, config.optimizer.ema_decay, mesh, run.accumulate, run.gradient_dtype)
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        schedule,
+        config.optimizer.ema_decay,
+        mesh,
+        run.accumulate,
+        run.gradient_dtype,
+    )
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
     places = sharding.shardings(mesh, abstract := abstract_state(objective, optimizer, mesh))
     hardware.check_fits((abstract, abstract.params), "the training state with its gradients")
@@ -89,7 +104,9 @@ def _train_steps(
     if restored:
         state, place = restored
     else:
-        draw = jax.jit(lambda key, given: init_state(objective, optimizer, key, given), out_shardings=places)
+        draw = jax.jit(
+            lambda key, given: init_state(objective, optimizer, key, given), out_shardings=places
+        )
         state, place = draw(init_key, sharding.put(mesh, initial or {})), None
     start = int(state.step)
     if start:
@@ -97,13 +114,21 @@ def _train_steps(
 
     frozen = sharding.put(mesh, task.frozen)
     evaluation = Evaluation(task, frozen, mesh)
-    feed = _Feed(task.batches(sharding.local_rows(mesh, task.batch_size)), place, mesh, task.batch_size)
+    feed = _Feed(
+        task.batches(sharding.local_rows(mesh, task.batch_size)), place, mesh, task.batch_size
+    )
     peak = peak_flops(mesh)
     if peak is None:
-        _say(f"model FLOP utilisation is left out: the peak of {mesh.devices.flat[0].device_kind} is not known")
+        _say(
+            f"model FLOP utilisation is left out: the peak of {mesh.devices.flat[0].device_kind} is not known"
+        )
     speed = Speedometer(task.batch_size, training_flops(objective, task.batch_size), peak)
     trace = Profile(config.profile, Path(run.workdir) / "profile", start)
-    with closing(Recorder(task, run, checkpoints, start, speed, evaluation)) as recorder, trace, StopSignals() as signals:
+    with (
+        closing(Recorder(task, run, checkpoints, start, speed, evaluation)) as recorder,
+        trace,
+        StopSignals() as signals,
+    ):
         for step in range(start + 1, run.steps + 1):
             trace.before_step(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -126,7 +151,9 @@ class _Feed:
       place: the data's place after the batch last taken (not the one read ahead): what a checkpoint keeps.
     """
 
-    def __init__(self, batches: Batches, place: dict[str, Any] | None, mesh: Mesh, batch_size: int) -> None:
+    def __init__(
+        self, batches: Batches, place: dict[str, Any] | None, mesh: Mesh, batch_size: int
+    ) -> None:
         self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
         if place is not None:
             batches.set_state(place)
@@ -152,7 +179,9 @@ def _disk_full_is_user_error(places: str) -> Iterator[None]:
         yield
     except Exception as error:
         if is_disk_full(error):
-            raise UserError(f"the disk of {places} is full; make room and run the same command again: it resumes") from error
+            raise UserError(
+                f"the disk of {places} is full; make room and run the same command again: it resumes"
+            ) from error
         raise
 
 

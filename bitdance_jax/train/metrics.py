@@ -10,8 +10,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bitdance_jax import images, inputs
-from bitdance_jax.files import remove_leftovers, replacing
+from bitdance_jax.io import images, inputs
+from bitdance_jax.io.files import remove_leftovers, replacing
 from bitdance_jax.train.curves import draw_curves
 
 
@@ -41,7 +41,9 @@ class MetricsFile:
 
     def append(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds a row. Floats are written so that they read back exactly."""
-        self.rows.append({"step": str(step), **{name: repr(value) for name, value in figures.items()}})
+        self.rows.append(
+            {"step": str(step), **{name: repr(value) for name, value in figures.items()}}
+        )
         new = [name for name in self.rows[-1] if name not in self._columns]
         self._columns += new
         if new:
@@ -83,10 +85,17 @@ def _row(columns: list[str], line: str) -> dict[str, str] | None:
 
 def _keep_aside(path: Path) -> None:
     asides = itertools.chain([".damaged"], (f".damaged_{number}" for number in itertools.count(2)))
-    aside = next(path.with_name(path.name + ending) for ending in asides if not path.with_name(path.name + ending).exists())
+    aside = next(
+        path.with_name(path.name + ending)
+        for ending in asides
+        if not path.with_name(path.name + ending).exists()
+    )
     with replacing(aside) as temporary:
         shutil.copyfile(path, temporary)
-    tqdm.write(f"{path} is damaged; it is kept as {aside}, and lines that no run wrote are left out", file=sys.stderr)
+    tqdm.write(
+        f"{path} is damaged; it is kept as {aside}, and lines that no run wrote are left out",
+        file=sys.stderr,
+    )
 
 
 class MetricsWriter:
@@ -99,7 +108,9 @@ class MetricsWriter:
         self._table = MetricsFile(workdir / "metrics.csv", last_step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 
-    def write(self, step: int, figures: Mapping[str, float], performance: Mapping[str, float]) -> None:
+    def write(
+        self, step: int, figures: Mapping[str, float], performance: Mapping[str, float]
+    ) -> None:
         """Logs a step. Speed and memory go to TensorBoard only: metrics.csv holds what a resumed run repeats exactly."""
         self._table.append(step, figures)
         for name, value in {**figures, **performance}.items():

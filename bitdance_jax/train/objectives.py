@@ -6,16 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bitdance_jax import images
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training
-from bitdance_jax.data.latents import unpack
-from bitdance_jax.models.class_conditional import ClassConditional, class_conditional_loss, draw, init_params
-from bitdance_jax.sharding import map_rows
+from bitdance_jax.distributed.sharding import map_rows
+from bitdance_jax.io import images
+from bitdance_jax.models.class_conditional import (
+    ClassConditional,
+    class_conditional_loss,
+    draw,
+    init_params,
+)
+from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import tokenizer_loss
+from bitdance_jax.train.latents import unpack
 from bitdance_jax.train.task import Batch, Objective, Params
-from bitdance_jax.transformer.attention import choose_kernel
 
 
 ENCODER_PIXELS = 2**19
@@ -34,19 +39,31 @@ class TokenizerObjective:
         image = jnp.zeros((1, size, size, self._config.model.image_channels))
         return self._model.init(key, image, self._decoder_noise(key[None]))["params"]
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         pictures = images.to_model(batch["image"])
-        return tokenizer_loss(self._model, params, pictures, self._decoder_noise(keys), self._config.loss)
+        return tokenizer_loss(
+            self._model, params, pictures, self._decoder_noise(keys), self._config.loss
+        )
 
-    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
         pictures = batch["image"]
-        error = self.reconstruct(params, pictures, keys).astype(jnp.float32) - pictures.astype(jnp.float32)
-        return {"psnr": jnp.mean(10 * jnp.log10(255.0**2 / jnp.mean(jnp.square(error), axis=(1, 2, 3))))}
+        error = self.reconstruct(params, pictures, keys).astype(jnp.float32) - pictures.astype(
+            jnp.float32
+        )
+        return {
+            "psnr": jnp.mean(10 * jnp.log10(255.0**2 / jnp.mean(jnp.square(error), axis=(1, 2, 3))))
+        }
 
     def reconstruct(self, params: Params, pictures: jax.Array, keys: jax.Array) -> jax.Array:
         """Bytes [B, H, W, 3] through the tokenizer and back."""
         z: Any = self._model.apply({"params": params}, images.to_model(pictures), method="encode")
-        values: Any = self._model.apply({"params": params}, lfq.quantize(z), self._decoder_noise(keys), method="decode")
+        values: Any = self._model.apply(
+            {"params": params}, lfq.quantize(z), self._decoder_noise(keys), method="decode"
+        )
         return images.to_uint8(values)
 
     def no_decay(self, path: tuple[str, ...]) -> bool:
@@ -78,16 +95,24 @@ class ClassConditionalObjective:
         self._encoder = Autoencoder(config.model.tokenizer, dtype)
         remat = None if config.run.remat == "none" else config.run.remat
         kernel = choose_kernel(config.run.attention, dtype)
-        self._model = ClassConditional(config.model, scan=True, remat=remat, dtype=dtype, kernel=kernel)
+        self._model = ClassConditional(
+            config.model, scan=True, remat=remat, dtype=dtype, kernel=kernel
+        )
 
     def init(self, key: jax.Array) -> Params:
         return init_params(self._model, key)
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         codes = self._codes(frozen, batch)
-        return class_conditional_loss(self._model, params, batch["label"], codes, draw(keys, self._config.model)), {}
+        return class_conditional_loss(
+            self._model, params, batch["label"], codes, draw(keys, self._config.model)
+        ), {}
 
-    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
         return {"loss": self.loss(params, frozen, batch, keys)[0]}
 
     def no_decay(self, path: tuple[str, ...]) -> bool:
@@ -106,7 +131,11 @@ class ClassConditionalObjective:
         if self._config.data.gives_codes:
             return {}
         encoder = autoencoder.abstract_params(self._config.model.tokenizer)["encoder"]
-        return {"encoder": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self._encoder.dtype), encoder)}
+        return {
+            "encoder": jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, self._encoder.dtype), encoder
+            )
+        }
 
     def without_fused_kernels(self) -> "ClassConditionalObjective":
         run = dataclasses.replace(self._config.run, attention="xla")
@@ -118,15 +147,23 @@ class ClassConditionalObjective:
             return unpack(batch["codes"], self._config.model.tokenizer.bits)
 
         def encode(pictures: jax.Array) -> jax.Array:
-            z: Any = self._encoder.apply({"params": frozen}, images.to_model(pictures), method="encode")
+            z: Any = self._encoder.apply(
+                {"params": frozen}, images.to_model(pictures), method="encode"
+            )
             return lfq.quantize(z)
 
-        return map_rows(encode, batch["image"], max(1, ENCODER_PIXELS // self._config.model.image_size**2))
+        return map_rows(
+            encode, batch["image"], max(1, ENCODER_PIXELS // self._config.model.image_size**2)
+        )
 
 
 def make_objective(config: Training) -> Objective:
     """The objective of a training config."""
-    return TokenizerObjective(config) if isinstance(config, TokenizerTraining) else ClassConditionalObjective(config)
+    return (
+        TokenizerObjective(config)
+        if isinstance(config, TokenizerTraining)
+        else ClassConditionalObjective(config)
+    )
 
 
 def _abstract_pictures(batch_size: int, size: int) -> Batch:

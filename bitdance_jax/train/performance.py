@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from bitdance_jax.arithmetic import traced_flops
-from bitdance_jax.hardware import chip_of
+from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.train.task import Objective
 
 
@@ -39,7 +39,11 @@ def memory(devices: Sequence[Any]) -> dict[str, float]:
     """Memory in use and its peak since the start, in GiB, of that device which uses most; empty where the backend does not say."""
     stats = [s for s in (device.memory_stats() for device in devices) if s]
     names = {"memory_gib": "bytes_in_use", "peak_memory_gib": "peak_bytes_in_use"}
-    return {name: max(s[key] for s in stats) / 2**30 for name, key in names.items() if stats and all(key in s for s in stats)}
+    return {
+        name: max(s[key] for s in stats) / 2**30
+        for name, key in names.items()
+        if stats and all(key in s for s in stats)
+    }
 
 
 class Speedometer:

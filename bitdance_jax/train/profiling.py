@@ -31,7 +31,12 @@ class Profile:
     def __enter__(self) -> "Profile":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._running:
             self._stop()
 
@@ -47,14 +52,18 @@ class Profile:
             jax.block_until_ready(state)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # Every Python call would hide the steps.
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
+            jax.profiler.start_trace(
+                self._folder, create_perfetto_trace=True, profiler_options=options
+            )
             self._running = True
 
     def _stop(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
         trace = max(self._folder.glob("plugins/profile/*/perfetto_trace.json.gz"))
-        _say(f"trace written: open {trace} at https://ui.perfetto.dev, or `pip install xprof` and `xprof --logdir {self._folder}`")
+        _say(
+            f"trace written: open {trace} at https://ui.perfetto.dev, or `pip install xprof` and `xprof --logdir {self._folder}`"
+        )
 
 
 def _say(message: str) -> None:

@@ -7,7 +7,7 @@ import jax
 
 from bitdance_jax.config import RunConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.progress import Progress
+from bitdance_jax.io.progress import Progress
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.divergence import DivergenceCheck
 from bitdance_jax.train.evaluation import Evaluation
@@ -30,10 +30,22 @@ class Recorder:
     """
 
     def __init__(
-        self, task: Task, run: RunConfig, checkpoints: Checkpoints, start: int, speed: Speedometer, evaluation: Evaluation
+        self,
+        task: Task,
+        run: RunConfig,
+        checkpoints: Checkpoints,
+        start: int,
+        speed: Speedometer,
+        evaluation: Evaluation,
     ) -> None:
         """`start`: steps done already."""
-        self._task, self._run, self._checkpoints, self._speed, self._evaluation = task, run, checkpoints, speed, evaluation
+        self._task, self._run, self._checkpoints, self._speed, self._evaluation = (
+            task,
+            run,
+            checkpoints,
+            speed,
+            evaluation,
+        )
         self._writes = jax.process_index() == 0
         self._writer = MetricsWriter(Path(run.workdir), start) if self._writes else None
         self._progress = Progress(run.steps, "step", "training", initial=start, shown=self._writes)
@@ -42,7 +54,9 @@ class Recorder:
         self._compiled = False
         self.held_out: dict[str, float] | None = None
 
-    def after_step(self, step: int, state: TrainState, metrics: Metrics, place: dict[str, Any], stopping: bool) -> None:
+    def after_step(
+        self, step: int, state: TrainState, metrics: Metrics, place: dict[str, Any], stopping: bool
+    ) -> None:
         """Takes a step's results; rows and pictures are written before its checkpoint, so that a resumed run has no gap in them.
 
         Args:
@@ -94,7 +108,11 @@ class Recorder:
             if complaint:
                 self._checkpoints.wait()
                 steps = self._checkpoints.steps
-                kept = f"the last checkpoint is of step {steps[-1]}" if steps else "nothing is saved yet"
+                kept = (
+                    f"the last checkpoint is of step {steps[-1]}"
+                    if steps
+                    else "nothing is saved yet"
+                )
                 mend = "a lower optimizer.learning_rate or a longer warm-up, in another workdir"
                 raise UserError(f"{complaint} at step {number} ({kept}); try {mend}")
         self._unchecked.clear()

@@ -10,15 +10,28 @@ from typing import Any
 
 from flax import traverse_util
 
-from bitdance_jax import hosts, inputs, model_folder
 from bitdance_jax.config import TrainingConfig, to_dict
+from bitdance_jax.distributed import hosts
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.files import LOCK, folder, only_writer, replacing
+from bitdance_jax.io import inputs, model_folder
+from bitdance_jax.io.files import LOCK, folder, only_writer, replacing
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
-_RUN_MAY_CHANGE = ("workdir", "steps", "spike", "log_every", "save_every", "preview_every", "keep", "checkpoints", "export_dtype")
-_MAY_CHANGE = re.compile(rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?")
+_RUN_MAY_CHANGE = (
+    "workdir",
+    "steps",
+    "spike",
+    "log_every",
+    "save_every",
+    "preview_every",
+    "keep",
+    "checkpoints",
+    "export_dtype",
+)
+_MAY_CHANGE = re.compile(
+    rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?"
+)
 
 # What a bfloat16 run did whose config.json does not yet have the field.
 _BEFORE = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
@@ -44,7 +57,9 @@ def only_run(config: TrainingConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locks(config: TrainingConfig) -> Iterator[None]:
-    places = [place for place in (config.run.workdir, config.run.checkpoint_folder) if "://" not in place]
+    places = [
+        place for place in (config.run.workdir, config.run.checkpoint_folder) if "://" not in place
+    ]
     with contextlib.ExitStack() as stack:
         for place in sorted({os.path.realpath(place) for place in places}):
             stack.enter_context(only_writer(place, is_folder=True))
@@ -62,7 +77,9 @@ def check_config(config: TrainingConfig) -> None:
     path = workdir / "config.json"
     there = [name for name in _NAMES if _is_something(workdir / name)]
     if there and not _is_config(path):
-        what = f"{workdir} has no config.json of a run, which would write over its {', '.join(there)}"
+        what = (
+            f"{workdir} has no config.json of a run, which would write over its {', '.join(there)}"
+        )
         raise UserError(f"{what}; restore config.json, or give another --run.workdir")
     model_folder.check_place(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
@@ -72,10 +89,16 @@ def check_config(config: TrainingConfig) -> None:
     if recorded.get("run.compute_dtype") == "bfloat16":
         recorded = {name: value for name, value in _BEFORE.items() if name in wanted} | recorded
     # Any other field that the recorded config lacks came with a newer version, and its default with the old behaviour.
-    names = sorted(n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n))
+    names = sorted(
+        n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n)
+    )
     if names:
-        changes = ", ".join(f"{name} was {short(recorded[name])}, now {short(wanted.get(name))}" for name in names)
-        raise UserError(f"{workdir} holds a run with another config ({changes}); give this one another workdir")
+        changes = ", ".join(
+            f"{name} was {short(recorded[name])}, now {short(wanted.get(name))}" for name in names
+        )
+        raise UserError(
+            f"{workdir} holds a run with another config ({changes}); give this one another workdir"
+        )
 
 
 def has_checkpoints(config: TrainingConfig) -> bool:
@@ -96,7 +119,9 @@ def _is_config(path: Path) -> bool:
 
 def _is_something(path: Path) -> bool:
     """Whether it is there, and no folder that is empty but for a lock."""
-    return os.path.lexists(path) and not (path.is_dir() and {child.name for child in path.iterdir()} <= {LOCK})
+    return os.path.lexists(path) and not (
+        path.is_dir() and {child.name for child in path.iterdir()} <= {LOCK}
+    )
 
 
 def record_config(config: TrainingConfig) -> None:

@@ -9,8 +9,8 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from bitdance_jax import sharding
 from bitdance_jax.config import ConfigError, OptimizerConfig
+from bitdance_jax.distributed import sharding
 from bitdance_jax.train.task import Objective, Params
 
 
@@ -31,15 +31,26 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array, given: Params | None = None) -> TrainState:
+def init_state(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    given: Params | None = None,
+) -> TrainState:
     """The state before the first step; parameters that are `given` are taken, the others drawn."""
     params = objective.init(key)
     if given:
-        params = traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given))
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        params = traverse_util.unflatten_dict(
+            traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given)
+        )
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
+    )
 
 
-def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
     """The state as jax.ShapeDtypeStructs that say where every array lies (`sharding.shardings`)."""
     state = jax.eval_shape(lambda key: init_state(objective, optimizer, key), jax.random.key(0))
     return on_mesh(mesh, state)
@@ -48,7 +59,9 @@ def abstract_state(objective: Objective, optimizer: optax.GradientTransformation
 def on_mesh(mesh: Mesh, tree: Any) -> Any:
     """Shapes with the places where `sharding.shardings` puts them."""
     places = sharding.shardings(mesh, tree)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -59,13 +72,21 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     if config.schedule == "cosine":
         start = warmup if config.decay_start is None else config.decay_start
         if start < warmup:
-            raise ConfigError(f"optimizer.decay_start must not be before the end of the warm-up, got {start} and {warmup} warm-up steps")
-        schedules.append(optax.cosine_decay_schedule(peak, max(steps - start, 1), alpha=config.end_learning_rate / peak))
+            raise ConfigError(
+                f"optimizer.decay_start must not be before the end of the warm-up, got {start} and {warmup} warm-up steps"
+            )
+        schedules.append(
+            optax.cosine_decay_schedule(
+                peak, max(steps - start, 1), alpha=config.end_learning_rate / peak
+            )
+        )
         boundaries.append(start)
     return optax.join_schedules(schedules, boundaries)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, objective: Objective) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, objective: Objective
+) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; weight decay is decoupled and scaled by the learning rate."""
 
     def decayed(params: Params) -> Params:
@@ -75,6 +96,17 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, objective:
 
         return jax.tree_util.tree_map_with_path(decays, params)
 
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=1e-8, weight_decay=config.weight_decay, mask=decayed)
+    clip = (
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm)
+    )
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
     return optax.chain(clip, adamw)

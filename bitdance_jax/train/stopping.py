@@ -25,32 +25,47 @@ class StopSignals:
         self._alone = jax.process_count() == 1
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers nowhere else.
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows signal handlers nowhere else.
             taken = [signal.SIGINT, signal.SIGTERM] if self._alone else [signal.SIGINT]
             if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
                 taken.append(signal.SIGHUP)
             self._previous = {number: signal.signal(number, self._receive) for number in taken}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._restore()
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step. Every process asks at every step; no device is waited for."""
-        return bool(self._received) if self._alone else multihost_utils.reached_preemption_sync_point(step)
+        return (
+            bool(self._received)
+            if self._alone
+            else multihost_utils.reached_preemption_sync_point(step)
+        )
 
     def interruption(self, saved: str) -> Interrupted:
         """What to raise then; `saved` says what is kept."""
         number = self._received[0] if self._received else signal.SIGTERM
         where = "" if self._received else " to one of the processes"
         name = signal.Signals(number).name
-        return Interrupted(f"stopped by {name}{where}; {saved}, the same command goes on from there", 128 + number)
+        return Interrupted(
+            f"stopped by {name}{where}; {saved}, the same command goes on from there", 128 + number
+        )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
         name = signal.Signals(number).name
         # Not by print or a bar: the signal may have come in the middle of one of theirs.
-        os.write(2, f"\n{name}: stopping once this step is done and saved; a second one kills\n".encode())
+        os.write(
+            2, f"\n{name}: stopping once this step is done and saved; a second one kills\n".encode()
+        )
         self._restore()
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)

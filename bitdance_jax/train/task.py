@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from bitdance_jax.saved_models import Record
+from bitdance_jax.io.saved_models import Record
 
 
 Params = Any
@@ -33,7 +33,9 @@ class Objective(Protocol):
     def init(self, key: jax.Array) -> Params:
         """Initial parameters, float32."""
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The scalar loss, a mean over the batch's rows, and further scalar metrics.
 
         Args:
@@ -43,7 +45,9 @@ class Objective(Protocol):
           keys: one for each row; all of a row's randomness comes from its own.
         """
 
-    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
         """Scalar figures of a held-out batch."""
 
     def no_decay(self, path: tuple[str, ...]) -> bool:

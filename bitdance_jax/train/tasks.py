@@ -9,17 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_jax import images, model_folder
-from bitdance_jax.config import AugmentConfig, ClassConditionalTraining, DataConfig, TokenizerTraining, Training, to_dict
-from bitdance_jax.data.latents import cached_latents
+from bitdance_jax.config import (
+    AugmentConfig,
+    ClassConditionalTraining,
+    DataConfig,
+    TokenizerTraining,
+    Training,
+    to_dict,
+)
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.records import PictureSource
 from bitdance_jax.data.sources import count_classes, open_sources, summary
 from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.errors import UserError
-from bitdance_jax.sampling.pipeline import ClassConditionalPipeline
-from bitdance_jax.saved_models import Record, fingerprint
+from bitdance_jax.io import images, model_folder
+from bitdance_jax.io.saved_models import Record, fingerprint
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
+from bitdance_jax.train.latents import cached_latents
 from bitdance_jax.train.objectives import ClassConditionalObjective, TokenizerObjective
 from bitdance_jax.train.task import Batches, Params, Task
 
@@ -37,7 +44,14 @@ class _Records:
       batch_size, steps_per_epoch, held_out_size: as in Task.
     """
 
-    def __init__(self, data: DataConfig, seed: int, image_size: int, train: PictureSource, held_out: PictureSource) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        seed: int,
+        image_size: int,
+        train: PictureSource,
+        held_out: PictureSource,
+    ) -> None:
         self._data, self._seed, self._image_size = data, seed, image_size
         self._source, self._held_out = train, held_out
         self.batch_size = data.batch_size
@@ -60,7 +74,14 @@ class _Records:
         return self._held_out_batches(self.batch_size, rows)
 
     def _held_out_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Batches:
-        return make_loader(self._held_out, batch_size=batch_size, rows=rows, seed=0, image_size=self._image_size, shuffle=False)
+        return make_loader(
+            self._held_out,
+            batch_size=batch_size,
+            rows=rows,
+            seed=0,
+            image_size=self._image_size,
+            shuffle=False,
+        )
 
 
 class TokenizerTask(_Records):
@@ -71,10 +92,19 @@ class TokenizerTask(_Records):
         self.objective = TokenizerObjective(config)
         self.frozen: Params = {}
         if config.data.gives_codes:
-            raise UserError("a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents")
-        super().__init__(config.data, config.run.seed, config.image_size, *_open_sources(config.data))
+            raise UserError(
+                "a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents"
+            )
+        super().__init__(
+            config.data, config.run.seed, config.image_size, *_open_sources(config.data)
+        )
         self._reconstruct = jax.jit(self.objective.reconstruct)
-        self.record = Record("tokenizer", to_dict(config.model), {"image_size": config.image_size}, config.run.checkpoints)
+        self.record = Record(
+            "tokenizer",
+            to_dict(config.model),
+            {"image_size": config.image_size},
+            config.run.checkpoints,
+        )
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         originals = next(self._held_out_batches(PREVIEW_IMAGES))["image"]
@@ -99,7 +129,9 @@ class ClassConditionalTask(_Records):
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
         abstract = self.objective.abstract_frozen()
         self.frozen = jax.tree.map(
-            lambda array, shape: array.astype(shape.dtype), {name: self._tokenizer.params[name] for name in abstract}, abstract
+            lambda array, shape: array.astype(shape.dtype),
+            {name: self._tokenizer.params[name] for name in abstract},
+            abstract,
         )
         self._pipeline: ClassConditionalPipeline | None = None
         self.record = self._record()
@@ -108,14 +140,22 @@ class ClassConditionalTask(_Records):
         config, names = self._config, self._source.class_names
         if self._pipeline is None:
             dtype = jnp.dtype(config.run.compute_dtype)
-            self._pipeline = ClassConditionalPipeline(config.model, {}, self._tokenizer, sampler=config.preview, dtype=dtype)
+            self._pipeline = ClassConditionalPipeline(
+                config.model, {}, self._tokenizer, sampler=config.preview, dtype=dtype
+            )
         self._pipeline.set_params(ema_params)
-        classes = np.unique(np.linspace(0, len(names) - 1, PREVIEW_CLASSES).astype(int))  # Neighbours of ImageNet look alike.
+        classes = np.unique(
+            np.linspace(0, len(names) - 1, PREVIEW_CLASSES).astype(int)
+        )  # Neighbours of ImageNet look alike.
         labels = np.repeat(classes, PREVIEW_COLUMNS).tolist()
         at_a_time = max(1, PREVIEW_TOKENS // config.model.num_tokens)
-        samples = self._pipeline.sample(labels, config.run.seed, batch_size=at_a_time, progress=False)
+        samples = self._pipeline.sample(
+            labels, config.run.seed, batch_size=at_a_time, progress=False
+        )
         self._pipeline.set_params({})
-        return {"samples": images.grid(samples, PREVIEW_COLUMNS, [names[label] for label in classes])}
+        return {
+            "samples": images.grid(samples, PREVIEW_COLUMNS, [names[label] for label in classes])
+        }
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
         run = self._config.run
@@ -124,16 +164,23 @@ class ClassConditionalTask(_Records):
 
     def _record(self) -> Record:
         config, folder = self._config, self._config.tokenizer
-        metadata = {"class_names": list(self._source.class_names), "sampler": to_dict(config.preview)}
+        metadata = {
+            "class_names": list(self._source.class_names),
+            "sampler": to_dict(config.preview),
+        }
         tokenizer = (folder, fingerprint(folder))
-        return Record("class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer)
+        return Record(
+            "class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer
+        )
 
     def _open(self) -> tuple[PictureSource, PictureSource]:
         """The training records and the held-out ones."""
         config, data, tokenizer = self._config, self._config.data, self._tokenizer
         if data.source == "tokens":
             for folder in filter(None, (data.path, data.held_out)):
-                manifest = check_tokens(folder, tokenizer.config, tokenizer.params, config.model.image_size)
+                manifest = check_tokens(
+                    folder, tokenizer.config, tokenizer.params, config.model.image_size
+                )
                 if folder == data.path:
                     _note_missing_flips(folder, manifest.versions, data.augment)
         train, held_out = _open_sources(data)
@@ -144,7 +191,11 @@ class ClassConditionalTask(_Records):
             )
         if not data.cache_latents:
             return train, held_out
-        workdir, size, flips = Path(config.run.workdir), config.model.image_size, data.augment.flip > 0
+        workdir, size, flips = (
+            Path(config.run.workdir),
+            config.model.image_size,
+            data.augment.flip > 0,
+        )
         return (
             cached_latents(workdir / "tokens_train", train, tokenizer, size, flips),
             cached_latents(workdir / "tokens_heldout", held_out, tokenizer, size, flips),
@@ -183,10 +234,16 @@ def with_classes_of_data(config: Training) -> Training:
 
 def make_task(config: Training) -> Task:
     """The task of a training config."""
-    return TokenizerTask(config) if isinstance(config, TokenizerTraining) else ClassConditionalTask(config)
+    return (
+        TokenizerTask(config)
+        if isinstance(config, TokenizerTraining)
+        else ClassConditionalTask(config)
+    )
 
 
-def _save(folder: str, record: Record, steps: int, figures: dict[str, float], params: Params) -> None:
+def _save(
+    folder: str, record: Record, steps: int, figures: dict[str, float], params: Params
+) -> None:
     """Writes a run's model folder."""
     metadata = {"steps": steps, **record.metadata, "held_out": figures}
     model_folder.save(

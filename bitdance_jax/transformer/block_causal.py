@@ -8,13 +8,12 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bitdance_jax import linear
 from bitdance_jax.config import TransformerConfig
-from bitdance_jax.sharding import constrain
-from bitdance_jax.transformer import attention, rope
-from bitdance_jax.transformer.attention import KVCache, Mask
-from bitdance_jax.transformer.layers import FusedDense, SwiGLU, residual_dtype, transformer_init
-from bitdance_jax.transformer.stack import apply_layers, stacked
+from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.nn import attention, linear, rope
+from bitdance_jax.nn.attention import KVCache, Mask
+from bitdance_jax.nn.layers import FusedDense, SwiGLU, residual_dtype, transformer_init
+from bitdance_jax.nn.stack import apply_layers, stacked
 
 
 Rotary = tuple[Float[Array, "S half"], Float[Array, "S half"]]
@@ -37,10 +36,25 @@ class SelfAttention(nn.Module):
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         qkv = FusedDense(3, self.config.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (constrain(rearrange(x, "b s (n d) -> b n s d", n=self.config.num_heads), "batch", "heads", None, None) for x in qkv)
+        q, k, v = (
+            constrain(
+                rearrange(x, "b s (n d) -> b n s d", n=self.config.num_heads),
+                "batch",
+                "heads",
+                None,
+                None,
+            )
+            for x in qkv
+        )
         q, k = rope.rotate(q, *rotary), rope.rotate(k, *rotary)
         out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
-        project = linear.Dense(self.config.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="out")
+        project = linear.Dense(
+            self.config.dim,
+            use_bias=False,
+            kernel_init=transformer_init,
+            dtype=self.dtype,
+            name="out",
+        )
         return project(rearrange(out, "b n s d -> b s (n d)")), cache
 
 
@@ -53,14 +67,23 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], rotary: Rotary, mask: Mask, cache: KVCache | None = None, start: Int[Array, ""] | int = 0
+        self,
+        x: Float[Array, "B S D"],
+        rotary: Rotary,
+        mask: Mask,
+        cache: KVCache | None = None,
+        start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         config = self.config
         y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="attention_norm")(x)
-        y, cache = SelfAttention(config, self.dtype, self.kernel, name="attention")(y, rotary, mask, cache, start)
+        y, cache = SelfAttention(config, self.dtype, self.kernel, name="attention")(
+            y, rotary, mask, cache, start
+        )
         x = x + y
         y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
-        x = x + SwiGLU(config.hidden_dim, config.dim, use_bias=False, dtype=self.dtype, name="mlp")(y)
+        x = x + SwiGLU(config.hidden_dim, config.dim, use_bias=False, dtype=self.dtype, name="mlp")(
+            y
+        )
         return constrain(x, "batch", None, None), cache
 
 

@@ -10,13 +10,17 @@ from jaxtyping import Array, Float
 Order = Literal["patch", "token"]
 
 
-def grid_to_sequence(codes: Float[Array, "B h w K"], patch_side: int, order: Order) -> Float[Array, "B T K"]:
+def grid_to_sequence(
+    codes: Float[Array, "B h w K"], patch_side: int, order: Order
+) -> Float[Array, "B T K"]:
     """Tokens of a grid in sequence order. Patch order: patches in raster order, tokens in raster order inside a patch."""
     side = patch_side if order == "patch" else 1
     return rearrange(codes, "b (h p) (w q) k -> b (h w p q) k", p=side, q=side)
 
 
-def sequence_to_grid(tokens: Float[Array, "B T K"], height: int, patch_side: int, order: Order) -> Float[Array, "B h w K"]:
+def sequence_to_grid(
+    tokens: Float[Array, "B T K"], height: int, patch_side: int, order: Order
+) -> Float[Array, "B h w K"]:
     """Inverse of `grid_to_sequence`, for a grid of `height` rows."""
     side = patch_side if order == "patch" else 1
     return rearrange(tokens, "b (h w p q) k -> b (h p) (w q) k", h=height // side, p=side, q=side)

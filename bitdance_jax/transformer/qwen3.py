@@ -8,20 +8,21 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bitdance_jax import linear
 from bitdance_jax.config import Qwen3Config
-from bitdance_jax.sharding import constrain
-from bitdance_jax.transformer import attention, rope
-from bitdance_jax.transformer.attention import KVCache, Mask
-from bitdance_jax.transformer.layers import residual_dtype, transformer_init
-from bitdance_jax.transformer.stack import apply_layers, stacked
+from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.nn import attention, linear, rope
+from bitdance_jax.nn.attention import KVCache, Mask
+from bitdance_jax.nn.layers import residual_dtype, transformer_init
+from bitdance_jax.nn.stack import apply_layers, stacked
 
 
 Rotary = tuple[Float[Array, "#B S half"], Float[Array, "#B S half"]]
 
 
 def _dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
-    return linear.Dense(features, use_bias=False, kernel_init=transformer_init, dtype=dtype, name=name)
+    return linear.Dense(
+        features, use_bias=False, kernel_init=transformer_init, dtype=dtype, name=name
+    )
 
 
 class GroupedQueryAttention(nn.Module):
@@ -33,18 +34,29 @@ class GroupedQueryAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], rotary: Rotary, mask: Mask, cache: KVCache | None = None, start: Int[Array, ""] | int = 0
+        self,
+        x: Float[Array, "B S D"],
+        rotary: Rotary,
+        mask: Mask,
+        cache: KVCache | None = None,
+        start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         config = self.config
 
         def heads(name: str, count: int) -> Float[Array, "B N S D"]:
-            y = rearrange(_dense(count * config.head_dim, self.dtype, name)(x), "b s (n d) -> b n s d", n=count)
+            y = rearrange(
+                _dense(count * config.head_dim, self.dtype, name)(x),
+                "b s (n d) -> b n s d",
+                n=count,
+            )
             return constrain(y, "batch", "heads", None, None)
 
         # Normed and rotated in the residual stream's type, and rounded once, for the product.
         residual = residual_dtype(config.residual_dtype, self.dtype)
         q = nn.RMSNorm(config.norm_eps, dtype=residual, name="q_norm")(heads("q", config.num_heads))
-        k = nn.RMSNorm(config.norm_eps, dtype=residual, name="k_norm")(heads("k", config.num_kv_heads))
+        k = nn.RMSNorm(config.norm_eps, dtype=residual, name="k_norm")(
+            heads("k", config.num_kv_heads)
+        )
         v = heads("v", config.num_kv_heads)
         q, k = (rope.rotate(x, *rotary).astype(self.dtype) for x in (q, k))
         out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
@@ -73,14 +85,23 @@ class Qwen3Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], rotary: Rotary, mask: Mask, cache: KVCache | None = None, start: Int[Array, ""] | int = 0
+        self,
+        x: Float[Array, "B S D"],
+        rotary: Rotary,
+        mask: Mask,
+        cache: KVCache | None = None,
+        start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         config = self.config
         y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="attention_norm")(x)
-        y, cache = GroupedQueryAttention(config, self.dtype, self.kernel, name="attention")(y, rotary, mask, cache, start)
+        y, cache = GroupedQueryAttention(config, self.dtype, self.kernel, name="attention")(
+            y, rotary, mask, cache, start
+        )
         x = x + y
         y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
-        return constrain(x + GatedMLP(config, self.dtype, name="mlp")(y), "batch", None, None), cache
+        return constrain(
+            x + GatedMLP(config, self.dtype, name="mlp")(y), "batch", None, None
+        ), cache
 
 
 class Qwen3(nn.Module):
@@ -105,14 +126,18 @@ class Qwen3(nn.Module):
         self._residual = residual_dtype(config.residual_dtype, self.dtype)
         # Rows are looked up in the table's own type: converted first, a whole table would be copied.
         looked_up = self.dtype if config.residual_dtype == "compute" else None
-        self.embed_tokens = linear.Embed(config.vocab_size, config.dim, dtype=looked_up, embedding_init=transformer_init)
+        self.embed_tokens = linear.Embed(
+            config.vocab_size, config.dim, dtype=looked_up, embedding_init=transformer_init
+        )
         arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
         if self.scan:
             self.layers: Any = stacked(Qwen3Block, config.num_layers, self.remat)(*arguments)
         else:
             self.layers = [Qwen3Block(*arguments) for _ in range(config.num_layers)]
         self.norm = nn.RMSNorm(config.norm_eps, dtype=self._residual)
-        self.lm_head = linear.Dense(config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype)
+        self.lm_head = linear.Dense(
+            config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype
+        )
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return constrain(self.embed_tokens(tokens).astype(self._residual), "batch", None, None)
@@ -140,5 +165,7 @@ class Qwen3(nn.Module):
           Hidden states after the final norm, in the residual stream's type, and the cache with the new tokens.
         """
         rotary = rope.rotary_1d(positions, self.config.head_dim, self.config.rope_base)
-        x, cache = apply_layers(self.layers, x.astype(self._residual), rotary, mask, cache=cache, start=start)
+        x, cache = apply_layers(
+            self.layers, x.astype(self._residual), rotary, mask, cache=cache, start=start
+        )
         return self.norm(x), cache

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.pipelines.class_conditional import sample_labels
 from bitdance_jax.sampling.next_patch import resolve
-from bitdance_jax.sampling.pipeline import sample_labels
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -37,7 +39,9 @@ def test_products():
     assert count(jnp.matmul, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
     assert count(jnp.dot, (5,), (5,)) == 2 * 5
     assert count(jnp.matmul, (4, 3, 5), (4, 5, 7)) == 4 * 2 * 3 * 5 * 7
-    assert count(lambda a, b: jnp.einsum("bij,bkij->bk", a, b), (2, 3, 5), (2, 7, 3, 5)) == 2 * (2 * 7) * (3 * 5)
+    assert count(lambda a, b: jnp.einsum("bij,bkij->bk", a, b), (2, 3, 5), (2, 7, 3, 5)) == 2 * (
+        2 * 7
+    ) * (3 * 5)
 
 
 def test_only_products_count():
@@ -51,10 +55,17 @@ def test_convolutions(stride, groups):
     def convolve(x, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(1, 1)] * 2, dimension_numbers=numbers, feature_group_count=groups
+            x,
+            kernel,
+            (stride, stride),
+            [(1, 1)] * 2,
+            dimension_numbers=numbers,
+            feature_group_count=groups,
         )
 
-    assert count(convolve, (2, 8, 8, 6), (3, 3, 6 // groups, 10)) == 2 * (2 * (8 // stride) ** 2 * 10) * (9 * 6 // groups)
+    assert count(convolve, (2, 8, 8, 6), (3, 3, 6 // groups, 10)) == 2 * (
+        2 * (8 // stride) ** 2 * 10
+    ) * (9 * 6 // groups)
 
 
 def test_loops_count_in_full():
@@ -78,7 +89,10 @@ def test_inner_functions_count():
 
 def test_gradients_count():
     """A product's gradient is two more."""
-    assert count(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), (3, 5), (5, 7)) == 3 * 2 * 3 * 5 * 7
+    assert (
+        count(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), (3, 5), (5, 7))
+        == 3 * 2 * 3 * 5 * 7
+    )
 
 
 def test_the_dearer_branch_counts():
@@ -104,7 +118,9 @@ def test_the_sampler_does_hardly_more_than_it_must(name):
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
     function = functools.partial(sample_labels, ClassConditional(config), solver=solver)
-    traced = traced_flops(function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys, scales)
+    traced = traced_flops(
+        function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys, scales
+    )
     assert 1 <= traced / arithmetic.minimal_sampler_flops(config, sampler, batch) < 1.03
 
 
@@ -112,10 +128,14 @@ def test_the_minimum_follows_rows_and_steps():
     config = ClassConditionalConfig.imagenet("b_16x")
 
     def minimum(batch=4, **sampler):
-        return arithmetic.minimal_sampler_flops(config, SamplerConfig(head_steps=10, **sampler), batch)
+        return arithmetic.minimal_sampler_flops(
+            config, SamplerConfig(head_steps=10, **sampler), batch
+        )
 
     assert minimum(batch=8) / minimum() == pytest.approx(2, rel=1e-3)
     assert minimum(guidance_scale=2.0) == minimum(batch=8)
     assert minimum(solver="euler") < minimum()
     one_evaluation = minimum() - minimum(solver="euler")
-    assert arithmetic.minimal_sampler_flops(config, SamplerConfig(head_steps=11), 4) == pytest.approx(minimum() + one_evaluation, rel=1e-9)
+    assert arithmetic.minimal_sampler_flops(
+        config, SamplerConfig(head_steps=11), 4
+    ) == pytest.approx(minimum() + one_evaluation, rel=1e-9)

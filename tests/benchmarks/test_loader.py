@@ -10,25 +10,41 @@ import pytest
 from bitdance_jax.errors import UserError
 
 
-spec = importlib.util.spec_from_file_location("loader_benchmark", Path(__file__).parents[2] / "benchmarks" / "loader.py")
+spec = importlib.util.spec_from_file_location(
+    "loader_benchmark", Path(__file__).parents[2] / "benchmarks" / "loader.py"
+)
 loader = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(loader)
 
-SOURCES = [source for source in loader.SOURCES if source != "tfds" or importlib.util.find_spec("tensorflow_datasets")]
+SOURCES = [
+    source
+    for source in loader.SOURCES
+    if source != "tfds" or importlib.util.find_spec("tensorflow_datasets")
+]
 
 
 def test_every_source_is_timed(monkeypatch, capsys):
     monkeypatch.setattr(loader, "TOKENS", 64)
-    flags = "--image-size 32 --batch-size 4 --pictures 8 --seconds 0.05 --repeats 1 --workers 0 --sources".split() + SOURCES
+    flags = (
+        "--image-size 32 --batch-size 4 --pictures 8 --seconds 0.05 --repeats 1 --workers 0 --sources".split()
+        + SOURCES
+    )
     monkeypatch.setattr(sys, "argv", ["loader.py", *flags])
     loader.main()
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == SOURCES
-    assert all(re.fullmatch(r"\w+ +0 workers +[1-9]\d* images/s +\d+\.\d\d ms of this process an image", line) for line in lines)
+    assert all(
+        re.fullmatch(
+            r"\w+ +0 workers +[1-9]\d* images/s +\d+\.\d\d ms of this process an image", line
+        )
+        for line in lines
+    )
 
 
 def test_bad_input_is_one_line():
-    with pytest.raises(UserError, match="unknown source web; known: folder, imagenet_tar, tfds, tokens"):
+    with pytest.raises(
+        UserError, match="unknown source web; known: folder, imagenet_tar, tfds, tokens"
+    ):
         loader.Arguments(sources=("web",))
     with pytest.raises(UserError, match="must be positive"):
         loader.Arguments(seconds=0)

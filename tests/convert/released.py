@@ -18,7 +18,9 @@ def state_dict(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _state_dict(name: str) -> dict[str, np.ndarray]:
-    tokenizer = {f"vae.{key}": array for key, array in golden_models.read("tokenizer/weights").items()}
+    tokenizer = {
+        f"vae.{key}": array for key, array in golden_models.read("tokenizer/weights").items()
+    }
     return golden_models.read(f"{name}/weights") | tokenizer
 
 
@@ -26,7 +28,13 @@ def arguments(name: str) -> dict[str, Any]:
     return json.loads((golden_models.GOLDEN / name / "config.json").read_text())
 
 
-def save_pt(path: Path, name: str, *, args: dict[str, Any] | None = None, ema: dict[str, np.ndarray] | None = None) -> Path:
+def save_pt(
+    path: Path,
+    name: str,
+    *,
+    args: dict[str, Any] | None = None,
+    ema: dict[str, np.ndarray] | None = None,
+) -> Path:
     """A released .pt: raw weights are the golden ones plus 1."""
     ema = state_dict(name) if ema is None else ema
     model = {key: array + 1 for key, array in ema.items()}

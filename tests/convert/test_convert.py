@@ -14,19 +14,23 @@ import safetensors.numpy
 import tiny_models
 import torch_writer
 
-from bitdance_jax import model_folder
 from bitdance_jax.config import ClassConditionalConfig, from_dict, to_dict
 from bitdance_jax.convert.__main__ import main
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
+from bitdance_jax.nn.stack import unstack
 from bitdance_jax.tokenizer import autoencoder
-from bitdance_jax.transformer.stack import unstack
 
 
 def assert_same(actual, expected) -> None:
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    jax.tree.map(lambda a, b: a.dtype == b.dtype or pytest.fail(f"{a.dtype}, not {b.dtype}"), actual, expected)
+    jax.tree.map(
+        lambda a, b: a.dtype == b.dtype or pytest.fail(f"{a.dtype}, not {b.dtype}"),
+        actual,
+        expected,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +49,27 @@ def converted(pt, tmp_path_factory):
 def ae_pt(tmp_path_factory):
     """Another tokenizer than the one inside `pt`; its training's discriminator lies beside it."""
     weights = {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()}
-    state = {"state_dict": weights | {"loss.discriminator.weight": np.zeros(3, np.float32)}, "global_step": 400_000, "optimizer": {}}
+    state = {
+        "state_dict": weights | {"loss.discriminator.weight": np.zeros(3, np.float32)},
+        "global_step": 400_000,
+        "optimizer": {},
+    }
     return torch_writer.save(tmp_path_factory.mktemp("ae") / "ae_d16c8.pt", state)
 
 
 def test_a_released_file_becomes_the_recorded_model(converted):
     """The parameters are those that the golden tests of the whole model run with, and the sizes too."""
     folder = model_folder.load(converted, expect="class_conditional")
-    expected, tokenizer = golden_models.class_conditional("imagenet_4x"), golden_models.tokenizer("tokenizer")
+    expected, tokenizer = (
+        golden_models.class_conditional("imagenet_4x"),
+        golden_models.tokenizer("tokenizer"),
+    )
     assert_same(unstack(folder.params["model"]), expected.params)
     assert_same(folder.params["tokenizer"], tokenizer.params)
     config = from_dict(ClassConditionalConfig, folder.config)
-    assert config == dataclasses.replace(expected.config, tokenizer=dataclasses.replace(tokenizer.config, num_codebooks=2))
+    assert config == dataclasses.replace(
+        expected.config, tokenizer=dataclasses.replace(tokenizer.config, num_codebooks=2)
+    )
     assert folder.metadata == {"class_names": None, "weights": "ema", "source": "weights.pt"}
 
 
@@ -67,7 +80,15 @@ def test_other_patch_sizes_and_no_arguments(name, tmp_path):
     folder, expected = model_folder.load(tmp_path / "out"), golden_models.class_conditional(name)
     assert_same(unstack(folder.params["model"]), expected.params)
     config = from_dict(ClassConditionalConfig, folder.config)
-    for field in ("transformer", "head", "num_classes", "image_size", "tokens_per_step", "class_tokens", "order"):
+    for field in (
+        "transformer",
+        "head",
+        "num_classes",
+        "image_size",
+        "tokens_per_step",
+        "class_tokens",
+        "order",
+    ):
         assert getattr(config, field) == getattr(expected.config, field)
 
 
@@ -75,9 +96,16 @@ def test_the_recorded_times_of_the_head_count(tmp_path, capsys):
     """There, and in a file that is written back, also without our own notes in it."""
     times = {"time_schedule": "uniform", "time_shift": 2.5, "P_mean": -0.25, "P_std": 1.5}
     args = released.arguments("imagenet_4x") | times
-    convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out"))
+    convert(
+        str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out")
+    )
     assert "does not fit" not in capsys.readouterr().out
-    expected = {"time_distribution": "uniform", "time_shift": 2.5, "time_mean": -0.25, "time_std": 1.5}
+    expected = {
+        "time_distribution": "uniform",
+        "time_shift": 2.5,
+        "time_mean": -0.25,
+        "time_std": 1.5,
+    }
     head = model_folder.load(tmp_path / "out").config["head"]
     assert expected.items() <= head.items()
 
@@ -86,14 +114,22 @@ def test_the_recorded_times_of_the_head_count(tmp_path, capsys):
     for name in ("again", "without notes"):
         convert(str(tmp_path / "y.safetensors"), str(tmp_path / name))
         assert model_folder.load(tmp_path / name).config["head"] == head
-        safetensors.numpy.save_file(safetensors.numpy.load_file(tmp_path / "y.safetensors"), tmp_path / "y.safetensors")
+        safetensors.numpy.save_file(
+            safetensors.numpy.load_file(tmp_path / "y.safetensors"), tmp_path / "y.safetensors"
+        )
 
 
 def test_unknown_times_of_the_head_are_refused(tmp_path):
     args = released.arguments("imagenet_4x")
-    for wrong, message in (({"time_schedule": "cosmap"}, "time_schedule 'cosmap' is recorded"), ({"time_shift": 0}, "time_shift must be")):
+    for wrong, message in (
+        ({"time_schedule": "cosmap"}, "time_schedule 'cosmap' is recorded"),
+        ({"time_shift": 0}, "time_shift must be"),
+    ):
         with pytest.raises(UserError, match=message):
-            convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args | wrong)), str(tmp_path / "out"))
+            convert(
+                str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args | wrong)),
+                str(tmp_path / "out"),
+            )
 
 
 def test_the_tokenizer_inside_a_model(pt, converted, ae_pt, tmp_path):
@@ -116,19 +152,32 @@ def test_what_is_not_converted_yet_is_said(tmp_path, capsys):
     """Averaged weights of a Lightning file; the model in a class-conditional diffusers folder."""
     weights = golden_models.read("tokenizer/weights")
     averaged = {f"model_ema.{key.replace('.', '')}": array + 1 for key, array in weights.items()}
-    torch_writer.save(tmp_path / "x.ckpt", {"state_dict": weights | averaged | {"loss.weight": np.zeros(3, np.float32)}})
+    torch_writer.save(
+        tmp_path / "x.ckpt",
+        {"state_dict": weights | averaged | {"loss.weight": np.zeros(3, np.float32)}},
+    )
     convert(str(tmp_path / "x.ckpt"), str(tmp_path / "a"))
     said = capsys.readouterr().out
-    assert f"has averaged weights too ({len(weights)} keys, model_ema.*), which are not converted yet: these are the raw ones" in said
+    assert (
+        f"has averaged weights too ({len(weights)} keys, model_ema.*), which are not converted yet: these are the raw ones"
+        in said
+    )
     assert "left out 1 keys that are not the tokenizer's, such as loss.weight" in said
-    assert_same(model_folder.load(tmp_path / "a").params, golden_models.tokenizer("tokenizer").params)
+    assert_same(
+        model_folder.load(tmp_path / "a").params, golden_models.tokenizer("tokenizer").params
+    )
 
     for part in ("transformer", "autoencoder"):
         (tmp_path / "diffusers" / part).mkdir(parents=True)
-    safetensors.numpy.save_file(weights, tmp_path / "diffusers" / "autoencoder" / "diffusion_pytorch_model.safetensors")
+    safetensors.numpy.save_file(
+        weights, tmp_path / "diffusers" / "autoencoder" / "diffusion_pytorch_model.safetensors"
+    )
     convert(str(tmp_path / "diffusers"), str(tmp_path / "b"))
     said = capsys.readouterr().out
-    assert "class-conditional models in the diffusers layout are not converted yet" in said and "language model" not in said
+    assert (
+        "class-conditional models in the diffusers layout are not converted yet" in said
+        and "language model" not in said
+    )
     assert model_folder.load(tmp_path / "b").kind == "tokenizer"
 
 
@@ -150,16 +199,29 @@ def test_both_directions_are_bit_exact(pt, converted, tmp_path):
     convert(str(tmp_path / "model.safetensors"), str(tmp_path / "again"))
     first, second = model_folder.load(converted), model_folder.load(tmp_path / "again")
     assert_same(second.params, first.params)
-    assert (second.kind, second.config, second.metadata) == (first.kind, first.config, first.metadata)
+    assert (second.kind, second.config, second.metadata) == (
+        first.kind,
+        first.config,
+        first.metadata,
+    )
 
 
 def test_a_trained_model_keeps_its_config_and_class_names(tmp_path):
     """Sizes that no released model has, and an ablation that shapes do not show, in bfloat16."""
     config = dataclasses.replace(tiny_models.MODEL, order="token", mask="causal")
-    params = {"model": tiny_models.model_params(config), "tokenizer": tiny_models.tokenizer_params()}
+    params = {
+        "model": tiny_models.model_params(config),
+        "tokenizer": tiny_models.tokenizer_params(),
+    }
     params = jax.tree.map(lambda a: np.asarray(a, jax.numpy.bfloat16), params)
     names = {"class_names": [f"class {i}" for i in range(9)]}
-    model_folder.save(tmp_path / "trained", kind="class_conditional", config=to_dict(config), params=params, metadata=names)
+    model_folder.save(
+        tmp_path / "trained",
+        kind="class_conditional",
+        config=to_dict(config),
+        params=params,
+        metadata=names,
+    )
     export(str(tmp_path / "trained"), str(tmp_path / "trained.safetensors"))
     convert(str(tmp_path / "trained.safetensors"), str(tmp_path / "again"))
     again = model_folder.load(tmp_path / "again")
@@ -170,10 +232,15 @@ def test_a_trained_model_keeps_its_config_and_class_names(tmp_path):
 def test_tokenizer_files(ae_pt, tmp_path, capsys):
     """ae_*.pt, .safetensors with its config, and the diffusers layout are the same tokenizer."""
     convert(str(ae_pt), str(tmp_path / "a"))
-    assert "left out 1 keys that are not the tokenizer's, such as loss.discriminator.weight" in capsys.readouterr().out
+    assert (
+        "left out 1 keys that are not the tokenizer's, such as loss.discriminator.weight"
+        in capsys.readouterr().out
+    )
     export(str(tmp_path / "a"), str(tmp_path / "ae_d16c8.safetensors"))
     weights = safetensors.numpy.load_file(tmp_path / "ae_d16c8.safetensors")
-    assert_same(weights, {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()})
+    assert_same(
+        weights, {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()}
+    )
 
     # As released, without our own notes in the file: the config beside it tells the number of codebooks.
     safetensors.numpy.save_file(weights, tmp_path / "ae_d16c8.safetensors")
@@ -183,8 +250,13 @@ def test_tokenizer_files(ae_pt, tmp_path, capsys):
     convert(str(tmp_path / "ae_d16c8.safetensors"), str(tmp_path / "b"))
 
     (tmp_path / "t2i" / "autoencoder").mkdir(parents=True)
-    shutil.copy(tmp_path / "ae_d16c8.safetensors", tmp_path / "t2i" / "autoencoder" / "diffusion_pytorch_model.safetensors")
-    (tmp_path / "t2i" / "autoencoder" / "config.json").write_text(json.dumps(record["ddconfig"] | {"_class_name": "Autoencoder"}))
+    shutil.copy(
+        tmp_path / "ae_d16c8.safetensors",
+        tmp_path / "t2i" / "autoencoder" / "diffusion_pytorch_model.safetensors",
+    )
+    (tmp_path / "t2i" / "autoencoder" / "config.json").write_text(
+        json.dumps(record["ddconfig"] | {"_class_name": "Autoencoder"})
+    )
     capsys.readouterr()
     convert(str(tmp_path / "t2i"), str(tmp_path / "c"))
     said = capsys.readouterr().out
@@ -194,7 +266,11 @@ def test_tokenizer_files(ae_pt, tmp_path, capsys):
     for folder in folders[1:]:
         assert_same(folder.params, folders[0].params)
     assert [folder.config["num_codebooks"] for folder in folders] == [1, 2, 1]
-    model_folder.check_shapes("a", folders[0].params, autoencoder.abstract_params(golden_models.tokenizer("tokenizer").config))
+    model_folder.check_shapes(
+        "a",
+        folders[0].params,
+        autoencoder.abstract_params(golden_models.tokenizer("tokenizer").config),
+    )
 
 
 def test_gan_tokenizer(tmp_path):
@@ -202,7 +278,9 @@ def test_gan_tokenizer(tmp_path):
     config = to_dict(tiny_models.GAN_TOKENIZER)
     model_folder.save(tmp_path / "gan", kind="tokenizer", config=config, params=params, metadata={})
     export(str(tmp_path / "gan"), str(tmp_path / "gan.safetensors"))
-    safetensors.numpy.save_file(safetensors.numpy.load_file(tmp_path / "gan.safetensors"), tmp_path / "gan.safetensors")
+    safetensors.numpy.save_file(
+        safetensors.numpy.load_file(tmp_path / "gan.safetensors"), tmp_path / "gan.safetensors"
+    )
     convert(str(tmp_path / "gan.safetensors"), str(tmp_path / "again"))
     again = model_folder.load(tmp_path / "again")
     assert again.config == json.loads(json.dumps(config))
@@ -212,13 +290,18 @@ def test_gan_tokenizer(tmp_path):
 def test_every_wrong_key_is_listed_and_nothing_is_written(tmp_path):
     state = released.state_dict("imagenet_4x")
     del state["layers.1.attention.wo.weight"], state["vae.encoder.norm_out.bias"]
-    state["head.net.res_blocks.0.norm.weight"] = state["head.net.res_blocks.0.norm2.weight"]  # of the 1x models
+    state["head.net.res_blocks.0.norm.weight"] = state[
+        "head.net.res_blocks.0.norm2.weight"
+    ]  # of the 1x models
     state["freqs_cis"] = np.zeros(3, np.float32)
     state["vae.discriminator.weight"] = np.zeros(3, np.float32)
     state["layers.0.attention.wqkv.weight"] = state["layers.0.attention.wqkv.weight"].T
     state["vae.decoder.conv_out.bias"] = np.zeros(4, np.float32)
     with pytest.raises(UserError) as error:
-        convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", ema=state)), str(tmp_path / "out"))
+        convert(
+            str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", ema=state)),
+            str(tmp_path / "out"),
+        )
     complaint = str(error.value)
     for problem in (
         "missing key layers.1.attention.wo.weight",
@@ -245,11 +328,21 @@ def test_keys_that_a_safetensors_file_has_twice(tmp_path):
 
 def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
     """The shapes decide; the head count, which they do not tell, is taken from the arguments."""
-    args = released.arguments("imagenet_4x") | {"n_layer": 24, "n_head": 4, "parallel_mode": "standard"}
-    convert(str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out"))
+    args = released.arguments("imagenet_4x") | {
+        "n_layer": 24,
+        "n_head": 4,
+        "parallel_mode": "standard",
+    }
+    convert(
+        str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out")
+    )
     assert "does not fit its weights, which count: n_layer 24, not 2\n" in capsys.readouterr().out
     config = model_folder.load(tmp_path / "out").config
-    assert (config["transformer"]["num_layers"], config["transformer"]["num_heads"], config["order"]) == (2, 4, "token")
+    assert (
+        config["transformer"]["num_layers"],
+        config["transformer"]["num_heads"],
+        config["order"],
+    ) == (2, 4, "token")
 
 
 def test_places_that_are_no_model_are_not_replaced(ae_pt, tmp_path):
@@ -266,19 +359,39 @@ def test_one_line_for_whatever_else_is_wrong(pt, ae_pt, converted, tmp_path):
         with pytest.raises(UserError, match=match):
             convert(str(source), str(tmp_path / "out"), **flags)
 
-    without = {key: array for key, array in released.state_dict("imagenet_4x").items() if not key.startswith("vae.")}
-    complaint(released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without), "no tokenizer inside .*add --tokenizer")
+    without = {
+        key: array
+        for key, array in released.state_dict("imagenet_4x").items()
+        if not key.startswith("vae.")
+    }
+    complaint(
+        released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without),
+        "no tokenizer inside .*add --tokenizer",
+    )
     complaint(pt, "is no tokenizer", tokenizer=str(pt))
     complaint(ae_pt, "is a tokenizer itself", tokenizer=str(ae_pt))
-    complaint(torch_writer.save(tmp_path / "b.pt", {"model": {}}), "no ema weights; try --weights model")
+    complaint(
+        torch_writer.save(tmp_path / "b.pt", {"model": {}}), "no ema weights; try --weights model"
+    )
     complaint(torch_writer.save(tmp_path / "c.pt", [1]), "holds a list")
     complaint(torch_writer.save(tmp_path / "d.pt", {"state_dict": {"a": 1}}), "not tensors: a")
-    integers = {key: np.zeros(array.shape, np.int64) for key, array in released.state_dict("imagenet_4x").items()}
-    complaint(torch_writer.save(tmp_path / "f.pt", {"ema": integers}), "norm.weight has numbers of the type int64")
+    integers = {
+        key: np.zeros(array.shape, np.int64)
+        for key, array in released.state_dict("imagenet_4x").items()
+    }
+    complaint(
+        torch_writer.save(tmp_path / "f.pt", {"ema": integers}),
+        "norm.weight has numbers of the type int64",
+    )
     complaint("/dev/zero", "is not a file")
-    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "pointer.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
     complaint(tmp_path / "pointer.safetensors", "a pointer of Git LFS .*: git lfs pull")
-    complaint(torch_writer.save(tmp_path / "e.pt", {"a": np.zeros(1)}), "neither a class-conditional model nor a tokenizer.*: a")
+    complaint(
+        torch_writer.save(tmp_path / "e.pt", {"a": np.zeros(1)}),
+        "neither a class-conditional model nor a tokenizer.*: a",
+    )
     (tmp_path / "cut.safetensors").write_bytes(safetensors.numpy.save(without)[:10_000_00])
     complaint(tmp_path / "cut.safetensors", "cut short or damaged")
     (tmp_path / "empty.pt").touch()
@@ -309,7 +422,9 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
         command(ae_pt, tmp_path / "t")
     command(ae_pt, tmp_path / "t", "--force")
     command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
-    with pytest.raises(UserError, match=r"t\.safetensors is there already; give another place, or --force"):
+    with pytest.raises(
+        UserError, match=r"t\.safetensors is there already; give another place, or --force"
+    ):
         command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
     (tmp_path / "t.safetensors").unlink()
     with pytest.raises(UserError, match=r"t_config\.json is there already"):

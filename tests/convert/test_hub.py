@@ -9,10 +9,10 @@ import huggingface_hub
 import pytest
 import safetensors.numpy
 
-from bitdance_jax import model_folder
 from bitdance_jax.convert import hub
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def repository(tmp_path, monkeypatch):
     def files(name):
         if name != "owner/name":
             raise ConnectionError("no route to the hub\n\nCheck your connection")
-        return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+        return [
+            str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()
+        ]
 
     def snapshot(name, *, allow_patterns, local_files_only=False):
         if local_files_only:
@@ -36,7 +38,9 @@ def repository(tmp_path, monkeypatch):
         return str(tmp_path / "cache")
 
     def model_info(name, *, timeout):
-        return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=file) for file in files(name)])
+        return types.SimpleNamespace(
+            siblings=[types.SimpleNamespace(rfilename=file) for file in files(name)]
+        )
 
     monkeypatch.setattr(huggingface_hub, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -76,7 +80,16 @@ PLAIN = [
 @pytest.mark.parametrize(
     ("wanted", "unwanted"),
     [
-        (DIFFUSERS, ["model_index.json", "readme.md", "samples/cat.png", "text_encoder/model.bin", "ema/model.safetensors"]),
+        (
+            DIFFUSERS,
+            [
+                "model_index.json",
+                "readme.md",
+                "samples/cat.png",
+                "text_encoder/model.bin",
+                "ema/model.safetensors",
+            ],
+        ),
         (PLAIN, ["readme.md", "model.gguf", "onnx/model.safetensors"]),
     ],
 )
@@ -88,7 +101,9 @@ def test_a_text_to_image_repository_is_fetched_whole(repository, tmp_path, wante
 
 def test_a_tokenizer_of_a_text_to_image_repository(repository, tmp_path):
     """It is fetched alone when it is named."""
-    safetensors.numpy.save_file(golden_models.read("tokenizer/weights"), repository / "ae.safetensors")
+    safetensors.numpy.save_file(
+        golden_models.read("tokenizer/weights"), repository / "ae.safetensors"
+    )
     fill(repository, "vision_head.safetensors", "model.safetensors.index.json")
     convert("owner/name/ae.safetensors", str(tmp_path / "out"))
     assert model_folder.load(tmp_path / "out").kind == "tokenizer"
@@ -97,19 +112,34 @@ def test_a_tokenizer_of_a_text_to_image_repository(repository, tmp_path):
 
 def test_one_of_several_files_with_its_config(repository, tmp_path):
     fill(repository, "B_1x.pt", "ae_d16c32.safetensors", "ae_d16c32_config.json", "readme.md")
-    assert hub.download("owner/name/ae_d16c32.safetensors") == tmp_path / "cache" / "ae_d16c32.safetensors"
+    assert (
+        hub.download("owner/name/ae_d16c32.safetensors")
+        == tmp_path / "cache" / "ae_d16c32.safetensors"
+    )
     assert fetched(tmp_path / "cache") == ["ae_d16c32.safetensors", "ae_d16c32_config.json"]
     with pytest.raises(
-        UserError, match=r"owner/name: add one of its files, such as owner/name/B_1x\.pt: B_1x\.pt, ae_d16c32\.safetensors$"
+        UserError,
+        match=r"owner/name: add one of its files, such as owner/name/B_1x\.pt: B_1x\.pt, ae_d16c32\.safetensors$",
     ):
         hub.download("owner/name")
-    with pytest.raises(UserError, match=r"owner/name/L_1x\.pt: the repository has no file L_1x\.pt"):
+    with pytest.raises(
+        UserError, match=r"owner/name/L_1x\.pt: the repository has no file L_1x\.pt"
+    ):
         hub.download("owner/name/L_1x.pt")
 
 
 def test_class_conditional_diffusers_repositories_are_told_so(repository):
-    fill(repository, *(f"BitDance_B_1x/{part}/diffusion_pytorch_model.safetensors" for part in ("autoencoder", "transformer")))
-    with pytest.raises(UserError, match=r"^owner/name: class-conditional models in the diffusers layout are not converted yet"):
+    fill(
+        repository,
+        *(
+            f"BitDance_B_1x/{part}/diffusion_pytorch_model.safetensors"
+            for part in ("autoencoder", "transformer")
+        ),
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^owner/name: class-conditional models in the diffusers layout are not converted yet",
+    ):
         hub.download("owner/name")
 
 
@@ -119,7 +149,9 @@ def test_the_only_model_needs_no_name(repository, tmp_path):
     assert fetched(tmp_path / "cache") == ["B_1x.pt"]
 
 
-@pytest.mark.parametrize("name", ["missing.pt", "missing/ae.safetensors", "/no/such/file", "name", "../x/y", "a b/c"])
+@pytest.mark.parametrize(
+    "name", ["missing.pt", "missing/ae.safetensors", "/no/such/file", "name", "../x/y", "a b/c"]
+)
 def test_missing_files_are_not_looked_for_on_the_hub(repository, name):
     with pytest.raises(UserError, match=r"no file or folder .* and it is not a Hugging Face id"):
         hub.download(name)
@@ -127,7 +159,8 @@ def test_missing_files_are_not_looked_for_on_the_hub(repository, name):
 
 def test_what_the_hub_says_is_one_line(repository):
     with pytest.raises(
-        UserError, match=r"no file or folder owner/other, and it could not be downloaded from Hugging Face: no route to the hub$"
+        UserError,
+        match=r"no file or folder owner/other, and it could not be downloaded from Hugging Face: no route to the hub$",
     ):
         hub.download("owner/other")
 
@@ -152,10 +185,16 @@ def offline(tmp_path, monkeypatch):
 def test_what_is_in_the_cache_needs_no_network(offline, capsys):
     fill(offline, "B_1x.pt", "ae.safetensors", "ae_config.json")
     assert hub.download("owner/name/B_1x.pt") == offline / "B_1x.pt"
-    assert "cannot be reached (Name or service not known); the copy of owner/name in its cache is used" in capsys.readouterr().err
+    assert (
+        "cannot be reached (Name or service not known); the copy of owner/name in its cache is used"
+        in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match=r"the repository has no file L_1x\.pt"):
         hub.download("owner/name/L_1x.pt")
-    with pytest.raises(UserError, match=r"no file or folder owner/other, .* from Hugging Face: Name or service not known$"):
+    with pytest.raises(
+        UserError,
+        match=r"no file or folder owner/other, .* from Hugging Face: Name or service not known$",
+    ):
         hub.download("owner/other")
 
 

@@ -18,10 +18,14 @@ def test_tensors():
     """Of several types, one a scalar, in a state dict with torch's `_metadata`."""
     state = legacy_torch_file.load(WRITTEN_BY_TORCH)
     arrays = {name: array.read() for name, array in state.items()}
-    np.testing.assert_array_equal(arrays["conv.weight"], np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) / 8)
+    np.testing.assert_array_equal(
+        arrays["conv.weight"], np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) / 8
+    )
     np.testing.assert_array_equal(arrays["bn.bias"], np.array([1.5, -2], np.float16))
     assert arrays["bn.num_batches_tracked"] == 7 and len(arrays) == 3
-    assert {name: (array.shape, array.dtype) for name, array in state.items()} == {n: (a.shape, a.dtype) for n, a in arrays.items()}
+    assert {name: (array.shape, array.dtype) for name, array in state.items()} == {
+        n: (a.shape, a.dtype) for n, a in arrays.items()
+    }
 
 
 def test_the_format_is_recognised(tmp_path):
@@ -32,7 +36,13 @@ def test_the_format_is_recognised(tmp_path):
 
 def file_of(content, keys=(), storages=b""):
     """A file of the format with any object."""
-    parts = [legacy_torch_file.MAGIC, legacy_torch_file.VERSION, {"little_endian": True}, content, list(keys)]
+    parts = [
+        legacy_torch_file.MAGIC,
+        legacy_torch_file.VERSION,
+        {"little_endian": True},
+        content,
+        list(keys),
+    ]
     return b"".join(pickle.dumps(part, protocol=2) for part in parts) + storages
 
 
@@ -47,11 +57,19 @@ class Hostile:
         (WRITTEN_BY_TORCH.read_bytes()[:-1], "cut short: 815 bytes instead of at least 816"),
         (WRITTEN_BY_TORCH.read_bytes()[:300], "damaged|cut short"),
         (legacy_torch_file.START, "damaged|cut short"),
-        (WRITTEN_BY_TORCH.read_bytes().replace(b"little_endian\x94", b"").replace(b"little_endianq", b"little_endiaMq"), "little-endian"),
+        (
+            WRITTEN_BY_TORCH.read_bytes()
+            .replace(b"little_endian\x94", b"")
+            .replace(b"little_endianq", b"little_endiaMq"),
+            "little-endian",
+        ),
         (file_of([1, 2]), "does not hold a state dict"),
         (file_of({}, ["0"]), "belongs to no tensor"),
         (file_of(Hostile()), "posix.system|nt.system"),
-        (file_of({"weights": Hostile()}), "which no state dict needs; the file may be hostile, nothing was run"),
+        (
+            file_of({"weights": Hostile()}),
+            "which no state dict needs; the file may be hostile, nothing was run",
+        ),
     ],
 )
 def test_damaged_and_hostile_files(tmp_path, monkeypatch, data, message):
@@ -67,7 +85,11 @@ def test_damaged_and_hostile_files(tmp_path, monkeypatch, data, message):
     ("old", "new", "message"),
     [
         (b"K\x02K\x03K\x02K\x02", b"K\x09K\x03K\x02K\x02", "reaches outside its storage"),  # a size
-        (b"(K\x0cK\x04K\x02K\x01", b"(K\x7fK\x04K\x02K\x01", "reaches outside its storage"),  # a stride
+        (
+            b"(K\x0cK\x04K\x02K\x01",
+            b"(K\x7fK\x04K\x02K\x01",
+            "reaches outside its storage",
+        ),  # a stride
     ],
 )
 def test_tensors_outside_of_their_storage(tmp_path, old, new, message):

@@ -50,12 +50,18 @@ class SparseFile(io.FileIO):
 def write_full_size(path: Path, shapes: dict[str, list[int]]) -> None:
     """A released file of these shapes, float32: the transformer's numbers do not compress, the tokenizer's are zeros."""
     sizes = {key: int(np.prod(shape)) for key, shape in shapes.items()}
-    strides = {key: [int(np.prod(shape[i + 1 :])) for i in range(len(shape))] for key, shape in shapes.items()}
+    strides = {
+        key: [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        for key, shape in shapes.items()
+    }
     state = {
-        key: Tensor("float32", str(i), sizes[key], 0, tuple(shape), tuple(strides[key])) for i, (key, shape) in enumerate(shapes.items())
+        key: Tensor("float32", str(i), sizes[key], 0, tuple(shape), tuple(strides[key]))
+        for i, (key, shape) in enumerate(shapes.items())
     }
     with SparseFile(path, "w") as raw, zipfile.ZipFile(raw, "w") as file:
-        file.writestr("full/data.pkl", torch_writer.pickle({"ema": state, "model": state, "args": {}}))
+        file.writestr(
+            "full/data.pkl", torch_writer.pickle({"ema": state, "model": state, "args": {}})
+        )
         for i, key in enumerate(shapes):
             block, left = ZEROS if key.startswith("vae.") else RANDOM, 4 * sizes[key]
             with file.open(f"full/data/{i}", "w") as record:
@@ -72,7 +78,12 @@ def folder(tmp_path):
 
 def peak_of(folder: Path, source: str) -> int:
     """Bytes at the peak of converting `folder / source` to `folder / "model"`, in a process of its own."""
-    run = subprocess.run([sys.executable, "-c", CONVERT, folder / source, folder / "model"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", CONVERT, folder / source, folder / "model"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return 1024 * int(run.stdout.rpartition("peak ")[2])
 
@@ -81,10 +92,16 @@ def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
     """A released folder in bfloat16, all holes; the size of its largest stacked array."""
     model, ae = text_to_image.abstract_params(config), autoencoder.abstract_params(config.tokenizer)
     shapes = parameters.release_shapes(model, keys.text_to_image(config))
-    shapes |= {f"ae.{key}": shape for key, shape in parameters.release_shapes(ae, keys.TOKENIZER).items()}
+    shapes |= {
+        f"ae.{key}": shape for key, shape in parameters.release_shapes(ae, keys.TOKENIZER).items()
+    }
     folder.mkdir()
     for stem in ("vision_head", "projector", "ae", "model"):
-        own = {key: shape for key, shape in shapes.items() if key.startswith(f"{stem}.") or (stem == "model" and key == "lm_head.weight")}
+        own = {
+            key: shape
+            for key, shape in shapes.items()
+            if key.startswith(f"{stem}.") or (stem == "model" and key == "lm_head.weight")
+        }
         header: dict[str, Any] = {}
         end = 0
         for key, shape in own.items():
@@ -96,14 +113,18 @@ def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + end)
     (folder / "config.json").write_text(json.dumps(release_sizes.text_record(config.text)))
-    (folder / "vision_head_config.json").write_text(json.dumps(release_sizes.vision_head_record(config)))
+    (folder / "vision_head_config.json").write_text(
+        json.dumps(release_sizes.vision_head_record(config))
+    )
     (folder / "ae_config.json").write_text(json.dumps(sizes.tokenizer_record(config.tokenizer)))
     (folder / "tokenizer.json").write_text(toy_text_to_image.tokenizer_json(config.tokens_per_step))
     return max(2 * leaf.size for leaf in jax.tree.leaves(model))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc"
+)
 def test_peak_memory_of_a_text_to_image_model(folder):
     """Three stacks of 0.8 GB, of which one layer is in memory at a time."""
     toy = toy_text_to_image.config()
@@ -115,7 +136,9 @@ def test_peak_memory_of_a_text_to_image_model(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc"
+)
 def test_peak_memory_of_a_full_size_model(folder):
     shapes = golden_models.manifest()["BitDance_B_1x"]
     write_full_size(folder / "full.pt", shapes)
@@ -125,4 +148,6 @@ def test_peak_memory_of_a_full_size_model(folder):
 
     header = json.loads((folder / "model" / "config.json").read_text())
     assert header["metadata"]["name"] == "BitDance_B_1x"
-    assert sum(size for size, _ in header["files"].values()) > 0.85e9  # the transformer's numbers were not lost on the way
+    assert (
+        sum(size for size, _ in header["files"].values()) > 0.85e9
+    )  # the transformer's numbers were not lost on the way

@@ -11,7 +11,7 @@ from golden_models import GOLDEN
 from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate import prompt_files
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io.lazy import LazyArray
 
 
 ARRAYS = {"a": np.arange(4, dtype=np.float32), "b": np.zeros((2, 3), np.float32)}
@@ -19,7 +19,13 @@ EXTREMES = [byte * count for byte in (b"\xff", b"\0", b"\x80", b"[", b'"') for c
 
 
 def torch_zip(path):
-    return torch_writer.save(path, {"ema": ARRAYS, "args": torch_writer.Call("argparse.Namespace", (), {"dim": 64, "lr": 1e-4})})
+    return torch_writer.save(
+        path,
+        {
+            "ema": ARRAYS,
+            "args": torch_writer.Call("argparse.Namespace", (), {"dim": 64, "lr": 1e-4}),
+        },
+    )
 
 
 def legacy(path):
@@ -28,7 +34,10 @@ def legacy(path):
 
 
 def tensors(path):
-    lazy = {key: LazyArray(array.shape, array.dtype, lambda array=array: array) for key, array in ARRAYS.items()}
+    lazy = {
+        key: LazyArray(array.shape, array.dtype, lambda array=array: array)
+        for key, array in ARRAYS.items()
+    }
     safetensors_file.save(path, lazy, {"format": "pt"})
     return path
 

@@ -14,13 +14,17 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 def write(path, header, numbers=bytes(8), length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + numbers)
+    path.write_bytes(
+        (len(text) if length is None else length).to_bytes(8, "little") + text + numbers
+    )
     return path
 
 
 def test_further_fields_of_an_entry_do_not_matter(tmp_path):
     path = write(
-        tmp_path / "x.safetensors", {"a": ENTRY | {"note": [1]}, "__metadata__": {"format": "pt"}}, np.arange(2.0, dtype="f4").tobytes()
+        tmp_path / "x.safetensors",
+        {"a": ENTRY | {"note": [1]}, "__metadata__": {"format": "pt"}},
+        np.arange(2.0, dtype="f4").tobytes(),
     )
     file = safetensors_file.load(path)
     assert file.tensors["a"].read().tolist() == [0, 1] and file.metadata == {"format": "pt"}
@@ -61,9 +65,13 @@ def test_lengths_of_a_header(tmp_path, length):
         safetensors_file.load(write(tmp_path / "x.safetensors", {"a": ENTRY}, length=length))
 
 
-@pytest.mark.parametrize("names", [["a\0b"], ["x" * 5000], ["/dev/zero"], [""], [".."], [3], {}, "x", None])
+@pytest.mark.parametrize(
+    "names", [["a\0b"], ["x" * 5000], ["/dev/zero"], [""], [".."], [3], {}, "x", None]
+)
 def test_an_index_of_other_files(tmp_path, names):
-    weight_map = {str(i): name for i, name in enumerate(names)} if isinstance(names, list) else names
+    weight_map = (
+        {str(i): name for i, name in enumerate(names)} if isinstance(names, list) else names
+    )
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UserError, match=r"index\.json"):
         safetensors_file.load_shards(tmp_path, "model")

@@ -9,26 +9,37 @@ from golden_models import manifest
 from bitdance_jax.config import ClassConditionalConfig, TokenizerConfig
 from bitdance_jax.convert import keys, parameters, sizes
 from bitdance_jax.errors import UserError
-from bitdance_jax.lazy import LazyArray
+from bitdance_jax.io.lazy import LazyArray
 from bitdance_jax.models import class_conditional
 from bitdance_jax.tokenizer import autoencoder
 
 
 def official(name: str, vae: bool) -> dict[str, tuple[int, ...]]:
     shapes = {key: tuple(shape) for key, shape in manifest()[name].items()}
-    return {key.removeprefix("vae."): shape for key, shape in shapes.items() if key.startswith("vae.") == vae}
+    return {
+        key.removeprefix("vae."): shape
+        for key, shape in shapes.items()
+        if key.startswith("vae.") == vae
+    }
 
 
 def unread(shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyArray]:
-    return {key: LazyArray(shape, np.dtype(np.float32), lambda: pytest.fail("read")) for key, shape in shapes.items()}
+    return {
+        key: LazyArray(shape, np.dtype(np.float32), lambda: pytest.fail("read"))
+        for key, shape in shapes.items()
+    }
 
 
-@pytest.mark.parametrize(("name", "scale"), [("B_1x", 3.2), ("B_4x", 3.9), ("B_16x", 6.1), ("L_1x", 4.0), ("H_1x", 4.55)])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("B_1x", 3.2), ("B_4x", 3.9), ("B_16x", 6.1), ("L_1x", 4.0), ("H_1x", 4.55)]
+)
 def test_published_models(name, scale):
     """The shapes tell the sizes; all keys of the file are all keys of the model, both ways; the release's sampling defaults."""
     tokenizer = sizes.tokenizer_config(official(f"BitDance_{name}", vae=True), {})
     assert tokenizer == TokenizerConfig.d16c32()
-    assert parameters.release_shapes(autoencoder.abstract_params(tokenizer), keys.TOKENIZER) == official(f"BitDance_{name}", vae=True)
+    assert parameters.release_shapes(
+        autoencoder.abstract_params(tokenizer), keys.TOKENIZER
+    ) == official(f"BitDance_{name}", vae=True)
 
     shapes = official(f"BitDance_{name}", vae=False)
     config = sizes.class_conditional_config(shapes, {}, tokenizer)
@@ -41,7 +52,11 @@ def test_published_models(name, scale):
 
     known, sampler = sizes.published(dataclasses.replace(config, bit_flip_rate=0.3))
     assert known == f"BitDance_{name}"
-    assert (sampler.guidance_scale, sampler.guidance_schedule, sampler.head_steps) == (scale, "linear", 100)
+    assert (sampler.guidance_scale, sampler.guidance_schedule, sampler.head_steps) == (
+        scale,
+        "linear",
+        100,
+    )
     assert sizes.published(dataclasses.replace(config, num_classes=10)) is None
 
 

@@ -11,15 +11,24 @@ import numpy as np
 import pytest
 from golden_models import TEXT_TO_IMAGE
 
-from bitdance_jax import model_folder, toy_text_to_image
+from bitdance_jax import toy_text_to_image
 from bitdance_jax.config import TextToImageConfig, TokenizerConfig, from_dict
-from bitdance_jax.convert import export, keys, parameters, release_folder, safetensors_file, sizes, text_to_image
+from bitdance_jax.convert import (
+    export,
+    keys,
+    parameters,
+    release_folder,
+    safetensors_file,
+    sizes,
+    text_to_image,
+)
 from bitdance_jax.convert.__main__ import main
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image as text_to_image_model
+from bitdance_jax.nn.stack import unstack
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
-from bitdance_jax.transformer.stack import unstack
 
 
 DIFFUSERS = {
@@ -55,7 +64,10 @@ def assert_same(actual, expected) -> None:
 
 
 def tensors(folder, stem):
-    return {key: array.read() for key, array in safetensors_file.load_shards(folder, stem).tensors.items()}
+    return {
+        key: array.read()
+        for key, array in safetensors_file.load_shards(folder, stem).tensors.items()
+    }
 
 
 @pytest.mark.parametrize("name", TEXT_TO_IMAGE)
@@ -71,9 +83,14 @@ def test_a_released_folder_becomes_the_recorded_model(name, converted, tmp_path)
     assert_same(folder.params["tokenizer"], tokenizer.params)
     # The number of codebooks counts in training alone; this release does not tell it.
     config = from_dict(TextToImageConfig, folder.config)
-    assert config == dataclasses.replace(expected.config, tokenizer=dataclasses.replace(tokenizer.config, num_codebooks=1))
+    assert config == dataclasses.replace(
+        expected.config, tokenizer=dataclasses.replace(tokenizer.config, num_codebooks=1)
+    )
     assert folder.metadata["source"] == "release"
-    assert (folder.metadata["sampler"]["head_steps"], folder.metadata["sampler"]["guidance_scale"]) == (50, 7.5)
+    assert (
+        folder.metadata["sampler"]["head_steps"],
+        folder.metadata["sampler"]["guidance_scale"],
+    ) == (50, 7.5)
 
     prompts = PromptTokenizer(out / "text_tokenizer", config.tokens_per_step)
     assert prompts.image_tokens == config.image_tokens
@@ -89,7 +106,9 @@ def test_the_diffusers_layout_is_the_same_model(release, converted, tmp_path, ca
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
     flat = json.loads((release / "ae_config.json").read_text())["ddconfig"]
-    (layout / "autoencoder" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **flat}))
+    (layout / "autoencoder" / "config.json").write_text(
+        json.dumps({"_class_name": "AutoencoderKL", **flat})
+    )
     (layout / "projector" / "config.json").write_text("{}")
     (layout / "model_index.json").write_text("{}")
     convert(str(layout), str(tmp_path / "out"))
@@ -97,12 +116,16 @@ def test_the_diffusers_layout_is_the_same_model(release, converted, tmp_path, ca
     same, first = model_folder.load(tmp_path / "out"), model_folder.load(converted)
     assert_same(same.params, first.params)
     assert (same.kind, same.config) == (first.kind, first.config)
-    assert (tmp_path / "out/text_tokenizer/tokenizer.json").read_bytes() == (release / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out/text_tokenizer/tokenizer.json").read_bytes() == (
+        release / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_both_directions_are_bit_exact(release, converted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "SHARD_BYTES", 300_000)
-    monkeypatch.setattr(sys, "argv", ["convert", str(converted), str(tmp_path / "again"), "--to", "torch"])
+    monkeypatch.setattr(
+        sys, "argv", ["convert", str(converted), str(tmp_path / "again"), "--to", "torch"]
+    )
     main()
     assert f"{tmp_path / 'again'}: 201 tensors" in capsys.readouterr().out
     for stem in ("model", "vision_head", "projector", "ae"):
@@ -112,13 +135,19 @@ def test_both_directions_are_bit_exact(release, converted, tmp_path, monkeypatch
         assert {array.dtype.name for array in exported.values()} == {"bfloat16"}
     assert len(list((tmp_path / "again").glob("model-*-of-00005.safetensors"))) == 5
     for name in ("config.json", "vision_head_config.json"):
-        ours, theirs = (json.loads((folder / name).read_text()) for folder in (tmp_path / "again", release))
+        ours, theirs = (
+            json.loads((folder / name).read_text()) for folder in (tmp_path / "again", release)
+        )
         assert ours.items() <= theirs.items()
 
     convert(str(tmp_path / "again"), str(tmp_path / "model"))
     first, second = model_folder.load(converted), model_folder.load(tmp_path / "model")
     assert_same(second.params, first.params)
-    assert (second.kind, second.config, second.metadata) == (first.kind, first.config, first.metadata)
+    assert (second.kind, second.config, second.metadata) == (
+        first.kind,
+        first.config,
+        first.metadata,
+    )
 
 
 def test_a_release_is_never_replaced(release, converted):
@@ -147,18 +176,24 @@ def test_files_of_this_machine_are_not_taken_into_the_model(release, tmp_path):
     (cached / "tokenizer.json").rename(blobs / "89ab")
     (cached / "tokenizer.json").symlink_to("../../blobs/89ab")
     convert(str(cached), str(tmp_path / "out"))
-    assert (tmp_path / "out/text_tokenizer/tokenizer.json").read_bytes() == (blobs / "89ab").read_bytes()
+    assert (tmp_path / "out/text_tokenizer/tokenizer.json").read_bytes() == (
+        blobs / "89ab"
+    ).read_bytes()
 
 
 def test_a_toy_model_there_and_back(tmp_path):
     """Sizes that no released model has."""
     config = toy_text_to_image.config(tokens_per_step=16)
-    config = dataclasses.replace(config, head=dataclasses.replace(config.head, head_dim=32, num_blocks=2))
+    config = dataclasses.replace(
+        config, head=dataclasses.replace(config.head, head_dim=32, num_blocks=2)
+    )
     toy_text_to_image.save(tmp_path / "toy", config, seed=1)
     export.export(str(tmp_path / "toy"), str(tmp_path / "release"))
     convert(str(tmp_path / "release"), str(tmp_path / "again"))
     first, second = model_folder.load(tmp_path / "toy"), model_folder.load(tmp_path / "again")
-    assert from_dict(TextToImageConfig, second.config) == config and second.metadata == first.metadata
+    assert (
+        from_dict(TextToImageConfig, second.config) == config and second.metadata == first.metadata
+    )
     assert_same(second.params, first.params)
 
 
@@ -166,16 +201,31 @@ def test_sizes_of_the_full_model():
     """The manifest's shapes, the 64x release, are those of our preset; no number is read."""
     shapes = {
         prefix + key: tuple(shape)
-        for part, prefix in (("llm", ""), ("vision_head", "vision_head."), ("projector", "projector."))
+        for part, prefix in (
+            ("llm", ""),
+            ("vision_head", "vision_head."),
+            ("projector", "projector."),
+        )
         for key, shape in golden_models.manifest()[f"BitDance-14B/{part}"].items()
     }
     expected = TextToImageConfig.released("14b_64x")
     prompts = object.__new__(PromptTokenizer)
     prompts.image_tokens, prompts.tokens_per_step = expected.image_tokens, 64
-    text, head = text_to_image.text_record(expected.text), text_to_image.vision_head_record(expected)
+    text, head = (
+        text_to_image.text_record(expected.text),
+        text_to_image.vision_head_record(expected),
+    )
     assert text_to_image.tokens_per_step(head) == 64
-    assert text_to_image.text_to_image_config(shapes, text, head, TokenizerConfig.d16c32(), prompts) == expected
-    assert parameters.release_shapes(text_to_image_model.abstract_params(expected), keys.text_to_image(expected)) == shapes
+    assert (
+        text_to_image.text_to_image_config(shapes, text, head, TokenizerConfig.d16c32(), prompts)
+        == expected
+    )
+    assert (
+        parameters.release_shapes(
+            text_to_image_model.abstract_params(expected), keys.text_to_image(expected)
+        )
+        == shapes
+    )
     ae = {key: tuple(shape) for key, shape in golden_models.manifest()["BitDance-14B/ae"].items()}
     assert sizes.tokenizer_config(ae, {}) == TokenizerConfig.d16c32()
 
@@ -196,22 +246,36 @@ def test_what_is_missing_or_cut_is_one_line(release, tmp_path):
             (tmp_path / name).rename(release / name)
 
     without("projector.safetensors", "ae_config.json", "tokenizer.json")
-    complaint(r"not a whole text-to-image model; fetch what is missing: projector\.safetensors, ae_config\.json, tokenizer\.json$")
+    complaint(
+        r"not a whole text-to-image model; fetch what is missing: projector\.safetensors, ae_config\.json, tokenizer\.json$"
+    )
     put_back("projector.safetensors", "ae_config.json", "tokenizer.json")
     without("model.safetensors.index.json")
-    complaint(r"not a whole text-to-image model; fetch what is missing: model\.safetensors\.index\.json$")
+    complaint(
+        r"not a whole text-to-image model; fetch what is missing: model\.safetensors\.index\.json$"
+    )
     put_back("model.safetensors.index.json")
     without("model-00002-of-00003.safetensors")
-    complaint(r"model\.safetensors\.index\.json names model-00002-of-00003\.safetensors, not to be found in .*; fetch what is missing$")
+    complaint(
+        r"model\.safetensors\.index\.json names model-00002-of-00003\.safetensors, not to be found in .*; fetch what is missing$"
+    )
     put_back("model-00002-of-00003.safetensors")
     whole = (release / "model-00003-of-00003.safetensors").read_bytes()
     (release / "model-00003-of-00003.safetensors").write_bytes(whole[:-1])
     complaint(r"model-00003-of-00003\.safetensors cannot be read; it is cut short or damaged")
-    (release / "model-00003-of-00003.safetensors").write_bytes((release / "projector.safetensors").read_bytes())
+    (release / "model-00003-of-00003.safetensors").write_bytes(
+        (release / "projector.safetensors").read_bytes()
+    )
     complaint(r"unknown key fc1\.bias; .*; missing key lm_head\.weight$")
-    shutil.copy(release / "model-00002-of-00003.safetensors", release / "model-00003-of-00003.safetensors")
-    complaint(r"model-00003-of-00003\.safetensors has a second key model\.layers\.1\..*, which another shard has too")
-    (release / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
+    shutil.copy(
+        release / "model-00002-of-00003.safetensors", release / "model-00003-of-00003.safetensors"
+    )
+    complaint(
+        r"model-00003-of-00003\.safetensors has a second key model\.layers\.1\..*, which another shard has too"
+    )
+    (release / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "../x.safetensors"}}'
+    )
     complaint(r"index\.json is damaged: it names \.\./x\.safetensors; fetch it again")
     (release / "model.safetensors.index.json").write_text("[]")
     complaint(r"index\.json cannot be read: Expected object, got array; it must have a weight_map")
@@ -221,10 +285,16 @@ def test_every_wrong_key_of_every_part_is_listed(release, tmp_path):
     for stem, edit in (
         ("projector", lambda state: state.pop("fc2.bias")),
         ("vision_head", lambda state: state.update({"net.extra": state["net.cond_embed.bias"]})),
-        ("ae", lambda state: state.update({"decoder.conv_out.bias": state["encoder.norm_out.bias"]})),
+        (
+            "ae",
+            lambda state: state.update({"decoder.conv_out.bias": state["encoder.norm_out.bias"]}),
+        ),
     ):
         state = safetensors_file.load(release / f"{stem}.safetensors").tensors
-        state = {key: dataclasses.replace(array, read=lambda values=array.read(): values) for key, array in state.items()}
+        state = {
+            key: dataclasses.replace(array, read=lambda values=array.read(): values)
+            for key, array in state.items()
+        }
         edit(state)
         safetensors_file.save(release / f"{stem}.safetensors", state, {})
     with pytest.raises(UserError) as error:
@@ -237,8 +307,13 @@ def test_every_wrong_key_of_every_part_is_listed(release, tmp_path):
 
 def test_another_language_model_is_one_line(release, tmp_path):
     record = json.loads((release / "config.json").read_text())
-    (release / "config.json").write_text(json.dumps(record | {"model_type": "llama", "rope_scaling": {"type": "yarn"}}))
-    with pytest.raises(UserError, match=r"not a plain Qwen3: its config\.json has model_type llama, rope_scaling \{'type': 'yarn'\}"):
+    (release / "config.json").write_text(
+        json.dumps(record | {"model_type": "llama", "rope_scaling": {"type": "yarn"}})
+    )
+    with pytest.raises(
+        UserError,
+        match=r"not a plain Qwen3: its config\.json has model_type llama, rope_scaling \{'type': 'yarn'\}",
+    ):
         convert(str(release), str(tmp_path / "out"))
 
 
@@ -247,12 +322,19 @@ def test_what_shapes_do_not_tell_is_in_the_configs(release, tmp_path, capsys):
     record = json.loads((release / "config.json").read_text())
     del record["rope_theta"]
     rope = {"rope_type": "default", "rope_theta": 5e5}
-    (release / "config.json").write_text(json.dumps(record | {"rope_parameters": rope, "rms_norm_eps": 1e-5, "hidden_size": 64}))
+    (release / "config.json").write_text(
+        json.dumps(record | {"rope_parameters": rope, "rms_norm_eps": 1e-5, "hidden_size": 64})
+    )
     head = json.loads((release / "vision_head_config.json").read_text())
     del head["parallel_num"]
-    (release / "vision_head_config.json").write_text(json.dumps(head | {"time_shift": 2.0, "time_schedule": "uniform"}))
+    (release / "vision_head_config.json").write_text(
+        json.dumps(head | {"time_shift": 2.0, "time_schedule": "uniform"})
+    )
     convert(str(release), str(tmp_path / "out"))
-    assert "does not fit its weights, which count: hidden_size 64, not 128\n" in capsys.readouterr().out
+    assert (
+        "does not fit its weights, which count: hidden_size 64, not 128\n"
+        in capsys.readouterr().out
+    )
     config = from_dict(TextToImageConfig, model_folder.load(tmp_path / "out").config)
     assert (config.text.rope_base, config.text.norm_eps, config.tokens_per_step) == (5e5, 1e-5, 4)
     assert (config.head.time_shift, config.head.time_distribution) == (2.0, "uniform")
@@ -262,11 +344,16 @@ def test_a_prompt_tokenizer_of_another_model(release, tmp_path):
     """One with too few queries, and one whose ids lie outside the vocabulary."""
     (release / "tokenizer_config.json").unlink()
     (release / "tokenizer.json").write_text(toy_text_to_image.tokenizer_json(tokens_per_step=2))
-    with pytest.raises(UserError, match=r"lacks special tokens that text-to-image needs: <\|query_2\|>, <\|query_3\|>; take"):
+    with pytest.raises(
+        UserError,
+        match=r"lacks special tokens that text-to-image needs: <\|query_2\|>, <\|query_3\|>; take",
+    ):
         convert(str(release), str(tmp_path / "out"))
     special = json.loads(toy_text_to_image.tokenizer_json(tokens_per_step=4))
     special["model"]["vocab"] |= {f"token{n}": 256 + n for n in range(100)}
-    special["added_tokens"] = [token | {"id": token["id"] + 100} for token in special["added_tokens"]]
+    special["added_tokens"] = [
+        token | {"id": token["id"] + 100} for token in special["added_tokens"]
+    ]
     (release / "tokenizer.json").write_text(json.dumps(special))
     with pytest.raises(UserError, match=r"image_tokens reach id 425, and the vocabulary has 347"):
         convert(str(release), str(tmp_path / "out"))

@@ -20,7 +20,11 @@ from bitdance_jax.errors import UserError
 def load(path, data: bytes, records: dict[str, bytes] | None = None):
     """What a torch file with this pickle is read as."""
     named = {"data.pkl": data} | (records or {})
-    return torch_file.load(torch_writer.write_zip(path / "x.pt", {f"x/{name}": content for name, content in named.items()}))
+    return torch_file.load(
+        torch_writer.write_zip(
+            path / "x.pt", {f"x/{name}": content for name, content in named.items()}
+        )
+    )
 
 
 def test_contents(tmp_path):
@@ -31,9 +35,19 @@ def test_contents(tmp_path):
         "scalar": np.array(5),
         "empty": np.zeros((0, 3), np.float32),
     }
-    args = Call("argparse.Namespace", (), {"lr": 1e-4, "name": "é", "sizes": (1, [2, -300]), "flag": True, "none": None})
-    read = torch_file.load(torch_writer.save(tmp_path / "x.pt", {"ema": arrays, "args": args, "epochs": 2**40}))
-    assert read["args"] == {"lr": 1e-4, "name": "é", "sizes": [1, [2, -300]], "flag": True, "none": None} and read["epochs"] == 2**40
+    args = Call(
+        "argparse.Namespace",
+        (),
+        {"lr": 1e-4, "name": "é", "sizes": (1, [2, -300]), "flag": True, "none": None},
+    )
+    read = torch_file.load(
+        torch_writer.save(tmp_path / "x.pt", {"ema": arrays, "args": args, "epochs": 2**40})
+    )
+    assert (
+        read["args"]
+        == {"lr": 1e-4, "name": "é", "sizes": [1, [2, -300]], "flag": True, "none": None}
+        and read["epochs"] == 2**40
+    )
     for key, array in arrays.items():
         lazy = read["ema"][key]
         assert (lazy.shape, lazy.dtype, lazy.nbytes) == (array.shape, array.dtype, array.nbytes)
@@ -44,7 +58,11 @@ def test_views_share_a_storage(tmp_path):
     """Two tensors in one storage, one of them transposed; the same list twice."""
     shared = [1]
     data = torch_writer.pickle(
-        {"a": Tensor("float32", "0", 8, 2, (3, 2), (1, 3)), "b": Tensor("float32", "0", 8, 7, (1,), (1,)), "c": shared}
+        {
+            "a": Tensor("float32", "0", 8, 2, (3, 2), (1, 3)),
+            "b": Tensor("float32", "0", 8, 7, (1,), (1,)),
+            "c": shared,
+        }
     )
     read = load(tmp_path, data, {"data/0": np.arange(8, dtype=np.float32).tobytes()})
     np.testing.assert_array_equal(read["a"].read(), np.arange(2, 8).reshape(2, 3).T)
@@ -53,7 +71,9 @@ def test_views_share_a_storage(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_the_namespace_as_python_pickles_it(tmp_path, protocol):
-    read = load(tmp_path, pickle.dumps({"args": SimpleNamespace(dim=768), "more": [(), {}, 1.5]}, protocol))
+    read = load(
+        tmp_path, pickle.dumps({"args": SimpleNamespace(dim=768), "more": [(), {}, 1.5]}, protocol)
+    )
     assert read == {"args": {"dim": 768}, "more": [[], {}, 1.5]}
 
 
@@ -68,14 +88,20 @@ class Runs:
 
 
 STACKED = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."  # names pushed as strings, then STACK_GLOBAL
-RETURNED = torch_writer.pickle(Call("collections.OrderedDict", ()))[:-1] + b")R."  # calls what a call returned
+RETURNED = (
+    torch_writer.pickle(Call("collections.OrderedDict", ()))[:-1] + b")R."
+)  # calls what a call returned
 EXTENSION = b"\x80\x02\x82\x01)R."  # a function by its number in copyreg's registry
 INSTANCE = b"(X\x04\x00\x00\x00trueiposix\nsystem\n."  # INST
 OBJECT = b"(cposix\nsystem\nX\x04\x00\x00\x00trueo."  # OBJ
 PERSISTENT = b"Pposix.system\n."  # PERSID, text
-ATTRIBUTE = b"\x80\x02ctorch\nFloatStorage\n}X\x08\x00\x00\x00__call__K\x01sb."  # BUILD on a known global
+ATTRIBUTE = (
+    b"\x80\x02ctorch\nFloatStorage\n}X\x08\x00\x00\x00__call__K\x01sb."  # BUILD on a known global
+)
 CLASS = b"\x80\x02ccollections\nOrderedDict\n}b."
-OF_ARGUMENTS = torch_writer.pickle({"args": Call("argparse.Namespace", (Call("os.system", ("true",)),))})
+OF_ARGUMENTS = torch_writer.pickle(
+    {"args": Call("argparse.Namespace", (Call("os.system", ("true",)),))}
+)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +114,10 @@ OF_ARGUMENTS = torch_writer.pickle({"args": Call("argparse.Namespace", (Call("os
         (torch_writer.pickle(Call("copyreg._reconstructor", ())), "copyreg._reconstructor"),
         (torch_writer.pickle(Call("torch.load", ("x",))), "torch.load"),
         (torch_writer.pickle(Call("torch._utils.os.system", ("true",))), "torch._utils.os.system"),
-        (torch_writer.pickle(Call("numpy.core.multiarray.scalar", ())), "numpy.core.multiarray.scalar"),
+        (
+            torch_writer.pickle(Call("numpy.core.multiarray.scalar", ())),
+            "numpy.core.multiarray.scalar",
+        ),
         (torch_writer.pickle(Call("torch.FloatStorage", (3,))), "calls torch.FloatStorage"),
         (OF_ARGUMENTS, "os.system"),
         (STACKED, "posix.system"),
@@ -104,7 +133,9 @@ OF_ARGUMENTS = torch_writer.pickle({"args": Call("argparse.Namespace", (Call("os
 def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, data, named):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"ran {command}"))
-    with pytest.raises(UserError, match=r"x\.pt cannot be read: .*hostile, nothing was run") as error:
+    with pytest.raises(
+        UserError, match=r"x\.pt cannot be read: .*hostile, nothing was run"
+    ) as error:
         load(tmp_path, data)
     assert named in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "HERE").exists()
@@ -170,13 +201,27 @@ def integer(value: int) -> bytes:
     return b"\x8b" + struct.pack("<i", len(content)) + content
 
 
-SIZES_OF_A_LONG_LIST = b"\x80\x02](" + 20_000 * b"K\x01" + b"eq\x00" + 60_000 * b"ctorch\nSize\nh\x00\x85R" + b"."
-SAME_HASH = b"\x80\x02}(" + b"".join(integer(n * (2**61 - 1)) + b"N" for n in range(1, 30_000)) + b"u."
-KEYS_OF_ONE_SHAPE = b"\x80\x02}(" + b"".join(integer(n << 40) + b"N" for n in range(1, 30_000)) + b"u."
+SIZES_OF_A_LONG_LIST = (
+    b"\x80\x02](" + 20_000 * b"K\x01" + b"eq\x00" + 60_000 * b"ctorch\nSize\nh\x00\x85R" + b"."
+)
+SAME_HASH = (
+    b"\x80\x02}(" + b"".join(integer(n * (2**61 - 1)) + b"N" for n in range(1, 30_000)) + b"u."
+)
+KEYS_OF_ONE_SHAPE = (
+    b"\x80\x02}(" + b"".join(integer(n << 40) + b"N" for n in range(1, 30_000)) + b"u."
+)
 STATE = b"}(" + b"".join(b"X\x05\x00\x00\x00%05dN" % n for n in range(50_000)) + b"uq\x00"
 COPIES_OF_A_STATE = b"\x80\x02" + STATE + 50_000 * b"cargparse\nNamespace\n)Rh\x00b" + b"."
-NAME_OF_DOUBLED_LISTS = b"\x80\x04]" + b"".join(b"q%c](h%ch%ce" % (n, n, n) for n in range(60)) + b"\x8c\x01x\x93."
-MANY_ARGUMENTS = b"\x80\x02(" + 100_000 * b"N" + b"tq\x00" + 100_000 * b"ctorch._utils\n_rebuild_tensor_v2\nh\x00R" + b"."
+NAME_OF_DOUBLED_LISTS = (
+    b"\x80\x04]" + b"".join(b"q%c](h%ch%ce" % (n, n, n) for n in range(60)) + b"\x8c\x01x\x93."
+)
+MANY_ARGUMENTS = (
+    b"\x80\x02("
+    + 100_000 * b"N"
+    + b"tq\x00"
+    + 100_000 * b"ctorch._utils\n_rebuild_tensor_v2\nh\x00R"
+    + b"."
+)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +236,33 @@ MANY_ARGUMENTS = b"\x80\x02(" + 100_000 * b"N" + b"tq\x00" + 100_000 * b"ctorch.
         (b"\x80\x02" + integer(10**6000) + b".", "an integer of 19,932 bits"),
         (b"\x80\x02L" + b"9" * 6000 + b"L\n.", "damaged"),
         (b"\x80\x02Np99999999999999999\n.", "more objects than it can have"),
-        (b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n]X\x03\x00\x00\x00cpuK\x01tQ.", "not written as torch does"),
-        (torch_writer.pickle(Tensor("float32", "0", 4, 0, (2**40,), (0,))), "repeats its storage '0' too often"),
-        (torch_writer.pickle(Tensor("float32", "0", 4, 0, (1,) * 33, (0,) * 33)), "other arguments than torch's"),
+        (
+            b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n]X\x03\x00\x00\x00cpuK\x01tQ.",
+            "not written as torch does",
+        ),
+        (
+            torch_writer.pickle(Tensor("float32", "0", 4, 0, (2**40,), (0,))),
+            "repeats its storage '0' too often",
+        ),
+        (
+            torch_writer.pickle(Tensor("float32", "0", 4, 0, (1,) * 33, (0,) * 33)),
+            "other arguments than torch's",
+        ),
     ],
-    ids=["sizes", "hashes", "keys", "states", "names", "arguments", "digits", "text", "memo", "storage", "repeats", "dimensions"],
+    ids=[
+        "sizes",
+        "hashes",
+        "keys",
+        "states",
+        "names",
+        "arguments",
+        "digits",
+        "text",
+        "memo",
+        "storage",
+        "repeats",
+        "dimensions",
+    ],
 )
 def test_small_files_cost_little(tmp_path, data, message):
     """In time and in memory: each of these took minutes or gigabytes, or ended in a traceback."""
@@ -243,12 +310,17 @@ def test_records_outside_or_twice_or_compressed(tmp_path):
     data = torch_writer.pickle({})
     with pytest.raises(UserError, match=r"'x/\.\./\.\./etc' that points outside"):
         load(tmp_path, data, {"../../etc": b""})
-    with zipfile.ZipFile(tmp_path / "twice.pt", "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+    with (
+        zipfile.ZipFile(tmp_path / "twice.pt", "w") as file,
+        pytest.warns(UserWarning, match="Duplicate"),
+    ):
         file.writestr("x/data.pkl", data)
         file.writestr("x/data.pkl", torch_writer.pickle({"other": 1}))
     with pytest.raises(UserError, match="two records of one name"):
         torch_file.load(tmp_path / "twice.pt")
-    torch_writer.write_zip(tmp_path / "small.pt", {"x/data.pkl": data + bytes(1000)}, zipfile.ZIP_DEFLATED)
+    torch_writer.write_zip(
+        tmp_path / "small.pt", {"x/data.pkl": data + bytes(1000)}, zipfile.ZIP_DEFLATED
+    )
     with pytest.raises(UserError, match=r"data\.pkl is compressed"):
         torch_file.load(tmp_path / "small.pt")
     torch_writer.write_zip(tmp_path / "other.zip", {"x/readme": b""})
@@ -259,21 +331,32 @@ def test_records_outside_or_twice_or_compressed(tmp_path):
 
 
 def test_legacy_formats_are_named_with_the_mend(tmp_path):
-    (tmp_path / "legacy.pt").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
+    (tmp_path / "legacy.pt").write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+    )
     (tmp_path / "tar.pt").write_bytes(bytes(257) + b"ustar" + bytes(250))
     for name in ("legacy.pt", "tar.pt"):
-        with pytest.raises(UserError, match=rf"{name} cannot be read: .*before 1\.6; load it and save it again with torch\.save"):
+        with pytest.raises(
+            UserError,
+            match=rf"{name} cannot be read: .*before 1\.6; load it and save it again with torch\.save",
+        ):
             torch_file.load(tmp_path / name)
 
 
 def test_cut_and_damaged_files(tmp_path):
-    whole = torch_writer.save(tmp_path / "x.pt", {"a": np.arange(1000, dtype=np.float32)}).read_bytes()
+    whole = torch_writer.save(
+        tmp_path / "x.pt", {"a": np.arange(1000, dtype=np.float32)}
+    ).read_bytes()
     for length in (4, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "x.pt").write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"x\.pt cannot be read: it is cut short or damaged .*fetch it again"):
+        with pytest.raises(
+            UserError, match=r"x\.pt cannot be read: it is cut short or damaged .*fetch it again"
+        ):
             torch_file.load(tmp_path / "x.pt")
     altered = whole.replace(struct.pack("<f", 500), struct.pack("<f", 501))
     (tmp_path / "x.pt").write_bytes(altered)
     read = torch_file.load(tmp_path / "x.pt")["a"].read
-    with pytest.raises(UserError, match=r"x\.pt cannot be read: its record data/0 is damaged .*CRC"):
+    with pytest.raises(
+        UserError, match=r"x\.pt cannot be read: its record data/0 is damaged .*CRC"
+    ):
         read()

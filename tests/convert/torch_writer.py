@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-STORAGES = {"float32": "FloatStorage", "float64": "DoubleStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
+STORAGES = {
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+}
 
 
 class Call(NamedTuple):
@@ -34,8 +39,13 @@ def save(path: Path, value: Any, *, skip: tuple[str, ...] = ()) -> Path:
     """Writes `value`: dicts, tuples, lists, scalars, strings, `Call`s, and numpy arrays (a storage each). Not the records in `skip`."""
     arrays: list[np.ndarray] = []
     data = pickle(value, arrays)
-    records = {"data.pkl": data, "byteorder": b"little"} | {f"data/{i}": array.tobytes() for i, array in enumerate(arrays)}
-    return write_zip(path, {f"{path.stem}/{name}": content for name, content in records.items() if name not in skip})
+    records = {"data.pkl": data, "byteorder": b"little"} | {
+        f"data/{i}": array.tobytes() for i, array in enumerate(arrays)
+    }
+    return write_zip(
+        path,
+        {f"{path.stem}/{name}": content for name, content in records.items() if name not in skip},
+    )
 
 
 def write_zip(path: Path, records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
@@ -65,11 +75,30 @@ def _encode(value: Any, arrays: list[np.ndarray]) -> bytes:
         return _encode(tensor_of(value, len(arrays) - 1), arrays)
     if isinstance(value, Tensor):
         kind = _global(f"torch.{STORAGES[value.dtype]}")
-        persistent = b"(" + _encode("storage", []) + kind + b"".join(_encode(x, []) for x in (value.key, "cpu", value.size)) + b"tQ"
-        rest = b"".join(_encode(x, []) for x in (value.offset, value.shape, value.stride, False, Call("collections.OrderedDict", ())))
+        persistent = (
+            b"("
+            + _encode("storage", [])
+            + kind
+            + b"".join(_encode(x, []) for x in (value.key, "cpu", value.size))
+            + b"tQ"
+        )
+        rest = b"".join(
+            _encode(x, [])
+            for x in (
+                value.offset,
+                value.shape,
+                value.stride,
+                False,
+                Call("collections.OrderedDict", ()),
+            )
+        )
         return _global("torch._utils._rebuild_tensor_v2") + b"(" + persistent + rest + b"tR"
     if isinstance(value, dict):
-        return b"}(" + b"".join(_encode(key, arrays) + _encode(item, arrays) for key, item in value.items()) + b"u"
+        return (
+            b"}("
+            + b"".join(_encode(key, arrays) + _encode(item, arrays) for key, item in value.items())
+            + b"u"
+        )
     if isinstance(value, list | tuple):
         items = b"".join(_encode(item, arrays) for item in value)
         return b"](" + items + b"e" if isinstance(value, list) else b"(" + items + b"t"

@@ -15,7 +15,7 @@ from bitdance_jax.data import imagenet_tar
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource, index_places
 from bitdance_jax.data.sources import open_sources
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import DamagedPicture
+from bitdance_jax.io.images import DamagedPicture
 
 
 CLASSES = {"n01443537": 9, "n01440764": 12, "n15075141": 5}  # not in order, as nothing promises
@@ -72,7 +72,10 @@ def test_classes_are_sorted_and_pictures_as_they_lie(tar):
 
 def test_the_index_is_made_once(tar, monkeypatch):
     first = ImagenetTarSource(tar)
-    assert sorted(file.name for file in tar.parent.iterdir()) == ["train.tar", "train.tar.index.npz"]
+    assert sorted(file.name for file in tar.parent.iterdir()) == [
+        "train.tar",
+        "train.tar.index.npz",
+    ]
     with np.load(index_places(tar)[0], allow_pickle=False) as index:
         assert index["starts"].dtype == np.int64 and len(index["starts"]) == 26
     monkeypatch.setattr(imagenet_tar, "_make_index", None)
@@ -113,7 +116,10 @@ def test_threads_and_other_processes_read_the_same(tar):
     def read(number, source):
         got[number] = values(source)
 
-    threads = [threading.Thread(target=read, args=(n, s)) for n, s in enumerate([source, source, pickle.loads(pickle.dumps(source))])]
+    threads = [
+        threading.Thread(target=read, args=(n, s))
+        for n, s in enumerate([source, source, pickle.loads(pickle.dumps(source))])
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -127,7 +133,9 @@ def test_a_damaged_picture_is_named(tmp_path):
         with tarfile.open(fileobj=inner, mode="w") as pictures:
             add(pictures, "n01440764_0.JPEG", jpeg(3)[:100])
         add(tar, "n01440764.tar", inner.getvalue())
-    with pytest.raises(DamagedPicture, match=r"cannot read the picture .*train\.tar/n01440764/n01440764_0\.JPEG \("):
+    with pytest.raises(
+        DamagedPicture, match=r"cannot read the picture .*train\.tar/n01440764/n01440764_0\.JPEG \("
+    ):
         ImagenetTarSource(tmp_path / "train.tar")[0]
 
 
@@ -144,18 +152,28 @@ def test_an_inner_tar_that_is_cut_is_named(tmp_path, pictures):
     """Also where it is cut between two pictures, which is no error to Python's tarfile."""
     whole = inner_tar("n01440764", 4, 0)
     size = 512 + -(-len(jpeg(0)) // 512) * 512
-    for cut, said in ((pictures * size, "without an end mark"), (pictures * size + 700, r"n01440764_\d\.JPEG in it should be")):
+    for cut, said in (
+        (pictures * size, "without an end mark"),
+        (pictures * size + 700, r"n01440764_\d\.JPEG in it should be"),
+    ):
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
             add(tar, "n01440764.tar", whole[:cut])
-        with pytest.raises(UserError, match=rf"^n01440764\.tar in .*train\.tar is cut: .*{said}.*; download the tar again$"):
+        with pytest.raises(
+            UserError,
+            match=rf"^n01440764\.tar in .*train\.tar is cut: .*{said}.*; download the tar again$",
+        ):
             ImagenetTarSource(tmp_path / "train.tar")
 
 
 def test_other_files_are_refused_by_name(tmp_path, tar):
-    with pytest.raises(UserError, match=r"no tar at .*absent\.tar; give the official ILSVRC2012_img_train\.tar"):
+    with pytest.raises(
+        UserError, match=r"no tar at .*absent\.tar; give the official ILSVRC2012_img_train\.tar"
+    ):
         ImagenetTarSource(tmp_path / "absent.tar")
     tar.write_bytes(jpeg(0) * 10)
-    with pytest.raises(UserError, match=r"train\.tar is no tar or is damaged 0 bytes from its start"):
+    with pytest.raises(
+        UserError, match=r"train\.tar is no tar or is damaged 0 bytes from its start"
+    ):
         ImagenetTarSource(tar)
     with tarfile.open(tar, "w") as flat:
         add(flat, "ILSVRC2012_val_00000001.JPEG", jpeg(0))
@@ -201,5 +219,7 @@ def test_as_a_data_source(tar, tmp_path):
     for wnid in CLASSES:
         (tmp_path / "val" / wnid).mkdir(parents=True)
         (tmp_path / "val" / wnid / "a.JPEG").write_bytes(jpeg(9))
-    train, held_out = open_sources(DataConfig(source="imagenet_tar", path=str(tar), held_out=str(tmp_path / "val")))
+    train, held_out = open_sources(
+        DataConfig(source="imagenet_tar", path=str(tar), held_out=str(tmp_path / "val"))
+    )
     assert (len(train), len(held_out)) == (26, 3) and train.class_names == held_out.class_names

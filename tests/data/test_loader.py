@@ -10,7 +10,7 @@ from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import ArraySource, FolderSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import DamagedPicture
+from bitdance_jax.io.images import DamagedPicture
 
 
 COUNT = 25
@@ -21,11 +21,15 @@ AUGMENT = AugmentConfig(min_crop=0.5, flip=0.5)
 def source():
     """25 noise pictures; the label is the record's number."""
     pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
-    return ArraySource({"image": pictures, "label": np.arange(COUNT)}, tuple(map(str, range(COUNT))))
+    return ArraySource(
+        {"image": pictures, "label": np.arange(COUNT)}, tuple(map(str, range(COUNT)))
+    )
 
 
 def loader(source, **options):
-    return make_loader(source, **{"batch_size": 4, "seed": 0, "image_size": 8, "augment": AUGMENT} | options)
+    return make_loader(
+        source, **{"batch_size": 4, "seed": 0, "image_size": 8, "augment": AUGMENT} | options
+    )
 
 
 def take(iterator, count):
@@ -63,7 +67,9 @@ def test_the_seed_decides_everything(source):
     batches = take(loader(source), 10)
     assert_same(take(loader(source), 10), batches)
     other = take(loader(source, seed=1), 10)
-    assert any((batch["label"] != b["label"]).any() for batch, b in zip(batches, other, strict=True))
+    assert any(
+        (batch["label"] != b["label"]).any() for batch, b in zip(batches, other, strict=True)
+    )
 
 
 def test_draws_depend_on_the_record_and_epoch_only(source):
@@ -141,7 +147,9 @@ def test_random_crops_fade_out_and_flips_do_not():
         mirrored = (batch["image"] == middle[:, :, ::-1]).all((1, 2, 3))
         centre.append(np.mean(same | mirrored))
         flipped.append(np.mean(mirrored))
-    assert max(centre[:2]) < 0.3 and 0.5 < centre[2] < 0.7  # one random crop of five is the centre one
+    assert (
+        max(centre[:2]) < 0.3 and 0.5 < centre[2] < 0.7
+    )  # one random crop of five is the centre one
     assert centre[3:] == [1] * 6
     assert all(0.4 < share < 0.6 for share in flipped[3:])
 
@@ -149,11 +157,17 @@ def test_random_crops_fade_out_and_flips_do_not():
 def test_tokens_come_in_one_version():
     count = 400
     labels = np.arange(count)
-    arrays = {"codes": np.zeros((count, 2, 2, 4), np.uint8), "codes_flipped": np.ones((count, 2, 2, 4), np.uint8), "label": labels}
+    arrays = {
+        "codes": np.zeros((count, 2, 2, 4), np.uint8),
+        "codes_flipped": np.ones((count, 2, 2, 4), np.uint8),
+        "label": labels,
+    }
     source = ArraySource(arrays, ())
     (plain,) = take(make_loader(source, batch_size=count, seed=0), 1)
     assert plain.keys() == {"codes", "label"} and (plain["codes"] == 0).all()
-    (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig(flip=0.25)), 1)
+    (batch,) = take(
+        make_loader(source, batch_size=count, seed=0, augment=AugmentConfig(flip=0.25)), 1
+    )
     assert batch.keys() == {"codes", "label"} and batch["codes"].dtype == np.uint8
     assert 0.18 < batch["codes"][:, 0, 0, 0].mean() < 0.32
     faded = AugmentConfig(flip=0.25, decay_start=0, decay_end=0)
@@ -164,25 +178,46 @@ def test_tokens_come_in_one_version():
 def test_random_crops_of_tokens_are_all_chosen_and_the_centre_one_where_they_have_faded_out():
     """Flipped half of the times, as that of a picture."""
     count = 300
-    crops = np.broadcast_to(np.arange(1, 4, dtype=np.uint8)[None, :, None, None, None], (count, 3, 2, 2, 4))
+    crops = np.broadcast_to(
+        np.arange(1, 4, dtype=np.uint8)[None, :, None, None, None], (count, 3, 2, 2, 4)
+    )
     codes = np.zeros((count, 2, 2, 4), np.uint8)
-    arrays = {"codes": codes, "codes_flipped": codes + 9, "codes_crops": crops, "label": np.arange(count)}
+    arrays = {
+        "codes": codes,
+        "codes_flipped": codes + 9,
+        "codes_crops": crops,
+        "label": np.arange(count),
+    }
     source = ArraySource(arrays, ())
     (batch,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig()), 1)
     assert batch["codes"].shape == (count, 2, 2, 4)
-    assert (np.bincount(batch["codes"][:, 0, 0, 0], minlength=10)[1:4] > 70).all() and set(np.unique(batch["codes"])) == {1, 2, 3}
-    (faded,) = take(make_loader(source, batch_size=count, seed=0, augment=AugmentConfig(decay_start=0, decay_end=0)), 1)
-    assert set(np.unique(faded["codes"])) == {0, 9} and 0.4 < np.mean(faded["codes"][:, 0, 0, 0] == 9) < 0.6
+    assert (np.bincount(batch["codes"][:, 0, 0, 0], minlength=10)[1:4] > 70).all() and set(
+        np.unique(batch["codes"])
+    ) == {1, 2, 3}
+    (faded,) = take(
+        make_loader(
+            source, batch_size=count, seed=0, augment=AugmentConfig(decay_start=0, decay_end=0)
+        ),
+        1,
+    )
+    assert (
+        set(np.unique(faded["codes"])) == {0, 9}
+        and 0.4 < np.mean(faded["codes"][:, 0, 0, 0] == 9) < 0.6
+    )
     (plain,) = take(make_loader(source, batch_size=count, seed=0), 1)
     assert (plain["codes"] == 0).all()
 
 
 @pytest.mark.parametrize("batch_size", [6, 40])
-@pytest.mark.parametrize("shares", [["012", "345"], ["03", "14", "25"], ["0", "12345"], ["012", "012", "345"]])
+@pytest.mark.parametrize(
+    "shares", [["012", "345"], ["03", "14", "25"], ["0", "12345"], ["012", "012", "345"]]
+)
 def test_processes_share_out_the_rows_of_the_one_batch(source, shares, batch_size):
     """Also where a share is cut into several chunks, and where processes load the same rows; they resume as another number of them."""
     group = -(-batch_size // 6)
-    rows = [np.array([r for r in range(batch_size) if str(r // group) in share]) for share in shares]
+    rows = [
+        np.array([r for r in range(batch_size) if str(r // group) in share]) for share in shares
+    ]
     whole = take(loader(source, batch_size=batch_size), 4)
     parts = [loader(source, batch_size=batch_size, rows=r) for r in rows]
     for number, batch in enumerate(whole):
@@ -198,7 +233,9 @@ def test_processes_share_out_the_rows_of_the_one_batch(source, shares, batch_siz
 
 def test_a_last_smaller_batch_is_not_shared_out(source):
     batches = list(loader(source, shuffle=False, repeat=False, rows=np.array([1, 3])))
-    assert np.concatenate([batch["label"] for batch in batches]).tolist() == [n for n in range(24) if n % 2]
+    assert np.concatenate([batch["label"] for batch in batches]).tolist() == [
+        n for n in range(24) if n % 2
+    ]
 
 
 @pytest.mark.parametrize("rows", [[], [1, 0], [0, 4], [-1, 2], [1, 1]])
@@ -231,11 +268,18 @@ def test_the_next_whole_picture_stands_in_for_a_damaged_one(capfd, workers):
     labels = np.concatenate([batch["label"] for batch in take(iterator, 10)])
     epoch = [0, 1, 2, 5, 5, *range(5, 24), 0]
     assert labels.tolist() == epoch * 2
-    assert iterator.skipped == {f"cannot read the picture {n}.jpg": 2 * (1 + (n == 4)) for n in damaged}
+    assert iterator.skipped == {
+        f"cannot read the picture {n}.jpg": 2 * (1 + (n == 4)) for n in damaged
+    }
     iterator.close()
     lines = capfd.readouterr().err.splitlines()
-    assert [line.startswith("warning: cannot read the picture ") for line in lines] == [True] * 3  # each once
-    assert lines[2] == "warning: cannot read the picture 24.jpg; the next one takes its place (3 skipped so far)"
+    assert [line.startswith("warning: cannot read the picture ") for line in lines] == [
+        True
+    ] * 3  # each once
+    assert (
+        lines[2]
+        == "warning: cannot read the picture 24.jpg; the next one takes its place (3 skipped so far)"
+    )
 
 
 def test_stand_ins_do_not_depend_on_the_processes():
@@ -250,9 +294,15 @@ def test_stand_ins_do_not_depend_on_the_processes():
 def test_a_source_with_many_damaged_pictures_is_given_up():
     fine = loader(PartlyDamaged(5000, set(range(0, 5000, 20))), batch_size=50)
     take(fine, 60)
-    with pytest.raises(UserError, match=r"1\d\d of the last \d+ pictures could not be read, cannot read the picture \d+\.jpg; is the"):
+    with pytest.raises(
+        UserError,
+        match=r"1\d\d of the last \d+ pictures could not be read, cannot read the picture \d+\.jpg; is the",
+    ):
         take(loader(PartlyDamaged(5000, set(range(0, 5000, 8))), batch_size=50), 60)
-    with pytest.raises(UserError, match=r"20 of 20 pictures in a row are damaged; the last: cannot read the picture \d+\.jpg"):
+    with pytest.raises(
+        UserError,
+        match=r"20 of 20 pictures in a row are damaged; the last: cannot read the picture \d+\.jpg",
+    ):
         take(loader(PartlyDamaged(100, set(range(100))), batch_size=4), 1)
 
 
@@ -278,5 +328,7 @@ if __name__ == "__main__":
     batches = make_loader(EmojiSource("heldout"), batch_size=8, seed=0, image_size=64, workers=2)
     next(batches)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,7 +15,9 @@ def test_splits_are_fixed_and_disjoint():
     assert sorted([*train, *held_out]) == split_indices(40, "all").tolist() == list(range(40))
 
 
-@pytest.mark.parametrize("count, held_out", [(1906, 100), (19_000, 1000), (19_001, 950), (1_281_167, 999)])
+@pytest.mark.parametrize(
+    "count, held_out", [(1906, 100), (19_000, 1000), (19_001, 950), (1_281_167, 999)]
+)
 def test_of_many_records_about_a_thousand_are_held_out(count, held_out):
     indices = split_indices(count, "heldout")
     assert len(indices) == held_out and len(split_indices(count, "train")) == count - held_out
@@ -30,12 +32,21 @@ def test_a_subset_keeps_its_order():
 
 
 def test_too_few_records_to_hold_any_out():
-    with pytest.raises(UserError, match=r"only 18 pictures; every 19th is held out, so give at least 19, or others with --data\.held-out"):
+    with pytest.raises(
+        UserError,
+        match=r"only 18 pictures; every 19th is held out, so give at least 19, or others with --data\.held-out",
+    ):
         select(ArraySource({"label": np.arange(18)}, ("a",)), "heldout")
 
 
 def test_names_are_kept_as_they_are():
-    names = ["n01440764/a.JPEG", "", "\N{SNOWMAN} mit Leerzeichen.png", os.fsdecode(b"not \xff utf-8.jpg"), "last"]
+    names = [
+        "n01440764/a.JPEG",
+        "",
+        "\N{SNOWMAN} mit Leerzeichen.png",
+        os.fsdecode(b"not \xff utf-8.jpg"),
+        "last",
+    ]
     kept = pickle.loads(pickle.dumps(Names.of(names)))
     assert len(kept) == 5 and [kept[i] for i in range(5)] == names
     assert len(Names.of([])) == 0

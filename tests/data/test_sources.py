@@ -7,7 +7,7 @@ from PIL import Image
 from bitdance_jax.config import DataConfig
 from bitdance_jax.data import sources
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import DamagedPicture
+from bitdance_jax.io.images import DamagedPicture
 
 
 def write(path, value=0, shape=(4, 6)):
@@ -28,14 +28,20 @@ def folder(tmp_path):
 
 
 def test_emoji_splits():
-    train, held_out, everything = (sources.EmojiSource(split) for split in ("train", "heldout", "all"))
+    train, held_out, everything = (
+        sources.EmojiSource(split) for split in ("train", "heldout", "all")
+    )
     assert (len(train), len(held_out), len(everything)) == (1806, 100, 1906)
     assert np.bincount(held_out.arrays["label"]).tolist() == [5, 8, 14, 7, 14, 21, 8, 12, 11]
     assert len(everything.class_names) == 9 and everything.class_names[3] == "Food & Drink"
     record = held_out[0]
     assert record["image"].shape == (64, 64, 3) and record["image"].dtype == np.uint8
     np.testing.assert_array_equal(record["image"], everything[18]["image"])
-    assert record["label"] == everything[18]["label"] == everything.class_names.index("Smileys & Emotion")
+    assert (
+        record["label"]
+        == everything[18]["label"]
+        == everything.class_names.index("Smileys & Emotion")
+    )
 
 
 def test_folder_classes_labels_and_order(folder):
@@ -44,7 +50,9 @@ def test_folder_classes_labels_and_order(folder):
     assert len(source) == 38
     for i in range(38):
         record = source[i]
-        assert record["image"].shape == (4, 6, 3) and (abs(record["image"].astype(int) - i) <= 2).all()
+        assert (
+            record["image"].shape == (4, 6, 3) and (abs(record["image"].astype(int) - i) <= 2).all()
+        )
         assert record["label"] == (i >= 20)
 
 
@@ -62,15 +70,23 @@ def test_open_source(folder):
 def test_held_out_pictures_of_their_own(folder, tmp_path):
     for name in ("cats", "dogs"):
         write(tmp_path / "other" / name / "a.png", 200)
-    config = DataConfig(source="folder", path=str(folder / "pictures"), held_out=str(tmp_path / "other"))
+    config = DataConfig(
+        source="folder", path=str(folder / "pictures"), held_out=str(tmp_path / "other")
+    )
     for name in ("cats", "dogs"):
         (folder / "pictures").mkdir(exist_ok=True)
         (folder / name).rename(folder / "pictures" / name)
     train, held_out = sources.open_sources(config)
     assert (len(train), len(held_out)) == (38, 2) and held_out[1]["label"] == 1
-    assert [len(sources.open_source(config, split)) for split in ("train", "heldout", "all")] == [38, 2, 38]
+    assert [len(sources.open_source(config, split)) for split in ("train", "heldout", "all")] == [
+        38,
+        2,
+        38,
+    ]
     (tmp_path / "other" / "dogs").rename(tmp_path / "other" / "birds")
-    with pytest.raises(UserError, match=r"held-out data .*other has 2 classes and the training data 2.*: birds"):
+    with pytest.raises(
+        UserError, match=r"held-out data .*other has 2 classes and the training data 2.*: birds"
+    ):
         sources.open_sources(config)
 
 
@@ -78,7 +94,10 @@ def test_the_first_line_says_what_there_is(folder):
     config = DataConfig(source="folder", path=str(folder))
     expected = "36 pictures in 2 classes to train on, 2 held out; files left out by their ending: 1 (.txt 1)"
     assert sources.summary(*sources.open_sources(config)) == expected
-    assert sources.summary(*sources.open_sources(DataConfig())) == "1,806 pictures in 9 classes to train on, 100 held out"
+    assert (
+        sources.summary(*sources.open_sources(DataConfig()))
+        == "1,806 pictures in 9 classes to train on, 100 held out"
+    )
 
 
 def test_damaged_picture_is_named_when_read(folder):
@@ -98,7 +117,9 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
     with pytest.raises(UserError, match=r"class folder .*birds holds no pictures"):
         sources.FolderSource(tmp_path / "hollow")
     write(tmp_path / "flat" / "a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg lies outside of any class; move it into a sub-folder"):
+    with pytest.raises(
+        UserError, match=r"a\.jpg lies outside of any class; move it into a sub-folder"
+    ):
         sources.FolderSource(tmp_path / "flat")
     write(tmp_path / "few" / "birds" / "a.jpg")
     with pytest.raises(UserError, match="only 1 pictures; every 19th is held out"):
@@ -127,11 +148,15 @@ def test_a_folder_source_passes_to_other_processes_at_once(folder):
     source = sources.FolderSource(folder)
     again = pickle.loads(pickle.dumps(source))
     assert again[37]["label"] == 1 and (again[37]["image"] == source[37]["image"]).all()
-    assert not any(isinstance(value, list | dict) for name, value in vars(source).items() if name != "left_out")
+    assert not any(
+        isinstance(value, list | dict) for name, value in vars(source).items() if name != "left_out"
+    )
 
 
 def test_array_source_gives_rows_and_refuses_ragged_arrays():
-    source = sources.ArraySource({"codes": np.arange(6).reshape(3, 2), "label": np.arange(3)}, ("a", "b", "c"))
+    source = sources.ArraySource(
+        {"codes": np.arange(6).reshape(3, 2), "label": np.arange(3)}, ("a", "b", "c")
+    )
     assert len(source) == 3
     assert source[1]["codes"].tolist() == [2, 3] and source[1]["label"] == 1
     with pytest.raises(ValueError, match="same number of rows"):

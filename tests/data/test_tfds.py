@@ -15,7 +15,7 @@ from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import open_sources
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import DamagedPicture
+from bitdance_jax.io.images import DamagedPicture
 
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -61,7 +61,9 @@ def test_pictures_and_labels(data_dir):
         try:
             record = source[index]
         except DamagedPicture as error:
-            damaged += str(error).startswith(f"cannot read the picture {index} of small_pictures[train] (")
+            damaged += str(error).startswith(
+                f"cannot read the picture {index} of small_pictures[train] ("
+            )
             continue
         assert record["image"].shape == (8, 12, 3)
         values.append(round(record["image"].mean() / 6))
@@ -73,7 +75,11 @@ def test_as_a_data_source(data_dir):
     config = DataConfig(source="tfds", dataset="small_pictures", path=str(data_dir))
     train, held_out = open_sources(config)
     assert (len(train), len(held_out)) == (38, 2)
-    train, held_out = open_sources(DataConfig(source="tfds", dataset="small_pictures", path=str(data_dir), held_out="validation"))
+    train, held_out = open_sources(
+        DataConfig(
+            source="tfds", dataset="small_pictures", path=str(data_dir), held_out="validation"
+        )
+    )
     assert (len(train), len(held_out)) == (40, 6)
     batch = next(make_loader(train, batch_size=40, seed=0, image_size=8))
     assert batch["image"].shape == (40, 8, 8, 3)
@@ -82,12 +88,19 @@ def test_as_a_data_source(data_dir):
 def test_what_cannot_be_opened_is_one_line(data_dir, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="TFDS knows no dataset 'imaginary'"):
         TfdsSource("imaginary", data_dir, "train")
-    with pytest.raises(UserError, match=r"imagenet2012 is not prepared .*tfds build imagenet2012 --file_format=array_record --data_dir="):
+    with pytest.raises(
+        UserError,
+        match=r"imagenet2012 is not prepared .*tfds build imagenet2012 --file_format=array_record --data_dir=",
+    ):
         TfdsSource("imagenet2012", tmp_path, "train")
-    with pytest.raises(UserError, match="cannot open the split 'test' of small_pictures: Unknown split 'test'"):
+    with pytest.raises(
+        UserError, match="cannot open the split 'test' of small_pictures: Unknown split 'test'"
+    ):
         TfdsSource("small_pictures", data_dir, "test")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match=r"needs a package more: pip install 'bitdance_jax\[datasets\]'"):
+    with pytest.raises(
+        UserError, match=r"needs a package more: pip install 'bitdance_jax\[datasets\]'"
+    ):
         TfdsSource("small_pictures", data_dir, "train")
 
 
@@ -102,5 +115,7 @@ import sys
 from bitdance_jax.data.tfds import TfdsSource
 print(TfdsSource("small_pictures", {str(data_dir)!r}, "validation")[0]["image"].shape, "tensorflow" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "(8, 12, 3) False\n", done.stderr

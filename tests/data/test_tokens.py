@@ -18,10 +18,16 @@ from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import ArraySource, open_sources
 from bitdance_jax.data.token_shards import Seal
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
-from bitdance_jax.data.tokens import Manifest, TokensSource, Versions, check_tokens, encoder_fingerprint
+from bitdance_jax.data.tokens import (
+    Manifest,
+    TokensSource,
+    Versions,
+    check_tokens,
+    encoder_fingerprint,
+)
 from bitdance_jax.errors import UserError
-from bitdance_jax.images import DamagedPicture
-from bitdance_jax.sampling.pipeline import Tokenizer
+from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
 SIZE, COUNT = 8, 23
@@ -31,7 +37,10 @@ PARAMS = tiny_models.tokenizer_params()
 @pytest.fixture(scope="module")
 def source():
     rng = np.random.default_rng(0)
-    arrays = {"image": rng.integers(0, 256, (COUNT, 10, 12, 3), np.uint8), "label": np.arange(COUNT, dtype=np.int32) % 3}
+    arrays = {
+        "image": rng.integers(0, 256, (COUNT, 10, 12, 3), np.uint8),
+        "label": np.arange(COUNT, dtype=np.int32) % 3,
+    }
     return ArraySource(arrays, ("a", "b", "c"))
 
 
@@ -42,7 +51,9 @@ def encode():
 
 
 def write(folder, source, versions=Versions(), batch_size=3, **options):
-    manifest = describe(source, tiny_models.TOKENIZER, PARAMS, image_size=SIZE, versions=versions, shard_size=5)
+    manifest = describe(
+        source, tiny_models.TOKENIZER, PARAMS, image_size=SIZE, versions=versions, shard_size=5
+    )
     prepare(folder, manifest)
     return tokenize(source, PARAMS, folder, manifest, batch_size=batch_size, **options)
 
@@ -60,7 +71,9 @@ def whole(tmp_path_factory, source):
 
 
 def shards(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".array_record"}
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".array_record"
+    }
 
 
 def test_records_are_the_pictures_tokens_in_their_order(whole, source, encode):
@@ -75,7 +88,11 @@ def test_the_files_are_shards_and_a_manifest(whole):
     names = sorted(path.name for path in whole.iterdir())
     assert names == ["manifest.json", *(f"tokens-0000{n}-of-00005.array_record" for n in range(5))]
     manifest = json.loads((whole / "manifest.json").read_text())
-    assert manifest["records"] == COUNT and manifest["image_size"] == SIZE and manifest["class_names"] == ["a", "b", "c"]
+    assert (
+        manifest["records"] == COUNT
+        and manifest["image_size"] == SIZE
+        and manifest["class_names"] == ["a", "b", "c"]
+    )
     assert manifest["fingerprint"] == encoder_fingerprint(tiny_models.TOKENIZER, PARAMS)
     assert manifest["tokenizer"]["bits"] == 8 and manifest["versions"]["crops"] == 0
 
@@ -85,7 +102,9 @@ def test_mirror_images(tmp_path, source, encode):
     crops = [transforms.centre_crop(image, SIZE) for image in source.arrays["image"]]
     read = records(tmp_path)
     np.testing.assert_array_equal([record["codes"] for record in read], encode(crops))
-    np.testing.assert_array_equal([record["codes_flipped"] for record in read], encode([crop[:, ::-1] for crop in crops]))
+    np.testing.assert_array_equal(
+        [record["codes_flipped"] for record in read], encode([crop[:, ::-1] for crop in crops])
+    )
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -96,14 +115,29 @@ def test_random_crops_are_those_the_loader_shows(tmp_path, source, encode, flips
     assert read[0]["codes_crops"].shape == (2, 4, 4, 1)
     for index, record in enumerate(read):
         image = source.arrays["image"][index]
-        versions = [transforms.augment(image, SIZE, augment, np.random.default_rng((7, version, index))) for version in range(2)]
+        versions = [
+            transforms.augment(image, SIZE, augment, np.random.default_rng((7, version, index)))
+            for version in range(2)
+        ]
         np.testing.assert_array_equal(record["codes_crops"], encode(versions))
         centre = transforms.centre_crop(image, SIZE)
         np.testing.assert_array_equal(record["codes"], encode([centre])[0])
         if flips:
             np.testing.assert_array_equal(record["codes_flipped"], encode([centre[:, ::-1]])[0])
-    (batch,) = list(make_loader(TokensSource(tmp_path), batch_size=COUNT, seed=0, augment=augment, shuffle=False, repeat=False))
-    chosen = {tuple((batch["codes"][i] == crop).all() for crop in read[i]["codes_crops"]) for i in range(COUNT)}
+    (batch,) = list(
+        make_loader(
+            TokensSource(tmp_path),
+            batch_size=COUNT,
+            seed=0,
+            augment=augment,
+            shuffle=False,
+            repeat=False,
+        )
+    )
+    chosen = {
+        tuple((batch["codes"][i] == crop).all() for crop in read[i]["codes_crops"])
+        for i in range(COUNT)
+    }
     assert {(True, False), (False, True)} <= chosen <= {(True, False), (False, True), (True, True)}
 
 
@@ -153,15 +187,23 @@ def test_processes_write_shards_of_their_own(tmp_path, source, whole, monkeypatc
         monkeypatch.setattr(token_writer.jax, "process_index", lambda process=process: process)
         assert write(tmp_path, source) == count
         if process == 1:
-            with pytest.raises(UserError, match=r"not finished: tokens-00000-of-00005\.array_record is missing; run the same tokenize"):
+            with pytest.raises(
+                UserError,
+                match=r"not finished: tokens-00000-of-00005\.array_record is missing; run the same tokenize",
+            ):
                 TokensSource(tmp_path)
     assert shards(tmp_path) == shards(whole)
 
 
 def test_a_folder_holds_one_kind_of_tokens(tmp_path, source, whole):
-    with pytest.raises(UserError, match=r"holds other tokens \(versions was Versions.*\); give another folder, or delete it"):
+    with pytest.raises(
+        UserError,
+        match=r"holds other tokens \(versions was Versions.*\); give another folder, or delete it",
+    ):
         write(whole, source, Versions(flips=True))
-    with pytest.raises(UserError, match="image_size must be a multiple of the tokenizer's downsampling 2, got 9"):
+    with pytest.raises(
+        UserError, match="image_size must be a multiple of the tokenizer's downsampling 2, got 9"
+    ):
         describe(source, tiny_models.TOKENIZER, PARAMS, image_size=9)
     with pytest.raises(ConfigError, match="crops must be between 0 and 2147483647, got -1"):
         Versions(crops=-1)
@@ -179,7 +221,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_shard(tmp_path, source, monkeypat
             pass
 
     monkeypatch.setattr(token_writer, "ArrayRecordWriter", FullDisk)
-    with pytest.raises(UserError, match=r"^cannot write the tokens .*-00000-of-.*array_record: write\(\) failed: No space left on device$"):
+    with pytest.raises(
+        UserError,
+        match=r"^cannot write the tokens .*-00000-of-.*array_record: write\(\) failed: No space left on device$",
+    ):
         write(tmp_path, source)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
@@ -190,7 +235,11 @@ def test_as_a_data_source(whole):
     assert (len(train), len(held_out)) == (22, 1)
     again = pickle.loads(pickle.dumps(train))
     batch = next(make_loader(again, batch_size=4, seed=0))
-    assert batch["codes"].shape == (4, 4, 4, 1) and batch["codes"].dtype == np.uint8 and batch["label"].dtype == np.int32
+    assert (
+        batch["codes"].shape == (4, 4, 4, 1)
+        and batch["codes"].dtype == np.uint8
+        and batch["label"].dtype == np.int32
+    )
     train, held_out = open_sources(dataclasses.replace(config, held_out=str(whole)))
     assert (len(train), len(held_out)) == (23, 23)
 
@@ -198,7 +247,9 @@ def test_as_a_data_source(whole):
 @pytest.mark.slow
 def test_workers_and_resuming(whole):
     source = TokensSource(whole)
-    threads, processes = (make_loader(source, batch_size=7, seed=1, workers=workers) for workers in (0, 2))
+    threads, processes = (
+        make_loader(source, batch_size=7, seed=1, workers=workers) for workers in (0, 2)
+    )
     batches = [next(threads) for _ in range(6)]
     processes.set_state({"next_batch": 2})
     for batch in batches[2:]:
@@ -211,15 +262,24 @@ def test_workers_and_resuming(whole):
 def test_tokens_that_a_model_cannot_take(whole, tmp_path):
     config = tiny_models.TOKENIZER
     assert check_tokens(whole, config, PARAMS, SIZE).records == COUNT
-    assert check_tokens(whole, config, {"encoder": jax.tree.map(np.asarray, PARAMS["encoder"])}, SIZE)
+    assert check_tokens(
+        whole, config, {"encoder": jax.tree.map(np.asarray, PARAMS["encoder"])}, SIZE
+    )
     with pytest.raises(UserError, match="are of pictures of 8 pixels, and the model of 16"):
         check_tokens(whole, config, PARAMS, 16)
-    with pytest.raises(UserError, match=r"are of the tokenizer TokenizerConfig.*and the model's is"):
+    with pytest.raises(
+        UserError, match=r"are of the tokenizer TokenizerConfig.*and the model's is"
+    ):
         check_tokens(whole, dataclasses.replace(config, ch=64), PARAMS, SIZE)
     other = jax.tree.map(lambda a: a + 1, PARAMS)
-    with pytest.raises(UserError, match=r"another tokenizer of the same sizes \(encoder [0-9a-f]{16}, the config's is [0-9a-f]{16}\)"):
+    with pytest.raises(
+        UserError,
+        match=r"another tokenizer of the same sizes \(encoder [0-9a-f]{16}, the config's is [0-9a-f]{16}\)",
+    ):
         check_tokens(whole, config, other, SIZE)
-    with pytest.raises(UserError, match=r"no tokens in .*\(no manifest.json\); make them: python -m"):
+    with pytest.raises(
+        UserError, match=r"no tokens in .*\(no manifest.json\); make them: python -m"
+    ):
         check_tokens(tmp_path, config, PARAMS, SIZE)
 
 
@@ -228,7 +288,10 @@ def test_manifests_that_cannot_be_read(tmp_path, whole):
     for changed, message in (
         (text[:-20], "cannot be read: Input data was truncated; make the tokens anew"),
         (text.replace('"records"', '"recordz"'), "unknown fields: recordz"),
-        (text.replace('"format_version": 2', '"format_version": 1'), "is of format 1, and this package reads 2; make the tokens anew$"),
+        (
+            text.replace('"format_version": 2', '"format_version": 1'),
+            "is of format 1, and this package reads 2; make the tokens anew$",
+        ),
     ):
         assert changed != text
         (tmp_path / "manifest.json").write_text(changed)
@@ -261,7 +324,8 @@ def swap(folder):
 def test_swapped_shards_are_named_and_made_anew(copy, source, whole):
     swap(copy)
     with pytest.raises(
-        UserError, match=r"00001-of-00005\.array_record is damaged \(shard is 3, not 1\); run the same tokenize command again"
+        UserError,
+        match=r"00001-of-00005\.array_record is damaged \(shard is 3, not 1\); run the same tokenize command again",
     ):
         TokensSource(copy)
     assert write(copy, source) == 10
@@ -272,7 +336,10 @@ def test_a_shard_of_other_tokens_or_without_a_seal_is_named(copy, whole, source,
     renamed = ArraySource(source.arrays, ("a", "b", "d"))
     write(tmp_path / "other", renamed)
     shutil.copy(shard(tmp_path / "other", 2), shard(copy, 2))
-    with pytest.raises(UserError, match=r"00002-of-00005\.array_record is damaged \(tokens is [0-9a-f]{16}, not [0-9a-f]{16}\)"):
+    with pytest.raises(
+        UserError,
+        match=r"00002-of-00005\.array_record is damaged \(tokens is [0-9a-f]{16}, not [0-9a-f]{16}\)",
+    ):
         TokensSource(copy)
     (copy / "manifest.json").write_bytes((tmp_path / "other" / "manifest.json").read_bytes())
     with pytest.raises(UserError, match=r"00000-of-00005\.array_record is damaged \(tokens is "):

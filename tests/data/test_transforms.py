@@ -13,7 +13,8 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("shape", "new_shape"), [((64, 64), (64, 64)), ((40, 90), (64, 144)), ((300, 257), (75, 64)), ((129, 400), (64, 200))]
+    ("shape", "new_shape"),
+    [((64, 64), (64, 64)), ((40, 90), (64, 144)), ((300, 257), (75, 64)), ((129, 400), (64, 200))],
 )
 def test_scale_shorter_side(shape, new_shape):
     assert transforms.scale_shorter_side(picture(*shape), 64).shape == (*new_shape, 3)
@@ -25,29 +26,43 @@ def test_large_pictures_are_halved_by_averaging():
     quartered = halved.reshape(12, 2, 24, 2, 3).mean(axis=(1, 3))
     scaled = transforms.scale_shorter_side(image, 12)
     assert scaled.shape == quartered.shape
-    assert np.abs(scaled - quartered).max() <= 2  # Pillow rounds four times: rows and columns, twice
+    assert (
+        np.abs(scaled - quartered).max() <= 2
+    )  # Pillow rounds four times: rows and columns, twice
 
 
 def test_centre_crop_is_the_middle():
     image = picture(20, 33)
     np.testing.assert_array_equal(transforms.centre_crop(image, 20), image[:, 6:26])
-    np.testing.assert_array_equal(transforms.centre_crop(image.swapaxes(0, 1), 20), image[:, 6:26].swapaxes(0, 1))
+    np.testing.assert_array_equal(
+        transforms.centre_crop(image.swapaxes(0, 1), 20), image[:, 6:26].swapaxes(0, 1)
+    )
 
 
 def test_nothing_to_crop_is_the_identity():
     image, config = picture(64, 64), AugmentConfig(min_crop=1.0, flip=0.0)
     np.testing.assert_array_equal(transforms.centre_crop(image, 64), image)
-    np.testing.assert_array_equal(transforms.augment(image, 64, config, np.random.default_rng(0)), image)
+    np.testing.assert_array_equal(
+        transforms.augment(image, 64, config, np.random.default_rng(0)), image
+    )
 
 
 def test_small_pictures_grow():
     assert transforms.centre_crop(picture(10, 17), 64).shape == (64, 64, 3)
-    assert transforms.random_crop(picture(10, 17), 64, 0.8, np.random.default_rng(0)).shape == (64, 64, 3)
+    assert transforms.random_crop(picture(10, 17), 64, 0.8, np.random.default_rng(0)).shape == (
+        64,
+        64,
+        3,
+    )
 
 
 def test_centre_crops_are_flipped_too():
     """The flip of a picture whose random crop has faded out is drawn all the same (paper 4.2)."""
-    image, config, rng = picture(20, 33), AugmentConfig(min_crop=0.5, flip=0.5), np.random.default_rng(0)
+    image, config, rng = (
+        picture(20, 33),
+        AugmentConfig(min_crop=0.5, flip=0.5),
+        np.random.default_rng(0),
+    )
     centre = transforms.centre_crop(image, 8)
     shown = {transforms.augment(image, 8, config, rng, crop=False).tobytes() for _ in range(20)}
     assert shown == {centre.tobytes(), centre[:, ::-1].tobytes()}
@@ -68,13 +83,18 @@ def test_a_long_strip_is_cropped_before_it_is_scaled(monkeypatch, turned):
 
     monkeypatch.setattr(Image.Image, "resize", watched)
     assert np.unique(transforms.centre_crop(image, 256)).tolist() == [0, 126]
-    values = {transforms.random_crop(image, 256, 0.8, np.random.default_rng(seed)).max() for seed in range(5)}
+    values = {
+        transforms.random_crop(image, 256, 0.8, np.random.default_rng(seed)).max()
+        for seed in range(5)
+    }
     assert len(values) == 5 and largest == 256 * 256
 
 
 def test_a_strip_is_scaled_as_a_whole_picture_is(monkeypatch):
     rng = np.random.default_rng(0)
-    image = np.asarray(Image.fromarray(rng.integers(0, 256, (5, 90, 3), dtype=np.uint8)).resize((900, 50)))
+    image = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (5, 90, 3), dtype=np.uint8)).resize((900, 50))
+    )
     crops = []
     for longest in (transforms.LONGEST, 99):
         monkeypatch.setattr(transforms, "LONGEST", longest)
@@ -91,10 +111,14 @@ def test_random_crops_are_all_the_possible_ones():
         tops, lefts = (length - size + 1 for length in scaled.shape[:2])
         for top in range(tops):
             for left in range(lefts):
-                allowed[scaled[top : top + size, left : left + size].tobytes()] += draws / (3 * tops * lefts)
+                allowed[scaled[top : top + size, left : left + size].tobytes()] += draws / (
+                    3 * tops * lefts
+                )
 
     rng = np.random.default_rng(0)
-    seen = collections.Counter(transforms.random_crop(image, size, 0.8, rng).tobytes() for _ in range(draws))
+    seen = collections.Counter(
+        transforms.random_crop(image, size, 0.8, rng).tobytes() for _ in range(draws)
+    )
     assert set(seen) == set(allowed)
     for crop, expected in allowed.items():
         assert abs(seen[crop] - expected) < 5 * expected**0.5
@@ -122,6 +146,13 @@ def test_flips_mirror_left_and_right(crop):
 def test_cropped_share_fades_linearly():
     assert transforms.cropped_share(AugmentConfig(), 10**6) == 1
     fading = AugmentConfig(decay_start=700, decay_end=750)
-    assert [transforms.cropped_share(fading, epoch) for epoch in (0, 700, 725, 740, 750, 799)] == [1, 1, 0.5, 0.2, 0, 0]
+    assert [transforms.cropped_share(fading, epoch) for epoch in (0, 700, 725, 740, 750, 799)] == [
+        1,
+        1,
+        0.5,
+        0.2,
+        0,
+        0,
+    ]
     at_once = AugmentConfig(decay_start=5, decay_end=5)
     assert [transforms.cropped_share(at_once, epoch) for epoch in (4, 5)] == [1, 0]

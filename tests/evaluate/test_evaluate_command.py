@@ -11,13 +11,13 @@ from golden_models import read
 from inception_weights import state_dict
 from PIL import Image
 
-from bitdance_jax import images
-from bitdance_jax.command_line import run
+from bitdance_jax.cli.command_line import run
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.evaluate import __main__ as command
 from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.evaluate.statistics import gaussian
+from bitdance_jax.io import images
 
 
 EMOJI = EmojiSource("heldout").arrays["image"]
@@ -28,11 +28,22 @@ def evaluate(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
     status = run(command.main)
     out, err = capsys.readouterr()
-    return status, out, "\n".join(line for line in err.replace("\r", "\n").splitlines() if line.strip() and "it/s]" not in line)
+    return (
+        status,
+        out,
+        "\n".join(
+            line
+            for line in err.replace("\r", "\n").splitlines()
+            if line.strip() and "it/s]" not in line
+        ),
+    )
 
 
 def figures(out):
-    return {name: float(value) for name, value in (line.split(": ") for line in out.splitlines() if ": " in line)}
+    return {
+        name: float(value)
+        for name, value in (line.split(": ") for line in out.splitlines() if ": " in line)
+    }
 
 
 @pytest.fixture
@@ -42,7 +53,9 @@ def toy_network(monkeypatch):
     def features(params, pictures):
         x = pictures.astype(jnp.float32) / 255
         return Features(
-            jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1), x[:, 30, 34], 20 * x[:, ::16, ::16, 0].reshape(len(x), -1)
+            jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1),
+            x[:, 30, 34],
+            20 * x[:, ::16, ::16, 0].reshape(len(x), -1),
         )
 
     monkeypatch.setattr(inception, "features", features)
@@ -63,17 +76,38 @@ def files(tmp_path):
 @pytest.mark.parametrize("reference", ["reference.npz", "folder"])
 def test_samples(monkeypatch, capsys, toy_network, files, reference):
     status, out, err = evaluate(
-        monkeypatch, capsys, files / "samples.npz", "--reference", files / reference, "--inception", "w", "--batch-size", 16
+        monkeypatch,
+        capsys,
+        files / "samples.npz",
+        "--reference",
+        files / reference,
+        "--inception",
+        "w",
+        "--batch-size",
+        16,
     )
     scores = figures(out)
     assert status == 0 and list(scores) == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
-    assert scores["FID"] > 0 and scores["sFID"] > 0 and 0 < scores["Precision"] < 1 and 0 < scores["Recall"] < 1
+    assert (
+        scores["FID"] > 0
+        and scores["sFID"] > 0
+        and 0 < scores["Precision"] < 1
+        and 0 < scores["Recall"] < 1
+    )
     assert "warning: 60 samples cannot fill the features' 2048 dimensions" in err
     assert "warning: 60 reference pictures" in err
 
 
 def test_samples_against_themselves(monkeypatch, capsys, toy_network, files):
-    status, out, _ = evaluate(monkeypatch, capsys, files / "samples.npz", "--reference", files / "samples.npz", "--inception", "w")
+    status, out, _ = evaluate(
+        monkeypatch,
+        capsys,
+        files / "samples.npz",
+        "--reference",
+        files / "samples.npz",
+        "--inception",
+        "w",
+    )
     scores = figures(out)
     assert status == 0 and scores.pop("Inception Score") > 1
     assert scores == {"FID": 0, "sFID": 0, "Precision": 1, "Recall": 1}
@@ -82,11 +116,16 @@ def test_samples_against_themselves(monkeypatch, capsys, toy_network, files):
 def test_samples_sorted_by_class_are_told(capsys):
     """Two splits, of a class each: the line has what ADM's suite would give."""
     for labels, warned in ((np.arange(10_000) // 5000, True), (np.arange(10_000) % 2, False)):
-        samples = metrics.FeatureSet(gaussian(np.random.default_rng(0).normal(size=(9, 3))), logits=20 * np.eye(2)[labels])
+        samples = metrics.FeatureSet(
+            gaussian(np.random.default_rng(0).normal(size=(9, 3))), logits=20 * np.eye(2)[labels]
+        )
         scores = metrics.score(samples, samples)
         assert scores.inception_score == pytest.approx(2, rel=1e-2)
         command._warn_of_order(samples, scores)
-        assert ("in that order, which ADM's suite keeps, their Inception Score is 1.0000" in capsys.readouterr().err) == warned
+        assert (
+            "in that order, which ADM's suite keeps, their Inception Score is 1.0000"
+            in capsys.readouterr().err
+        ) == warned
 
 
 @pytest.mark.slow
@@ -94,24 +133,51 @@ def test_samples_through_inception(monkeypatch, capsys, tmp_path):
     safetensors.numpy.save_file(state_dict(), tmp_path / "w.safetensors")
     recorded = read("evaluation/inception")
     np.savez(tmp_path / "samples.npz", recorded["64.image"].transpose(0, 2, 3, 1))
-    np.savez(tmp_path / "reference.npz", mu=np.zeros(inception.POOLED), sigma=np.zeros((inception.POOLED, inception.POOLED)))
+    np.savez(
+        tmp_path / "reference.npz",
+        mu=np.zeros(inception.POOLED),
+        sigma=np.zeros((inception.POOLED, inception.POOLED)),
+    )
     status, out, err = evaluate(
-        monkeypatch, capsys, tmp_path / "samples.npz", "--reference", tmp_path / "reference.npz", "--inception", tmp_path / "w.safetensors"
+        monkeypatch,
+        capsys,
+        tmp_path / "samples.npz",
+        "--reference",
+        tmp_path / "reference.npz",
+        "--inception",
+        tmp_path / "w.safetensors",
     )
     pooled = recorded["64.features_2048"].astype(np.float64)
     assert status == 0 and list(figures(out)) == ["Inception Score", "FID"]
-    assert figures(out)["FID"] == pytest.approx(np.sum(pooled.mean(axis=0) ** 2) + pooled.var(axis=0, ddof=1).sum(), rel=1e-4)
-    assert "has no arr_0: precision and recall cannot be computed" in err and "has no mu_s and sigma_s" in err
+    assert figures(out)["FID"] == pytest.approx(
+        np.sum(pooled.mean(axis=0) ** 2) + pooled.var(axis=0, ddof=1).sum(), rel=1e-4
+    )
+    assert (
+        "has no arr_0: precision and recall cannot be computed" in err
+        and "has no mu_s and sigma_s" in err
+    )
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "model"])
 def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
     """A tokenizer takes pictures as they are; a class-conditional model's get its size, here 16 pixels."""
     save = tiny_models.save_tokenizer if kind == "tokenizer" else tiny_models.save_model
-    arguments = ["--reconstruction", save(tmp_path / "model"), "emoji", "--inception", "w", "--out", tmp_path / "pairs.png", "--show", 5]
+    arguments = [
+        "--reconstruction",
+        save(tmp_path / "model"),
+        "emoji",
+        "--inception",
+        "w",
+        "--out",
+        tmp_path / "pairs.png",
+        "--show",
+        5,
+    ]
     status, out, err = evaluate(monkeypatch, capsys, *arguments, "--batch-size", 25)
     assert status == 0 and list(figures(out)) == ["PSNR", "SSIM", "rFID"]
-    assert "warning: 100 pictures" in err and "originals beside reconstructions of 5 pictures" in out
+    assert (
+        "warning: 100 pictures" in err and "originals beside reconstructions of 5 pictures" in out
+    )
     side = 2 * 64 + 4 if kind == "tokenizer" else 8 * 16 + 4
     with Image.open(tmp_path / "pairs.png") as picture:
         assert picture.size == (8 * side, 2 * side)
@@ -121,25 +187,61 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
     ("arguments", "message"),
     [
         (["samples.npz"], "give --reference, an .npz of ADM's suite"),
-        (["samples.npz", "--reference", "reference.npz"], "give --inception, the weights of the FID Inception-v3: https://"),
-        (["samples.npz", "--reference", "reference.npz", "--inception", "no.pth"], "no Inception weights at no.pth; fetch https://"),
+        (
+            ["samples.npz", "--reference", "reference.npz"],
+            "give --inception, the weights of the FID Inception-v3: https://",
+        ),
+        (
+            ["samples.npz", "--reference", "reference.npz", "--inception", "no.pth"],
+            "no Inception weights at no.pth; fetch https://",
+        ),
         (["no.npz", "--reference", "reference.npz", "--inception", "w.pth"], "no file no.npz"),
-        (["samples.npz", "--reference", "no.npz", "--inception", "w.pth"], "no reference file or folder no.npz"),
-        (["samples.npz", "--reference", "reference.npz", "--inception", "w.pth"], "w.pth cannot be read"),
+        (
+            ["samples.npz", "--reference", "no.npz", "--inception", "w.pth"],
+            "no reference file or folder no.npz",
+        ),
+        (
+            ["samples.npz", "--reference", "reference.npz", "--inception", "w.pth"],
+            "w.pth cannot be read",
+        ),
         (
             ["samples.npz", "--image-size", "32", "--reference", "folder", "--inception", "w.pth"],
             "are 64 x 64, and 32 x 32 are needed here",
         ),
-        (["samples.npz", "--reference", "folder", "--inception", "w.pth", "--out", "x.png"], "--out goes with --reconstruction"),
+        (
+            ["samples.npz", "--reference", "folder", "--inception", "w.pth", "--out", "x.png"],
+            "--out goes with --reconstruction",
+        ),
         (["samples.npz", "--batch-size", "0"], "--batch-size must be positive, got 0"),
-        (["samples.npz", "--batch-size", "10000000"], "--batch-size must be between 1 and 65536, got 10000000"),
-        (["samples.npz", "--show", "1000000000"], "--show must be between 1 and 10000, got 1000000000"),
-        (["samples.npz", "--image-size", "1000000000"], "--image-size must be between 1 and 8192, got 1000000000"),
-        (["samples.npz", "--referense", "x"], "unknown flag --referense; did you mean --reference?"),
+        (
+            ["samples.npz", "--batch-size", "10000000"],
+            "--batch-size must be between 1 and 65536, got 10000000",
+        ),
+        (
+            ["samples.npz", "--show", "1000000000"],
+            "--show must be between 1 and 10000, got 1000000000",
+        ),
+        (
+            ["samples.npz", "--image-size", "1000000000"],
+            "--image-size must be between 1 and 8192, got 1000000000",
+        ),
+        (
+            ["samples.npz", "--referense", "x"],
+            "unknown flag --referense; did you mean --reference?",
+        ),
         (["emoji", "--reconstruction", "nowhere"], "no model folder nowhere"),
-        (["emoji", "--reconstruction", "nowhere", "--out", "f.png"], "cannot write the picture f.png"),
-        (["emoji", "--reconstruction", "nowhere", "--out", "a.txt"], "--out must be a local file that"),
-        (["emoji", "--reconstruction", "nowhere", "--reference", "folder"], "--reference does not go with --reconstruction"),
+        (
+            ["emoji", "--reconstruction", "nowhere", "--out", "f.png"],
+            "cannot write the picture f.png",
+        ),
+        (
+            ["emoji", "--reconstruction", "nowhere", "--out", "a.txt"],
+            "--out must be a local file that",
+        ),
+        (
+            ["emoji", "--reconstruction", "nowhere", "--reference", "folder"],
+            "--reference does not go with --reconstruction",
+        ),
         ([], "pictures"),
     ],
 )

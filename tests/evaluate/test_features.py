@@ -24,15 +24,21 @@ def network(params, pictures):
 def test_every_picture_once_and_in_order(batch):
     extractor = Extractor(network, {"scale": np.float32(2)}, batch)
     batches = list(extractor.stream(ArrayPictures(PICTURES), "pictures", progress=False))
-    assert [len(b.pooled) for b in batches] == [min(batch, 11 - start) for start in range(0, 11, batch)]
-    np.testing.assert_allclose(np.concatenate([b.pooled for b in batches]), 2 * PICTURES.mean((1, 2)), rtol=1e-6)
+    assert [len(b.pooled) for b in batches] == [
+        min(batch, 11 - start) for start in range(0, 11, batch)
+    ]
+    np.testing.assert_allclose(
+        np.concatenate([b.pooled for b in batches]), 2 * PICTURES.mean((1, 2)), rtol=1e-6
+    )
     np.testing.assert_array_equal(np.concatenate([b.logits for b in batches]), PICTURES[:, 0, 0])
     assert all(b.spatial is None and isinstance(b.pooled, np.ndarray) for b in batches)
 
 
 def test_one_batch():
     extractor = Extractor(network, {"scale": np.float32(2)}, 4)
-    np.testing.assert_allclose(extractor(PICTURES[:3]).pooled, 2 * PICTURES[:3].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        extractor(PICTURES[:3]).pooled, 2 * PICTURES[:3].mean((1, 2)), rtol=1e-6
+    )
 
 
 SEVERAL_DEVICES = """

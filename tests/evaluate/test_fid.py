@@ -20,7 +20,10 @@ def random_gaussian(seed, dimensions=8, rank=None):
 
 @pytest.mark.parametrize("pair", ["ab", "ac"])
 def test_recorded(pair):
-    features, expected = read("evaluation/features"), json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())
+    features, expected = (
+        read("evaluation/features"),
+        json.loads((GOLDEN / "evaluation" / "metrics.json").read_text()),
+    )
     a, b = (gaussian(features[name]) for name in pair)
     assert frechet_distance(a, b) == pytest.approx(expected[f"fid_{pair}"], rel=1e-6)
     assert frechet_distance(b, a) == pytest.approx(expected[f"fid_{pair}"], rel=1e-6)

@@ -11,7 +11,9 @@ from bitdance_jax.evaluate.inception_score import inception_score
 @pytest.mark.parametrize("splits", [1, 5])
 def test_recorded(splits):
     logits = read("evaluation/features")["logits"]
-    expected = json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())[f"isc_splits{splits}"]["inception_score_mean"]
+    expected = json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())[
+        f"isc_splits{splits}"
+    ]["inception_score_mean"]
     assert inception_score(logits, len(logits) // splits) == pytest.approx(expected, rel=1e-9)
 
 
@@ -27,14 +29,20 @@ def test_pictures_that_are_all_alike_score_one(logits):
 
 def test_a_last_split_may_be_shorter_and_counts_as_much():
     logits = np.random.default_rng(0).standard_normal((25, 9)).astype(np.float32) * 3
-    parts = [inception_score(logits[:10]), inception_score(logits[10:20]), inception_score(logits[20:])]
+    parts = [
+        inception_score(logits[:10]),
+        inception_score(logits[10:20]),
+        inception_score(logits[20:]),
+    ]
     assert inception_score(logits, 10) == pytest.approx(np.mean(parts))
     assert len(set(parts)) == 3
 
 
 def test_a_constant_on_all_classes_changes_nothing():
     logits = np.random.default_rng(0).standard_normal((25, 9)).astype(np.float32)
-    assert inception_score(logits + np.float32(5000)) == pytest.approx(inception_score(logits), rel=1e-3)
+    assert inception_score(logits + np.float32(5000)) == pytest.approx(
+        inception_score(logits), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("logits", [np.zeros((0, 4)), np.array([[0, np.nan]])])

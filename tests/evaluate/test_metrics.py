@@ -14,24 +14,38 @@ from bitdance_jax.evaluate.statistics import gaussian
 
 def features(seed, count=30):
     rng = np.random.default_rng(seed)
-    return Features(*((rng.standard_normal((count, width)) + 0.3 * seed).astype(np.float32) for width in (5, 3, 4)))
+    return Features(
+        *(
+            (rng.standard_normal((count, width)) + 0.3 * seed).astype(np.float32)
+            for width in (5, 3, 4)
+        )
+    )
 
 
 def in_batches(whole, size):
-    return [Features(*(x if x is None else x[i : i + size] for x in whole)) for i in range(0, len(whole.pooled), size)]
+    return [
+        Features(*(x if x is None else x[i : i + size] for x in whole))
+        for i in range(0, len(whole.pooled), size)
+    ]
 
 
 def test_collect():
     whole = features(0)
     result = collect(in_batches(whole, 7))
-    for computed, expected in ((result.pooled, gaussian(whole.pooled)), (result.spatial, gaussian(whole.spatial))):
+    for computed, expected in (
+        (result.pooled, gaussian(whole.pooled)),
+        (result.spatial, gaussian(whole.spatial)),
+    ):
         np.testing.assert_allclose(computed.mean, expected.mean, atol=1e-12)
         np.testing.assert_allclose(computed.covariance, expected.covariance, atol=1e-12)
     np.testing.assert_array_equal(result.vectors, whole.pooled)
     np.testing.assert_array_equal(result.logits, whole.logits)
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(30, range(30)), (100, range(30)), (10, range(0, 30, 3)), (4, [0, 7, 15, 22]), (1, [0])])
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [(30, range(30)), (100, range(30)), (10, range(0, 30, 3)), (4, [0, 7, 15, 22]), (1, [0])],
+)
 def test_collect_keeps_evenly_spaced_vectors(limit, kept):
     whole = features(0)
     result = collect(in_batches(whole, 7), max_vectors=limit, count=30)
@@ -42,8 +56,12 @@ def test_collect_keeps_evenly_spaced_vectors(limit, kept):
 def test_score():
     samples, reference = features(1), features(0, 25)
     scores = score(collect([samples]), collect([reference]), split=10)
-    assert scores.fid == pytest.approx(frechet_distance(gaussian(samples.pooled), gaussian(reference.pooled)))
-    assert scores.sfid == pytest.approx(frechet_distance(gaussian(samples.spatial), gaussian(reference.spatial)))
+    assert scores.fid == pytest.approx(
+        frechet_distance(gaussian(samples.pooled), gaussian(reference.pooled))
+    )
+    assert scores.sfid == pytest.approx(
+        frechet_distance(gaussian(samples.spatial), gaussian(reference.spatial))
+    )
     assert scores.inception_score == pytest.approx(inception_score(shuffled(samples.logits), 10))
     assert (scores.precision, scores.recall) == precision_recall(reference.pooled, samples.pooled)
     assert scores.precision != scores.recall
@@ -52,7 +70,9 @@ def test_score():
 @pytest.mark.parametrize("labels", [np.arange(600) // 60, np.arange(600) % 10])
 def test_the_inception_score_does_not_depend_on_the_order_of_the_classes(labels):
     """A file sorted by class, as the release writes it, scores as one in which the classes take turns."""
-    certain = features(0, 600)._replace(logits=np.where(np.arange(10) == labels[:, None], 20.0, 0.0).astype(np.float32))
+    certain = features(0, 600)._replace(
+        logits=np.where(np.arange(10) == labels[:, None], 20.0, 0.0).astype(np.float32)
+    )
     assert inception_score(certain.logits, 60) < 1.1 or len(set(labels[:60])) == 10
     scores = score(collect([certain]), collect([features(1)]), split=60)
     assert scores.inception_score is not None and 9 < scores.inception_score <= 10

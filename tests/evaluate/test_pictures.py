@@ -7,11 +7,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from bitdance_jax import images
 from bitdance_jax.data.sources import FolderSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, NpzPictures, open_pictures
+from bitdance_jax.io import images
 
 
 def some_pictures(count=7, height=6, width=8):
@@ -46,7 +46,10 @@ def test_npz_keeps_memory_flat(tmp_path, save):
     ("arrays", "message"),
     [
         ({"mu": np.zeros(3)}, "has no array arr_0, which holds the pictures; it has: mu"),
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, r"uint8 \[N, H, W, 3\], and is float32 \[2, 4, 4, 3\]"),
+        (
+            {"arr_0": np.zeros((2, 4, 4, 3), np.float32)},
+            r"uint8 \[N, H, W, 3\], and is float32 \[2, 4, 4, 3\]",
+        ),
         ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"and is uint8 \[2, 3, 4, 4\]"),
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"and is uint8 \[0, 4, 4, 3\]"),
         ({"arr_0": np.zeros((4, 4, 3), np.uint8)}, r"and is uint8 \[4, 4, 3\]"),
@@ -86,7 +89,11 @@ def test_npz_whose_directory_does_not_fit(tmp_path, place):
     np.savez(tmp_path / "s.npz", some_pictures())
     data = (tmp_path / "s.npz").read_bytes()
     start, central = data.index(b"PK\x03\x04"), data.index(b"PK\x01\x02")
-    at, value = {"name": (start + 30, b"\xff"), "magic": (start, b"XX"), "size": (central + 42, b"\xff\xff\xff\x7f")}[place]
+    at, value = {
+        "name": (start + 30, b"\xff"),
+        "magic": (start, b"XX"),
+        "size": (central + 42, b"\xff\xff\xff\x7f"),
+    }[place]
     (tmp_path / "s.npz").write_bytes(data[:at] + value + data[at + len(value) :])
     with pytest.raises(UserError, match=r"s\.npz (is damaged|cannot be read)"):
         NpzPictures(tmp_path / "s.npz")
@@ -140,7 +147,9 @@ def test_folder_of_several_sizes(tmp_path):
 
 def test_folder_without_pictures(tmp_path):
     (tmp_path / "photo.heic").touch()
-    with pytest.raises(UserError, match=r"holds no pictures .*files left out by their ending: 1 \(\.heic 1\)"):
+    with pytest.raises(
+        UserError, match=r"holds no pictures .*files left out by their ending: 1 \(\.heic 1\)"
+    ):
         FolderPictures(tmp_path)
     with pytest.raises(UserError, match="no picture folder"):
         FolderPictures(tmp_path / "nowhere")
@@ -158,7 +167,9 @@ def test_a_damaged_picture_is_left_out(tmp_path, capfd, crop, damaged):
         batches = list(pictures.batches(2))
         assert [len(batch) for batch in batches] == [2, 2, 2]
     kept = array[[number for number in order if number != order[damaged]]]
-    np.testing.assert_array_equal(np.concatenate(batches), [centre_crop(p, 6) if crop else p for p in kept])
+    np.testing.assert_array_equal(
+        np.concatenate(batches), [centre_crop(p, 6) if crop else p for p in kept]
+    )
     assert list(pictures.damaged.values()) == [2]
     assert capfd.readouterr().err.count("warning: cannot read the picture") == 1
 
@@ -177,7 +188,14 @@ def test_nothing_but_damaged_pictures(tmp_path):
 
 
 def test_training_and_evaluation_see_the_same_pictures(tmp_path):
-    for name in ("cats/a.png", "cats/deep/b.GIF", "cats/.trash/c.png", "cats/.d.png", "elsewhere/e.tiff", "cats/notes.txt"):
+    for name in (
+        "cats/a.png",
+        "cats/deep/b.GIF",
+        "cats/.trash/c.png",
+        "cats/.d.png",
+        "elsewhere/e.tiff",
+        "cats/notes.txt",
+    ):
         images.save_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     (tmp_path / "train").mkdir()
     (tmp_path / "cats").rename(tmp_path / "train" / "cats")
@@ -192,7 +210,9 @@ def test_training_and_evaluation_see_the_same_pictures(tmp_path):
 @pytest.mark.parametrize("shape", [(-5, 4, 4, 3), (10**12, 4, 4, 3), (2, 10**6, 10**6, 3)])
 def test_npz_with_an_impossible_shape(tmp_path, shape):
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(96))
     with pytest.raises(UserError):

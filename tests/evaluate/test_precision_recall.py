@@ -15,22 +15,33 @@ def brute_force(reference, samples, k):
         return sorted(np.sum((features - features[i]) ** 2, axis=1))[k]
 
     def inside(point, features):
-        return any(np.sum((point - features[i]) ** 2) <= radius(features, i) for i in range(len(features)))
+        return any(
+            np.sum((point - features[i]) ** 2) <= radius(features, i) for i in range(len(features))
+        )
 
-    return np.mean([inside(point, reference) for point in samples]), np.mean([inside(point, samples) for point in reference])
+    return np.mean([inside(point, reference) for point in samples]), np.mean(
+        [inside(point, samples) for point in reference]
+    )
 
 
 def two_sets(seed=0):
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((37, 4)).astype(np.float32), (0.7 * rng.standard_normal((53, 4)) + 0.5).astype(np.float32)
+    return rng.standard_normal((37, 4)).astype(np.float32), (
+        0.7 * rng.standard_normal((53, 4)) + 0.5
+    ).astype(np.float32)
 
 
 @pytest.mark.parametrize("pair", ["ab", "ac"])
 def test_recorded(pair):
-    features, expected = read("evaluation/features"), json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())[f"prc_{pair}"]
+    features, expected = (
+        read("evaluation/features"),
+        json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())[f"prc_{pair}"],
+    )
     samples, reference = (features[name] for name in pair)
     precision, recall = precision_recall(reference, samples)
-    assert (precision, recall) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+    assert (precision, recall) == pytest.approx(
+        (expected["precision"], expected["recall"]), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
@@ -56,7 +67,9 @@ def test_equal_sets_cover_each_other_and_far_ones_do_not():
 def test_few_modes_are_precise_and_recall_little():
     """The reference has two clusters; the samples stay inside one of them."""
     cluster = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
-    precision, recall = precision_recall(np.concatenate([cluster, cluster + 100]), cluster[:10] * 0.01)
+    precision, recall = precision_recall(
+        np.concatenate([cluster, cluster + 100]), cluster[:10] * 0.01
+    )
     assert precision == 1 and recall <= 0.5
 
 

@@ -12,13 +12,14 @@ import pytest
 import tiny_models
 from processes import start_job
 
-from bitdance_jax import images, toy_text_to_image
-from bitdance_jax.command_line import run
+from bitdance_jax import toy_text_to_image
+from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompts
 from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
-from bitdance_jax.files import only_writer
-from bitdance_jax.sampling.text_to_image import TextToImage
+from bitdance_jax.io import images
+from bitdance_jax.io.files import only_writer
+from bitdance_jax.pipelines.text_to_image import TextToImage
 
 
 LINES = [
@@ -58,12 +59,25 @@ def working_directory(tmp_path, monkeypatch) -> None:
 def contents(folder: str) -> dict[str, tuple[bytes, int]]:
     """Of every file, its bytes and when it was written."""
     paths = (path for path in Path(folder).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in paths
+    }
 
 
 def test_geneval_and_going_on(command, capsys):
     """The layout; then the first prompts first, the others later, and what was lost once more: always the same bytes."""
-    flags = ["--geneval", "geneval.jsonl", "--per-prompt", "3", "--seed", "5", "--batch-size", "2", *SMALL]
+    flags = [
+        "--geneval",
+        "geneval.jsonl",
+        "--per-prompt",
+        "3",
+        "--seed",
+        "5",
+        "--batch-size",
+        "2",
+        *SMALL,
+    ]
     assert command(*flags, "--out", "whole") == 0
     assert capsys.readouterr().out == "3 pictures of each of 3 prompts in whole\n"
     whole = contents("whole")
@@ -71,10 +85,18 @@ def test_geneval_and_going_on(command, capsys):
     assert sorted(whole) == sorted(f"{i:05d}/{file}" for i in range(3) for file in files)
     assert [whole[f"{i:05d}/metadata.jsonl"][0] for i in range(3)] == LINES
 
-    samples = [[images.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)] for i in range(3)]
-    assert samples[0][0].shape == (8, 12, 3) and len({picture.tobytes() for row in samples for picture in row}) == 9
+    samples = [
+        [images.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)]
+        for i in range(3)
+    ]
+    assert (
+        samples[0][0].shape == (8, 12, 3)
+        and len({picture.tobytes() for row in samples for picture in row}) == 9
+    )
     grid = images.load_image("whole/00001/grid.png")
-    expected = np.block([[[samples[1][0]], [samples[1][1]]], [[samples[1][2]], [np.zeros((8, 12, 3), np.uint8)]]])
+    expected = np.block(
+        [[[samples[1][0]], [samples[1][1]]], [[samples[1][2]], [np.zeros((8, 12, 3), np.uint8)]]]
+    )
     np.testing.assert_array_equal(grid, expected)
 
     assert command(*flags, "--out", "parts", "--limit", "1") == 0
@@ -88,8 +110,12 @@ def test_geneval_and_going_on(command, capsys):
     Path("parts/00001/samples/.bitdance_jax.0123456789abcdef").touch()  # as a kill leaves it
     assert command(*flags, "--out", "parts") == 0
     after = contents("parts")
-    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in whole.items()}
-    assert {name: after[name] for name in before} == before and {name: before[name] for name in first} == first
+    assert {name: data for name, (data, _) in after.items()} == {
+        name: data for name, (data, _) in whole.items()
+    }
+    assert {name: after[name] for name in before} == before and {
+        name: before[name] for name in first
+    } == first
     assert command(*flags, "--out", "parts") == 0
     assert "(0 drawn now)" in capsys.readouterr().out and contents("parts") == after
 
@@ -128,12 +154,26 @@ def test_dpg(command, quick, kind):
     for name, text in texts.items():
         Path(f"prompts/{name}.txt").write_text(text + "\n")
     Path("prompts.json").write_text(json.dumps(texts))
-    assert command("--dpg", "prompts" if kind == "folder" else "prompts.json", "--out", "out", "--batch-size", "2") == 0
+    assert (
+        command(
+            "--dpg",
+            "prompts" if kind == "folder" else "prompts.json",
+            "--out",
+            "out",
+            "--batch-size",
+            "2",
+        )
+        == 0
+    )
     assert sorted(contents("out")) == sorted(f"{name}.png" for name in texts)
     for i, name in enumerate(texts):
         quarters = np.array([[i, 50 + i], [100 + i, 150 + i]], np.uint8).repeat(32, 0).repeat(32, 1)
-        np.testing.assert_array_equal(images.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1))
-    assert [call["texts"] for call in quick] == [["a red truck", "two dogs"]] * 4 + [["three", "three"]] * 4
+        np.testing.assert_array_equal(
+            images.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1)
+        )
+    assert [call["texts"] for call in quick] == [["a red truck", "two dogs"]] * 4 + [
+        ["three", "three"]
+    ] * 4
 
 
 def test_released_settings(command, quick):
@@ -144,17 +184,35 @@ def test_released_settings(command, quick):
     shared = {"size": "1024x1024", "seed": 0, "batch_size": 4}
     texts = ["a photo of a bench", "a photo of a cow", "两只猫", "两只猫"]
     assert quick[:4] == [
-        shared | {"texts": texts, "sampler": released, "first_index": j * prompts.STRIDE, "progress": j == 0} for j in range(4)
+        shared
+        | {
+            "texts": texts,
+            "sampler": released,
+            "first_index": j * prompts.STRIDE,
+            "progress": j == 0,
+        }
+        for j in range(4)
     ]
-    assert len(quick) == 8 and quick[4]["sampler"] == SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
+    assert len(quick) == 8 and quick[4]["sampler"] == SamplerConfig(
+        head_steps=50, guidance_scale=7.5, guidance_schedule="constant"
+    )
 
 
 @pytest.mark.parametrize(
     ("texts", "figure"),
     [
-        (["a photo of a bench", "a photo of two cows"] * 276 + ["a photo of a cat"], "GenEval's own short prompts; the published 0.86"),
-        ([f"A wooden bench in park {n}" for n in range(553)], "553 rewritten prompts; the published 0.86 (14B-16x) and 0.85 (14B-64x)"),
-        (["A wooden bench"], "rewritten prompts, evaluation_metadata_long.jsonl, and these are 1 others"),
+        (
+            ["a photo of a bench", "a photo of two cows"] * 276 + ["a photo of a cat"],
+            "GenEval's own short prompts; the published 0.86",
+        ),
+        (
+            [f"A wooden bench in park {n}" for n in range(553)],
+            "553 rewritten prompts; the published 0.86 (14B-16x) and 0.85 (14B-64x)",
+        ),
+        (
+            ["A wooden bench"],
+            "rewritten prompts, evaluation_metadata_long.jsonl, and these are 1 others",
+        ),
     ],
 )
 def test_which_published_figure_a_file_is_for(tmp_path, texts, figure):
@@ -177,7 +235,10 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     toy_text_to_image.save(tmp_path / "other", tiny_models.TEXT_TO_IMAGE, seed=1)
     assert command(*flags, "--seed", "4", checkpoint=tmp_path / "other") == 2
     error = capsys.readouterr().err
-    assert "error: out was begun otherwise (checkpoint " in error and "; give the same again, or another --out\n" in error
+    assert (
+        "error: out was begun otherwise (checkpoint " in error
+        and "; give the same again, or another --out\n" in error
+    )
     assert "seed 0, asked for 4; guidance_scale 3.0, asked for 13.0" in error
     Path("geneval.jsonl").write_bytes(LINES[1])
     assert command(*flags, "--guidance-scale", "3") == 2
@@ -185,10 +246,17 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     Path("out.settings.json").write_text("[")
     assert command(*flags) == 2 and "out.settings.json cannot be read: " in capsys.readouterr().err
     shutil.move("out.settings.json", "kept")
-    assert command(*flags) == 2 and "out is not empty, and no out.settings.json beside it says how" in capsys.readouterr().err
+    assert (
+        command(*flags) == 2
+        and "out is not empty, and no out.settings.json beside it says how"
+        in capsys.readouterr().err
+    )
     shutil.rmtree("out")
     Path("out.settings.json").write_text('{"mine": 1}')
-    assert command(*flags) == 2 and "is none of this command's; give another --out" in capsys.readouterr().err
+    assert (
+        command(*flags) == 2
+        and "is none of this command's; give another --out" in capsys.readouterr().err
+    )
     Path("out.settings.json").write_text('{"seed": 4}')  # of pictures that were removed
     assert command(*flags) == 0
 
@@ -209,22 +277,36 @@ def test_damaged_files_are_written_again_and_no_others(command, quick):
         Path("out", name).write_bytes(data)
     quick.clear()
     assert command(*flags) == 0
-    assert [call["first_index"] for call in quick] == [0, prompts.STRIDE, 1, prompts.STRIDE + 1]  # of the first two prompts
+    assert [call["first_index"] for call in quick] == [
+        0,
+        prompts.STRIDE,
+        1,
+        prompts.STRIDE + 1,
+    ]  # of the first two prompts
     after = contents("out")
-    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in whole.items()}
+    assert {name: data for name, (data, _) in after.items()} == {
+        name: data for name, (data, _) in whole.items()
+    }
     assert {name for name in whole if after[name] != whole[name]} == damage.keys()
 
 
 def test_a_second_command_in_the_folder_is_refused(command, quick, capsys):
     with only_writer("out", is_folder=True):
         assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
-    assert capsys.readouterr().err == "error: another process is writing out; wait for it, or give another folder\n"
+    assert (
+        capsys.readouterr().err
+        == "error: another process is writing out; wait for it, or give another folder\n"
+    )
     assert not quick and not Path("out").exists()
 
 
 def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, capsys):
     """Also one that is being written when the last one is drawn."""
-    monkeypatch.setattr(Prompt, "write", lambda self, folder, pictures: images.save_png("/dev/null/x.png", pictures[0]))
+    monkeypatch.setattr(
+        Prompt,
+        "write",
+        lambda self, folder, pictures: images.save_png("/dev/null/x.png", pictures[0]),
+    )
     assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
     assert "error: cannot write the picture /dev/null/x.png: " in capsys.readouterr().err
 
@@ -243,38 +325,116 @@ def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, c
             LINES[0] + b'{"prompts": "a cat"}',
             "line 2 of x cannot be read: Object missing required field prompt; a line is an object",
         ),
-        (["--geneval", "x"], b'["prompt"]', "line 1 of x cannot be read: Expected object, got array; a line is an object"),
-        (["--geneval", "x"], b'{"prompt": ["a cat"]}', "line 1 of x cannot be read: prompt: Expected str, got array"),
-        (["--geneval", "x"], b'{"prompt": "a", "tag": ' + b"[" * 200_000, "line 1 of x cannot be read: it is nested too deeply"),
-        (["--geneval", "x"], b"version https://git-lfs.github.com/spec/v1\n", "x is a pointer of Git LFS"),
+        (
+            ["--geneval", "x"],
+            b'["prompt"]',
+            "line 1 of x cannot be read: Expected object, got array; a line is an object",
+        ),
+        (
+            ["--geneval", "x"],
+            b'{"prompt": ["a cat"]}',
+            "line 1 of x cannot be read: prompt: Expected str, got array",
+        ),
+        (
+            ["--geneval", "x"],
+            b'{"prompt": "a", "tag": ' + b"[" * 200_000,
+            "line 1 of x cannot be read: it is nested too deeply",
+        ),
+        (
+            ["--geneval", "x"],
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "x is a pointer of Git LFS",
+        ),
         (["--geneval", "/dev/zero"], b"", "/dev/zero is not a file"),
-        (["--geneval", "x"], b'{"prompt": " "}', "line 1 of x: a prompt is empty; write what the image shall show"),
-        (["--geneval", "x"], LINES[0] + b'{"prompt": "%s"}' % (b"x" * 1100), "line 2 of x: the prompt 'xxx"),
+        (
+            ["--geneval", "x"],
+            b'{"prompt": " "}',
+            "line 1 of x: a prompt is empty; write what the image shall show",
+        ),
+        (
+            ["--geneval", "x"],
+            LINES[0] + b'{"prompt": "%s"}' % (b"x" * 1100),
+            "line 2 of x: the prompt 'xxx",
+        ),
         (["--dpg", "x"], b"{}", "x has no prompts"),
         (["--dpg", "x"], b"a cat", "x cannot be read: JSON is malformed"),
-        (["--dpg", "x"], b'["a cat"]', "x cannot be read: Expected object, got array; DPG-Bench's prompts are {id: prompt}"),
-        (["--dpg", "x"], b'{"1": {"prompt": "a cat"}}', "x cannot be read: [...]: Expected str, got object"),
-        (["--dpg", "x"], b'{"1": "a", "2": "b", "1": "c"}', "x has a second key 1; DPG-Bench's prompts are"),
-        (["--dpg", "x"], b'{"a/b": "a"}', "x: the id 'a/b' cannot name a picture; ids are letters, digits, _ and -"),
+        (
+            ["--dpg", "x"],
+            b'["a cat"]',
+            "x cannot be read: Expected object, got array; DPG-Bench's prompts are {id: prompt}",
+        ),
+        (
+            ["--dpg", "x"],
+            b'{"1": {"prompt": "a cat"}}',
+            "x cannot be read: [...]: Expected str, got object",
+        ),
+        (
+            ["--dpg", "x"],
+            b'{"1": "a", "2": "b", "1": "c"}',
+            "x has a second key 1; DPG-Bench's prompts are",
+        ),
+        (
+            ["--dpg", "x"],
+            b'{"a/b": "a"}',
+            "x: the id 'a/b' cannot name a picture; ids are letters, digits, _ and -",
+        ),
         (["--dpg", "x"], b'{"1.5": "a"}', "x: the id '1.5' cannot name a picture"),
         (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: the prompt 'xxx"),
-        (["--dpg", "x", "--size", "128x64"], b'{"1": "a"}', "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got"),
-        (["--dpg", "x", "--per-prompt", "5"], b'{"1": "a"}', "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got"),
+        (
+            ["--dpg", "x", "--size", "128x64"],
+            b'{"1": "a"}',
+            "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got",
+        ),
+        (
+            ["--dpg", "x", "--per-prompt", "5"],
+            b'{"1": "a"}',
+            "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got",
+        ),
         (["--geneval", "x", "--limit", "0"], LINES[0], "--limit must be positive, got 0"),
-        (["--geneval", "x", "--per-prompt", "5000"], LINES[0], "--per-prompt must be between 1 and 4096, got 5000"),
-        (["--geneval", "x", "--head-steps", "1000000000000"], LINES[0], "--head-steps must be between 1 and 10000, got"),
-        (["--geneval", "x", "--batch-size", "10000000"], LINES[0], "--batch-size must be between 1 and 65536, got"),
+        (
+            ["--geneval", "x", "--per-prompt", "5000"],
+            LINES[0],
+            "--per-prompt must be between 1 and 4096, got 5000",
+        ),
+        (
+            ["--geneval", "x", "--head-steps", "1000000000000"],
+            LINES[0],
+            "--head-steps must be between 1 and 10000, got",
+        ),
+        (
+            ["--geneval", "x", "--batch-size", "10000000"],
+            LINES[0],
+            "--batch-size must be between 1 and 65536, got",
+        ),
         (["--geneval", "x", "--size", "64"], LINES[0], "a size is WIDTHxHEIGHT in pixels"),
-        (["--geneval", "x", "--size", "14x8"], LINES[0], "width and height must be multiples of 4 up to 128 pixels, got 14x8"),
-        (["--geneval", "x", "--size", "12x8", "--seed", "-1"], LINES[0], "the seed must be between 0 and"),
+        (
+            ["--geneval", "x", "--size", "14x8"],
+            LINES[0],
+            "width and height must be multiples of 4 up to 128 pixels, got 14x8",
+        ),
+        (
+            ["--geneval", "x", "--size", "12x8", "--seed", "-1"],
+            LINES[0],
+            "the seed must be between 0 and",
+        ),
         (["--geneval", "x", "--head-steps", "0"], LINES[0], "--head-steps must be positive, got 0"),
-        (["--geneval", "x", "--out", "gs://bucket/x"], LINES[0], "--out must be a local folder, which the scorers read"),
-        (["--geneval", "x", "--size", "12x8", "--out", "x"], LINES[0], "cannot write the picture x/any.png"),
+        (
+            ["--geneval", "x", "--out", "gs://bucket/x"],
+            LINES[0],
+            "--out must be a local folder, which the scorers read",
+        ),
+        (
+            ["--geneval", "x", "--size", "12x8", "--out", "x"],
+            LINES[0],
+            "cannot write the picture x/any.png",
+        ),
     ],
 )
 def test_bad_input(command, monkeypatch, capsys, flags, data, message):
     """One line, before any weight is read, and nothing is left that would stand in the way of the next start."""
-    monkeypatch.setattr(TextToImage, "params", property(lambda self: pytest.fail("weights were read")))
+    monkeypatch.setattr(
+        TextToImage, "params", property(lambda self: pytest.fail("weights were read"))
+    )
     Path("x").write_bytes(data)
     assert command(*flags, *([] if "--out" in flags else ["--out", "out"])) == 2
     error = capsys.readouterr().err
@@ -286,13 +446,18 @@ def test_damaged_weights_leave_no_folder(command, folder, capsys):
     damaged = shutil.copytree(folder, "damaged")
     Path(damaged, "weights", "_METADATA").unlink()
     assert command("--geneval", "geneval.jsonl", "--out", "out", *SMALL, checkpoint=damaged) == 2
-    assert "error: the model folder is incomplete: " in capsys.readouterr().err and not Path("out").exists()
+    assert (
+        "error: the model folder is incomplete: " in capsys.readouterr().err
+        and not Path("out").exists()
+    )
 
 
 @pytest.mark.slow
 def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, capsys):
     """Each draws its part of every batch; one is killed at some moment. What is there then is whole, and the rest becomes what it was."""
-    Path("many.jsonl").write_text("".join(json.dumps({"prompt": f"{n} cats"}) + "\n" for n in range(40)))
+    Path("many.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n} cats"}) + "\n" for n in range(40))
+    )
     flags = ["--geneval", "many.jsonl", "--per-prompt", "2", "--batch-size", "1", *SMALL]
     assert command(*flags, "--out", "whole") == 0
     script = ["-m", "bitdance_jax.evaluate.prompts", "--checkpoint", folder, *flags, "--multi-host"]
@@ -302,14 +467,23 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
         time.sleep(0.002)
     processes[1].kill()
     _, error = processes[0].communicate(timeout=60)
-    assert processes[0].returncode == 2 and "error: process 1 is gone (killed, or its host is down); start all" in error
+    assert (
+        processes[0].returncode == 2
+        and "error: process 1 is gone (killed, or its host is down); start all" in error
+    )
     assert not Path("unused").exists() and "pictures" not in processes[1].communicate()[0]
 
-    begun = {name: file for name, file in contents("parts").items() if not Path(name).name.startswith(".")}
+    begun = {
+        name: file
+        for name, file in contents("parts").items()
+        if not Path(name).name.startswith(".")
+    }
     finished = [name for name in begun if name.endswith("grid.png")]
     assert 7 <= len(finished) < 40
     for name in begun:
-        assert not name.endswith(".png") or images.load_image(f"parts/{name}").shape == ((8, 12, 3) if "samples" in name else (8, 24, 3))
+        assert not name.endswith(".png") or images.load_image(f"parts/{name}").shape == (
+            (8, 12, 3) if "samples" in name else (8, 24, 3)
+        )
     capsys.readouterr()
     assert command(*flags, "--out", "parts") == 0
     assert "2 pictures of each of 40 prompts in parts (" in capsys.readouterr().out
@@ -317,24 +491,35 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
     assert set(whole) == set(parts) and begun.items() <= parts.items()
     for name in whole:
         if name.endswith(".png"):
-            one, other = (images.load_image(f"{out}/{name}").astype(int) for out in ("whole", "parts"))
+            one, other = (
+                images.load_image(f"{out}/{name}").astype(int) for out in ("whole", "parts")
+            )
             np.testing.assert_allclose(one, other, atol=1)
 
 
 def test_other_models(command, tmp_path, capsys):
     emoji = Path(prompts.__file__).parents[1] / "assets" / "emoji" / "model"
     assert command("--geneval", "geneval.jsonl", "--out", "out", checkpoint=emoji) == 2
-    assert "holds a class_conditional model, and a text_to_image model is needed here" in capsys.readouterr().err
+    assert (
+        "holds a class_conditional model, and a text_to_image model is needed here"
+        in capsys.readouterr().err
+    )
     assert command("--geneval", "geneval.jsonl", "--out", "out", checkpoint=tmp_path / "none") == 2
     assert f"no model folder {tmp_path}/none" in capsys.readouterr().err
 
 
 def test_names_and_places(tmp_path):
-    assert read_geneval("geneval.jsonl")[1] == Prompt("00001", "a photo of a cow", "line 2 of geneval.jsonl", LINES[1])
+    assert read_geneval("geneval.jsonl")[1] == Prompt(
+        "00001", "a photo of a cow", "line 2 of geneval.jsonl", LINES[1]
+    )
     Path("blank.jsonl").write_bytes(LINES[0] + b"\n" + LINES[1])
     assert [prompt.name for prompt in read_geneval("blank.jsonl")] == ["00000", "00001"]
-    Path("marked.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES[0])  # a scorer would not read a line with the mark
-    assert read_geneval("marked.jsonl") == [Prompt("00000", "a photo of a bench", "line 1 of marked.jsonl", LINES[0])]
+    Path("marked.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + LINES[0]
+    )  # a scorer would not read a line with the mark
+    assert read_geneval("marked.jsonl") == [
+        Prompt("00000", "a photo of a bench", "line 1 of marked.jsonl", LINES[0])
+    ]
     Path("marked").mkdir()
     Path("marked/1.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
     assert read_dpg("marked") == [Prompt("1", "a cat", "marked/1.txt")]

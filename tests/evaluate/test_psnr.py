@@ -19,7 +19,10 @@ def test_it_is_symmetric_and_does_not_wrap_around():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
     np.testing.assert_array_equal(psnr(a, b), psnr(b, a))
-    expected = [10 * np.log10(255**2 / np.mean((x.astype(float) - y.astype(float)) ** 2)) for x, y in zip(a, b, strict=True)]
+    expected = [
+        10 * np.log10(255**2 / np.mean((x.astype(float) - y.astype(float)) ** 2))
+        for x, y in zip(a, b, strict=True)
+    ]
     np.testing.assert_allclose(psnr(a, b), expected)
 
 

@@ -4,16 +4,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax import images
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate import reference
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.inception import POOLED, SPATIAL
 from bitdance_jax.evaluate.reference import Reference
+from bitdance_jax.io import images
 
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3)).astype(np.uint8)
-STATISTICS = {"mu": np.ones(POOLED), "sigma": np.eye(POOLED), "mu_s": np.ones(SPATIAL), "sigma_s": np.eye(SPATIAL)}
+STATISTICS = {
+    "mu": np.ones(POOLED),
+    "sigma": np.eye(POOLED),
+    "mu_s": np.ones(SPATIAL),
+    "sigma_s": np.eye(SPATIAL),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +51,15 @@ def test_statistics_only(tmp_path, extractor):
     opened = Reference(save(tmp_path, mu=STATISTICS["mu"], sigma=STATISTICS["sigma"]), (8, 8))
     features = opened.features(extractor)
     assert features.vectors is None and features.spatial is None
-    assert ["precision and recall" in opened.missing[0], "sFID" in opened.missing[1]] == [True, True]
+    assert ["precision and recall" in opened.missing[0], "sFID" in opened.missing[1]] == [
+        True,
+        True,
+    ]
 
 
-def test_folder_is_cropped_to_the_samples_and_its_manifold_is_limited(tmp_path, extractor, monkeypatch):
+def test_folder_is_cropped_to_the_samples_and_its_manifold_is_limited(
+    tmp_path, extractor, monkeypatch
+):
     monkeypatch.setattr(reference, "MANIFOLD_PICTURES", 3)
     for i, picture in enumerate(PICTURES):
         images.save_png(tmp_path / f"{i}.png", np.pad(picture, ((0, 0), (2, 2), (0, 0))))
@@ -63,7 +73,10 @@ def test_folder_is_cropped_to_the_samples_and_its_manifold_is_limited(tmp_path, 
     [
         ({"arr_0": PICTURES[:, :4]}, "the samples are 8 x 8 and the pictures of .*r.npz 4 x 8"),
         ({"labels": np.zeros(3)}, "has neither mu and sigma nor arr_0; it has: labels"),
-        ({"mu": np.ones(3), "sigma": np.eye(3)}, "statistics of 3 features, and Inception-v3 gives 2048"),
+        (
+            {"mu": np.ones(3), "sigma": np.eye(3)},
+            "statistics of 3 features, and Inception-v3 gives 2048",
+        ),
         ({"mu": np.ones(POOLED), "arr_0": PICTURES}, "has no array sigma"),
         ({"mu_s": np.ones(SPATIAL)}, "has no array sigma_s"),
         ({"arr_0": PICTURES.astype(float)}, "must be pictures, uint8"),
@@ -85,7 +98,9 @@ def test_no_file(tmp_path):
 def test_files_that_would_hang_or_fill_the_memory(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="/dev/zero is not a file"):
         Reference("/dev/zero", (8, 8))
-    (tmp_path / "r.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "r.npz").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
     with pytest.raises(UserError, match="pointer of Git LFS"):
         Reference(tmp_path / "r.npz", (8, 8))
     monkeypatch.setattr(reference, "MAX_STATISTICS_BYTES", 2**20)

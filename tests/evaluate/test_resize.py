@@ -21,7 +21,10 @@ def by_definition(image, height, width):
     return result
 
 
-@pytest.mark.parametrize(("before", "after"), [((5, 7), (13, 12)), ((9, 4), (4, 9)), ((16, 16), (7, 5)), ((1, 3), (4, 4))])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((5, 7), (13, 12)), ((9, 4), (4, 9)), ((16, 16), (7, 5)), ((1, 3), (4, 4))],
+)
 def test_definition(before, after):
     images = np.random.default_rng(0).integers(0, 256, (2, *before, 3)).astype(np.uint8)
     expected = [by_definition(image.astype(float), *after) for image in images]

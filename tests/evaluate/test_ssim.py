@@ -21,14 +21,22 @@ def by_definition(x, y):
             for c in range(x.shape[2]):
                 a, b = (picture[i : i + 11, j : j + 11, c].astype(float) for picture in (x, y))
                 ma, mb = np.sum(window * a), np.sum(window * b)
-                va, vb, vab = (np.sum(window * p * q) - mp * mq for p, q, mp, mq in ((a, a, ma, ma), (b, b, mb, mb), (a, b, ma, mb)))
+                va, vb, vab = (
+                    np.sum(window * p * q) - mp * mq
+                    for p, q, mp, mq in ((a, a, ma, ma), (b, b, mb, mb), (a, b, ma, mb))
+                )
                 c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-                values.append((2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+                values.append(
+                    (2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+                )
     return np.mean(values)
 
 
 def test_recorded():
-    pictures, expected = read("evaluation/psnr_ssim"), json.loads((GOLDEN / "evaluation" / "psnr_ssim.json").read_text())
+    pictures, expected = (
+        read("evaluation/psnr_ssim"),
+        json.loads((GOLDEN / "evaluation" / "psnr_ssim.json").read_text()),
+    )
     x, y = pictures["x"][None], pictures["y"][None]
     np.testing.assert_allclose(psnr(x, y), expected["psnr"], rtol=1e-12)
     np.testing.assert_allclose(ssim(x, y), expected["ssim_gaussian_sigma1.5"], atol=1e-6)
@@ -39,7 +47,9 @@ def test_definition_of_each_picture():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (2, 14, 16, 3)).astype(np.uint8)
     y = np.clip(x + rng.integers(-60, 60, x.shape), 0, 255).astype(np.uint8)
-    np.testing.assert_allclose(ssim(x, y), [by_definition(a, b) for a, b in zip(x, y, strict=True)], atol=1e-5)
+    np.testing.assert_allclose(
+        ssim(x, y), [by_definition(a, b) for a, b in zip(x, y, strict=True)], atol=1e-5
+    )
 
 
 def test_equal_pictures_and_flat_ones():

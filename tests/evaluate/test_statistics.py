@@ -6,7 +6,10 @@ from bitdance_jax.evaluate.statistics import RunningGaussian, gaussian, read_sta
 
 
 def features(count=50, dimensions=6):
-    return (np.random.default_rng(0).standard_normal((count, dimensions)) @ np.diag([1, 2, 3, 4, 5, 6]) + 100).astype(np.float32)
+    return (
+        np.random.default_rng(0).standard_normal((count, dimensions)) @ np.diag([1, 2, 3, 4, 5, 6])
+        + 100
+    ).astype(np.float32)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50, 80])
@@ -18,7 +21,9 @@ def test_batches_give_mean_and_covariance(batch):
     result = running.result()
     assert result.count == 50
     np.testing.assert_allclose(result.mean, x.astype(float).mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(result.covariance, np.cov(x.astype(float), rowvar=False), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        result.covariance, np.cov(x.astype(float), rowvar=False), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_a_far_mean_costs_no_digits():
@@ -27,7 +32,9 @@ def test_a_far_mean_costs_no_digits():
     running = RunningGaussian()
     for row in x:
         running.add(row[None])
-    np.testing.assert_allclose(running.result().covariance, np.cov(x, rowvar=False), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(
+        running.result().covariance, np.cov(x, rowvar=False), rtol=1e-5, atol=1e-12
+    )
 
 
 def test_a_result_does_not_change_with_later_batches():
@@ -57,7 +64,12 @@ def test_features_that_are_not_finite_are_named(value):
 
 
 def test_read():
-    arrays = {"mu": np.arange(3.0), "sigma": np.eye(3, dtype=np.float32), "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    arrays = {
+        "mu": np.arange(3.0),
+        "sigma": np.eye(3, dtype=np.float32),
+        "mu_s": np.zeros(2),
+        "sigma_s": np.eye(2),
+    }
     pooled = read_statistics("r.npz", arrays)
     np.testing.assert_array_equal(pooled.mean, np.arange(3.0))
     assert pooled.covariance.dtype == np.float64 and pooled.count is None

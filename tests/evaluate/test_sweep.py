@@ -10,15 +10,15 @@ import scipy.linalg
 import tiny_models
 from PIL import Image
 
-from bitdance_jax import images, plot
-from bitdance_jax.command_line import run
+from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.evaluate import sweep
 from bitdance_jax.evaluate.features import Features
-from bitdance_jax.files import only_writer
-from bitdance_jax.sampling.data_parallel import DataParallelSampler
+from bitdance_jax.io import images, plot
+from bitdance_jax.io.files import only_writer
+from bitdance_jax.pipelines.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
@@ -82,7 +82,9 @@ def pictures_of(sampler, seed, count):
 def quick_pictures(monkeypatch):
     def batches(self, seed, first, count, sampler=None):
         pictures = pictures_of(sampler, seed, count)
-        return (pictures[row : row + self.batch_size] for row in range(first, count, self.batch_size))
+        return (
+            pictures[row : row + self.batch_size] for row in range(first, count, self.batch_size)
+        )
 
     monkeypatch.setattr(DataParallelSampler, "batches", batches)
 
@@ -93,11 +95,23 @@ def frechet(a, b):
 
 
 def test_table_plot_and_console(command, quick_scores, tmp_path):
-    status, out, _ = command("--guidance", "2.5,1,2.5", "--head-steps", "10,25", "--num-images", "50", "--out", "new/s.csv")
+    status, out, _ = command(
+        "--guidance",
+        "2.5,1,2.5",
+        "--head-steps",
+        "10,25",
+        "--num-images",
+        "50",
+        "--out",
+        "new/s.csv",
+    )
     assert status == 0
     assert quick_scores == [(2.5, 10), (1.0, 10), (2.5, 25), (1.0, 25)]
     lines = (tmp_path / "new" / "s.csv").read_text().splitlines()
-    assert lines[0] == "checkpoint,dtype,seed,num_images,solver,guidance_schedule,guidance_scale,head_steps,reference,score,value"
+    assert (
+        lines[0]
+        == "checkpoint,dtype,seed,num_images,solver,guidance_schedule,guidance_scale,head_steps,reference,score,value"
+    )
     assert len(lines) == 5
     assert lines[1].endswith(f",float32,0,50,euler_maruyama,linear,2.5,10,emoji,{OWN},25.1")
     assert out.splitlines() == [
@@ -121,8 +135,17 @@ def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
     assert (tmp_path / "sweep.csv").read_text().startswith(before)
     quick_scores.clear()
     status, out, _ = command("--guidance", "2", "--head-steps", "25")
-    assert (status, quick_scores, out.splitlines()[0]) == (0, [], f"guidance 2, 25 head steps: {OWN} 20.04")
-    for other in (["--seed", "1"], ["--num-images", "70"], ["--dtype", "bfloat16"], ["--reference", "pictures"]):
+    assert (status, quick_scores, out.splitlines()[0]) == (
+        0,
+        [],
+        f"guidance 2, 25 head steps: {OWN} 20.04",
+    )
+    for other in (
+        ["--seed", "1"],
+        ["--num-images", "70"],
+        ["--dtype", "bfloat16"],
+        ["--reference", "pictures"],
+    ):
         quick_scores.clear()
         command("--guidance", "2", "--head-steps", "25", *other)
         assert quick_scores == [(2.0, 25)], other
@@ -148,40 +171,70 @@ def test_without_lists_it_scores_the_model_as_it_was_saved(command, quick_scores
 
 
 def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_pictures, tmp_path):
-    status, out, error = command("--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32")
+    status, out, error = command(
+        "--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32"
+    )
     assert status == 0
 
     def features(pictures):
         parameters = {"params": tiny_models.tokenizer_params()}
-        z = np.asarray(Autoencoder(tiny_models.TOKENIZER).apply(parameters, jnp.asarray(images.to_model(pictures)), method="encode"))
+        z = np.asarray(
+            Autoencoder(tiny_models.TOKENIZER).apply(
+                parameters, jnp.asarray(images.to_model(pictures)), method="encode"
+            )
+        )
         return np.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1).astype(np.float64)
 
     real = np.stack([centre_crop(picture, 16) for picture in EmojiSource("train").arrays["image"]])
     expected = frechet(features(pictures_of(SAMPLER, 4, 70)), features(real))
     value = float((tmp_path / "sweep.csv").read_text().strip().rpartition(",")[2])
     np.testing.assert_allclose(value, expected, rtol=1e-4)
-    assert f"no --inception: the score is the {OWN}; it compares settings of this model only" in error
+    assert (
+        f"no --inception: the score is the {OWN}; it compares settings of this model only" in error
+    )
     assert out.count("FID") == out.count("not ImageNet FID") == 2
 
 
-def test_with_inception_it_is_fid_against_the_reference(command, quick_pictures, monkeypatch, tmp_path):
+def test_with_inception_it_is_fid_against_the_reference(
+    command, quick_pictures, monkeypatch, tmp_path
+):
     """A little network stands for Inception-v3: its own tests are elsewhere."""
 
     def network(params, pictures):
         return Features(params * pictures[:, :2, :2].astype(jnp.float32).reshape(len(pictures), -1))
 
-    monkeypatch.setattr(sweep.weights, "load", lambda path: jnp.float32(0.5) if path == "inception.pth" else None)
+    monkeypatch.setattr(
+        sweep.weights, "load", lambda path: jnp.float32(0.5) if path == "inception.pth" else None
+    )
     monkeypatch.setattr(sweep.inception, "features", network)
     (tmp_path / "real").mkdir()
     real = np.random.default_rng(9).integers(0, 256, (30, 16, 16, 3), np.uint8)
     for number, picture in enumerate(real):
         images.save_png(tmp_path / "real" / f"{number:02}.png", picture)
-    status, out, error = command("--guidance", "2,3", "--num-images", "40", "--inception", "inception.pth", "--reference", "real")
+    status, out, error = command(
+        "--guidance",
+        "2,3",
+        "--num-images",
+        "40",
+        "--inception",
+        "inception.pth",
+        "--reference",
+        "real",
+    )
     assert status == 0
-    corner = [0.5 * x[:, :2, :2].reshape(len(x), -1).astype(np.float64) for x in (real, *(pictures_of(s, 0, 40) for s in guided(2, 3)))]
-    values = [float(line.rpartition(",")[2]) for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]]
+    corner = [
+        0.5 * x[:, :2, :2].reshape(len(x), -1).astype(np.float64)
+        for x in (real, *(pictures_of(s, 0, 40) for s in guided(2, 3)))
+    ]
+    values = [
+        float(line.rpartition(",")[2])
+        for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
+    ]
     np.testing.assert_allclose(values, [frechet(x, corner[0]) for x in corner[1:]], rtol=1e-6)
-    assert out.startswith(f"guidance 2, 2 head steps: FID {values[0]:.4g}\n") and "not ImageNet" not in out
+    assert (
+        out.startswith(f"guidance 2, 2 head steps: FID {values[0]:.4g}\n")
+        and "not ImageNet" not in out
+    )
     assert "warning: 40 pictures cannot fill 2048 dimensions: FID is far too large" in error
 
 
@@ -193,30 +246,60 @@ def guided(*scales):
 def test_it_draws_with_each_setting(command, tmp_path):
     status, out, _ = command("--head-steps", "1,2", "--num-images", "30", "--batch-size", "8")
     assert status == 0, out
-    values = [float(line.rpartition(",")[2]) for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]]
+    values = [
+        float(line.rpartition(",")[2])
+        for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
+    ]
     assert len(values) == 2 and 0 < values[0] != values[1] > 0
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--guidance", "2,x"], "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got '2,x'"),
-        (["--guidance", "nan"], "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got 'nan'"),
-        (["--guidance", ""], "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got ''"),
-        (["--head-steps", "10;25"], "--head-steps takes numbers with commas between them, such as 10,25,50, got '10;25'"),
-        (["--head-steps", "2.5"], "--head-steps takes numbers with commas between them, such as 10,25,50, got '2.5'"),
+        (
+            ["--guidance", "2,x"],
+            "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got '2,x'",
+        ),
+        (
+            ["--guidance", "nan"],
+            "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got 'nan'",
+        ),
+        (
+            ["--guidance", ""],
+            "--guidance takes numbers with commas between them, such as 2.5,3.0,3.5, got ''",
+        ),
+        (
+            ["--head-steps", "10;25"],
+            "--head-steps takes numbers with commas between them, such as 10,25,50, got '10;25'",
+        ),
+        (
+            ["--head-steps", "2.5"],
+            "--head-steps takes numbers with commas between them, such as 10,25,50, got '2.5'",
+        ),
         (["--head-steps", "10,0"], "head_steps must be positive, got 0"),
         (["--guidance", "1,-1"], "guidance_scale must not be negative, got -1.0"),
         (["--num-images", "1"], "--num-images must be between 2 and 100000000, got 1"),
         (["--out", "sweep.txt"], "--out is a table and must end in .csv, got sweep.txt"),
-        (["--inception", "x.pth"], "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures"),
-        (["--checkpoint", "{models}/tokenizer"], "is a tokenizer, which draws nothing by itself; give a class-conditional model"),
+        (
+            ["--inception", "x.pth"],
+            "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures",
+        ),
+        (
+            ["--checkpoint", "{models}/tokenizer"],
+            "is a tokenizer, which draws nothing by itself; give a class-conditional model",
+        ),
         (["--checkpoint", "nowhere"], "no model folder nowhere"),
         (["--reference", "nowhere"], "no picture folder nowhere"),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--batch-size", "10000000"], "--batch-size must be between 1 and 65536, got 10000000"),
-        (["--num-images", "1000000000000000000"], "--num-images must be between 2 and 100000000, got 1000000000000000000"),
-        (["--head-steps", "10,1000000000000"], "head_steps must be between 1 and 10000, got 1000000000000"),
+        (
+            ["--num-images", "1000000000000000000"],
+            "--num-images must be between 2 and 100000000, got 1000000000000000000",
+        ),
+        (
+            ["--head-steps", "10,1000000000000"],
+            "head_steps must be between 1 and 10000, got 1000000000000",
+        ),
     ],
 )
 def test_bad_input_is_one_line(command, tmp_path, flags, message):
@@ -229,12 +312,19 @@ def test_bad_input_is_one_line(command, tmp_path, flags, message):
 def test_a_second_sweep_into_the_same_table_is_refused(command, tmp_path):
     with only_writer(tmp_path / "sweep.csv", is_folder=False):
         status, out, error = command("--checkpoint", "nowhere")
-    assert (status, out, error) == (2, "", "error: another process is writing sweep.csv; wait for it, or give another name\n")
+    assert (status, out, error) == (
+        2,
+        "",
+        "error: another process is writing sweep.csv; wait for it, or give another name\n",
+    )
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "notes", "\0", '"' + "a" * 200_000])
 def test_another_table_is_refused(command, tmp_path, text):
     (tmp_path / "sweep.csv").write_text(text)
     status, _, error = command()
-    assert (status, error) == (2, "error: sweep.csv is there already and no table of a sweep; remove it or give another --out\n")
+    assert (status, error) == (
+        2,
+        "error: sweep.csv is there already and no table of a sweep; remove it or give another --out\n",
+    )
     assert (tmp_path / "sweep.csv").read_text() == text

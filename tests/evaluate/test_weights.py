@@ -20,9 +20,15 @@ def test_batch_norms_are_folded_into_the_convolutions():
     state, params = state_dict(), flat(weights.convert(state_dict()))
     name = "Mixed_6d.branch1x1"
     x = np.random.default_rng(0).standard_normal(768)
-    norm = {part: state[f"{name}.bn.{part}"].astype(float) for part in ("weight", "bias", "running_mean", "running_var")}
+    norm = {
+        part: state[f"{name}.bn.{part}"].astype(float)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    }
     y = state[f"{name}.conv.weight"][:, :, 0, 0] @ x
-    expected = norm["weight"] * (y - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-3) + norm["bias"]
+    expected = (
+        norm["weight"] * (y - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-3)
+        + norm["bias"]
+    )
     kernel, bias = params["Mixed_6d/branch1x1/conv/kernel"], params["Mixed_6d/branch1x1/conv/bias"]
     np.testing.assert_allclose(x @ kernel[0, 0] + bias, expected, atol=1e-5)
 
@@ -52,16 +58,24 @@ def test_all_wrong_keys_are_listed_at_once():
 
 def test_safetensors(tmp_path):
     safetensors.numpy.save_file(state_dict(), tmp_path / "inception.safetensors")
-    loaded, expected = flat(weights.load(tmp_path / "inception.safetensors")), flat(weights.convert(state_dict()))
+    loaded, expected = (
+        flat(weights.load(tmp_path / "inception.safetensors")),
+        flat(weights.convert(state_dict())),
+    )
     assert all(np.array_equal(loaded[path], expected[path]) for path in expected)
 
 
 def test_a_torch_file_is_read_lazily_and_refused_for_its_keys():
-    with pytest.raises(UserError, match=r"legacy.pth does not hold the FID Inception-v3: missing .*, unknown conv.weight; fetch https://"):
+    with pytest.raises(
+        UserError,
+        match=r"legacy.pth does not hold the FID Inception-v3: missing .*, unknown conv.weight; fetch https://",
+    ):
         weights.load(GOLDEN / "evaluation" / "legacy.pth")
 
 
-@pytest.mark.parametrize(("name", "message"), [("x.pth", "cannot be read"), ("x.safetensors", "cannot be read")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.pth", "cannot be read"), ("x.safetensors", "cannot be read")]
+)
 def test_other_files(tmp_path, name, message):
     with pytest.raises(UserError, match=r"no Inception weights at .*; fetch https://"):
         weights.load(tmp_path / name)

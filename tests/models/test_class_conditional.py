@@ -20,13 +20,15 @@ from streams import Dtypes, dtypes
 
 from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.convert import keys
-from bitdance_jax.flow_head import head, objective
+from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.heads import flow_matching as objective
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional, Draws
+from bitdance_jax.nn import attention
+from bitdance_jax.nn.stack import stack, unstack
+from bitdance_jax.pipelines.class_conditional import sample_labels, sampling_params
 from bitdance_jax.sampling.next_patch import resolve
-from bitdance_jax.sampling.pipeline import sample_labels, sampling_params
-from bitdance_jax.transformer import attention, order
-from bitdance_jax.transformer.stack import stack, unstack
+from bitdance_jax.transformer import order
 
 
 class Results(NamedTuple):
@@ -46,7 +48,9 @@ class Case(NamedTuple):
     others: list[Results]
 
 
-def training_step(name: str, recorded: dict[str, np.ndarray], scan: bool) -> Callable[[Any], Results]:
+def training_step(
+    name: str, recorded: dict[str, np.ndarray], scan: bool
+) -> Callable[[Any], Results]:
     config, _, _ = golden_models.class_conditional(name)
     model = ClassConditional(config, scan=scan, remat="dots" if scan else None)
     # The release repeats whole batches one after the other.
@@ -64,7 +68,9 @@ def training_step(name: str, recorded: dict[str, np.ndarray], scan: bool) -> Cal
 
         # What the loss feeds the transformer, made apart from it.
         flipped = draws.flip_u1 < config.bit_flip_rate * draws.flip_u2
-        bits = order.grid_to_sequence(codes, config.patch_side, config.order) * jnp.where(flipped, -1, 1)
+        bits = order.grid_to_sequence(codes, config.patch_side, config.order) * jnp.where(
+            flipped, -1, 1
+        )
         kept = jnp.where(draws.label_drop < config.label_drop_rate, config.num_classes, labels)
         hidden = model.apply({"params": params}, kept, bits.astype(jnp.float32), method="hidden")
         value, gradient = jax.value_and_grad(loss)(params)
@@ -75,7 +81,9 @@ def training_step(name: str, recorded: dict[str, np.ndarray], scan: bool) -> Cal
 
 def image_by_image(array: np.ndarray, config: ClassConditionalConfig) -> jax.Array:
     """What is recorded for all images' patches, repeat after repeat: [B, R, N, ...]."""
-    return rearrange(jnp.asarray(array), "(r b n) ... -> b r n ...", r=config.head_repeats, n=config.num_steps)
+    return rearrange(
+        jnp.asarray(array), "(r b n) ... -> b r n ...", r=config.head_repeats, n=config.num_steps
+    )
 
 
 @pytest.fixture(scope="module", params=CLASS_CONDITIONAL)
@@ -83,8 +91,16 @@ def case(request) -> Case:
     name = request.param
     config, params, table = golden_models.class_conditional(name)
     recorded = golden_models.read(f"{name}/train")
-    gradients = {key.removeprefix("grad."): value for key, value in recorded.items() if key.startswith("grad.")}
-    times = recorded["t"] if "t" in recorded else objective.training_times(jnp.asarray(recorded["t_normal"]), config.head).reshape(-1)
+    gradients = {
+        key.removeprefix("grad."): value
+        for key, value in recorded.items()
+        if key.startswith("grad.")
+    }
+    times = (
+        recorded["t"]
+        if "t" in recorded
+        else objective.training_times(jnp.asarray(recorded["t_normal"]), config.head).reshape(-1)
+    )
     times = image_by_image(times, config)
     with pytest.MonkeyPatch.context() as patch:
         # Both have tests of their own, and rounding them moves gradients more than all else does.
@@ -134,19 +150,26 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
     config, params, _ = golden_models.class_conditional(name)
     labels, bits, *_ = toy_arguments(config, batch=2)
     hidden = [
-        jax.jit(functools.partial(ClassConditional(config, kernel=kernel).apply, method="hidden"))({"params": params}, labels, bits)
+        jax.jit(functools.partial(ClassConditional(config, kernel=kernel).apply, method="hidden"))(
+            {"params": params}, labels, bits
+        )
         for kernel in ("cudnn", "xla")
     ]
     assert lengths and all(length % 2 == 0 for length in lengths)
     assert_close(hidden[0], hidden[1], 1e-6)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("b_1x", 242.4), ("b_4x", 260.1), ("b_16x", 260.1), ("l_1x", 527.3), ("h_1x", 1008.0)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("b_1x", 242.4), ("b_4x", 260.1), ("b_16x", 260.1), ("l_1x", 527.3), ("h_1x", 1008.0)],
+)
 def test_released_sizes(name, millions):
     """The released models, without their tokenizer."""
     config = ClassConditionalConfig.imagenet(name)
     arguments = toy_arguments(config, batch=1)
-    params = jax.eval_shape(lambda: ClassConditional(config, scan=True).init(jax.random.key(0), *arguments))
+    params = jax.eval_shape(
+        lambda: ClassConditional(config, scan=True).init(jax.random.key(0), *arguments)
+    )
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert round(count / 1e6, 1) == millions
 
@@ -161,7 +184,9 @@ def toy_arguments(config: ClassConditionalConfig, batch: int) -> tuple[jax.Array
 def loss_of(model: ClassConditional, params: Any) -> jax.Array:
     draws = class_conditional.draw(jax.random.split(jax.random.key(0), 2), model.config)
     codes = jnp.ones((2, model.config.grid, model.config.grid, model.config.tokenizer.bits))
-    return class_conditional.class_conditional_loss(model, params, jnp.zeros(2, jnp.int32), codes, draws)
+    return class_conditional.class_conditional_loss(
+        model, params, jnp.zeros(2, jnp.int32), codes, draws
+    )
 
 
 def sample_of(model: ClassConditional, params: Any) -> jax.Array:
@@ -175,7 +200,9 @@ def sample_of(model: ClassConditional, params: Any) -> jax.Array:
 def test_only_products_run_in_the_compute_type(residual, stream):
     """In training, and where sampling reads the prefix and goes on through the cache, from weights kept in bfloat16."""
     config = tiny_models.MODEL
-    config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, residual_dtype=residual))
+    config = dataclasses.replace(
+        config, transformer=dataclasses.replace(config.transformer, residual_dtype=residual)
+    )
     params = class_conditional.abstract_params(config)
     training = ClassConditional(config, scan=True, remat="dots", dtype=jnp.bfloat16)
     gradient = jax.value_and_grad(functools.partial(loss_of, training))
@@ -190,7 +217,13 @@ def test_draws():
     config = golden_models.class_conditional("imagenet_4x").config
     draws = class_conditional.draw(jax.random.split(jax.random.key(0), 3), config)
     repeats = config.head_repeats
-    assert [x.shape for x in draws] == [(3, 64, 8), (3, 64, 8), (3,), (3, repeats, 16), (3, repeats, 16, 4, 8)]
+    assert [x.shape for x in draws] == [
+        (3, 64, 8),
+        (3, 64, 8),
+        (3,),
+        (3, repeats, 16),
+        (3, repeats, 16, 4, 8),
+    ]
     for uniform in draws[:2]:
         assert 0 <= uniform.min() < 0.05
         assert 0.95 < uniform.max() < 1
@@ -208,19 +241,25 @@ def test_targets_are_clean_and_inputs_flipped():
     config = dataclasses.replace(config, bit_flip_rate=1.0, label_drop_rate=1.0)
     model = ClassConditional(config)
     draws = class_conditional.draw(jax.random.split(jax.random.key(0), 2), config)
-    draws = draws._replace(flip_u1=jnp.zeros_like(draws.flip_u1), flip_u2=jnp.ones_like(draws.flip_u2))
+    draws = draws._replace(
+        flip_u1=jnp.zeros_like(draws.flip_u1), flip_u2=jnp.ones_like(draws.flip_u2)
+    )
     codes = jnp.sign(jax.random.normal(jax.random.key(1), (2, 8, 8, 8)))
 
     @jax.jit
     def both(params):
-        loss = class_conditional.class_conditional_loss(model, params, jnp.array([1, 2]), codes, draws)
+        loss = class_conditional.class_conditional_loss(
+            model, params, jnp.array([1, 2]), codes, draws
+        )
         target = order.grid_to_sequence(codes, config.patch_side, config.order)
         clean = class_conditional.to_patches(target, config)[:, None]
         t = jax.nn.sigmoid(0.8 * draws.time_normal - 0.8)
         x_t = t[..., None, None] * clean + (1 - t[..., None, None]) * draws.noise
         unconditional = jnp.full(2, config.num_classes)
         predicted = model.apply({"params": params}, unconditional, -target, x_t, t)
-        return loss, jnp.mean(((clean - predicted) / jnp.maximum(1 - t, 0.05)[..., None, None]) ** 2)
+        return loss, jnp.mean(
+            ((clean - predicted) / jnp.maximum(1 - t, 0.05)[..., None, None]) ** 2
+        )
 
     loss, expected = both(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)

@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict
 from golden_models import GOLDEN, nhwc
 
 from bitdance_jax.convert import keys
-from bitdance_jax.flow_head import head, objective
+from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.heads import flow_matching as objective
 from bitdance_jax.models.text_to_image import TextToImage, sinusoidal_2d, token_positions
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -24,7 +25,11 @@ from bitdance_jax.transformer import order
 FLIP_RATE = 0.3
 """As in all recorded training steps, so that every patch reads some flipped bits."""
 
-RENAMED = {"embed_vision_mlp.": "projector.", "llm_model.": "", "vision_diffusion_head.": "vision_head."}
+RENAMED = {
+    "embed_vision_mlp.": "projector.",
+    "llm_model.": "",
+    "vision_diffusion_head.": "vision_head.",
+}
 
 
 class Losses(NamedTuple):
@@ -51,14 +56,21 @@ def layout() -> dict[str, Any]:
 def codes_of(image: np.ndarray) -> jax.Array:
     """Bits in sequence order [T, K]."""
     tokenizer = golden_models.tokenizer("tokenizer")
-    z = jax.jit(Autoencoder(tokenizer.config).apply, static_argnames="method")({"params": tokenizer.params}, nhwc(image), method="encode")
+    z = jax.jit(Autoencoder(tokenizer.config).apply, static_argnames="method")(
+        {"params": tokenizer.params}, nhwc(image), method="encode"
+    )
     return order.grid_to_sequence(lfq.quantize(z), 2, "patch")[0]
 
 
 def packed_step(recorded: dict[str, np.ndarray]) -> Callable[[Any], tuple[Losses, Any]]:
     config, _, _ = golden_models.text_to_image("t2i_4x")
-    at, block = {name: jnp.asarray(array) for name, array in recorded.items()}, config.tokens_per_step
-    xy = jnp.concatenate([jnp.asarray(token_positions(config, *size)) for _, size in layout()["docs"]])
+    at, block = (
+        {name: jnp.asarray(array) for name, array in recorded.items()},
+        config.tokens_per_step,
+    )
+    xy = jnp.concatenate(
+        [jnp.asarray(token_positions(config, *size)) for _, size in layout()["docs"]]
+    )
     bits = jnp.concatenate([codes_of(recorded[f"image{i}"]) for i in range(2)])
     flipped = jnp.where(at["flip_u1"] < FLIP_RATE * at["flip_u2"], -bits, bits)
     clean = bits.reshape(-1, block, bits.shape[-1])
@@ -90,21 +102,40 @@ def packed_step(recorded: dict[str, np.ndarray]) -> Callable[[Any], tuple[Losses
 def case() -> Case:
     config, params, _ = golden_models.text_to_image("t2i_4x")
     recorded = golden_models.read("t2i_4x/train")
-    gradients = {key.removeprefix("grad."): value for key, value in recorded.items() if key.startswith("grad.")}
+    gradients = {
+        key.removeprefix("grad."): value
+        for key, value in recorded.items()
+        if key.startswith("grad.")
+    }
     for theirs, ours in RENAMED.items():
-        gradients = {key.replace(theirs, ours, 1) if key.startswith(theirs) else key: value for key, value in gradients.items()}
+        gradients = {
+            key.replace(theirs, ours, 1) if key.startswith(theirs) else key: value
+            for key, value in gradients.items()
+        }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "timestep_features", rounding.recorded_time_features)
         step = packed_step(recorded)
-        results = [jax.device_get(jax.jit(step)(params)), rounding.in_float64(step)(params), *rounding.other_runs(step, params)]
+        results = [
+            jax.device_get(jax.jit(step)(params)),
+            rounding.in_float64(step)(params),
+            *rounding.other_runs(step, params),
+        ]
     ours, exact, *others = ((losses, flatten_dict(gradient)) for losses, gradient in results)
     expected = Losses(recorded["text_loss"], recorded["vision_loss"], recorded["loss"].reshape(()))
-    return Case((expected, flatten_dict(keys.convert(gradients, keys.text_to_image(config)))), ours, exact, others)
+    return Case(
+        (expected, flatten_dict(keys.convert(gradients, keys.text_to_image(config)))),
+        ours,
+        exact,
+        others,
+    )
 
 
 @pytest.mark.parametrize("part", Losses._fields)
 def test_losses(case, part):
-    exact, others = getattr(case.exact[0], part), [getattr(losses, part) for losses, _ in case.others]
+    exact, others = (
+        getattr(case.exact[0], part),
+        [getattr(losses, part) for losses, _ in case.others],
+    )
     assert rounding.bound(exact, others) < 1e-3
     for losses, _ in (case.ours, case.recorded):
         rounding.assert_rounded(getattr(losses, part), exact, others)
@@ -133,4 +164,6 @@ def test_mask_and_positions():
             together = segment[query] == segment[key] and block[query] == block[key] >= 0
             seen[query, key] = document[query] == document[key] and (key <= query or together)
     np.testing.assert_array_equal(recorded["mask"], seen)
-    np.testing.assert_array_equal(recorded["position_ids"], np.concatenate([np.arange(n) for n in packed["document_lens"]]))
+    np.testing.assert_array_equal(
+        recorded["position_ids"], np.concatenate([np.arange(n) for n in packed["document_lens"]])
+    )

@@ -27,20 +27,31 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.errors import UserError
-from bitdance_jax.flow_head import head
+from bitdance_jax.heads import binary_diffusion as head
 from bitdance_jax.models import text_to_image
-from bitdance_jax.models.text_to_image import PatchReader, Prefixes, TextToImage, prefix_rows, token_positions
+from bitdance_jax.models.text_to_image import (
+    PatchReader,
+    Prefixes,
+    TextToImage,
+    prefix_rows,
+    token_positions,
+)
+from bitdance_jax.nn import rope
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
 from bitdance_jax.sampling.solvers import make_solver
-from bitdance_jax.transformer import order, rope
+from bitdance_jax.transformer import order
 
 
 TOY = TextToImageConfig(
     tokenizer=TokenizerConfig(bits=6, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
-    text=Qwen3Config(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=48, vocab_size=40),
+    text=Qwen3Config(
+        num_layers=2, dim=32, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=48, vocab_size=40
+    ),
     head=FlowHeadConfig(width=24, num_blocks=2, num_groups=1, head_dim=12, squash_output=True),
-    image_tokens=ImageTokens(vision_start=20, first_resolution=21, num_resolutions=16, first_query=37),
+    image_tokens=ImageTokens(
+        vision_start=20, first_resolution=21, num_resolutions=16, first_query=37
+    ),
     tokens_per_step=4,
 )
 """Ids 0 ... 19 are text. Images of any multiple of 4 pixels up to 32; an 8 x 8 one is 4 patches of 4 tokens."""
@@ -57,18 +68,33 @@ class Replayed(NamedTuple):
     values: np.ndarray
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in TEXT_TO_IMAGE for kind in ("cfg", "nocfg")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in TEXT_TO_IMAGE for kind in ("cfg", "nocfg")]
+)
 def test_golden_samples(name, kind, monkeypatch):
     """Every condition and value, and so every bit: reading the recorded bits, or our own, is then the same."""
     config, params, prompt = golden_models.text_to_image(name)
     recorded = golden_models.read(f"{name}/sample_{kind}")
     guidance, images = float(recorded["guidance"]), prompt["num_images"]
-    sampler = SamplerConfig(head_steps=prompt["num_sampling_steps"], guidance_scale=guidance, guidance_schedule="constant")
-    rows = [prompt["cond_ids"]] * images + ([prompt["uncond_ids"]] * images if kind == "cfg" else [])
+    sampler = SamplerConfig(
+        head_steps=prompt["num_sampling_steps"],
+        guidance_scale=guidance,
+        guidance_schedule="constant",
+    )
+    rows = [prompt["cond_ids"]] * images + (
+        [prompt["uncond_ids"]] * images if kind == "cfg" else []
+    )
     prefixes = prefix_rows(config, rows, prompt["height"], prompt["width"])
     xy = jnp.asarray(token_positions(config, prompt["height"], prompt["width"]))
     steps = range(len(xy) // config.tokens_per_step)
-    noise = jnp.stack([jnp.concatenate([recorded[f"step{i}.init_noise"][None], recorded[f"step{i}.step_noise"]]) for i in steps])
+    noise = jnp.stack(
+        [
+            jnp.concatenate(
+                [recorded[f"step{i}.init_noise"][None], recorded[f"step{i}.step_noise"]]
+            )
+            for i in steps
+        ]
+    )
     bits = jnp.stack([jnp.sign(recorded[f"step{i}.pre_sign"]) for i in steps])
     noise = jnp.tile(noise, (1, 1, len(rows) // noise.shape[2], 1, 1))
     solver, scales = resolve(sampler, config.head.time_shift, len(steps))
@@ -94,9 +120,13 @@ def test_golden_samples(name, kind, monkeypatch):
         assert_close(recorded[f"step{i}.cond"], exact.conditions[i])
         assert_close(ours.conditions[i], exact.conditions[i])
         for values in (ours.values[i], expected):
-            rounding.assert_rounded(values, exact.values[i], [other.values[i] for other in others], f"patch {i}")
+            rounding.assert_rounded(
+                values, exact.values[i], [other.values[i] for other in others], f"patch {i}"
+            )
     recorded_bits = np.asarray(bits)[:, : exact.values.shape[1]]
-    rounding.assert_bits(np.asarray(ours.values), recorded_bits, exact.values, [other.values for other in others])
+    rounding.assert_bits(
+        np.asarray(ours.values), recorded_bits, exact.values, [other.values for other in others]
+    )
 
 
 @pytest.mark.parametrize("name", TEXT_TO_IMAGE)
@@ -105,10 +135,14 @@ def test_golden_order_and_positions(name):
     recorded = golden_models.read(f"{name}/sample_nocfg")
     height, width = prompt["height"], prompt["width"]
     xy = token_positions(config, height, width)
-    assert_close(text_to_image.sinusoidal_2d(jnp.asarray(xy), config.text.dim), recorded["pos_embed"], 1e-6)
+    assert_close(
+        text_to_image.sinusoidal_2d(jnp.asarray(xy), config.text.dim), recorded["pos_embed"], 1e-6
+    )
     steps = len(xy) // config.tokens_per_step
     sampled = np.concatenate([np.sign(recorded[f"step{i}.pre_sign"]) for i in range(steps)], axis=1)
-    codes = order.sequence_to_grid(jnp.asarray(sampled), height // config.tokenizer.downsampling, config.patch_side, "patch")
+    codes = order.sequence_to_grid(
+        jnp.asarray(sampled), height // config.tokenizer.downsampling, config.patch_side, "patch"
+    )
     np.testing.assert_array_equal(codes, nhwc(recorded["codes"]))
 
 
@@ -119,7 +153,9 @@ def test_prefix_rows():
     np.testing.assert_array_equal(padding, 62 - np.array([3, 8, 1]))
     for row, pad, prompt in zip(tokens, padding, PROMPTS, strict=True):
         np.testing.assert_array_equal(row[pad:], [*prompt, 20, 24, 28, 37, 38, 39])
-    assert [prefix_rows(TOY, [[1] * n], 8, 8).tokens.shape[1] for n in (62, 63, 126, 127, 1022)] == [68, 132, 132, 260, 1028]
+    assert [
+        prefix_rows(TOY, [[1] * n], 8, 8).tokens.shape[1] for n in (62, 63, 126, 127, 1022)
+    ] == [68, 132, 132, 260, 1028]
 
 
 @pytest.mark.parametrize(
@@ -147,10 +183,14 @@ class Sampler(NamedTuple):
 @pytest.fixture(scope="module")
 def params() -> dict:
     xy, bits = jnp.zeros((4, 2), jnp.int32), jnp.zeros((1, 4, TOY.tokenizer.bits))
-    return random_params(TextToImage(TOY), jnp.zeros((1, 4), jnp.int32), xy, bits, bits, jnp.zeros(1))
+    return random_params(
+        TextToImage(TOY), jnp.zeros((1, 4), jnp.int32), xy, bits, bits, jnp.zeros(1)
+    )
 
 
-def sample_guided(model: TextToImage, params: dict, prefixes: Prefixes, xy: jax.Array, keys: jax.Array) -> jax.Array:
+def sample_guided(
+    model: TextToImage, params: dict, prefixes: Prefixes, xy: jax.Array, keys: jax.Array
+) -> jax.Array:
     """Values before the sign [N, B, P, K]."""
     reader = PatchReader(model, params, prefixes, xy)
     solver, scales = resolve(GUIDED, TOY.head.time_shift, reader.num_patches)
@@ -161,16 +201,23 @@ def sample_guided(model: TextToImage, params: dict, prefixes: Prefixes, xy: jax.
 @pytest.fixture(scope="module")
 def sampler(params) -> Sampler:
     traces = []
-    without_lm_head = params | {"text": {name: value for name, value in params["text"].items() if name != "lm_head"}}
+    without_lm_head = params | {
+        "text": {name: value for name, value in params["text"].items() if name != "lm_head"}
+    }
 
     @jax.jit
     def run(params, prefixes, xy, keys):
         traces.append((prefixes.tokens.shape, xy.shape))
-        return rearrange(sample_guided(TextToImage(TOY), params, prefixes, xy, keys), "n b p k -> b (n p) k")
+        return rearrange(
+            sample_guided(TextToImage(TOY), params, prefixes, xy, keys), "n b p k -> b (n p) k"
+        )
 
     def sample(prompts, seeds, height=8, width=8, more_padding=0):
         prefixes = prefix_rows(TOY, [*prompts, *[UNCONDITIONAL] * len(prompts)], height, width)
-        prefixes = Prefixes(np.pad(prefixes.tokens, ((0, 0), (more_padding, 0))), prefixes.padding + np.int32(more_padding))
+        prefixes = Prefixes(
+            np.pad(prefixes.tokens, ((0, 0), (more_padding, 0))),
+            prefixes.padding + np.int32(more_padding),
+        )
         keys = jax.vmap(jax.random.key)(jnp.array(seeds))
         return np.asarray(run(without_lm_head, prefixes, token_positions(TOY, height, width), keys))
 
@@ -194,7 +241,9 @@ def test_prompts_seeds_and_sizes_matter(sampler):
     values = sampler.sample([PROMPTS[0], PROMPTS[0], PROMPTS[1]], [5, 6, 5])
     assert np.mean((values[0] > 0) != (values[1] > 0)) > 0.2
     assert largest_error(values[2], values[0]) > 0.01
-    wide, high = (sampler.sample(PROMPTS, [5, 6, 7], height=h, width=w) for h, w in ((4, 16), (16, 4)))
+    wide, high = (
+        sampler.sample(PROMPTS, [5, 6, 7], height=h, width=w) for h, w in ((4, 16), (16, 4))
+    )
     assert all(largest_error(a, b) > 0.01 for a, b in zip(wide, high, strict=True))
 
 
@@ -222,7 +271,10 @@ def test_sampling_reads_as_training_does(params):
         reader = PatchReader(model, params, prefixes, xy)
         values = next_patch.sample(reader, noise=source, solver=solver, scales=None)
         codes = rearrange(jnp.sign(values), "n b p k -> b (n p) k")
-        x_t = rearrange(jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(steps)), "n b p k -> (b n) p k")
+        x_t = rearrange(
+            jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(steps)),
+            "n b p k -> (b n) p k",
+        )
         tokens = jnp.asarray(prefixes.tokens[:, prefixes.padding[0] :])
         predicted, _ = model.apply({"params": params}, tokens, xy, codes, x_t, jnp.zeros(len(x_t)))
         return values, predicted
@@ -234,11 +286,16 @@ def test_sampling_reads_as_training_does(params):
 def read_whole(model: TextToImage, params: dict) -> tuple[jax.Array, jax.Array]:
     xy, noisy = jnp.asarray(token_positions(TOY, 8, 8)), jnp.zeros((4, 4, TOY.tokenizer.bits))
     tokens = jnp.asarray(prefix_rows(TOY, PROMPTS[:1], 8, 8).tokens)
-    return model.apply({"params": params}, tokens, xy, jnp.ones((1, 16, TOY.tokenizer.bits)), noisy, jnp.zeros(4))
+    return model.apply(
+        {"params": params}, tokens, xy, jnp.ones((1, 16, TOY.tokenizer.bits)), noisy, jnp.zeros(4)
+    )
 
 
 def read_through_cache(model: TextToImage, params: dict) -> jax.Array:
-    prefixes, xy = prefix_rows(TOY, [PROMPTS[0], UNCONDITIONAL], 8, 8), jnp.asarray(token_positions(TOY, 8, 8))
+    prefixes, xy = (
+        prefix_rows(TOY, [PROMPTS[0], UNCONDITIONAL], 8, 8),
+        jnp.asarray(token_positions(TOY, 8, 8)),
+    )
     return sample_guided(model, params, prefixes, xy, jax.random.split(jax.random.key(0), 1))
 
 
@@ -250,7 +307,9 @@ def test_only_products_run_in_the_compute_type(params, residual, stream):
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
     for weights in (params, kept):
         for read in (read_whole, read_through_cache):
-            assert dtypes(functools.partial(read, model), weights) == Dtypes({stream}, {stream}, {"bfloat16"})
+            assert dtypes(functools.partial(read, model), weights) == Dtypes(
+                {stream}, {stream}, {"bfloat16"}
+            )
     embed = functools.partial(model.apply, method="embed_bits")
     bits, xy = jnp.ones((1, 4, TOY.tokenizer.bits)), jnp.zeros((4, 2), jnp.int32)
     assert jax.eval_shape(embed, {"params": params}, bits, xy).dtype == stream
@@ -265,7 +324,9 @@ def test_released_sizes(name):
         released = golden_models.manifest()
         for ours, theirs in (("text", "llm"), ("head", "vision_head"), ("connector", "projector")):
             sizes = [np.prod(shape) for shape in released[f"BitDance-14B/{theirs}"].values()]
-            assert sum(leaf.size for leaf in jax.tree.leaves(text_to_image.abstract_params(config)[ours])) == sum(sizes)
+            assert sum(
+                leaf.size for leaf in jax.tree.leaves(text_to_image.abstract_params(config)[ours])
+            ) == sum(sizes)
 
 
 def test_bad_config():
@@ -273,5 +334,7 @@ def test_bad_config():
         dataclasses.replace(TOY, tokens_per_step=3)
     with pytest.raises(ConfigError, match="image_tokens reach id 51, and the vocabulary has 40"):
         dataclasses.replace(TOY, tokens_per_step=16)
-    with pytest.raises(ConfigError, match="unknown text-to-image model '14b'; one of: 14b_16x, 14b_64x"):
+    with pytest.raises(
+        ConfigError, match="unknown text-to-image model '14b'; one of: 14b_16x, 14b_64x"
+    ):
         TextToImageConfig.released("14b")

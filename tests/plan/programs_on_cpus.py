@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.perf.arithmetic import traced_flops
 from bitdance_jax.plan import cost, hlo
 
 
@@ -45,7 +45,9 @@ def stacked_layers(w: Any, x: Any) -> Any:
 
 
 def convolution(kernel: Any, x: Any) -> Any:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def moved(x: Any) -> Any:
@@ -56,7 +58,11 @@ PROGRAMS = {
     "product": (jnp.matmul, array((64, 32), ("data", "fsdp")), array((32, 16))),
     "nested_scans": (nested_scans, array((16, 16)), array((64, 16), ("data", "fsdp"))),
     "gradient": (jax.grad(loss), array((16, 16)), array((64, 16), ("data", "fsdp"))),
-    "stacked_layers": (stacked_layers, array((6, 16, 16), None, "fsdp"), array((64, 16), ("data", "fsdp"))),
+    "stacked_layers": (
+        stacked_layers,
+        array((6, 16, 16), None, "fsdp"),
+        array((64, 16), ("data", "fsdp")),
+    ),
     "convolution": (convolution, array((3, 3, 4, 8)), array((16, 10, 10, 4), ("data", "fsdp"))),
     "summed": (lambda x: jnp.sum(x, axis=0), array((64, 100), ("data", "fsdp"))),
     "moved": (moved, array((64, 128), "fsdp")),
@@ -71,7 +77,9 @@ def measure(function: Any, *arguments: Any) -> dict[str, Any]:
         "traced": traced_flops(function, *arguments),
         "counted": sum(row.trips * row.flops for row in rows) * MESH.size,
         "bytes": sum(row.trips * row.bytes for row in rows),
-        "exchanges": [[part.kind, trips, part.bytes, list(part.axes(MESH))] for trips, part in exchanges],
+        "exchanges": [
+            [part.kind, trips, part.bytes, list(part.axes(MESH))] for trips, part in exchanges
+        ],
     }
 
 

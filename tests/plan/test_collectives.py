@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from bitdance_jax.hardware import CHIPS, Chip
+from bitdance_jax.perf.hardware import CHIPS, Chip
 from bitdance_jax.plan import collectives, hlo
 from bitdance_jax.plan.collectives import HOP_SECONDS, Collective
 
@@ -53,7 +53,11 @@ def mesh(shape, names, topology):
     ],
 )
 def test_the_first_group_in_every_spelling(groups, members):
-    found = exchange("all-reduce", "f32[10]{0}", f"channel_id=1, replica_groups={groups}, use_global_device_ids=true")
+    found = exchange(
+        "all-reduce",
+        "f32[10]{0}",
+        f"channel_id=1, replica_groups={groups}, use_global_device_ids=true",
+    )
     assert found.devices == members
 
 
@@ -69,11 +73,20 @@ def test_the_first_group_in_every_spelling(groups, members):
 )
 def test_bytes_of_each_kind(kind, whole, sent):
     found = exchange(kind, "f32[250]{0}", "channel_id=3, replica_groups={{0,1,2,3}}")
-    assert (found.kind, found.bytes, found.sent, found.channel) == (kind.removesuffix("-start"), whole, sent, "3")
+    assert (found.kind, found.bytes, found.sent, found.channel) == (
+        kind.removesuffix("-start"),
+        whole,
+        sent,
+        "3",
+    )
 
 
 def test_a_permutation_runs_along_its_cycle():
-    found = exchange("collective-permute", "f32[250]{0}", "channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}")
+    found = exchange(
+        "collective-permute",
+        "f32[250]{0}",
+        "channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}",
+    )
     assert (found.devices, found.sent) == ((0, 1, 2, 3), 1000)
 
 
@@ -91,7 +104,9 @@ ENTRY %main (a: f32[16]) -> f32[4] {
 }
 """
     module = hlo.parse(text)
-    assert collectives.find(module, module["main"], module["main"]["f"], 4) == [Collective("reduce-scatter", 64, (0, 1, 2, 3), "9")]
+    assert collectives.find(module, module["main"], module["main"]["f"], 4) == [
+        Collective("reduce-scatter", 64, (0, 1, 2, 3), "9")
+    ]
 
 
 def test_axes_of_a_group():
@@ -119,10 +134,14 @@ def test_a_group_over_two_axes_has_the_links_of_both():
 def test_groups_that_interleave_share_the_links():
     places, size = mesh((2, 2, 4), ("a", "b", "c"), (4, 4)), 10**9
     found = Collective("all-gather", size, (0, 8), "")  # rows 0 and 2 of a column, as are 1 and 3
-    assert found.seconds(places, V5E) == pytest.approx(size / 2 / (V5E.link * 2 / 3) + 2 * HOP_SECONDS)
+    assert found.seconds(places, V5E) == pytest.approx(
+        size / 2 / (V5E.link * 2 / 3) + 2 * HOP_SECONDS
+    )
 
 
 def test_a_switch_and_a_group_of_one():
     places = mesh((4,), ("a",), (4,))
-    assert Collective("all-reduce", 400, (0, 1, 2, 3), "").seconds(places, SWITCH) == pytest.approx(600 / 100 + HOP_SECONDS)
+    assert Collective("all-reduce", 400, (0, 1, 2, 3), "").seconds(places, SWITCH) == pytest.approx(
+        600 / 100 + HOP_SECONDS
+    )
     assert Collective("all-reduce", 400, (0,), "").seconds(places, SWITCH) == 0

@@ -14,27 +14,51 @@ def measured():
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     script = Path(__file__).with_name("programs_on_cpus.py")
     root = Path(__file__).parents[2]
-    run = subprocess.run([sys.executable, str(script)], env=os.environ | variables, cwd=root, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | variables,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("name", ["product", "nested_scans", "gradient", "stacked_layers", "convolution"])
+@pytest.mark.parametrize(
+    "name", ["product", "nested_scans", "gradient", "stacked_layers", "convolution"]
+)
 def test_arithmetic_of_all_devices_is_the_jaxprs(measured, name):
     assert measured[name]["counted"] == measured[name]["traced"] > 0
 
 
 def test_exchanges_with_their_bytes_loops_in_full_and_axes(measured):
-    assert measured["product"]["exchanges"] == measured["nested_scans"]["exchanges"] == measured["convolution"]["exchanges"] == []
+    assert (
+        measured["product"]["exchanges"]
+        == measured["nested_scans"]["exchanges"]
+        == measured["convolution"]["exchanges"]
+        == []
+    )
     assert measured["stacked_layers"]["exchanges"] == [["all-gather", 6, 16 * 16 * 4, ["fsdp"]]]
     assert measured["summed"]["exchanges"] == [["all-reduce", 1, 100 * 4, ["data", "fsdp"]]]
     assert measured["moved"]["exchanges"] == [["all-to-all", 1, 64 // 4 * 128 * 4, ["fsdp"]]]
-    (kind, trips, size, axes), *others = measured["gradient"]["exchanges"]  # in every turn: XLA does not know that the sum could wait
-    assert (kind, trips, size, axes, others) == ("all-reduce", 15, 16 * 16 * 4, ["data", "fsdp"], [])
+    (kind, trips, size, axes), *others = measured["gradient"][
+        "exchanges"
+    ]  # in every turn: XLA does not know that the sum could wait
+    assert (kind, trips, size, axes, others) == (
+        "all-reduce",
+        15,
+        16 * 16 * 4,
+        ["data", "fsdp"],
+        [],
+    )
 
 
 def test_memory_read_and_written(measured):
     assert measured["product"]["bytes"] == (8 * 32 + 32 * 16 + 8 * 16) * 4
-    assert measured["moved"]["bytes"] == 2 * (2 * 16 * 128 * 4)  # x * 2 before the exchange, + 1 after it
+    assert measured["moved"]["bytes"] == 2 * (
+        2 * 16 * 128 * 4
+    )  # x * 2 before the exchange, + 1 after it
 
 
 def costs(text, devices=4):

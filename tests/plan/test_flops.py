@@ -20,7 +20,13 @@ def convolution(lhs, rhs, out, attributes):
 @pytest.mark.parametrize(
     ("lhs", "rhs", "out", "attributes", "count"),
     [
-        ("16,256,1024", "1024,4096,1", "16,256,4096", "window={size=1}, dim_labels=0bf_io0->0bf", 16 * 256 * 1024 * 4096),
+        (
+            "16,256,1024",
+            "1024,4096,1",
+            "16,256,4096",
+            "window={size=1}, dim_labels=0bf_io0->0bf",
+            16 * 256 * 1024 * 4096,
+        ),
         # A batch of 5 products as one convolution: of its 5 x 5 meetings of input and kernel all but 5 are with padding.
         (
             "5,7,3",
@@ -30,10 +36,34 @@ def convolution(lhs, rhs, out, attributes):
             5 * 7 * 3 * 11,
         ),
         ("2,10,3", "4,3,8", "2,7,8", "window={size=4}, dim_labels=b0f_0io->b0f", 2 * 7 * 4 * 3 * 8),
-        ("2,10,3", "3,3,8", "2,10,8", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", 2 * (3 * 10 - 2) * 3 * 8),
-        ("2,10,6", "3,3,8", "2,5,8", "window={size=3 stride=2 pad=0_1}, dim_labels=b0f_0io->b0f, feature_group_count=2", 2 * 14 * 3 * 8),
-        ("2,5,3", "3,3,8", "2,9,8", "window={size=3 pad=1_1 lhs_dilate=2}, dim_labels=b0f_0io->b0f", 2 * 13 * 3 * 8),
-        ("6,10,3", "4,3,8", "3,7,8", "window={size=4}, dim_labels=b0f_0io->b0f, batch_group_count=2", 3 * 7 * 4 * 3 * 8),
+        (
+            "2,10,3",
+            "3,3,8",
+            "2,10,8",
+            "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+            2 * (3 * 10 - 2) * 3 * 8,
+        ),
+        (
+            "2,10,6",
+            "3,3,8",
+            "2,5,8",
+            "window={size=3 stride=2 pad=0_1}, dim_labels=b0f_0io->b0f, feature_group_count=2",
+            2 * 14 * 3 * 8,
+        ),
+        (
+            "2,5,3",
+            "3,3,8",
+            "2,9,8",
+            "window={size=3 pad=1_1 lhs_dilate=2}, dim_labels=b0f_0io->b0f",
+            2 * 13 * 3 * 8,
+        ),
+        (
+            "6,10,3",
+            "4,3,8",
+            "3,7,8",
+            "window={size=4}, dim_labels=b0f_0io->b0f, batch_group_count=2",
+            3 * 7 * 4 * 3 * 8,
+        ),
     ],
 )
 def test_multiply_adds_that_meet_an_input(lhs, rhs, out, attributes, count):
@@ -43,7 +73,14 @@ def test_multiply_adds_that_meet_an_input(lhs, rhs, out, attributes, count):
 def test_passes_of_the_matrix_unit():
     attributes = "window={size=1}, dim_labels=0bf_io0->0bf"
     assert passes(*convolution("1,2,3", "3,4,1", "1,2,4", attributes)) == 1
-    assert passes(*convolution("1,2,3", "3,4,1", "1,2,4", attributes + ", operand_precision={highest,highest}")) == 6
+    assert (
+        passes(
+            *convolution(
+                "1,2,3", "3,4,1", "1,2,4", attributes + ", operand_precision={highest,highest}"
+            )
+        )
+        == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +90,10 @@ def test_passes_of_the_matrix_unit():
             'custom_call_target="__cublas$gemm", backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}',
             2 * 6 * 8 * 4,
         ),
-        ('custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"bytes":"1","flops":"123"}}', 123),
+        (
+            'custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"bytes":"1","flops":"123"}}',
+            123,
+        ),
         ('custom_call_target="Sharding"', 0),
     ],
 )

@@ -28,7 +28,11 @@ def test_computations_instructions_and_attributes():
     main = module["main.3"]
     assert [i.name for i in main] == ["x.1", "c", "fusion"] and main.root == "fusion"
     fusion = main["fusion"]
-    assert (fusion.opcode, fusion.operands, fusion.called("calls")) == ("fusion", ("x.1", "c"), "body")
+    assert (fusion.opcode, fusion.operands, fusion.called("calls")) == (
+        "fusion",
+        ("x.1", "c"),
+        "body",
+    )
     assert fusion.attribute(r'"estimated_cycles":"(\d+)"') == "12"
     assert main["c"].argument == "7" and main["x.1"].op_name == "x"
     assert main.parameters == [main["x.1"]] and main.users("c") == [fusion]
@@ -47,7 +51,10 @@ def test_tuples_layouts_and_escaped_names():
     [
         (Shape("f32", (8, 128), (1, 0), (8, 128)), 8 * 128 * 4),
         (Shape("bf16", (3, 9, 32), (2, 1, 0), (8, 128)), 3 * 16 * 128 * 2),  # 9 to 16, 32 to 128
-        (Shape("bf16", (3, 9, 32), (0, 2, 1), (8, 128)), 9 * 32 * 128 * 2),  # the first axis varies fastest: 3 to 128
+        (
+            Shape("bf16", (3, 9, 32), (0, 2, 1), (8, 128)),
+            9 * 32 * 128 * 2,
+        ),  # the first axis varies fastest: 3 to 128
         (Shape("f32", (5,), (0,), (128,)), 128 * 4),
         (Shape("f32", (5,), (0,), (8, 128)), 8 * 128 * 4),  # fewer axes than the tile
         (Shape("s4", (6,), (0,)), 3),

@@ -7,12 +7,12 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bitdance_jax import sharding
-from bitdance_jax.command_line import run
+from bitdance_jax.cli.command_line import run
+from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import MeshConfig
-from bitdance_jax.config.file import load_config
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.hardware import CHIPS
+from bitdance_jax.perf.hardware import CHIPS
 from bitdance_jax.plan import __main__ as command
 from bitdance_jax.plan import analysis, report, search
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan, resident_bytes
@@ -51,9 +51,15 @@ def test_a_training_step_on_this_machine(monkeypatch, tmp_path, capsys, known_ch
     assert "training step, 2 images, 1 x cpu, mesh data 1 x fsdp 1 x tensor 1" in printed
     assert "model FLOP utilisation" in printed and "| backward transformer/layers/" in printed
     written = json.loads(out.read_text())["plan"]
-    assert written["flops_per_device"] == written["model_flops"] > 0  # nothing is computed twice without rematerialisation
+    assert (
+        written["flops_per_device"] == written["model_flops"] > 0
+    )  # nothing is computed twice without rematerialisation
     memory, bounds = written["memory"], written["estimate"]["bounds"]
-    assert memory["total"] == sum(memory[k] for k in ("arguments", "outputs", "temporaries", "code")) - memory["aliased"]
+    assert (
+        memory["total"]
+        == sum(memory[k] for k in ("arguments", "outputs", "temporaries", "code"))
+        - memory["aliased"]
+    )
     assert memory["aliased"] > 0.9 * memory["outputs"]  # the state is given up to the new one
     assert written["images_per_second"]["serial"] == pytest.approx(2 / bounds["serial"])
     utilisation = written["model_flops"] / bounds["serial"] / known_chip.flops
@@ -62,7 +68,19 @@ def test_a_training_step_on_this_machine(monkeypatch, tmp_path, capsys, known_ch
 
 
 def test_a_sampler_on_devices_without_figures(monkeypatch, capsys):
-    assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, "--sample", "--per-device", "2", "--dtype", "float32") == 0
+    assert (
+        plan(
+            monkeypatch,
+            "configs/emoji_4x.py",
+            *TINY,
+            "--sample",
+            "--per-device",
+            "2",
+            "--dtype",
+            "float32",
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "sampling, 2 images, 1 x cpu" in printed and "times the model's own" in printed
     assert "times are not estimated" in printed and "model FLOP utilisation" not in printed
@@ -73,13 +91,22 @@ def test_a_sampler_on_devices_without_figures(monkeypatch, capsys):
     [
         ([], "give a config file first"),
         (["configs/none.py"], "no config file configs/none.py"),
-        (["configs/emoji_4x.py", "--topology", "v5e:99999x99999"], "unknown topology 'v5e:99999x99999'; a chip and its layout"),
+        (
+            ["configs/emoji_4x.py", "--topology", "v5e:99999x99999"],
+            "unknown topology 'v5e:99999x99999'; a chip and its layout",
+        ),
         (["configs/emoji_4x.py", "--topology", "v5p:2x0x2"], "unknown topology"),
-        (["configs/emoji_4x.py", "--topology", "v9:2x2"], "unknown topology 'v9:2x2'; a chip and its layout"),
+        (
+            ["configs/emoji_4x.py", "--topology", "v9:2x2"],
+            "unknown topology 'v9:2x2'; a chip and its layout",
+        ),
         (["configs/emoji_4x.py", "--mesh.fsdp", "3"], "does not divide 1 devices"),
         (["configs/emoji_4x.py", "--top", "few"], "invalid"),
         (["configs/emoji_4x.py", "--mesh.fsd", "3"], "did you mean --mesh.fsdp?"),
-        (["configs/emoji_tokenizer.py", "--sample"], "needs the config of a class-conditional model"),
+        (
+            ["configs/emoji_tokenizer.py", "--sample"],
+            "needs the config of a class-conditional model",
+        ),
         (["configs/emoji_4x.py", "--data.batch-size", "9", "--run.accumulate", "2"], "multiple of"),
     ],
 )
@@ -96,7 +123,17 @@ def test_a_topology_without_the_compiler(monkeypatch, capsys):
 
 
 def test_own_flags_apart_from_the_configs():
-    flags = ["--search", "--mesh.fsdp", "2", "--batch_sizes", "8", "16", "--run.remat=dots", "--json=x", "-h"]
+    flags = [
+        "--search",
+        "--mesh.fsdp",
+        "2",
+        "--batch_sizes",
+        "8",
+        "16",
+        "--run.remat=dots",
+        "--json=x",
+        "-h",
+    ]
     assert command.split_flags(flags) == (
         ["--search", "--batch_sizes", "8", "16", "--json=x", "-h"],
         ["--mesh.fsdp", "2", "--run.remat=dots"],
@@ -106,14 +143,18 @@ def test_own_flags_apart_from_the_configs():
 def toy_program(images):
     """A product of a megabyte's worth of numbers, whatever it stands for."""
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    argument = jax.ShapeDtypeStruct((512, 512), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
+    argument = jax.ShapeDtypeStruct(
+        (512, 512), "float32", sharding=NamedSharding(mesh, PartitionSpec())
+    )
     return Program("toy", jax.jit(lambda x: x @ x), (argument,), mesh, images, 2 * 512**3)
 
 
 def test_memory_for_all_that_is_held_at_a_time(known_chip, monkeypatch):
     program = toy_program(1)
     assert resident_bytes(program) == 2**20 and make_plan(program).memory.total >= 2 * 2**20
-    monkeypatch.setattr(analysis, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1.5 * 2**20))
+    monkeypatch.setattr(
+        analysis, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1.5 * 2**20)
+    )
     with pytest.raises(DoesNotFit, match=r"it needs .* GiB"):
         make_plan(program)
 
@@ -131,34 +172,70 @@ def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
         return toy_program(images.get(name, 2))
 
     def variants(*names):
-        return [Variant(name, functools.partial(make, name), last_resort=name == "small") for name in names]
+        return [
+            Variant(name, functools.partial(make, name), last_resort=name == "small")
+            for name in names
+        ]
 
     families = [
-        [variants("large", "slow", "fast", "slower", "never"), variants("never", "never", "second", "never")],
+        [
+            variants("large", "slow", "fast", "slower", "never"),
+            variants("never", "never", "second", "never"),
+        ],
         [variants("impossible", "never"), variants("large 2"), variants("never")],
         [variants("third", "small"), variants("large 3", "small"), variants("never", "small")],
     ]
     plans, refused = search.search(families)
-    assert tried == ["large", "slow", "fast", "slower", "second", "impossible", "large 2", "third", "large 3", "small", "small"]
+    assert tried == [
+        "large",
+        "slow",
+        "fast",
+        "slower",
+        "second",
+        "impossible",
+        "large 2",
+        "third",
+        "large 3",
+        "small",
+        "small",
+    ]
     assert {name for name, _ in plans} == {"slow", "fast", "slower", "second", "third", "small"}
     speeds = [plan.images_per_second(plan.estimate.expected) for _, plan in plans]
     assert plans[0][0] == "fast" and speeds == sorted(speeds, reverse=True)
-    assert refused == [("large", "too large"), ("impossible", "cannot be cut"), ("large 2", "too large"), ("large 3", "too large")]
-    assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == [name for name, _ in plans]
+    assert refused == [
+        ("large", "too large"),
+        ("impossible", "cannot be cut"),
+        ("large 2", "too large"),
+        ("large 3", "too large"),
+    ]
+    assert [line.split("|")[1].strip() for line in report.ranking(plans)[2:]] == [
+        name for name, _ in plans
+    ]
 
 
 def test_training_candidates(config):
     """Meshes from the least to the most memory, their variants from the most to the least."""
-    families = search.training_candidates(config, jax.devices()[:1] * 8, [6, 16], [1, 2, 4, 8], [1, 2, 3])
+    families = search.training_candidates(
+        config, jax.devices()[:1] * 8, [6, 16], [1, 2, 4, 8], [1, 2, 3]
+    )
     names = [[[variant.name for variant in variants] for variants in family] for family in families]
     assert [len(family) for family in names] == [4, 3, 4, 3]  # 3 does not divide 8
-    assert [variants[0] for variants in names[1]] == [f"data {4 // f} fsdp {f} tensor 2, batch 6, remat none" for f in (4, 2, 1)]
-    assert [name.split("remat ")[1] for name in names[0][0]] == ["none", "dots", "nothing", "nothing, accumulate 2"]
+    assert [variants[0] for variants in names[1]] == [
+        f"data {4 // f} fsdp {f} tensor 2, batch 6, remat none" for f in (4, 2, 1)
+    ]
+    assert [name.split("remat ")[1] for name in names[0][0]] == [
+        "none",
+        "dots",
+        "nothing",
+        "nothing, accumulate 2",
+    ]
     assert len(names[2][0]) == 6
 
 
 def test_a_state_that_cannot_fit_is_not_compiled(known_chip, monkeypatch):
-    monkeypatch.setattr(search, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1e6))
+    monkeypatch.setattr(
+        search, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1e6)
+    )
     monkeypatch.setattr(search, "make_plan", lambda program: pytest.fail("compiled"))
     plans, ((_, reason),) = search.search([[[Variant("one", lambda: toy_program(1))]]])
     assert plans == [] and "its arguments alone need" in reason
@@ -166,5 +243,7 @@ def test_a_state_that_cannot_fit_is_not_compiled(known_chip, monkeypatch):
 
 def test_sampling_candidates():
     (family,) = search.sampling_candidates(toy_program, 48)
-    assert [variant.name for (variant,) in family] == [f"{count} images a device" for count in (8, 16, 32, 48)]
+    assert [variant.name for (variant,) in family] == [
+        f"{count} images a device" for count in (8, 16, 32, 48)
+    ]
     assert family[1][0].make().images == 16

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from bitdance_jax.hardware import Chip
+from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan import cost, hlo
 from bitdance_jax.plan.schedule import scheduled_seconds
 
@@ -49,16 +49,24 @@ def product(name, left, right):
 
 
 def seconds(lines, flops=1e9):
-    mesh = Mesh(np.array(jax.devices("cpu")[:1] * 2, object).reshape(2), ("tensor",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(
+        np.array(jax.devices("cpu")[:1] * 2, object).reshape(2),
+        ("tensor",),
+        axis_types=(AxisType.Auto,),
+    )
     module = hlo.parse(TEXT.replace("BODY", "\n  ".join(lines)))
-    return scheduled_seconds(module, cost.costs(module, 2), mesh, dataclasses.replace(CHIP, flops=flops))
+    return scheduled_seconds(
+        module, cost.costs(module, 2), mesh, dataclasses.replace(CHIP, flops=flops)
+    )
 
 
 @pytest.mark.parametrize("faster", [1, 100])
 def test_a_copy_hides_behind_what_stands_between_its_halves(faster):
     """Of a product that takes longer than the copy, or 100 times less, and one after it that reads the copy."""
     turn = max(PRODUCT * 20 / faster, COPY) + PRODUCT * 20 / faster
-    assert seconds([START, product("y", "x", "x"), DONE, product("z", "y", "done")], faster * 5e7) == pytest.approx(3 * turn)
+    assert seconds(
+        [START, product("y", "x", "x"), DONE, product("z", "y", "done")], faster * 5e7
+    ) == pytest.approx(3 * turn)
 
 
 def test_a_copy_without_anything_between_is_waited_for():
@@ -69,14 +77,24 @@ def test_a_copy_for_the_next_turn():
     """The first turn has nothing to wait for, the others wait for what is left after a product; the last copy is waited for at the end."""
     early = f"%before = {NEAR} get-tuple-element(%p), index=3"
     done = f"%done = {NEAR} copy-done(%before)"
-    assert seconds([early, done, START, product("z", "x", "done")]) == pytest.approx(3 * PRODUCT + 3 * (COPY - PRODUCT))
+    assert seconds([early, done, START, product("z", "x", "done")]) == pytest.approx(
+        3 * PRODUCT + 3 * (COPY - PRODUCT)
+    )
 
 
 def test_an_exchange_hides_too_and_one_in_a_piece_does_not():
     both = NEAR.replace("256", "512", 1)
-    halves = [f"%start = ({NEAR}, {both}) all-gather-start(%x), channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{0}}"]
-    halves += [product("y", "x", "x"), f"%done = {both} all-gather-done(%start)", product("z", "y", "x")]
-    whole = [f"%done = {NEAR} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}}}}, to_apply=%add"]
+    halves = [
+        f"%start = ({NEAR}, {both}) all-gather-start(%x), channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{0}}"
+    ]
+    halves += [
+        product("y", "x", "x"),
+        f"%done = {both} all-gather-done(%start)",
+        product("z", "y", "x"),
+    ]
+    whole = [
+        f"%done = {NEAR} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}}}}, to_apply=%add"
+    ]
     whole += [product("y", "x", "x"), product("z", "y", "done")]
     sent = 256 * 256 * 4 / 1e6
     assert seconds(halves) == pytest.approx(3 * (max(sent, PRODUCT) + PRODUCT), rel=1e-4)

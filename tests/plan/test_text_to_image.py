@@ -11,11 +11,12 @@ import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax import TextToImage, sharding, toy_text_to_image
-from bitdance_jax.command_line import run
+from bitdance_jax import TextToImage, toy_text_to_image
+from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import FlowHeadConfig, TokenizerConfig
-from bitdance_jax.hardware import CHIPS
+from bitdance_jax.distributed import sharding
 from bitdance_jax.models.text_to_image import abstract_params
+from bitdance_jax.perf.hardware import CHIPS
 from bitdance_jax.plan import __main__ as command
 from bitdance_jax.plan import analysis, text_to_image
 from bitdance_jax.plan.analysis import DoesNotFit
@@ -44,15 +45,45 @@ def test_drawing_a_batch(monkeypatch, tmp_path, capsys, folder):
     chip = dataclasses.replace(next(chip for chip in CHIPS if chip.name == "h100"), memory=1e9)
     monkeypatch.setattr(analysis, "chip_of", lambda device: chip)
     out = tmp_path / "plan.json"
-    flags = ["--size", "16x8", "--batch-size", 2, "--head-steps", 3, "--dtype", "float32", "--weights", "float32", "--json", out]
+    flags = [
+        "--size",
+        "16x8",
+        "--batch-size",
+        2,
+        "--head-steps",
+        3,
+        "--dtype",
+        "float32",
+        "--weights",
+        "float32",
+        "--json",
+        out,
+    ]
     assert plan(monkeypatch, folder, *flags) == 0
     printed, written = capsys.readouterr().out, json.loads(out.read_text())
-    assert written["calls"] == [1, 1, 1] and written["images"] == 2 and "reading weights, s a picture" in printed
+    assert (
+        written["calls"] == [1, 1, 1]
+        and written["images"] == 2
+        and "reading weights, s a picture" in printed
+    )
     # 8 patches, each after the reading of all weights but the head's once, and of the head's four times.
-    sizes = {name: leaf.size for name, leaf in traverse_util.flatten_dict(abstract_params(find_model(str(folder))), sep="/").items()}
-    head = sum(size for name, size in sizes.items() if re.match(r"head/(?!time_embed|cond_embed)", name))
-    once = sum(size for name, size in sizes.items() if not re.match(r"head/|text/(embed_tokens|lm_head)", name) or "cond_embed" in name)
-    assert written["weight_seconds_an_image"] == pytest.approx(8 * 4 * (once + 4 * head) / chip.bandwidth / 2)
+    sizes = {
+        name: leaf.size
+        for name, leaf in traverse_util.flatten_dict(
+            abstract_params(find_model(str(folder))), sep="/"
+        ).items()
+    }
+    head = sum(
+        size for name, size in sizes.items() if re.match(r"head/(?!time_embed|cond_embed)", name)
+    )
+    once = sum(
+        size
+        for name, size in sizes.items()
+        if not re.match(r"head/|text/(embed_tokens|lm_head)", name) or "cond_embed" in name
+    )
+    assert written["weight_seconds_an_image"] == pytest.approx(
+        8 * 4 * (once + 4 * head) / chip.bandwidth / 2
+    )
     begin, advance, decode = written["programs"]
     assert advance["program"] == "8 patches" and decode["program"] == "decoder"
     # Every loop is counted in full, also the one whose bound is an argument.
@@ -77,11 +108,18 @@ def test_a_search_ranks_meshes_and_says_why_the_others_are_out(monkeypatch, caps
     monkeypatch.setattr(text_to_image, "plan_drawing", plan_drawing)
     monkeypatch.setattr(sharding, "make_mesh", lambda config, devices: config)
     config = find_model("14b_64x")
-    both = text_to_image.compare(text_to_image.Arguments(weights="int8"), config, jax.devices()[:1] * 4)
-    assert [drawing["name"] for drawing in both["drawings"]] == ["--mesh.data 2 --mesh.tensor 2", "--mesh.data 1 --mesh.tensor 4"]
+    both = text_to_image.compare(
+        text_to_image.Arguments(weights="int8"), config, jax.devices()[:1] * 4
+    )
+    assert [drawing["name"] for drawing in both["drawings"]] == [
+        "--mesh.data 2 --mesh.tensor 2",
+        "--mesh.data 1 --mesh.tensor 4",
+    ]
     assert "6.00 (6.0 x)" in capsys.readouterr().out.splitlines()[2]
     one = text_to_image.compare(text_to_image.Arguments(), config, jax.devices()[:1] * 4)
-    assert len(one["drawings"]) == 1 and one["refused"] == {"--mesh.data 1 --mesh.tensor 4": "it needs 17.0 GiB of a device's 16.0"}
+    assert len(one["drawings"]) == 1 and one["refused"] == {
+        "--mesh.data 1 --mesh.tensor 4": "it needs 17.0 GiB of a device's 16.0"
+    }
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
@@ -90,11 +128,16 @@ def test_weights_are_those_that_are_loaded(folder, weights):
     expected = abstract_weights(model.config, model.mesh, jax.numpy.dtype("float32"), weights)
 
     def described(tree):
-        return {jax.tree_util.keystr(path): (x.shape, x.dtype.name, x.sharding) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        return {
+            jax.tree_util.keystr(path): (x.shape, x.dtype.name, x.sharding)
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
 
     loaded = described(model.params)
     for name, (shape, dtype, place) in described(expected).items():
-        assert loaded[name][:2] == (shape, dtype) and loaded[name][2].is_equivalent_to(place, len(shape))
+        assert loaded[name][:2] == (shape, dtype) and loaded[name][2].is_equivalent_to(
+            place, len(shape)
+        )
     assert loaded.keys() == described(expected).keys()
 
 

@@ -12,7 +12,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler"
+    ),
 ]
 
 SCRIPT = """
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from bitdance_jax import sharding
-from bitdance_jax.arithmetic import traced_flops
+from bitdance_jax.perf.arithmetic import traced_flops
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan
 from bitdance_jax.plan.devices import find_devices
@@ -62,12 +64,23 @@ print(json.dumps({**plan.to_dict(), "torus": dict(torus.shape), "exchanges": exc
 @pytest.fixture(scope="module")
 def plan():
     root = Path(__file__).parents[2]
-    run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, env=os.environ, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=root,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def test_the_slice_and_its_chips(plan):
-    assert (plan["devices"], plan["chip"]["name"], plan["mesh"]) == (8, "v5e", {"data": 2, "fsdp": 4, "tensor": 1})
+    assert (plan["devices"], plan["chip"]["name"], plan["mesh"]) == (
+        8,
+        "v5e",
+        {"data": 2, "fsdp": 4, "tensor": 1},
+    )
 
 
 def test_a_mesh_that_cuts_the_axes_of_a_torus(plan):
@@ -88,15 +101,25 @@ def test_exchanges(plan):
     """Weights are gathered over fsdp in both directions, their gradients added up over all devices; nothing else is sent."""
     layers = 6 * 512 * 512 * 2
     gathered = [(axes, size) for kind, axes, size in plan["exchanges"] if kind == "all-gather"]
-    assert all(axes == ["fsdp"] for axes, _ in gathered) and sum(size for _, size in gathered) == 2 * layers
-    summed = {tuple(axes) for kind, axes, size in plan["exchanges"] if kind in ("all-reduce", "reduce-scatter") and size >= layers // 4}
+    assert (
+        all(axes == ["fsdp"] for axes, _ in gathered)
+        and sum(size for _, size in gathered) == 2 * layers
+    )
+    summed = {
+        tuple(axes)
+        for kind, axes, size in plan["exchanges"]
+        if kind in ("all-reduce", "reduce-scatter") and size >= layers // 4
+    }
     assert {axis for axes in summed for axis in axes} == {"data", "fsdp"}
 
 
 def test_times(plan):
     estimate = plan["estimate"]
     bounds = estimate["bounds"]
-    assert 0 < bounds["overlapped"] <= bounds["serial"] and bounds["compiler"] > estimate["communication"] > 0
+    assert (
+        0 < bounds["overlapped"] <= bounds["serial"]
+        and bounds["compiler"] > estimate["communication"] > 0
+    )
     assert 0 < plan["model_flop_utilisation"]["compiler"] < 1
 
 

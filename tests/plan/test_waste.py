@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from bitdance_jax.hardware import Chip
+from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan import cost, hlo, report, waste
 from bitdance_jax.plan.estimate import estimate
 
@@ -58,7 +58,11 @@ def rows(module):
 
 @pytest.fixture(scope="module")
 def mesh():
-    return Mesh(np.array(jax.devices("cpu")[:1] * 2, object).reshape(2), ("fsdp",), axis_types=(AxisType.Auto,))
+    return Mesh(
+        np.array(jax.devices("cpu")[:1] * 2, object).reshape(2),
+        ("fsdp",),
+        axis_types=(AxisType.Auto,),
+    )
 
 
 def test_sources_name_modules_and_directions(rows):
@@ -72,7 +76,11 @@ def test_sources_name_modules_and_directions(rows):
 def test_the_longest_kernels_and_parts_come_first(rows):
     first = waste.kernels(rows, CHIP, 1)[0]
     flops = 2 * 256 * 256 * 1024
-    assert (first.source, first.times, first.seconds) == ("layers_*/w1/dot_general", 3, pytest.approx(3 * flops / CHIP.flops))
+    assert (first.source, first.times, first.seconds) == (
+        "layers_*/w1/dot_general",
+        3,
+        pytest.approx(3 * flops / CHIP.flops),
+    )
     part = waste.parts(rows, CHIP, 1)[0]
     assert part.source == "layers_*/w1" and part.seconds > first.seconds
 
@@ -102,7 +110,9 @@ def test_an_estimate_adds_kernels_and_exchanges(rows, mesh):
     assert total.sent == 2**20 and total.communication == pytest.approx(2**20 / CHIP.link, rel=1e-3)
     assert total.bounds["overlapped"] == max(total.arithmetic, total.memory, total.communication)
     assert total.bounds["serial"] == total.kernel_seconds + total.communication <= total.expected
-    assert total.arithmetic + total.memory > total.kernel_seconds > max(total.arithmetic, total.memory)
+    assert (
+        total.arithmetic + total.memory > total.kernel_seconds > max(total.arithmetic, total.memory)
+    )
 
 
 def test_times_are_a_column_where_they_are_known():

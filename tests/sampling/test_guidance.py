@@ -42,7 +42,11 @@ def test_a_scale_of_one_has_no_unconditional_rows():
 
 def test_guide():
     velocity = jax.random.normal(jax.random.key(0), (6, 4, 8))
-    for scale, expected in ((1.0, velocity[:3]), (0.0, velocity[3:]), (3.0, 3 * velocity[:3] - 2 * velocity[3:])):
+    for scale, expected in (
+        (1.0, velocity[:3]),
+        (0.0, velocity[3:]),
+        (3.0, 3 * velocity[:3] - 2 * velocity[3:]),
+    ):
         guided = guidance.guide(velocity, scale, separate=False)
         np.testing.assert_allclose(guided, np.tile(expected, (2, 1, 1)), atol=1e-5)
     np.testing.assert_array_equal(guidance.guide(velocity, 3.0, separate=True), velocity)

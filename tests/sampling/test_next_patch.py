@@ -15,13 +15,19 @@ from einops import rearrange
 from golden_models import CLASS_CONDITIONAL, assert_close, nhwc
 from random_params import random_params
 
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig, TokenizerConfig, TransformerConfig
-from bitdance_jax.flow_head import head
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    FlowHeadConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from bitdance_jax.heads import binary_diffusion as head
 from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.pipelines.class_conditional import read_labels, sample_labels
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
-from bitdance_jax.sampling.pipeline import read_labels, sample_labels
 from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import order
@@ -48,14 +54,19 @@ TOY = ClassConditionalConfig(
 def toy_params(config: ClassConditionalConfig) -> dict:
     bits = jnp.ones((1, config.num_tokens, config.tokenizer.bits))
     x_t = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
-    return random_params(ClassConditional(config), jnp.zeros(1, jnp.int32), bits, x_t, jnp.zeros(x_t.shape[:3]))
+    return random_params(
+        ClassConditional(config), jnp.zeros(1, jnp.int32), bits, x_t, jnp.zeros(x_t.shape[:3])
+    )
 
 
 def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConfig) -> Callable:
     """The noise source that hands out what was recorded: of all rows in the first patch, of the images alone in the others."""
 
     def patch_noise(patch: int) -> np.ndarray:
-        start, steps = recorded[f"step{patch}.init_noise"][None], recorded[f"step{patch}.step_noise"]
+        start, steps = (
+            recorded[f"step{patch}.init_noise"][None],
+            recorded[f"step{patch}.step_noise"],
+        )
         noise = np.concatenate([start, steps])
         return noise.reshape(*noise.shape[:2], config.tokens_per_step, config.tokenizer.bits)
 
@@ -74,13 +85,20 @@ class Golden(NamedTuple):
     others: list[np.ndarray]
 
 
-@pytest.fixture(scope="module", params=[(name, kind) for name in CLASS_CONDITIONAL for kind in RECORDED], ids="/".join)
+@pytest.fixture(
+    scope="module",
+    params=[(name, kind) for name in CLASS_CONDITIONAL for kind in RECORDED],
+    ids="/".join,
+)
 def golden(request) -> Golden:
     name, kind = request.param
     config, params, _ = golden_models.class_conditional(name)
     recorded, sampler = golden_models.read(f"{name}/sample_{kind}"), RECORDED[kind]
     labels, noise = jnp.asarray(recorded["label"], jnp.int32), recorded_noise(recorded, config)
-    values = [recorded[f"step{i}.pre_sign"].reshape(-1, config.tokens_per_step, config.tokenizer.bits) for i in range(config.num_steps)]
+    values = [
+        recorded[f"step{i}.pre_sign"].reshape(-1, config.tokens_per_step, config.tokenizer.bits)
+        for i in range(config.num_steps)
+    ]
     rows = len(labels) * rows_of_image(sampler)
     # With guidance the first patch has as many rows, all later ones are shared.
     bits = jnp.stack([jnp.sign(np.tile(x, (rows // len(x), 1, 1))) for x in values])
@@ -109,14 +127,22 @@ def golden(request) -> Golden:
 def test_recorded_values(golden):
     """Patch by patch within float32's rounding, which at these random weights may decide a bit."""
     for i, recorded in enumerate(golden.recorded):
-        rounding.assert_rounded(recorded, golden.exact[i], [other[i] for other in golden.others], f"patch {i}")
+        rounding.assert_rounded(
+            recorded, golden.exact[i], [other[i] for other in golden.others], f"patch {i}"
+        )
 
 
 @pytest.mark.parametrize("name", CLASS_CONDITIONAL)
 def test_golden_order(name):
-    config, recorded = golden_models.class_conditional(name).config, golden_models.read(f"{name}/sample_nocfg")
+    config, recorded = (
+        golden_models.class_conditional(name).config,
+        golden_models.read(f"{name}/sample_nocfg"),
+    )
     bits = np.stack([np.sign(recorded[f"step{i}.pre_sign"]) for i in range(config.num_steps)])
-    tokens = rearrange(bits.reshape(config.num_steps, -1, config.tokens_per_step, config.tokenizer.bits), "n b p k -> b (n p) k")
+    tokens = rearrange(
+        bits.reshape(config.num_steps, -1, config.tokens_per_step, config.tokenizer.bits),
+        "n b p k -> b (n p) k",
+    )
     grid = order.sequence_to_grid(jnp.asarray(tokens), config.grid, config.patch_side, config.order)
     np.testing.assert_array_equal(grid, nhwc(recorded["codes"]))
 
@@ -148,7 +174,12 @@ def sampler() -> Sampler:
         solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
         return sample_labels(ClassConditional(TOY), params, labels, keys, scales, solver=solver)
 
-    return Sampler(lambda labels, seeds: np.asarray(sample(params, jnp.array(labels), jax.vmap(jax.random.key)(jnp.array(seeds)))), traces)
+    return Sampler(
+        lambda labels, seeds: np.asarray(
+            sample(params, jnp.array(labels), jax.vmap(jax.random.key)(jnp.array(seeds)))
+        ),
+        traces,
+    )
 
 
 @compiling.optimized()
@@ -158,7 +189,9 @@ def test_an_image_is_the_same_in_any_batch(sampler):
     assert together.shape == (3, 4, 4, 6)
     assert set(np.unique(together)) == {-1.0, 1.0}
     for i in range(3):
-        np.testing.assert_array_equal(sampler.sample(labels[i : i + 1], seeds[i : i + 1])[0], together[i])
+        np.testing.assert_array_equal(
+            sampler.sample(labels[i : i + 1], seeds[i : i + 1])[0], together[i]
+        )
     np.testing.assert_array_equal(sampler.sample(labels[::-1], seeds[::-1]), together[::-1])
 
 
@@ -191,15 +224,23 @@ def test_noise_from_keys():
     assert len(np.unique(values)) == len(values)
     assert abs(values.mean()) < 0.1
     assert abs(values.std() - 1) < 0.1
-    np.testing.assert_array_equal(noise_from_keys(keys[1:], 5, 4, 6)(0, jnp.bool(True)), apart[:, 1::2])
+    np.testing.assert_array_equal(
+        noise_from_keys(keys[1:], 5, 4, 6)(0, jnp.bool(True)), apart[:, 1::2]
+    )
 
 
 @pytest.mark.parametrize(
     "guidance",
-    [SamplerConfig(), *RECORDED.values(), SamplerConfig(guidance_scale=2.5, guidance_schedule="constant")],
+    [
+        SamplerConfig(),
+        *RECORDED.values(),
+        SamplerConfig(guidance_scale=2.5, guidance_schedule="constant"),
+    ],
     ids=["default", *RECORDED, "constant"],
 )
-@pytest.mark.parametrize(("solver", "evaluations"), [("euler_maruyama", 8), ("euler", 7), ("heun", 13)])
+@pytest.mark.parametrize(
+    ("solver", "evaluations"), [("euler_maruyama", 8), ("euler", 7), ("heun", 13)]
+)
 @pytest.mark.parametrize("at_once", [False, True])
 def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monkeypatch):
     """N = 7: the head as often as the solver says, the times embedded once, the condition once for a patch, modulation as chosen."""
@@ -212,14 +253,28 @@ def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monke
     program = jax.make_jaxpr(sample)(params, labels, keys, scales)
 
     weights, patches = params["head"], TOY.num_steps
-    assert sum(jaxprs.products_with(program, weights["final_linear"]["kernel"].shape)) == evaluations * patches
-    assert sum(jaxprs.products_with(program, weights["groups_0"]["ada_ln"]["kernel"].shape)) == patches * (1 if at_once else evaluations)
+    assert (
+        sum(jaxprs.products_with(program, weights["final_linear"]["kernel"].shape))
+        == evaluations * patches
+    )
+    assert sum(
+        jaxprs.products_with(program, weights["groups_0"]["ada_ln"]["kernel"].shape)
+    ) == patches * (1 if at_once else evaluations)
     assert jaxprs.products_with(program, weights["time_embed"]["fc1"]["kernel"].shape) == [1]
     assert sum(jaxprs.products_with(program, weights["cond_embed"]["kernel"].shape)) == patches
-    assert len(jaxprs.products_with(program, weights["final_linear"]["kernel"].shape)) == 1  # it is compiled once
+    assert (
+        len(jaxprs.products_with(program, weights["final_linear"]["kernel"].shape)) == 1
+    )  # it is compiled once
     # The transformer reads the prefix, then the first block and every patch but the last.
     reads = TOY.transformer.num_layers * (1 + patches)
-    assert sum(jaxprs.products_with(program, params["transformer"]["layers_0"]["attention"]["qkv"]["kernel"].shape)) == reads
+    assert (
+        sum(
+            jaxprs.products_with(
+                program, params["transformer"]["layers_0"]["attention"]["qkv"]["kernel"].shape
+            )
+        )
+        == reads
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +288,9 @@ def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monke
 )
 def test_sampling_reads_as_training_does(tokens_per_step, mask, kind, class_tokens):
     """One Euler step lands on the head's prediction at t = 0, which teacher forcing on the sampled bits must give as well."""
-    config = dataclasses.replace(TOY, tokens_per_step=tokens_per_step, mask=mask, order=kind, class_tokens=class_tokens)
+    config = dataclasses.replace(
+        TOY, tokens_per_step=tokens_per_step, mask=mask, order=kind, class_tokens=class_tokens
+    )
     model, params, labels = ClassConditional(config), toy_params(config), jnp.array([1, 3])
     sampler = SamplerConfig(head_steps=1, solver="euler")
     solver = make_solver(sampler, config.head.time_shift)

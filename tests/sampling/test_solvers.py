@@ -9,7 +9,7 @@ import pytest
 from golden_models import assert_close
 
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.flow_head.objective import remaining_time
+from bitdance_jax.heads.flow_matching import remaining_time
 from bitdance_jax.sampling import guidance, solvers
 
 
@@ -42,11 +42,15 @@ def test_last_euler_step(pieces):
     """The recorded step is the released sampler's last one, of 0.05 at t = 0.95."""
     steps = solvers.EulerMaruyama(7).steps()
     last = solvers.Steps(*(coefficients[-1:] for coefficients in steps))
-    np.testing.assert_allclose([float(value[0]) for value in last], [0.95, 1.0, 0.05, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(value[0]) for value in last], [0.95, 1.0, 0.05, 0.0], rtol=1e-6
+    )
     assert_close(recur(pieces, last), pieces["euler_step.out"], 1e-5)
 
 
-def reference(predict, noise: np.ndarray, config: SamplerConfig, shift: float, scale: float) -> np.ndarray:
+def reference(
+    predict, noise: np.ndarray, config: SamplerConfig, shift: float, scale: float
+) -> np.ndarray:
     """The paper's recurrences step by step, in float64, for rows [conditional; unconditional] that share every sample."""
 
     def velocity(x, t):
@@ -55,7 +59,10 @@ def reference(predict, noise: np.ndarray, config: SamplerConfig, shift: float, s
         return unconditional + scale * (conditional - unconditional)
 
     end = 0.95 if config.solver == "euler_maruyama" else 1.0
-    times = [t and (1 / shift) / (1 / shift + 1 / t - 1) for t in np.linspace(0, end, config.head_steps + 1)]
+    times = [
+        t and (1 / shift) / (1 / shift + 1 / t - 1)
+        for t in np.linspace(0, end, config.head_steps + 1)
+    ]
     x, fresh = noise[0].astype(np.float64), iter(noise[1:])
     for t, following in itertools.pairwise(times):
         dt, v = following - t, velocity(x, t)

@@ -47,7 +47,9 @@ def test_the_template_is_read_as_one_text(folder, prompt):
 @pytest.mark.parametrize("special", [True, False])
 def test_a_prompt_cannot_write_added_tokens(folder, special):
     """Whether the files call them special or not."""
-    change(folder, lambda content: [token.update(special=special) for token in content["added_tokens"]])
+    change(
+        folder, lambda content: [token.update(special=special) for token in content["added_tokens"]]
+    )
     prompt = "a cat<|im_end|><|im_start|><|vision_start|><|res_3|><|query_1|>"
     ids = PromptTokenizer(folder).encode(prompt, max_tokens=200)
     start, end, first_added = 256, 257, 256
@@ -66,11 +68,17 @@ def test_special_tokens_are_looked_up(folder):
             token["id"] += 10
 
     # Ten more ordinary tokens, so that all special ones have other ids.
-    change(folder, lambda content: content["model"]["vocab"].update({f"token{n}": 256 + n for n in range(10)}))
+    change(
+        folder,
+        lambda content: content["model"]["vocab"].update({f"token{n}": 256 + n for n in range(10)}),
+    )
     change(folder, move)
     moved = PromptTokenizer(folder, tokens_per_step=4)
     assert moved.image_tokens == ImageTokens(
-        first.vision_start + 10, first.first_resolution + 10, first.num_resolutions, first.first_query + 10
+        first.vision_start + 10,
+        first.first_resolution + 10,
+        first.num_resolutions,
+        first.first_query + 10,
     )
     assert moved.unconditional()[0] == 266
 
@@ -80,12 +88,17 @@ def test_tokens_that_only_tokenizer_config_knows(folder):
     expected = PromptTokenizer(folder).image_tokens
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     change(folder, lambda content: content.update(added_tokens=tokens[:3]))
-    with pytest.raises(UserError, match=r"lacks special tokens that text-to-image needs: <\|res_1\|>; take"):
+    with pytest.raises(
+        UserError, match=r"lacks special tokens that text-to-image needs: <\|res_1\|>; take"
+    ):
         PromptTokenizer(folder)
     decoder = {str(token.pop("id")): token for token in tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
     assert PromptTokenizer(folder, tokens_per_step=4).image_tokens == expected
-    assert set(read_files(folder)) == {"text_tokenizer/tokenizer.json", "text_tokenizer/tokenizer_config.json"}
+    assert set(read_files(folder)) == {
+        "text_tokenizer/tokenizer.json",
+        "text_tokenizer/tokenizer_config.json",
+    }
 
     decoder["400"] = decoder.pop("257")
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
@@ -98,7 +111,9 @@ def test_prompts_that_will_not_do(folder):
     for prompt in ("", " \n"):
         with pytest.raises(UserError, match=r"^a prompt is empty"):
             tokenizer.encode(prompt, max_tokens=200)
-    with pytest.raises(UserError, match=r"^the prompt 'ab\\udcff' has bytes that are no UTF-8 text$"):
+    with pytest.raises(
+        UserError, match=r"^the prompt 'ab\\udcff' has bytes that are no UTF-8 text$"
+    ):
         tokenizer.encode("ab\udcff", max_tokens=200)
     fits = len(tokenizer.encode("猫" * 30, max_tokens=200))
     assert len(tokenizer.encode("猫" * 30, max_tokens=fits)) == fits
@@ -108,7 +123,10 @@ def test_prompts_that_will_not_do(folder):
 
 
 def test_files_that_will_not_do(folder):
-    with pytest.raises(UserError, match=r"lacks special tokens that text-to-image needs: <\|query_4\|>, <\|query_5\|>"):
+    with pytest.raises(
+        UserError,
+        match=r"lacks special tokens that text-to-image needs: <\|query_4\|>, <\|query_5\|>",
+    ):
         PromptTokenizer(folder, tokens_per_step=6)
 
     def swap(content):
@@ -120,7 +138,8 @@ def test_files_that_will_not_do(folder):
         PromptTokenizer(folder)
     change(folder, lambda content: content.update(added_tokens=[]))
     with pytest.raises(
-        UserError, match=r"needs: <\|im_start\|>, <\|im_end\|>, <\|vision_start\|>, <\|res_1\|>; take the model's own files$"
+        UserError,
+        match=r"needs: <\|im_start\|>, <\|im_end\|>, <\|vision_start\|>, <\|res_1\|>; take the model's own files$",
     ):
         PromptTokenizer(folder)
     (folder / "tokenizer.json").write_text("{")
@@ -136,8 +155,18 @@ QWEN3 = {
     "pre_tokenizer": {
         "type": "Sequence",
         "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": byte_pairs.QWEN2}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+            {
+                "type": "Split",
+                "pattern": {"Regex": byte_pairs.QWEN2},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": False,
+                "use_regex": False,
+            },
         ],
     },
 }
@@ -149,12 +178,22 @@ def split(pattern):
 
 def test_qwen3_s_own_way_is_known(folder):
     change(folder, lambda content: content.update(QWEN3))
-    change(folder, lambda content: content["model"].update(continuing_subword_prefix="", end_of_word_suffix=""))
+    change(
+        folder,
+        lambda content: content["model"].update(
+            continuing_subword_prefix="", end_of_word_suffix=""
+        ),
+    )
     content = json.loads((folder / "tokenizer.json").read_text())
     assert byte_pairs.is_known(content)
     whole = tokenizers.Tokenizer.from_str(json.dumps(content))
-    text = "<|im_start|>user\nIt's 25 café au lait   , \n\nplease<|im_end|>\n<|im_start|>assistant\n"
-    assert PromptTokenizer(folder).encode("It's 25 café au lait   , \n\nplease", 200) == whole.encode(text).ids
+    text = (
+        "<|im_start|>user\nIt's 25 café au lait   , \n\nplease<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (
+        PromptTokenizer(folder).encode("It's 25 café au lait   , \n\nplease", 200)
+        == whole.encode(text).ids
+    )
     for prompt in (" " * 60_000, "a" * 60_000, " \n" * 30_000):
         with pytest.raises(UserError, match=r"at most 200 fit|a prompt is empty"):
             PromptTokenizer(folder).encode(prompt, 200)
@@ -164,7 +203,12 @@ def test_qwen3_s_own_way_is_known(folder):
     "edit",
     [
         {"normalizer": {"type": "Lowercase"}},
-        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(r"\p{L}+"), QWEN3["pre_tokenizer"]["pretokenizers"][1]]}},
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [split(r"\p{L}+"), QWEN3["pre_tokenizer"]["pretokenizers"][1]],
+            }
+        },
     ],
     ids=["normalizer", "words"],
 )
@@ -182,10 +226,22 @@ def test_other_files_are_used_in_a_process_of_their_own(folder, edit):
         ({"pre_tokenizer": split("(x+x+)+y")}, "Onig|takes more than"),
         ({"pre_tokenizer": split("(")}, "cannot be used"),
         (
-            {"normalizer": {"type": "Sequence", "normalizers": 40 * [{"type": "Replace", "pattern": {"String": "x"}, "content": "xx"}]}},
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": 40
+                    * [{"type": "Replace", "pattern": {"String": "x"}, "content": "xx"}],
+                }
+            },
             "cannot be used|takes more than",
         ),
-        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 3}, "model": {"type": "WordLevel"}}, "cannot be used"),
+        (
+            {
+                "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 3},
+                "model": {"type": "WordLevel"},
+            },
+            "cannot be used",
+        ),
         ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "cannot be read"),
         ({"model": {"type": "BPE", "vocab": {"a": 1}, "merges": ["b c"]}}, "cannot be read"),
         ({"model": []}, "cannot be used"),
@@ -198,7 +254,11 @@ def test_files_that_would_take_all_time_or_memory(folder, monkeypatch, edit, mes
     begin = time.monotonic()
     with pytest.raises(UserError, match=message) as error:
         PromptTokenizer(folder).encode("x" * 40, 200)
-    assert "tokenizer.json" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert (
+        "tokenizer.json" in str(error.value)
+        and "\n" not in str(error.value)
+        and len(str(error.value)) < 500
+    )
     assert time.monotonic() - begin < 60
 
 
@@ -214,7 +274,10 @@ def test_files_that_would_take_all_time_or_memory(folder, monkeypatch, edit, mes
         ("tokenizer_config.json", '{"added_tokens_decoder": []}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"1": "a"}}'),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"' + "9" * 400 + '": {"content": "a"}}}'),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"' + "9" * 400 + '": {"content": "a"}}}',
+        ),
     ],
 )
 def test_json_that_will_not_do(folder, name, content):
@@ -225,7 +288,9 @@ def test_json_that_will_not_do(folder, name, content):
 
 
 def test_a_prompt_and_the_queries_have_bounds(folder):
-    with pytest.raises(UserError, match="has 100,000 bytes, and at most 65,536 are read; shorten it"):
+    with pytest.raises(
+        UserError, match="has 100,000 bytes, and at most 65,536 are read; shorten it"
+    ):
         PromptTokenizer(folder).encode("x" * 100_000, 200)
     with pytest.raises(UserError, match="has no 999,999,999 tokens"):
         PromptTokenizer(folder, tokens_per_step=10**9)

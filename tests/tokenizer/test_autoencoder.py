@@ -34,20 +34,26 @@ def io() -> dict[str, np.ndarray]:
 
 @compiling.optimized()
 def test_encode(toy, io):
-    z = jax.jit(functools.partial(toy.model.apply, method="encode"))(toy.variables, nhwc(io["image"]))
+    z = jax.jit(functools.partial(toy.model.apply, method="encode"))(
+        toy.variables, nhwc(io["image"])
+    )
     assert_close(z, nhwc(io["pre_quant"]))
     np.testing.assert_array_equal(lfq.quantize(z), nhwc(io["codes"]))
 
 
 @compiling.optimized()
 def test_decode(toy, io):
-    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(toy.variables, nhwc(io["codes"]))
+    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(
+        toy.variables, nhwc(io["codes"])
+    )
     assert_close(pictures, nhwc(io["reconstruction"]))
 
 
 def test_decode_of_sampled_codes(toy):
     sample = golden_models.read("t2i_4x/sample_nocfg")
-    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(toy.variables, nhwc(sample["codes"]))
+    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(
+        toy.variables, nhwc(sample["codes"])
+    )
     assert_close(pictures, nhwc(sample["image"]))
 
 
@@ -57,14 +63,19 @@ def test_gan_decode():
     assert config.decoder == "gan"
     io = golden_models.read("tokenizer_gan/io")
     decode = jax.jit(functools.partial(Autoencoder(config).apply, method="decode"))
-    assert_close(decode({"params": params}, nhwc(io["codes"]), nhwc(io["noise"])), nhwc(io["reconstruction"]))
+    assert_close(
+        decode({"params": params}, nhwc(io["codes"]), nhwc(io["noise"])), nhwc(io["reconstruction"])
+    )
 
 
 def test_bfloat16():
     config = TokenizerConfig(bits=4, ch=32, ch_mult=(1, 2), num_res_blocks=1)
     images = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
     variables = {"params": random_params(Autoencoder(config), images)}
-    exact, low = (jax.jit(Autoencoder(config, dtype).apply)(variables, images) for dtype in (jnp.float32, jnp.bfloat16))
+    exact, low = (
+        jax.jit(Autoencoder(config, dtype).apply)(variables, images)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     assert [y.dtype for y in low] == [jnp.bfloat16, jnp.float32]
     assert_close(low[1], exact[1], 0.05)
 
@@ -105,10 +116,14 @@ def test_depth_to_space_order():
 
 
 @pytest.mark.parametrize(
-    ("config", "millions"), [(TokenizerConfig.d16c32(), 460), (TokenizerConfig.d32c128(), 421)], ids=["d16c32", "d32c128"]
+    ("config", "millions"),
+    [(TokenizerConfig.d16c32(), 460), (TokenizerConfig.d32c128(), 421)],
+    ids=["d16c32", "d32c128"],
 )
 def test_released_sizes(config, millions):
     side = 2 * config.downsampling
     noise = jnp.zeros((1, 2, 2, config.bits)) if config.decoder == "gan" else None
-    variables = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)), noise)
+    variables = jax.eval_shape(
+        Autoencoder(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)), noise
+    )
     assert round(sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6) == millions

@@ -11,7 +11,9 @@ from golden_models import assert_close, nhwc
 from bitdance_jax.tokenizer import lfq
 
 
-def brute_force_entropies(z: np.ndarray, num_codebooks: int, temperature: float) -> tuple[float, float]:
+def brute_force_entropies(
+    z: np.ndarray, num_codebooks: int, temperature: float
+) -> tuple[float, float]:
     """SPEC 1 to the letter: a softmax over all the 2^k codes of every group, in float64."""
     groups = z.astype(np.float64).reshape(-1, z.shape[-1] // num_codebooks)
     codes = np.array(list(itertools.product([-1.0, 1.0], repeat=groups.shape[1])))
@@ -34,7 +36,9 @@ def test_golden_loss_and_gradient():
         per_sample, codebook = lfq.entropy_terms(z, num_codebooks=2)
         return per_sample - codebook + lfq.commitment(z), (per_sample, codebook, lfq.commitment(z))
 
-    gradient, (per_sample, codebook, commitment) = jax.grad(terms, has_aux=True)(jnp.asarray(nhwc(golden["pre_quant"])))
+    gradient, (per_sample, codebook, commitment) = jax.grad(terms, has_aux=True)(
+        jnp.asarray(nhwc(golden["pre_quant"]))
+    )
     np.testing.assert_allclose(per_sample, golden["per_sample_entropy"], rtol=1e-4)
     np.testing.assert_allclose(codebook, golden["codebook_entropy"], rtol=1e-4)
     np.testing.assert_allclose(per_sample - codebook, golden["entropy_aux"], rtol=1e-4)
@@ -81,7 +85,10 @@ def test_quantize(dtype):
 
 
 def test_straight_through():
-    z, weights = jax.random.normal(jax.random.key(0), (2, 4, 3)).at[0].set(0.0), jax.random.normal(jax.random.key(1), (4, 3))
+    z, weights = (
+        jax.random.normal(jax.random.key(0), (2, 4, 3)).at[0].set(0.0),
+        jax.random.normal(jax.random.key(1), (4, 3)),
+    )
     np.testing.assert_allclose(lfq.quantize_straight_through(z), lfq.quantize(z), atol=1e-6)
     gradient = jax.grad(lambda z: jnp.sum(weights * lfq.quantize_straight_through(z)))(z)
     np.testing.assert_array_equal(gradient, jnp.broadcast_to(weights, z.shape))
@@ -94,12 +101,18 @@ def test_commitment_holds_the_code_constant():
     np.testing.assert_allclose(gradient, 2 * np.array([[-0.75, -2.0], [1.0, 0.5]]) / 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "num_codebooks", "temperature"), [(1, 1, 0.01), (5, 1, 0.01), (6, 2, 1.0), (4, 4, 0.1)])
+@pytest.mark.parametrize(
+    ("bits", "num_codebooks", "temperature"), [(1, 1, 0.01), (5, 1, 0.01), (6, 2, 1.0), (4, 4, 0.1)]
+)
 def test_entropies_against_brute_force(bits, num_codebooks, temperature):
     # About the temperature, so that bits are neither certain nor even.
     z = 0.3 * temperature * jax.random.normal(jax.random.key(bits), (2, 3, 4, bits))
     per_sample, codebook = entropy_terms(z, num_codebooks, temperature)
-    np.testing.assert_allclose((per_sample, codebook), brute_force_entropies(np.asarray(z), num_codebooks, temperature), rtol=1e-5)
+    np.testing.assert_allclose(
+        (per_sample, codebook),
+        brute_force_entropies(np.asarray(z), num_codebooks, temperature),
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])

@@ -39,15 +39,26 @@ def losses() -> Losses:
 
     @jax.jit
     def run(params, weight):
-        term = {"brightness": lambda reconstruction, images: weight * brightness(reconstruction, images)}
-        return jax.value_and_grad(lambda p: tokenizer_loss(model, p, images, None, WEIGHTS, term), has_aux=True)(params)
+        term = {
+            "brightness": lambda reconstruction, images: weight * brightness(reconstruction, images)
+        }
+        return jax.value_and_grad(
+            lambda p: tokenizer_loss(model, p, images, None, WEIGHTS, term), has_aux=True
+        )(params)
 
-    return Losses(run(params, 0.0), run(params, 10.0), images, *jax.jit(model.apply)({"params": params}, images))
+    return Losses(
+        run(params, 0.0),
+        run(params, 10.0),
+        images,
+        *jax.jit(model.apply)({"params": params}, images),
+    )
 
 
 def test_parts(losses):
     error = np.asarray(losses.reconstruction, np.float64) - np.asarray(losses.images, np.float64)
-    sample_entropy, codebook_entropy = lfq.entropy_terms(losses.z, CONFIG.num_codebooks, WEIGHTS.temperature)
+    sample_entropy, codebook_entropy = lfq.entropy_terms(
+        losses.z, CONFIG.num_codebooks, WEIGHTS.temperature
+    )
     expected = {
         "l1": np.mean(np.abs(error)),
         "l2": np.mean(error**2),
@@ -78,10 +89,18 @@ def test_picture_terms_are_added_and_reported(losses):
     np.testing.assert_allclose(loss_with_term, loss + term, rtol=1e-5)
     # Its gradient goes through the decoder, and straight through the bits to the encoder.
     for part in ("decoder", "encoder"):
-        assert largest_error(gradient_with_term[part]["conv_in"]["kernel"], gradient[part]["conv_in"]["kernel"]) > 1e-3
+        assert (
+            largest_error(
+                gradient_with_term[part]["conv_in"]["kernel"], gradient[part]["conv_in"]["kernel"]
+            )
+            > 1e-3
+        )
 
 
 def test_without_picture_terms():
     model, images = Autoencoder(CONFIG), jnp.zeros((1, 8, 8, 3))
-    _, parts = jax.eval_shape(lambda params: tokenizer_loss(model, params, images, None, WEIGHTS), random_params(model, images))
+    _, parts = jax.eval_shape(
+        lambda params: tokenizer_loss(model, params, images, None, WEIGHTS),
+        random_params(model, images),
+    )
     assert set(parts) == {"l1", "l2", "sample_entropy", "codebook_entropy", "commitment"}

@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jaxprs import operations
 from random_params import random_params
 
-from bitdance_jax import sharding
 from bitdance_jax.config import MeshConfig, TokenizerConfig
-from bitdance_jax.images import to_uint8
-from bitdance_jax.sampling import pipeline
+from bitdance_jax.distributed import sharding
+from bitdance_jax.io.images import to_uint8
+from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.tokenizer import strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.strips import Strips, Whole
@@ -34,7 +34,9 @@ def row_bytes(config: TokenizerConfig, codes: np.ndarray, bands: int) -> int:
     return 4 * len(codes) * bands * codes.shape[2] * config.downsampling * config.ch
 
 
-@pytest.mark.parametrize(("name", "bands", "rows"), [("tokenizer", 2, 5), ("tokenizer_gan", 4, 1)], ids=["plain", "gan"])
+@pytest.mark.parametrize(
+    ("name", "bands", "rows"), [("tokenizer", 2, 5), ("tokenizer_gan", 4, 1)], ids=["plain", "gan"]
+)
 def test_the_release(name, bands, rows):
     """Of the 32 rows of each of two bands five at a time, which leaves two, and of the 16 of each of four bands a single one."""
     config, params = golden_models.tokenizer(name)
@@ -79,12 +81,19 @@ def test_choice():
 
 def test_decoding_chooses(monkeypatch):
     chosen = []
-    monkeypatch.setattr(strips, "choose", lambda *arguments: chosen.append(strips_choose(*arguments)) or chosen[-1])
+    monkeypatch.setattr(
+        strips, "choose", lambda *arguments: chosen.append(strips_choose(*arguments)) or chosen[-1]
+    )
     params, codes, _ = small()
     for factor in (1, 50, 100):
         large = jnp.tile(codes.astype(jnp.int8), (1, factor, factor, 1))
         keys = jax.random.split(jax.random.key(1), 2)
-        jax.eval_shape(functools.partial(pipeline.decode_codes, Autoencoder(SMALL)), params["params"], large, keys)
+        jax.eval_shape(
+            functools.partial(pipeline.decode_codes, Autoencoder(SMALL)),
+            params["params"],
+            large,
+            keys,
+        )
     assert chosen == [Whole(), Whole(), Strips(4)]
 
 
@@ -92,8 +101,14 @@ def test_decoding_chooses(monkeypatch):
 def test_on_meshes():
     """In a process of its own, with eight devices."""
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    environment = os.environ | variables | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
-    process = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    environment = (
+        os.environ
+        | variables
+        | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+    )
+    process = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
 
 
@@ -102,10 +117,17 @@ def on_eight_devices() -> None:
     params, codes, noise = small()
     mesh, cut = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), P(None, sharding.AXES)
     row_by_row = decoder(Strips(1, sharding.AXES, row_bytes(SMALL, codes, 1)))
-    sharded = jax.jit(jax.shard_map(row_by_row, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False))
+    sharded = jax.jit(
+        jax.shard_map(
+            row_by_row, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False
+        )
+    )
     assert_close(sharded(params, codes, noise), decoder(Whole())(params, codes, noise))
 
-    mesh, keys = sharding.make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]), jax.random.split(jax.random.key(1), 2)
+    mesh, keys = (
+        sharding.make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]),
+        jax.random.split(jax.random.key(1), 2),
+    )
     noise = jnp.stack([jax.random.normal(key, codes.shape[1:]) for key in keys])
     expected = to_uint8(decoder(Whole())(params, codes, noise)).astype(int)
     on_mesh = functools.partial(pipeline.decode_codes, Autoencoder(SMALL), mesh=mesh)
@@ -113,7 +135,9 @@ def on_eight_devices() -> None:
     compiled = jax.jit(on_mesh).lower(*arguments).compile()
     assert compiled(*arguments).addressable_shards[0].data.shape == (2, 4, 6, 3)
     np.testing.assert_allclose(np.asarray(compiled(*arguments)).astype(int), expected, atol=1)
-    gathered = [elements(line) for line in compiled.as_text().splitlines() if " all-gather(" in line]
+    gathered = [
+        elements(line) for line in compiled.as_text().splitlines() if " all-gather(" in line
+    ]
     assert gathered and max(gathered) <= codes.size
     six_rows = jax.eval_shape(on_mesh, params["params"], codes[:, :6].astype(jnp.int8), keys)
     assert six_rows.shape == (2, 12, 6, 3)  # each device has them all

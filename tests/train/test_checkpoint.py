@@ -14,7 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from bitdance_jax import sharding
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.state import TrainState, abstract_state, init_state
@@ -23,7 +23,9 @@ from bitdance_jax.train.state import TrainState, abstract_state, init_state
 # TensorStore's pending reads complain after a failed one, whichever test runs then.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-OPTIMIZER = optax.adamw(optax.constant_schedule(1e-3), mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
+OPTIMIZER = optax.adamw(
+    optax.constant_schedule(1e-3), mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+)
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 
@@ -41,7 +43,9 @@ def folder(toy, tmp_path) -> Path:
     """Checkpoints of steps 1, 2 and 3, of which two are kept."""
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, make_state(toy, step), {"parent": {"next_index": 8 * step}, "epoch": 0})
+            checkpoints.save(
+                step, make_state(toy, step), {"parent": {"next_index": 8 * step}, "epoch": 0}
+            )
     return tmp_path / "checkpoints"
 
 
@@ -88,7 +92,15 @@ def damage(folder: Path, how: str) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-DAMAGES = ["cut weights", "empty weights", "changed weights", "no index", "cut list of arrays", "no place in the data", "nothing inside"]
+DAMAGES = [
+    "cut weights",
+    "empty weights",
+    "changed weights",
+    "no index",
+    "cut list of arrays",
+    "no place in the data",
+    "nothing inside",
+]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -116,7 +128,10 @@ def test_all_damaged_is_one_line_and_nothing_is_touched(toy, folder):
 
 
 def test_another_models_checkpoint_is_one_line(toy, folder):
-    with pytest.raises(UserError, match=r"is of another model: ema/fc1/bias is float32\[512\] there and float32\[32\] in this run"):
+    with pytest.raises(
+        UserError,
+        match=r"is of another model: ema/fc1/bias is float32\[512\] there and float32\[32\] in this run",
+    ):
         restore(folder, abstract(toy, width=32))
     assert {"2", "3"} <= {path.name for path in folder.iterdir()}
 
@@ -145,7 +160,10 @@ def test_a_full_disk_leaves_the_checkpoints_before(toy, folder, monkeypatch):
 def test_a_disk_that_takes_no_more_leaves_nothing_unfinished(toy, folder):
     """The system refuses large files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(Exception, match="File too large"), Checkpoints(folder, keep=2) as checkpoints:
+    with (
+        pytest.raises(Exception, match="File too large"),
+        Checkpoints(folder, keep=2) as checkpoints,
+    ):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         try:
             checkpoints.save(4, make_state(toy, 4), {})
@@ -161,20 +179,27 @@ def test_folders_of_something_else_are_not_taken_for_checkpoints(toy, tmp_path):
     for year in ("2023", "2024", "2025"):
         (tmp_path / year).mkdir()
         (tmp_path / year / "beach.jpg").touch()
-    with pytest.raises(UserError, match=r"20\d\d is not a checkpoint; give --run\.checkpoints another folder"):
+    with pytest.raises(
+        UserError, match=r"20\d\d is not a checkpoint; give --run\.checkpoints another folder"
+    ):
         Checkpoints(tmp_path, keep=2)
     assert len(list(tmp_path.rglob("beach.jpg"))) == 3
 
 
 def test_google_storage_without_its_library_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r'^gs://bucket/run needs a library for Google Storage: pip install "bitdance_jax\[gcs\]"$'):
+    with pytest.raises(
+        UserError,
+        match=r'^gs://bucket/run needs a library for Google Storage: pip install "bitdance_jax\[gcs\]"$',
+    ):
         Checkpoints("gs://bucket/run", keep=2)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^cannot make the folder .*/file/checkpoints: Not a directory$"):
+    with pytest.raises(
+        UserError, match=r"^cannot make the folder .*/file/checkpoints: Not a directory$"
+    ):
         Checkpoints(tmp_path / "file" / "checkpoints", keep=2)
 
 

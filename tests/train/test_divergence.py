@@ -8,7 +8,11 @@ from bitdance_jax.train.divergence import FEWEST, WINDOW, DivergenceCheck
 
 def complaints(losses, spike=5.0):
     check = DivergenceCheck(spike)
-    return {step: text for step, loss in enumerate(losses, start=1) if (text := check.complaint(float(loss), 1.0))}
+    return {
+        step: text
+        for step, loss in enumerate(losses, start=1)
+        if (text := check.complaint(float(loss), 1.0))
+    }
 
 
 def usual(count, centre=1.0, scatter=0.1):
@@ -25,8 +29,15 @@ def test_what_is_not_finite_is_named_with_its_value():
 def test_a_loss_of_several_times_the_median_is_a_spike():
     assert complaints([*usual(150), 4.5]) == {}
     assert list(complaints([*usual(150), 5.5])) == [151]
-    assert complaints([*usual(150), 5.5], spike=6.0) == complaints([*usual(150), 1e6], spike=None) == {}
-    assert complaints([*np.ones(150), 7.25])[151] == "loss is 7.25, far above the usual 1 (run.spike is 5),"
+    assert (
+        complaints([*usual(150), 5.5], spike=6.0)
+        == complaints([*usual(150), 1e6], spike=None)
+        == {}
+    )
+    assert (
+        complaints([*np.ones(150), 7.25])[151]
+        == "loss is 7.25, far above the usual 1 (run.spike is 5),"
+    )
 
 
 def test_a_run_that_learns_is_no_spike():
@@ -42,7 +53,9 @@ def test_losses_around_zero_are_measured_by_their_scatter():
 def test_it_waits_for_a_usual_loss_and_forgets_old_ones():
     assert complaints([*np.ones(FEWEST - 1), 100.0]) == {}
     assert list(complaints([*np.ones(FEWEST), 100.0])) == [FEWEST + 1]
-    assert list(complaints([*(100 * np.ones(1000)), *(np.ones(WINDOW)), 100.0])) == [1000 + WINDOW + 1]
+    assert list(complaints([*(100 * np.ones(1000)), *(np.ones(WINDOW)), 100.0])) == [
+        1000 + WINDOW + 1
+    ]
 
 
 def test_a_spike_does_not_become_usual():

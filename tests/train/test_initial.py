@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax import model_folder, saved_models
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig, TokenizerTraining
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder, saved_models
 from bitdance_jax.train.initial import initial_params
 
 
@@ -26,12 +26,16 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def config(folders, tmp_path):
     run, tokenizer = RunConfig(workdir=str(tmp_path / "run"), steps=1), str(folders / "tokenizer")
-    return ClassConditionalTraining(run=run, model=tiny_models.MODEL, tokenizer=tokenizer, init=str(folders / "model"))
+    return ClassConditionalTraining(
+        run=run, model=tiny_models.MODEL, tokenizer=tokenizer, init=str(folders / "model")
+    )
 
 
 @pytest.fixture
 def tokenizer_config(config):
-    return TokenizerTraining(run=config.run, model=tiny_models.TOKENIZER, image_size=16, data=DataConfig())
+    return TokenizerTraining(
+        run=config.run, model=tiny_models.TOKENIZER, image_size=16, data=DataConfig()
+    )
 
 
 def assert_same(actual, desired):
@@ -47,13 +51,20 @@ def test_a_model_starts_from_a_model(config, capsys):
 
 @pytest.mark.parametrize("name", ["tokenizer", "model"])
 def test_a_tokenizer_starts_from_a_tokenizer_or_from_a_models(tokenizer_config, folders, name):
-    assert_same(initial_params(dataclasses.replace(tokenizer_config, init=str(folders / name))), tiny_models.tokenizer_params())
+    assert_same(
+        initial_params(dataclasses.replace(tokenizer_config, init=str(folders / name))),
+        tiny_models.tokenizer_params(),
+    )
 
 
 def test_the_embedded_model_may_be_given(tokenizer_config):
     saved = saved_models.load("emoji")
-    sizes = dataclasses.replace(tiny_models.TOKENIZER, bits=32, ch_mult=(1, 1, 2, 4), num_codebooks=4)
-    params = initial_params(dataclasses.replace(tokenizer_config, model=sizes, image_size=64, init="emoji"))
+    sizes = dataclasses.replace(
+        tiny_models.TOKENIZER, bits=32, ch_mult=(1, 1, 2, 4), num_codebooks=4
+    )
+    params = initial_params(
+        dataclasses.replace(tokenizer_config, model=sizes, image_size=64, init="emoji")
+    )
     assert_same(params, jax.tree.map(lambda x: x.astype(np.float32), saved.params["tokenizer"]))
 
 
@@ -63,24 +74,40 @@ def test_other_classes_start_their_embedding_anew(config, capsys):
     whole = tiny_models.model_params()
     assert set(whole) - set(params) == {"class_embedding"}
     assert_same(params, {name: whole[name] for name in params})
-    assert capsys.readouterr().err == f"{config.init} has 9 classes and this run 12: the class embedding starts anew\n"
+    assert (
+        capsys.readouterr().err
+        == f"{config.init} has 9 classes and this run 12: the class embedding starts anew\n"
+    )
 
 
 def test_all_that_does_not_fit_is_one_error(config):
-    transformer = dataclasses.replace(config.model.transformer, num_layers=config.model.transformer.num_layers + 1)
+    transformer = dataclasses.replace(
+        config.model.transformer, num_layers=config.model.transformer.num_layers + 1
+    )
     head = dataclasses.replace(config.model.head, num_groups=config.model.head.num_blocks)
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, transformer=transformer, head=head))
+    other = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, transformer=transformer, head=head)
+    )
     with pytest.raises(UserError) as caught:
         initial_params(other)
     message = str(caught.value)
-    assert message.startswith(f"the weights of --init {config.init} do not fit this model: ") and "\n" not in message
-    shapes = {"/".join(path): x.shape for path, x in traverse_util.flatten_dict(tiny_models.model_params()).items()}
+    assert (
+        message.startswith(f"the weights of --init {config.init} do not fit this model: ")
+        and "\n" not in message
+    )
+    shapes = {
+        "/".join(path): x.shape
+        for path, x in traverse_util.flatten_dict(tiny_models.model_params()).items()
+    }
     stacked = [name for name in shapes if "/layers/" in name]
     assert stacked and all(f"{name} is {shapes[name]} there and " in message for name in stacked)
 
 
 def test_another_kind_of_model(config, tokenizer_config, folders):
-    with pytest.raises(UserError, match=r"^--init .* holds a tokenizer model, and this run trains a class_conditional one$"):
+    with pytest.raises(
+        UserError,
+        match=r"^--init .* holds a tokenizer model, and this run trains a class_conditional one$",
+    ):
         initial_params(dataclasses.replace(config, init=str(folders / "tokenizer")))
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance_jax import model_folder, sharding
 from bitdance_jax.config import MeshConfig
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.files import only_writer
+from bitdance_jax.io import model_folder
+from bitdance_jax.io.files import only_writer
 from bitdance_jax.train.loop import train
 
 
@@ -26,8 +27,17 @@ def run(toy):
     def run(workdir, task=None, optimizer=None, initial=None, **changes):
         settings = {"steps": 10, "log_every": 2, "save_every": 4, "preview_every": 5} | changes
         config = toy.training_config(workdir, **settings)
-        config = dataclasses.replace(config, mesh=MeshConfig(), optimizer=dataclasses.replace(config.optimizer, **(optimizer or {})))
-        train(task or toy.ToyTask(), config, sharding.make_mesh(config.mesh, jax.devices()[:1]), initial)
+        config = dataclasses.replace(
+            config,
+            mesh=MeshConfig(),
+            optimizer=dataclasses.replace(config.optimizer, **(optimizer or {})),
+        )
+        train(
+            task or toy.ToyTask(),
+            config,
+            sharding.make_mesh(config.mesh, jax.devices()[:1]),
+            initial,
+        )
 
     return run
 
@@ -56,7 +66,10 @@ def test_what_a_run_leaves(finished):
     assert [float(row["epoch"]) for row in read(finished)] == [0.4, 0.8, 1.0, 1.2, 1.6, 2.0]
     assert {"loss", "largest_error", "grad_norm", "learning_rate"} <= set(read(finished)[0])
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"8", "10"}
-    assert sorted(path.name for path in (finished / "pictures").iterdir()) == ["kernel_0000005.png", "kernel_0000010.png"]
+    assert sorted(path.name for path in (finished / "pictures").iterdir()) == [
+        "kernel_0000005.png",
+        "kernel_0000010.png",
+    ]
     with Image.open(finished / "curves.png") as curves:
         assert curves.size[1] > 0
     assert json.loads((finished / "config.json").read_text())["run"]["steps"] == 10
@@ -71,7 +84,10 @@ def test_more_steps_go_on_from_the_last(run, finished):
 
 def test_another_config_is_refused_by_name(run, finished):
     before = (finished / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"another config \(optimizer\.learning_rate was 0\.\d+, now 1\.0, run\.seed was 0, now 7\)"):
+    with pytest.raises(
+        UserError,
+        match=r"another config \(optimizer\.learning_rate was 0\.\d+, now 1\.0, run\.seed was 0, now 7\)",
+    ):
         run(finished, optimizer={"learning_rate": 1.0}, seed=7)
     assert (finished / "config.json").read_bytes() == before
 
@@ -81,7 +97,10 @@ def test_a_second_run_in_the_folder_or_with_its_checkpoints_is_refused(run, fini
     config = (finished / "config.json").read_bytes()
     other = finished if place == "run" else finished.with_name("other")
     with only_writer(finished.parent / place, is_folder=True):
-        with pytest.raises(UserError, match=f"^another process is writing {finished.parent / place}; wait for it, or"):
+        with pytest.raises(
+            UserError,
+            match=f"^another process is writing {finished.parent / place}; wait for it, or",
+        ):
             run(other, seed=7, checkpoints=str(finished / "checkpoints"))
     assert (finished / "config.json").read_bytes() == config
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
@@ -124,4 +143,6 @@ def test_a_new_run_starts_from_given_weights_and_a_resumed_one_does_not(run, tmp
     np.testing.assert_allclose(params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6)
     assert np.std(params["fc1"]["kernel"]) > 0.5  # drawn
     run(tmp_path, optimizer=still, initial={"fc1": {"bias": np.zeros(16, np.float32)}}, steps=4)
-    np.testing.assert_allclose(model_folder.load(tmp_path / "model").params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6)
+    np.testing.assert_allclose(
+        model_folder.load(tmp_path / "model").params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6
+    )

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from bitdance_jax import sharding
 from bitdance_jax.config import (
     ClassConditionalConfig,
     ClassConditionalTraining,
@@ -21,8 +20,14 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
+from bitdance_jax.distributed import sharding
 from bitdance_jax.train.objectives import make_objective
-from bitdance_jax.train.state import abstract_state, init_state, learning_rate_schedule, make_optimizer
+from bitdance_jax.train.state import (
+    abstract_state,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from bitdance_jax.train.step import make_train_step
 
 
@@ -46,20 +51,34 @@ CONFIG = ClassConditionalTraining(
 
 
 def losses(mesh_config: MeshConfig, accumulate: int = 1) -> list[float]:
-    mesh = sharding.make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
+    mesh = sharding.make_mesh(
+        mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor]
+    )
     objective = make_objective(CONFIG)
     schedule = learning_rate_schedule(CONFIG.optimizer, STEPS)
     optimizer = make_optimizer(CONFIG.optimizer, schedule, objective)
     step = make_train_step(objective, optimizer, schedule, 0.99, mesh, accumulate)
     places = sharding.shardings(mesh, abstract_state(objective, optimizer, mesh))
-    state = jax.jit(lambda key: init_state(objective, optimizer, key), out_shardings=places)(jax.random.key(0))
+    state = jax.jit(lambda key: init_state(objective, optimizer, key), out_shardings=places)(
+        jax.random.key(0)
+    )
     shapes = objective.abstract_frozen()
-    frozen = sharding.put(mesh, jax.tree.map(lambda x: np.random.default_rng(x.size).normal(0, 0.1, x.shape).astype(x.dtype), shapes))
+    frozen = sharding.put(
+        mesh,
+        jax.tree.map(
+            lambda x: np.random.default_rng(x.size).normal(0, 0.1, x.shape).astype(x.dtype), shapes
+        ),
+    )
     rng = np.random.default_rng(0)
     results = []
     for _ in range(STEPS):
-        batch = {"image": rng.integers(0, 256, (BATCH, 16, 16, 3)).astype(np.uint8), "label": rng.integers(0, 3, BATCH).astype(np.int32)}
-        state, metrics = step(state, frozen, sharding.put_batch(mesh, batch, BATCH), jax.random.key(1))
+        batch = {
+            "image": rng.integers(0, 256, (BATCH, 16, 16, 3)).astype(np.uint8),
+            "label": rng.integers(0, 3, BATCH).astype(np.int32),
+        }
+        state, metrics = step(
+            state, frozen, sharding.put_batch(mesh, batch, BATCH), jax.random.key(1)
+        )
         results.append(float(metrics["loss"]))
     assert jax.tree.map(lambda x: x.sharding, state) == places
     return results
@@ -76,7 +95,11 @@ def on_eight_devices() -> None:
 @pytest.mark.slow
 def test_the_loss_does_not_depend_on_the_mesh():
     # Five programs of a few seconds: most of the time would go into compiling them well.
-    flags = ("force_host_platform_device_count=8", "backend_optimization_level=0", "cpu_use_fusion_emitters=false")
+    flags = (
+        "force_host_platform_device_count=8",
+        "backend_optimization_level=0",
+        "cpu_use_fusion_emitters=false",
+    )
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(f"--xla_{flag}" for flag in flags)}
     environment = os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, __file__], env=environment, check=True)

@@ -20,7 +20,10 @@ def test_rows_read_back_exactly(tmp_path):
     loss = float(np.float32(1) / 3)
     table.append(1, {"loss": loss})
     table.append(2, {"loss": 1e-30})
-    assert [(row["step"], float(row["loss"])) for row in read(tmp_path / "metrics.csv")] == [("1", loss), ("2", 1e-30)]
+    assert [(row["step"], float(row["loss"])) for row in read(tmp_path / "metrics.csv")] == [
+        ("1", loss),
+        ("2", 1e-30),
+    ]
 
 
 def test_a_later_figure_becomes_a_column(tmp_path):
@@ -28,7 +31,9 @@ def test_a_later_figure_becomes_a_column(tmp_path):
     table.append(1, {"loss": 0.5})
     table.append(2, {"loss": 0.25, "eval_psnr": 20.0})
     table.append(3, {"loss": 0.125})
-    assert (tmp_path / "metrics.csv").read_text() == "step,loss,eval_psnr\n1,0.5,\n2,0.25,20.0\n3,0.125,\n"
+    assert (
+        tmp_path / "metrics.csv"
+    ).read_text() == "step,loss,eval_psnr\n1,0.5,\n2,0.25,20.0\n3,0.125,\n"
 
 
 def test_reopening_drops_later_rows_and_a_half_line(tmp_path):
@@ -75,7 +80,9 @@ def test_a_table_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
     os.mkfifo(tmp_path / "metrics2.csv")  # would keep a reader for ever
     for name in ("metrics.csv", "metrics2.csv"):
-        with pytest.raises(UserError, match=rf"{name} is not a file, but a folder, a pipe or a device$"):
+        with pytest.raises(
+            UserError, match=rf"{name} is not a file, but a folder, a pipe or a device$"
+        ):
             MetricsFile(tmp_path / name, 10)
 
 

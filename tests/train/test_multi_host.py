@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from bitdance_jax import model_folder
+from bitdance_jax.io import model_folder
 
 
 STEPS = 40
@@ -41,18 +41,33 @@ def workdir(tmp_path_factory) -> Path:
 
 
 def start(
-    workdir: Path, count: int, launcher: str = "environment", seconds_a_step: float = 0.0, full_at: int | None = None
+    workdir: Path,
+    count: int,
+    launcher: str = "environment",
+    seconds_a_step: float = 0.0,
+    full_at: int | None = None,
 ) -> list[subprocess.Popen]:
     """The processes of one job, as a launcher starts them."""
-    command = [sys.executable, str(Path(__file__).with_name("toy_run.py")), str(workdir), str(STEPS), str(seconds_a_step)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("toy_run.py")),
+        str(workdir),
+        str(STEPS),
+        str(seconds_a_step),
+    ]
     command += [] if full_at is None else [str(full_at)]
     job, processes = free_job(), []
     for number in range(count):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
         if count > 1:
             environment |= variables(launcher, job, count, number)
         with (workdir / f"{number}.log").open("w") as log:
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
     return processes
 
 
@@ -68,13 +83,24 @@ def free_job() -> int:
 def variables(launcher: str, job: int, count: int, number: int) -> dict[str, str]:
     """What a launcher tells a process."""
     if launcher == "slurm":
-        own = {"PROCID": number, "LOCALID": number, "NTASKS": count, "JOB_ID": job, "STEP_NODELIST": "localhost", "STEP_NUM_NODES": 1}
+        own = {
+            "PROCID": number,
+            "LOCALID": number,
+            "NTASKS": count,
+            "JOB_ID": job,
+            "STEP_NODELIST": "localhost",
+            "STEP_NUM_NODES": 1,
+        }
         return {f"SLURM_{name}": str(value) for name, value in own.items()}
     if launcher == "open_mpi":
         own = {"SIZE": count, "RANK": number, "LOCAL_RANK": number, "LOCAL_SIZE": count}
         coordinator = {"OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:1"}
         return coordinator | {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in own.items()}
-    return {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{61440 + job}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{61440 + job}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(number),
+    }
 
 
 def said(workdir: Path, number: int) -> str:
@@ -86,10 +112,14 @@ def read(workdir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def wait_until(processes: list[subprocess.Popen], workdir: Path, condition: Callable[[], bool]) -> None:
+def wait_until(
+    processes: list[subprocess.Popen], workdir: Path, condition: Callable[[], bool]
+) -> None:
     deadline = time.monotonic() + 90
     while not condition():
-        assert all(process.poll() is None for process in processes), [said(workdir, number) for number in range(len(processes))]
+        assert all(process.poll() is None for process in processes), [
+            said(workdir, number) for number in range(len(processes))
+        ]
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -97,7 +127,11 @@ def wait_until(processes: list[subprocess.Popen], workdir: Path, condition: Call
 def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
     """Until these processes, and not those before them, which may have come further, have logged a step."""
     started, path = time.time(), workdir / "metrics.csv"
-    wait_until(processes, workdir, lambda: path.stat().st_mtime > started and int(read(workdir)[-1]["step"]) >= step)
+    wait_until(
+        processes,
+        workdir,
+        lambda: path.stat().st_mtime > started and int(read(workdir)[-1]["step"]) >= step,
+    )
 
 
 def ends(processes: list[subprocess.Popen], seconds: float) -> list[int]:
@@ -107,7 +141,9 @@ def ends(processes: list[subprocess.Popen], seconds: float) -> list[int]:
 
 
 def complete(workdir: Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+    )
 
 
 @pytest.mark.parametrize(("victim", "step", "launcher"), [(1, 7, "slurm"), (0, 14, "open_mpi")])
@@ -138,7 +174,10 @@ def test_a_signal_to_one_process_saves_and_stops_both_at_the_same_step(workdir):
     last = complete(workdir)[-1]
     assert int(read(workdir)[-1]["step"]) == last < STEPS
     for number in range(2):
-        assert f"stopped by SIGTERM to one of the processes; step {last} is saved in {workdir}" in said(workdir, number)
+        assert (
+            f"stopped by SIGTERM to one of the processes; step {last} is saved in {workdir}"
+            in said(workdir, number)
+        )
         assert "Traceback" not in said(workdir, number)
 
 
@@ -154,15 +193,23 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(workdir):
 
 def test_two_go_on_from_that_of_one_and_leave_out_a_damaged_one(alone, workdir):
     last, before = complete(workdir)[-1], complete(workdir)[-2]
-    weights = max((workdir / f"checkpoints/{last}/state").rglob("d/*"), key=lambda file: file.stat().st_size)
+    weights = max(
+        (workdir / f"checkpoints/{last}/state").rglob("d/*"), key=lambda file: file.stat().st_size
+    )
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 3])
     processes = start(workdir, 2)
     assert ends(processes, 60) == [0, 0], (said(workdir, 0), said(workdir, 1))
     assert f"checkpoint {workdir}/checkpoints/{last} is damaged and left out" in said(workdir, 0)
     assert f"resuming {workdir} after step {before}\n" in said(workdir, 0)
-    assert [row["step"] for row in read(workdir)] == [row["step"] for row in read(alone)] == [str(step) for step in range(1, STEPS + 1)]
+    assert (
+        [row["step"] for row in read(workdir)]
+        == [row["step"] for row in read(alone)]
+        == [str(step) for step in range(1, STEPS + 1)]
+    )
     for name in ("loss", "grad_norm", "largest_error"):
-        one, two = (np.array([float(row[name]) for row in read(folder)]) for folder in (alone, workdir))
+        one, two = (
+            np.array([float(row[name]) for row in read(folder)]) for folder in (alone, workdir)
+        )
         np.testing.assert_allclose(two, one, rtol=1e-6 if name == "loss" else 1e-5)
     one, two = (model_folder.load(folder / "model").params for folder in (alone, workdir))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), two, one)

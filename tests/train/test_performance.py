@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 from tiny_models import MODEL, TOKENIZER
 
-from bitdance_jax import hardware, sharding
-from bitdance_jax.arithmetic import traced_flops
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
+from bitdance_jax.distributed import sharding
+from bitdance_jax.perf import hardware
+from bitdance_jax.perf.arithmetic import traced_flops
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import performance
@@ -57,22 +58,33 @@ def test_what_trains_counts_three_times_less_the_gradients_that_nobody_asks_for(
 
 
 def class_conditional(data=DataConfig(), **run):
-    return make_objective(ClassConditionalTraining(run=RunConfig(workdir="", steps=1, **run), model=MODEL, tokenizer="", data=data))
+    return make_objective(
+        ClassConditionalTraining(
+            run=RunConfig(workdir="", steps=1, **run), model=MODEL, tokenizer="", data=data
+        )
+    )
 
 
 def test_what_a_step_computes_twice_or_in_a_fused_kernel_counts_once():
     flops = training_flops(class_conditional(), 4)
     assert training_flops(class_conditional(remat="nothing"), 4) == flops
-    assert training_flops(class_conditional(attention="cudnn", compute_dtype="bfloat16"), 4) == flops
+    assert (
+        training_flops(class_conditional(attention="cudnn", compute_dtype="bfloat16"), 4) == flops
+    )
     assert training_flops(class_conditional(), 12) == 3 * flops
 
 
 def test_the_frozen_encoder_counts_forward_only():
     encoder = autoencoder.abstract_params(TOKENIZER)["encoder"]
     pictures = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
-    forward = traced_flops(lambda p, x: Autoencoder(TOKENIZER).apply({"params": {"encoder": p}}, x, method="encode"), encoder, pictures)
+    forward = traced_flops(
+        lambda p, x: Autoencoder(TOKENIZER).apply({"params": {"encoder": p}}, x, method="encode"),
+        encoder,
+        pictures,
+    )
     assert (
-        training_flops(class_conditional(), 4) - training_flops(class_conditional(DataConfig(source="tokens", path="tokens")), 4)
+        training_flops(class_conditional(), 4)
+        - training_flops(class_conditional(DataConfig(source="tokens", path="tokens")), 4)
         == forward
         > 0
     )
@@ -84,7 +96,11 @@ def test_speed_and_utilisation(monkeypatch):
     speed = Speedometer(batch_size=32, flops=3 * 10**12, peak=2e13)
     speed.restart(4)
     assert speed.read(4) == {}
-    assert speed.read(8) == {"steps_per_second": 2.0, "images_per_second": 64.0, "model_flop_utilisation": pytest.approx(0.3)}
+    assert speed.read(8) == {
+        "steps_per_second": 2.0,
+        "images_per_second": 64.0,
+        "model_flop_utilisation": pytest.approx(0.3),
+    }
     speed.restart(8)
     assert speed.read(10)["images_per_second"] == 16.0
 
@@ -103,6 +119,15 @@ def test_the_peak_is_that_of_all_devices(monkeypatch):
 
 
 def test_memory_is_that_of_the_fullest_device():
-    devices = [SimpleNamespace(memory_stats=lambda n=n: {"bytes_in_use": n * 2**30, "peak_bytes_in_use": 2 * n * 2**30}) for n in (1, 3)]
+    devices = [
+        SimpleNamespace(
+            memory_stats=lambda n=n: {"bytes_in_use": n * 2**30, "peak_bytes_in_use": 2 * n * 2**30}
+        )
+        for n in (1, 3)
+    ]
     assert memory(devices) == {"memory_gib": 3.0, "peak_memory_gib": 6.0}
-    assert memory([SimpleNamespace(memory_stats=lambda: None)]) == memory([SimpleNamespace(memory_stats=dict)]) == {}
+    assert (
+        memory([SimpleNamespace(memory_stats=lambda: None)])
+        == memory([SimpleNamespace(memory_stats=dict)])
+        == {}
+    )

@@ -27,7 +27,11 @@ def run(folder, profile, start=0, steps=6):
 def traced_steps(folder):
     (path,) = folder.glob("plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    return sorted(int(event["args"]["step_num"]) for event in events if event.get("name", "").startswith("train"))
+    return sorted(
+        int(event["args"]["step_num"])
+        for event in events
+        if event.get("name", "").startswith("train")
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,10 @@ def test_the_steps_asked_for_are_traced(tmp_path, capsys, profile, start, traced
     run(tmp_path, profile, start)
     assert traced_steps(tmp_path) == traced
     message = capsys.readouterr().err
-    assert f"xprof --logdir {tmp_path}" in message and "perfetto_trace.json.gz at https://ui.perfetto.dev" in message
+    assert (
+        f"xprof --logdir {tmp_path}" in message
+        and "perfetto_trace.json.gz at https://ui.perfetto.dev" in message
+    )
 
 
 def test_a_run_that_is_past_the_steps_says_so(tmp_path, capsys):

@@ -52,16 +52,26 @@ class Look(Evaluation):
 @pytest.fixture
 def record(toy, tmp_path):
     """Runs a recorder through the steps of the given losses; returns the steps that were saved."""
-    config = RunConfig(workdir=str(tmp_path), steps=40, log_every=8, save_every=20, preview_every=40)
+    config = RunConfig(
+        workdir=str(tmp_path), steps=40, log_every=8, save_every=20, preview_every=40
+    )
     task, checkpoints = toy.ToyTask(), SavedSteps()
 
     def run(losses, start=0, stop_at=None, **changes):
         speed = Speedometer(32, flops=10, peak=1e12)
-        recorder = Recorder(task, dataclasses.replace(config, **changes), checkpoints, start, speed, Look())
+        recorder = Recorder(
+            task, dataclasses.replace(config, **changes), checkpoints, start, speed, Look()
+        )
         try:
             for step, loss in enumerate(losses, start=start + 1):
                 metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
-                recorder.after_step(step, TrainState(step, None, None, None), metrics, {"next_batch": step}, stopping=step == stop_at)
+                recorder.after_step(
+                    step,
+                    TrainState(step, None, None, None),
+                    metrics,
+                    {"next_batch": step},
+                    stopping=step == stop_at,
+                )
         finally:
             recorder.close()
         return checkpoints.steps
@@ -78,7 +88,9 @@ def test_rows_and_checkpoints_come_at_their_intervals(record, tmp_path):
     losses = np.linspace(1, 0.5, 40, dtype=np.float32)
     assert record(losses) == [20, 40]
     assert [int(row["step"]) for row in rows(tmp_path)] == [8, 16, 24, 32, 40]
-    assert [float(row["loss"]) for row in rows(tmp_path)] == [float(losses[step - 1]) for step in (8, 16, 24, 32, 40)]
+    assert [float(row["loss"]) for row in rows(tmp_path)] == [
+        float(losses[step - 1]) for step in (8, 16, 24, 32, 40)
+    ]
     assert rows(tmp_path)[-1]["eval_score"] == "0.5"
     assert (tmp_path / "pictures" / "picture_0000040.png").exists()
 
@@ -95,7 +107,9 @@ def test_a_resumed_run_writes_the_same_rows(record, tmp_path):
 def test_the_step_that_went_wrong_is_named_and_nothing_after_it_is_saved(record, tmp_path):
     losses = np.ones(40)
     losses[26] = np.nan  # In an interval of the log, which ends at step 32.
-    with pytest.raises(UserError, match=r"^loss is nan at step 27 \(the last checkpoint is of step 20\); try "):
+    with pytest.raises(
+        UserError, match=r"^loss is nan at step 27 \(the last checkpoint is of step 20\); try "
+    ):
         record(losses)
     assert [int(row["step"]) for row in rows(tmp_path)] == [8, 16, 24]
 
@@ -103,7 +117,9 @@ def test_the_step_that_went_wrong_is_named_and_nothing_after_it_is_saved(record,
 def test_a_spike_stops_the_run_even_where_the_next_losses_are_fine(record):
     losses = np.ones(40)
     losses[37] = 9.0
-    with pytest.raises(UserError, match=r"^loss is 9, far above the usual 1 \(run\.spike is 5\), at step 38 \("):
+    with pytest.raises(
+        UserError, match=r"^loss is 9, far above the usual 1 \(run\.spike is 5\), at step 38 \("
+    ):
         record(losses)
     assert record(losses, spike=None)[-1] == 40
 
@@ -132,4 +148,10 @@ def test_the_bar_says_how_it_goes(record, capfd):
     last = shown.splitlines()[-1]
     assert all(text in last for text in ("40/40", "loss 1, gradient 1, ", " images/s, ", "% MFU"))
     states = [state for state in re.findall(r"(?:^|\r)(\w+): ", shown) if state != "training"]
-    assert [state for state, _ in itertools.groupby(states)] == ["compiling", "saving", "evaluating", "drawing", "saving"]
+    assert [state for state, _ in itertools.groupby(states)] == [
+        "compiling",
+        "saving",
+        "evaluating",
+        "drawing",
+        "saving",
+    ]

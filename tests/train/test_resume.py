@@ -12,15 +12,24 @@ import jax
 import numpy as np
 import pytest
 
-from bitdance_jax import model_folder
+from bitdance_jax.io import model_folder
 
 
 STEPS = 60
 
 
 def start(workdir: Path, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(Path(__file__).with_name("toy_run.py")), str(workdir), str(STEPS), str(seconds_a_step)]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("toy_run.py")),
+        str(workdir),
+        str(STEPS),
+        str(seconds_a_step),
+    ]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -52,8 +61,17 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 def pictures(workdir: Path) -> dict[str, bytes]:
     """Of every picture of a run, its bytes; also of what a kill left of one."""
-    files = [path for place in (workdir, workdir / "pictures") for path in place.iterdir() if path.is_file()]
-    return {path.name: path.read_bytes() for path in files if path.name not in ("config.json", "metrics.csv")}
+    files = [
+        path
+        for place in (workdir, workdir / "pictures")
+        for path in place.iterdir()
+        if path.is_file()
+    ]
+    return {
+        path.name: path.read_bytes()
+        for path in files
+        if path.name not in ("config.json", "metrics.csv")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +99,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")]
+)
 def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number, name):
     process = start(tmp_path, seconds_a_step=0.02)
     wait_for_row(process, tmp_path, 10)

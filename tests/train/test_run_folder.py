@@ -8,9 +8,9 @@ import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax import model_folder
 from bitdance_jax.config import ClassConditionalTraining, RunConfig, TrainingConfig, to_dict
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
 from bitdance_jax.train.run_folder import check_config, record_config
 
 
@@ -18,7 +18,10 @@ def config(workdir, **changes) -> TrainingConfig:
     return TrainingConfig(run=RunConfig(workdir=str(workdir), steps=3, **changes))
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "model/config.json", "pictures/cat.png", "checkpoints/1/x"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "metrics.csv", "model/config.json", "pictures/cat.png", "checkpoints/1/x"],
+)
 def test_what_no_run_wrote_is_not_written_over(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}')
@@ -53,14 +56,25 @@ def test_a_run_begun_before_streams_and_sums_were_float32(tmp_path, compute):
     config = ClassConditionalTraining(run=run, model=tiny_models.MODEL, tokenizer="")
     recorded = traverse_util.flatten_dict(to_dict(config), sep=".")
     (tmp_path / "config.json").write_text(
-        json.dumps(traverse_util.unflatten_dict({name: recorded[name] for name in recorded if name not in NEWER}, sep="."))
+        json.dumps(
+            traverse_util.unflatten_dict(
+                {name: recorded[name] for name in recorded if name not in NEWER}, sep="."
+            )
+        )
     )
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     if compute == "float32":
         check_config(config)
         return
-    with pytest.raises(UserError, match=r"residual_dtype was 'compute', now 'float32', run\.gradient_dtype was 'compute'"):
+    with pytest.raises(
+        UserError,
+        match=r"residual_dtype was 'compute', now 'float32', run\.gradient_dtype was 'compute'",
+    ):
         check_config(config)
     transformer = dataclasses.replace(config.model.transformer, residual_dtype="compute")
     model = dataclasses.replace(config.model, transformer=transformer)
-    check_config(dataclasses.replace(config, model=model, run=dataclasses.replace(run, gradient_dtype="compute")))
+    check_config(
+        dataclasses.replace(
+            config, model=model, run=dataclasses.replace(run, gradient_dtype="compute")
+        )
+    )

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax import sharding
 from bitdance_jax.config import ConfigError, MeshConfig, OptimizerConfig
+from bitdance_jax.distributed import sharding
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.task import Objective
@@ -28,7 +28,12 @@ def test_warm_up_then_constant():
 @pytest.mark.parametrize("decay_start", [None, 6])
 def test_warm_up_then_cosine_to_the_last_step(decay_start):
     """The default, as in the release."""
-    got = rates(OptimizerConfig(learning_rate=0.5, warmup_steps=4, end_learning_rate=0.1, decay_start=decay_start), 10)
+    got = rates(
+        OptimizerConfig(
+            learning_rate=0.5, warmup_steps=4, end_learning_rate=0.1, decay_start=decay_start
+        ),
+        10,
+    )
     start = decay_start or 4
     np.testing.assert_allclose(got[4 : start + 1], 0.5, rtol=1e-6)
     wave = 0.1 + 0.4 * 0.5 * (1 + np.cos(np.pi * np.arange(11 - start) / (10 - start)))
@@ -36,7 +41,9 @@ def test_warm_up_then_cosine_to_the_last_step(decay_start):
 
 
 def test_no_warm_up_starts_at_the_peak():
-    np.testing.assert_allclose(rates(OptimizerConfig(learning_rate=0.5, warmup_steps=0, schedule="constant"), 3), 0.5)
+    np.testing.assert_allclose(
+        rates(OptimizerConfig(learning_rate=0.5, warmup_steps=0, schedule="constant"), 3), 0.5
+    )
 
 
 def test_decay_before_the_end_of_the_warm_up_is_an_error():
@@ -58,7 +65,10 @@ class LinearObjective(Objective):
 
 
 PARAMS = {
-    "layers": {"norm": {"scale": jnp.full((2, 3), 2.0)}, "w1": {"kernel": jnp.full((2, 3, 2, 3), 2.0), "bias": jnp.full((2, 2, 3), 2.0)}},
+    "layers": {
+        "norm": {"scale": jnp.full((2, 3), 2.0)},
+        "w1": {"kernel": jnp.full((2, 3, 2, 3), 2.0), "bias": jnp.full((2, 2, 3), 2.0)},
+    },
     "class_embedding": {"embedding": jnp.full((4, 3), 2.0)},
     "out": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)},
 }
@@ -75,14 +85,20 @@ def one_step(config: OptimizerConfig, scale: float = 1.0):
 
 def test_weight_decay_skips_what_it_must():
     """Adam's first step is learning_rate x sign(gradient); decay takes learning_rate x weight_decay x weight besides."""
-    state, _ = one_step(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None))
+    state, _ = one_step(
+        OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None)
+    )
     expected = jax.tree.map(lambda x: 2.0 - 0.1, PARAMS)
     expected["layers"]["w1"]["kernel"] = expected["out"]["kernel"] = 2.0 - 0.1 - 0.1 * 0.5 * 2
-    jax.tree.map(lambda want, got: np.testing.assert_allclose(got, want, rtol=1e-5), expected, state.params)
+    jax.tree.map(
+        lambda want, got: np.testing.assert_allclose(got, want, rtol=1e-5), expected, state.params
+    )
 
 
 def test_ema_starts_from_the_initial_weights():
-    state, _ = one_step(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, ema_decay=0.75))
+    state, _ = one_step(
+        OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, ema_decay=0.75)
+    )
     jax.tree.map(lambda x: np.testing.assert_allclose(x, 2.0 - 0.25 * 0.1, rtol=1e-5), state.ema)
     assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
     assert int(state.step) == 1

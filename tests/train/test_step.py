@@ -5,10 +5,10 @@ import pytest
 import tiny_models
 from jaxprs import operations
 
-from bitdance_jax import sharding
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
+from bitdance_jax.distributed import sharding
+from bitdance_jax.nn.stack import STACKED
 from bitdance_jax.plan.programs import training_step
-from bitdance_jax.transformer.stack import STACKED
 
 
 CONFIG = ClassConditionalTraining(
@@ -29,7 +29,9 @@ def test_the_type_of_gradient_sums(setting, narrow):
         if equation.primitive.name in ("dot_general", "reduce_sum"):
             out = equation.outvars[0].aval
             # JAX's own gradient of a kernel is a product with its axes in another order.
-            found.setdefault((equation.primitive.name, *sorted(out.shape)), set()).add(out.dtype.name)
+            found.setdefault((equation.primitive.name, *sorted(out.shape)), set()).add(
+                out.dtype.name
+            )
     for path, leaf in jax.tree_util.tree_leaves_with_path(program.arguments[0].params):
         names = [part.key for part in path]
         shape = sorted(leaf.shape[sum(name in STACKED for name in names) :])

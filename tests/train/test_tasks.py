@@ -12,7 +12,6 @@ import tiny_models
 from random_params import random_params
 
 import bitdance_jax
-from bitdance_jax import images, model_folder, sharding
 from bitdance_jax.config import (
     AugmentConfig,
     ClassConditionalConfig,
@@ -28,9 +27,12 @@ from bitdance_jax.config import (
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, Versions
 from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
-from bitdance_jax.sampling import pipeline
+from bitdance_jax.io import images, model_folder
+from bitdance_jax.nn.stack import unstack
+from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.sampling.solvers import EulerMaruyama
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import objectives, tasks
@@ -40,7 +42,6 @@ from bitdance_jax.train.state import init_state, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.task import Batches, Objective, Task
 from bitdance_jax.train.tasks import ClassConditionalTask, TokenizerTask, make_task
-from bitdance_jax.transformer.stack import unstack
 
 
 SIZE = 16
@@ -68,7 +69,9 @@ def evaluate(task, params):
 
 def gradient_dtypes(task, params):
     keys, batch = jax.random.split(jax.random.key(0), 16), task.objective.abstract_batch(16)
-    gradients, _ = jax.eval_shape(jax.grad(task.objective.loss, has_aux=True), params, task.frozen, batch, keys)
+    gradients, _ = jax.eval_shape(
+        jax.grad(task.objective.loss, has_aux=True), params, task.frozen, batch, keys
+    )
     return dtypes(gradients)
 
 
@@ -104,7 +107,9 @@ def trained_tokenizer(tokenizer_task):
 @pytest.fixture(scope="module")
 def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / "model"
-    tokenizer_task.export(trained_tokenizer[0].ema, evaluate(tokenizer_task, trained_tokenizer[0].ema), str(folder))
+    tokenizer_task.export(
+        trained_tokenizer[0].ema, evaluate(tokenizer_task, trained_tokenizer[0].ema), str(folder)
+    )
     return folder
 
 
@@ -132,10 +137,14 @@ def test_batches_are_what_the_objective_expects(tokenizer_task, task, uncached_t
             assert jax.eval_shape(lambda x: x, batch) == each.objective.abstract_batch(16)
         assert jax.eval_shape(lambda x: x, each.frozen) == each.objective.abstract_frozen()
         mine = next(each.batches(np.array([3, 4])))
-        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[3:5]), mine, next(each.batches(ROWS)))
+        jax.tree.map(
+            lambda x, y: np.testing.assert_array_equal(x, y[3:5]), mine, next(each.batches(ROWS))
+        )
 
 
-def test_psnr_of_the_task_and_of_the_exported_folder_agree(tokenizer_task, trained_tokenizer, tokenizer_folder, held_out):
+def test_psnr_of_the_task_and_of_the_exported_folder_agree(
+    tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
+):
     """Measured on the first 96 held-out pictures (six batches) by the run, and outside of it."""
     figures = evaluate(tokenizer_task, trained_tokenizer[0].ema)
     assert figures == evaluate(tokenizer_task, trained_tokenizer[0].ema)
@@ -147,24 +156,37 @@ def test_psnr_of_the_task_and_of_the_exported_folder_agree(tokenizer_task, train
     saved = model_folder.load(tokenizer_folder)
     assert saved.metadata == {"steps": STEPS, "image_size": SIZE, "held_out": figures}
     assert saved.config["bits"] == 8 and saved.kind == "tokenizer"
-    jax.tree.map(np.testing.assert_array_equal, saved.params, jax.device_get(trained_tokenizer[0].ema))
+    jax.tree.map(
+        np.testing.assert_array_equal, saved.params, jax.device_get(trained_tokenizer[0].ema)
+    )
 
 
 def test_training_shows_in_the_psnr(tokenizer_task, trained_tokenizer):
     untrained = tiny_models.tokenizer_params()
-    assert evaluate(tokenizer_task, trained_tokenizer[0].ema)["psnr"] > evaluate(tokenizer_task, untrained)["psnr"] + 1
+    assert (
+        evaluate(tokenizer_task, trained_tokenizer[0].ema)["psnr"]
+        > evaluate(tokenizer_task, untrained)["psnr"] + 1
+    )
 
 
-def test_tokenizer_preview_shows_originals_over_reconstructions(tokenizer_task, trained_tokenizer, tokenizer_folder, held_out):
+def test_tokenizer_preview_shows_originals_over_reconstructions(
+    tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
+):
     pictures = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
     assert pictures.keys() == {"reconstructions"}
     tokenizer = bitdance_jax.load(tokenizer_folder)
     originals = held_out[:16]
-    expected = images.grid(np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16)
-    assert pictures["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
+    expected = images.grid(
+        np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16
+    )
+    assert (
+        pictures["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
+    )
     np.testing.assert_array_equal(pictures["reconstructions"][: SIZE + 4], expected[: SIZE + 4])
     difference = np.abs(pictures["reconstructions"].astype(int) - expected)
-    assert (difference > 1).mean() < 0.01  # a bit at the edge of its sign may differ between batch sizes
+    assert (
+        difference > 1
+    ).mean() < 0.01  # a bit at the edge of its sign may differ between batch sizes
 
 
 def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_out):
@@ -194,7 +216,12 @@ def test_a_gan_decoder_gets_noise():
     assert params["decoder"]["conv_in"]["kernel"].shape == (3, 3, 16, 32)
     batch, keys = objective.abstract_batch(16), jax.random.split(jax.random.key(0), 16)
     assert jax.eval_shape(objective.loss, params, {}, batch, keys)[0].shape == ()
-    assert jax.eval_shape(objective.reconstruct, params, batch["image"], keys).shape == (16, SIZE, SIZE, 3)
+    assert jax.eval_shape(objective.reconstruct, params, batch["image"], keys).shape == (
+        16,
+        SIZE,
+        SIZE,
+        3,
+    )
 
 
 # The class-conditional model
@@ -213,7 +240,9 @@ def config(folder):
         run=RunConfig(workdir=str(folder / "run"), steps=STEPS),
         model=tiny_models.MODEL,
         tokenizer=str(folder / "tokenizer"),
-        data=DataConfig(batch_size=16, augment=AugmentConfig(min_crop=1.0, flip=0.0), cache_latents=True),
+        data=DataConfig(
+            batch_size=16, augment=AugmentConfig(min_crop=1.0, flip=0.0), cache_latents=True
+        ),
         preview=tiny_models.SAMPLER,
     )
 
@@ -279,10 +308,16 @@ def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, t
 
 
 def test_the_encoder_may_work_on_a_part_of_the_batch_at_a_time(uncached_task, trained, monkeypatch):
-    params, batch, keys = trained[0].ema, next(uncached_task.batches(ROWS)), jax.random.split(jax.random.key(0), 16)
+    params, batch, keys = (
+        trained[0].ema,
+        next(uncached_task.batches(ROWS)),
+        jax.random.split(jax.random.key(0), 16),
+    )
 
     def loss():
-        return jax.jit(lambda *arguments: uncached_task.objective.loss(*arguments)[0])(params, uncached_task.frozen, batch, keys)
+        return jax.jit(lambda *arguments: uncached_task.objective.loss(*arguments)[0])(
+            params, uncached_task.frozen, batch, keys
+        )
 
     at_once = loss()
     monkeypatch.setattr(objectives, "ENCODER_PIXELS", 4 * SIZE**2)
@@ -300,8 +335,14 @@ def test_the_exported_folder_is_the_trained_model(task, trained, exported, confi
     assert saved.metadata["class_names"] == list(EmojiSource("all").class_names)
     assert saved.metadata["sampler"] == to_dict(tiny_models.SAMPLER)
     assert saved.metadata["held_out"] == {"loss": 0.5} and saved.metadata["steps"] == STEPS
-    jax.tree.map(np.testing.assert_array_equal, saved.params["model"], jax.device_get(trained[0].ema))
-    jax.tree.map(np.testing.assert_array_equal, saved.params["tokenizer"], model_folder.load(folder / "tokenizer").params)
+    jax.tree.map(
+        np.testing.assert_array_equal, saved.params["model"], jax.device_get(trained[0].ema)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        saved.params["tokenizer"],
+        model_folder.load(folder / "tokenizer").params,
+    )
 
 
 def test_the_exported_folder_samples(exported, config):
@@ -314,7 +355,9 @@ def test_the_exported_folder_samples(exported, config):
 
 def test_an_exported_model_lends_its_tokenizer(exported, config, task):
     other = ClassConditionalTask(dataclasses.replace(config, tokenizer=str(exported)))
-    np.testing.assert_array_equal(next(other.batches(ROWS))["codes"], next(task.batches(ROWS))["codes"])
+    np.testing.assert_array_equal(
+        next(other.batches(ROWS))["codes"], next(task.batches(ROWS))["codes"]
+    )
 
 
 def test_preview_rows_are_classes(task, trained, monkeypatch):
@@ -331,7 +374,9 @@ def test_preview_rows_are_classes(task, trained, monkeypatch):
     negated = params | {"position_embedding": -params["position_embedding"]}
     sheets = [task.preview(weights, 7)["samples"] for weights in (params, negated, params)]
     assert traces == [EulerMaruyama(tiny_models.SAMPLER.head_steps)]
-    assert all(sheet.shape[0] == 9 * (SIZE + 4) and sheet.shape[1] > 8 * (SIZE + 4) for sheet in sheets)
+    assert all(
+        sheet.shape[0] == 9 * (SIZE + 4) and sheet.shape[1] > 8 * (SIZE + 4) for sheet in sheets
+    )
     np.testing.assert_array_equal(sheets[0], sheets[2])
     cells = [sheet[:, -8 * (SIZE + 4) :].reshape(9, SIZE + 4, -1) for sheet in sheets]
     np.testing.assert_array_equal(cells[0][::2], cells[1][[1, 1, 3, 5, 7]])
@@ -356,8 +401,13 @@ def test_export_of_the_class_conditional_model_in_bfloat16(config, trained, tmp_
 @pytest.mark.parametrize("remat", ["dots", "nothing"])
 def test_remat_changes_no_shape(config, remat):
     objective = make_objective(replace_run(config, remat=remat))
-    params, keys = jax.eval_shape(objective.init, jax.random.key(0)), jax.random.split(jax.random.key(0), 16)
-    gradients, _ = jax.eval_shape(jax.grad(objective.loss, has_aux=True), params, {}, objective.abstract_batch(16), keys)
+    params, keys = (
+        jax.eval_shape(objective.init, jax.random.key(0)),
+        jax.random.split(jax.random.key(0), 16),
+    )
+    gradients, _ = jax.eval_shape(
+        jax.grad(objective.loss, has_aux=True), params, {}, objective.abstract_batch(16), keys
+    )
     assert jax.tree.map(lambda a: a.shape, gradients) == jax.tree.map(lambda a: a.shape, params)
 
 
@@ -369,7 +419,9 @@ def decayed(task, params):
     schedule = optax.constant_schedule(0.1)
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), schedule, task.objective)
     gradients = jax.tree.map(np.zeros_like, params)
-    updates, _ = jax.jit(lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params))(gradients, params)
+    updates, _ = jax.jit(
+        lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params)
+    )(gradients, params)
     params, updates = jax.device_get((params, updates))
     for param, update in zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True):
         assert not update.any() or np.allclose(update, -0.05 * param, rtol=1e-5)
@@ -413,7 +465,9 @@ def test_another_number_of_classes(config):
 
 
 def test_another_tokenizer_size(config, folder):
-    other = dataclasses.replace(config.model, tokenizer=dataclasses.replace(tiny_models.TOKENIZER, bits=16, ch_mult=(1, 2)))
+    other = dataclasses.replace(
+        config.model, tokenizer=dataclasses.replace(tiny_models.TOKENIZER, bits=16, ch_mult=(1, 2))
+    )
     message = complaint(dataclasses.replace(config, model=other))
     assert message == (
         f"the tokenizer in {folder / 'tokenizer'} has bits 8, ch_mult (1, 1), and model.tokenizer bits 16, ch_mult (1, 2); "
@@ -424,8 +478,14 @@ def test_another_tokenizer_size(config, folder):
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("runs/emoji_tokenizer/model", "train it first: python train.py configs/emoji_tokenizer.py"),
-        ("runs/mine/model", "train it first: python train.py configs/emoji_tokenizer.py --run.workdir runs/mine"),
+        (
+            "runs/emoji_tokenizer/model",
+            "train it first: python train.py configs/emoji_tokenizer.py",
+        ),
+        (
+            "runs/mine/model",
+            "train it first: python train.py configs/emoji_tokenizer.py --run.workdir runs/mine",
+        ),
         ("models/ae_d16c32", "python -m bitdance_jax.convert RELEASED models/ae_d16c32"),
     ],
 )
@@ -433,7 +493,9 @@ def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     message = complaint(dataclasses.replace(config, tokenizer=name))
     assert message.startswith(f"there is no tokenizer {name}; ") and message.endswith(command)
-    embedded = dataclasses.replace(config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64)
+    embedded = dataclasses.replace(
+        config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64
+    )
     offered = complaint(dataclasses.replace(config, tokenizer=name, model=embedded))
     assert offered == f"{message}, or take the one that comes with the package: --tokenizer emoji"
 
@@ -442,13 +504,17 @@ def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     released = ClassConditionalConfig.imagenet("b_1x")
     message = complaint(dataclasses.replace(config, tokenizer="models/ae", model=released))
-    assert message.endswith("python -m bitdance_jax.convert BitDance_B_1x.pt models/ae --tokenizer-only")
+    assert message.endswith(
+        "python -m bitdance_jax.convert BitDance_B_1x.pt models/ae --tokenizer-only"
+    )
 
 
 def test_a_tokenizer_that_still_changes(config, tmp_path):
     TokenizerTask(replace_run(TOKENIZER, workdir=str(tmp_path))).record.write(tmp_path)
     (tmp_path / "checkpoints" / "500").mkdir(parents=True)
-    assert "is not finished: its bits still change" in complaint(dataclasses.replace(config, tokenizer=str(tmp_path)))
+    assert "is not finished: its bits still change" in complaint(
+        dataclasses.replace(config, tokenizer=str(tmp_path))
+    )
 
 
 def test_tokens_without_the_mirror_images_that_training_asks_for_are_told(capsys):
@@ -463,4 +529,6 @@ def test_tokens_without_the_mirror_images_that_training_asks_for_are_told(capsys
         (Versions(flips=True, crops=2), fading, False),
     ):
         tasks._note_missing_flips("tokens", versions, augment)
-        assert ("note: the tokens in tokens hold no mirror images" in capsys.readouterr().err) == told
+        assert (
+            "note: the tokens in tokens hold no mirror images" in capsys.readouterr().err
+        ) == told

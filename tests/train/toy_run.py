@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax import hosts, model_folder, sharding
-from bitdance_jax.command_line import run
+from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
+from bitdance_jax.distributed import hosts, sharding
 from bitdance_jax.errors import Interrupted
-from bitdance_jax.saved_models import Record
+from bitdance_jax.io import model_folder
+from bitdance_jax.io.saved_models import Record
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.task import Batch, Params
 
@@ -33,17 +34,24 @@ class ToyObjective:
     def init(self, key: jax.Array) -> Params:
         first, second = jax.random.split(key)
         return {
-            "fc1": {"kernel": jax.random.normal(first, (8, self._width)), "bias": jnp.zeros(self._width)},
+            "fc1": {
+                "kernel": jax.random.normal(first, (8, self._width)),
+                "bias": jnp.zeros(self._width),
+            },
             "fc2": {"kernel": jax.random.normal(second, (self._width, 1)) / self._width**0.5},
         }
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         x = batch["x"] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (8,)))(keys)
         hidden = jax.nn.gelu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
         error = (hidden @ params["fc2"]["kernel"])[:, 0] - jnp.sin(batch["x"].sum(-1))
         return (error**2).mean(), {"largest_error": jnp.abs(error).max()}
 
-    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
         return {"norm": jnp.linalg.norm(params["fc2"]["kernel"])}
 
     def no_decay(self, path: tuple[str, ...]) -> bool:
@@ -90,7 +98,9 @@ class ToyTask:
     batch_size = held_out_size = BATCH
     steps_per_epoch = ROWS / BATCH
 
-    def __init__(self, seconds_a_step: float = 0.0, width: int = 16, full_at: int | None = None) -> None:
+    def __init__(
+        self, seconds_a_step: float = 0.0, width: int = 16, full_at: int | None = None
+    ) -> None:
         self.objective = ToyObjective(width)
         self._seconds, self._full_at = seconds_a_step, full_at
 
@@ -109,14 +119,32 @@ class ToyTask:
         return {"kernel": np.repeat(grey[..., None], 3, -1)}
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
-        model_folder.save(folder, kind="tokenizer", config={}, params=ema_params, metadata=figures, force=True)
+        model_folder.save(
+            folder, kind="tokenizer", config={}, params=ema_params, metadata=figures, force=True
+        )
 
 
 def training_config(workdir: Path | str, steps: int, **run_changes: object) -> TrainingConfig:
     """Saves every 7 steps. The weights are cut over the devices there are."""
-    run_config = RunConfig(**{"workdir": str(workdir), "steps": steps, "log_every": 1, "save_every": 7, "preview_every": 20} | run_changes)
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=10, schedule="cosine", ema_decay=0.9)
-    return TrainingConfig(run=run_config, data=DataConfig(batch_size=BATCH), optimizer=optimizer, mesh=MeshConfig(data=1, fsdp=-1))
+    run_config = RunConfig(
+        **{
+            "workdir": str(workdir),
+            "steps": steps,
+            "log_every": 1,
+            "save_every": 7,
+            "preview_every": 20,
+        }
+        | run_changes
+    )
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=10, schedule="cosine", ema_decay=0.9
+    )
+    return TrainingConfig(
+        run=run_config,
+        data=DataConfig(batch_size=BATCH),
+        optimizer=optimizer,
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
 
 
 def main() -> None:
@@ -125,7 +153,9 @@ def main() -> None:
     config = training_config(workdir, int(steps))
     with hosts.together():
         train(
-            ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None), config, sharding.make_mesh(config.mesh)
+            ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None),
+            config,
+            sharding.make_mesh(config.mesh),
         )
 
 

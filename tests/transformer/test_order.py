@@ -34,7 +34,9 @@ def test_token_raster_ignores_patches():
 def test_not_square(height, width, patch_side, kind):
     grid = numbered_grid(height, width)
     sequence = order.grid_to_sequence(grid, patch_side, kind)
-    np.testing.assert_array_equal(sequence[0], order.token_positions(height, width, patch_side, kind))
+    np.testing.assert_array_equal(
+        sequence[0], order.token_positions(height, width, patch_side, kind)
+    )
     np.testing.assert_array_equal(order.sequence_to_grid(sequence, height, patch_side, kind), grid)
 
 

@@ -9,12 +9,14 @@ from golden_models import assert_close
 from random_params import random_params
 
 from bitdance_jax.config import ConfigError, Qwen3Config
-from bitdance_jax.transformer import attention
+from bitdance_jax.nn import attention
+from bitdance_jax.nn.stack import stack, unstack
 from bitdance_jax.transformer.qwen3 import Qwen3
-from bitdance_jax.transformer.stack import stack, unstack
 
 
-CONFIG = Qwen3Config(num_layers=2, dim=24, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=40, vocab_size=11)
+CONFIG = Qwen3Config(
+    num_layers=2, dim=24, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=40, vocab_size=11
+)
 LENGTH, BLOCK = 11, 4
 MASK = attention.block_causal_mask(LENGTH, LENGTH - 2 * BLOCK, BLOCK)
 
@@ -34,7 +36,9 @@ def forward(model: Qwen3, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 def toy() -> Toy:
     tokens = jax.random.randint(jax.random.key(0), (2, LENGTH), 0, CONFIG.vocab_size)
     params = random_params(Qwen3(CONFIG), tokens, method=forward)
-    hidden, logits = jax.jit(lambda p: Qwen3(CONFIG).apply({"params": p}, tokens, method=forward))(params)
+    hidden, logits = jax.jit(lambda p: Qwen3(CONFIG).apply({"params": p}, tokens, method=forward))(
+        params
+    )
     assert logits.shape == (2, LENGTH, CONFIG.vocab_size)
     assert_close(logits, hidden @ params["lm_head"]["kernel"], 1e-5)
     return Toy(params, tokens, hidden)
@@ -66,11 +70,19 @@ def test_rows_of_different_lengths_through_a_cache(toy):
     def run(params):
         bound = model.bind({"params": params})
         x, mask = bound.embed(rows), jnp.asarray(unpadded[0]) & (slots >= pad)[:, None]
-        cache = [attention.empty_cache(2, total, CONFIG.num_kv_heads, CONFIG.head_dim, jnp.float32)] * CONFIG.num_layers
+        cache = [
+            attention.empty_cache(2, total, CONFIG.num_kv_heads, CONFIG.head_dim, jnp.float32)
+        ] * CONFIG.num_layers
         parts = []
-        for start, stop in ((0, total - 2 * BLOCK), (total - 2 * BLOCK, total - BLOCK), (total - BLOCK, total)):
+        for start, stop in (
+            (0, total - 2 * BLOCK),
+            (total - 2 * BLOCK, total - BLOCK),
+            (total - BLOCK, total),
+        ):
             positions = jnp.maximum(slots[None, start:stop] - pad, 0)
-            y, cache = bound(x[:, start:stop], positions, mask[:, start:stop, :stop], cache, jnp.int32(start))
+            y, cache = bound(
+                x[:, start:stop], positions, mask[:, start:stop, :stop], cache, jnp.int32(start)
+            )
             parts.append(y)
         alone, _ = bound(x[:1], slots[None], unpadded[0][None])
         return jnp.concatenate(parts, axis=1), alone
@@ -94,10 +106,14 @@ def test_positions_count_by_their_distance(toy):
     assert np.max(np.abs(run(2 * positions) - toy.hidden)) > 0.01
 
 
-@pytest.mark.parametrize(("residual", "dtype"), [("float32", jnp.float32), ("compute", jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("residual", "dtype"), [("float32", jnp.float32), ("compute", jnp.bfloat16)]
+)
 def test_bfloat16(toy, residual, dtype):
     model = Qwen3(dataclasses.replace(CONFIG, residual_dtype=residual), dtype=jnp.bfloat16)
-    hidden, logits = jax.jit(lambda p: model.apply({"params": p}, toy.tokens, method=forward))(toy.params)
+    hidden, logits = jax.jit(lambda p: model.apply({"params": p}, toy.tokens, method=forward))(
+        toy.params
+    )
     assert (hidden.dtype, logits.dtype) == (dtype, jnp.bfloat16)
     assert_close(hidden.astype(jnp.float32), toy.hidden, 0.05)
 
@@ -109,11 +125,17 @@ def test_a_float32_residual_stream_is_nearer_to_float32(toy):
 
     def hidden(residual, dtype):
         model = Qwen3(dataclasses.replace(config, residual_dtype=residual), scan=True, dtype=dtype)
-        return np.asarray(jax.jit(lambda p: model.apply({"params": p}, toy.tokens, method=forward)[0])(params), np.float64)
+        return np.asarray(
+            jax.jit(lambda p: model.apply({"params": p}, toy.tokens, method=forward)[0])(params),
+            np.float64,
+        )
 
     exact = hidden("float32", jnp.float32)
     np.testing.assert_array_equal(hidden("compute", jnp.float32), exact)
-    wide, narrow = (np.linalg.norm(hidden(residual, jnp.bfloat16) - exact) for residual in ("float32", "compute"))
+    wide, narrow = (
+        np.linalg.norm(hidden(residual, jnp.bfloat16) - exact)
+        for residual in ("float32", "compute")
+    )
     assert wide < 0.8 * narrow
 
 

@@ -1,0 +1,303 @@
+"""The web page: what its fields mean, and what its gallery shows while they are drawn."""
+
+import dataclasses
+import logging
+import math
+import os
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitdance_jax import ClassConditionalPipeline, TextToImage
+from bitdance_jax.app.background import in_thread
+from bitdance_jax.errors import UserError
+from bitdance_jax.io.images import save_png
+from bitdance_jax.pipelines.partial import Partial
+from bitdance_jax.pipelines.text_to_image import parse_size
+
+
+ABOUT = "Draws pictures as BitDance does: patch after patch, each in a few steps of a diffusion over bits. They appear while they are drawn."
+"""What the page is."""
+
+PREVIEWS = 16
+"""How often the partly drawn pictures are shown, about."""
+
+MAX_PICTURES = 64
+"""Drawn at a time; they are one batch."""
+
+SIZES = ("1024x1024", "1280x768", "768x1280", "512x512", "2048x512", "512x2048")
+"""Proposed for text-to-image models; others can be typed."""
+
+PROMPTS = (
+    "a red fox in fresh snow, watercolour",
+    "a lighthouse on a cliff at dusk, long exposure",
+    "一只橘猫在窗台上看雨",
+)
+"""Proposed likewise."""
+
+STYLE = """
+#pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(10rem, 30%), 1fr)) !important}
+#pictures .thumbnail-item {display: flex; flex-direction: column; aspect-ratio: auto; height: auto}
+#pictures .thumbnail-item img {min-height: 0}
+#pictures .caption-label {position: static; align-self: stretch; max-width: none; border: 0; text-align: center}
+"""
+"""Of the page: as many pictures side by side as the screen has room for, and captions below them."""
+
+
+class Wish(NamedTuple):
+    """What the page's fields hold.
+
+    Attributes:
+      subject: the prompt, or the numbers of the classes.
+      size: WIDTHxHEIGHT; of a class-conditional model its own.
+      pictures: of the prompt, or of each class.
+      seed, steps, guidance: as in `SamplerConfig`.
+    """
+
+    subject: str | Sequence[int]
+    size: str
+    pictures: int
+    seed: int
+    steps: int
+    guidance: float
+
+
+Drawer = ClassConditionalPipeline | TextToImage
+
+
+def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
+    """The pictures of a wish while they are drawn.
+
+    Raises:
+      UserError: something that the model cannot draw.
+    """
+    for name, value in wish._asdict().items():
+        if value is None:  # so Gradio gives an emptied field
+            raise UserError(f"{name} is empty; fill it in")
+    total = len(captions(model, wish))
+    if total > MAX_PICTURES:
+        raise UserError(f"{total} pictures are too many at a time; {MAX_PICTURES} are the most")
+    sampler = dataclasses.replace(
+        model.sampler, head_steps=wish.steps, guidance_scale=float(wish.guidance)
+    )
+    if isinstance(model, TextToImage):
+        size, prompt, count = parse_size(wish.size), str(wish.subject), wish.pictures
+        every = max(1, math.prod(size) // model.config.size_multiple**2 // PREVIEWS)
+        return model.generate_steps(
+            prompt, every=every, size=size, images_per_prompt=count, seed=wish.seed, sampler=sampler
+        )
+    if not wish.subject:
+        raise UserError("choose at least one class")
+    labels = np.repeat(np.asarray(wish.subject, np.int32), wish.pictures).tolist()
+    return model.sample_steps(
+        labels, wish.seed, every=max(1, model.config.num_steps // PREVIEWS), sampler=sampler
+    )
+
+
+def captions(model: Drawer, wish: Wish) -> list[str | None]:
+    """What is written below each picture: its class."""
+    if isinstance(model, TextToImage):
+        return [None] * wish.pictures
+    return [model.class_names[int(label)] for label in wish.subject for _ in range(wish.pictures)]
+
+
+def make_page(gradio: Any, model: Drawer, name: str) -> Any:
+    """The page, a `gradio.Blocks`, that draws with a model."""
+    turn = threading.Lock()  # two drawings at a time would need the memory of two
+
+    def grow(wish: Wish) -> Generator[tuple[Any, str], None, None]:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.monotonic()
+            for drawn, patches, pictures in draw(model, wish):
+                last = drawn == patches
+                shown = list(
+                    zip(
+                        _save(folder, wish.seed, pictures) if last else pictures,
+                        captions(model, wish),
+                        strict=True,
+                    )
+                )
+                status = f"{'done' if last else 'drawing'}: {drawn} of {patches} patches, {time.monotonic() - start:.1f} s"
+                # At first a single picture is opened, which makes it as large as the gallery; later that is up to the visitor.
+                yield (
+                    gradio.Gallery(shown, selected_index=0 if len(shown) == 1 else None)
+                    if drawn == 1
+                    else shown,
+                    status,
+                )
+
+    async def on_draw(*fields: Any) -> AsyncIterator[tuple[Any, str]]:
+        """What the gallery and the line above it show."""
+        yield (
+            gradio.skip(),
+            "starting; the first pictures of a kind wait until the model is compiled",
+        )
+        try:
+            async for shown in in_thread(lambda: grow(Wish(*fields)), turn):
+                yield shown
+        except Exception as error:
+            complaint = str(error)
+            if not isinstance(
+                error, UserError
+            ):  # one of XLA, say, whose memory is full: the next drawing may be a smaller one
+                logging.exception("a drawing failed")
+                complaint = type(error).__name__ + ": " + complaint.partition("\n")[0]
+            gradio.Warning(complaint)
+            yield gradio.skip(), complaint
+
+    with gradio.Blocks(
+        title=f"BitDance: {name}", analytics_enabled=False, delete_cache=(3600, 3600)
+    ) as page:
+        gradio.Markdown(f"## BitDance: {name}\n{ABOUT}")
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=300):
+                inputs = _inputs(gradio, model)
+            with gradio.Column(scale=2):
+                with gradio.Row():
+                    start = gradio.Button(
+                        "Draw", variant="primary", scale=2, min_width=100, elem_id="draw"
+                    )
+                    stop = gradio.Button(
+                        "Stop", variant="stop", scale=1, min_width=100, elem_id="stop"
+                    )
+                status = gradio.Textbox(
+                    show_label=False, interactive=False, container=False, elem_id="status"
+                )
+                pictures = gradio.Gallery(
+                    show_label=False,
+                    height=720,
+                    object_fit="contain",
+                    format="jpeg" if isinstance(model, TextToImage) else "png",
+                    interactive=False,
+                    buttons=["download", "download_all", "fullscreen"],
+                    elem_id="pictures",
+                )
+        # One event for all visitors together: the queue starts a drawing when the one before has ended.
+        drawing = start.click(
+            on_draw,
+            inputs,
+            [pictures, status],
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=status,
+        )
+        stop.click(None, cancels=[drawing])
+        # After its last event, in the browser: nothing of the drawing can come later and take the word back.
+        drawing.then(
+            None, status, status, js="text => text.replace(/^(starting.*|drawing)/, 'stopped')"
+        )
+    return page
+
+
+def _save(folder: str, seed: int, pictures: np.ndarray) -> list[str]:
+    """PNG files, whose names a browser keeps when it saves them."""
+    paths = [
+        os.path.join(folder, f"seed-{seed}-{number:02d}.png") for number in range(len(pictures))
+    ]
+    for path, picture in zip(paths, pictures, strict=True):
+        save_png(path, picture)
+    return paths
+
+
+def _inputs(gradio: Any, model: Drawer) -> list[Any]:
+    """The fields of a `Wish`."""
+    if isinstance(model, TextToImage):
+        subject = gradio.Textbox(
+            label="Prompt",
+            info="What the pictures shall show, in words.",
+            lines=3,
+            placeholder=PROMPTS[0],
+            elem_id="subject",
+        )
+        gradio.Examples([[prompt] for prompt in PROMPTS], subject, label="Such as")
+        size = gradio.Dropdown(
+            SIZES,
+            value=SIZES[0],
+            allow_custom_value=True,
+            label="Size",
+            info="Width x height in pixels; others can be typed.",
+            elem_id="size",
+        )
+        count = gradio.Slider(
+            1,
+            16,
+            value=1,
+            step=1,
+            label="Pictures",
+            info="Of the prompt, drawn together.",
+            elem_id="count",
+        )
+    else:
+        names = [(name, label) for label, name in enumerate(model.class_names)]
+        chosen = list(range(min(9, len(names))))
+        subject = gradio.Dropdown(
+            names,
+            value=chosen,
+            multiselect=True,
+            max_choices=MAX_PICTURES,
+            label="Classes",
+            info="What the pictures shall show; type to search.",
+            elem_id="subject",
+        )
+        side = f"{model.config.image_size}x{model.config.image_size}"
+        size = gradio.Textbox(
+            side, label="Size", info="The model's own.", interactive=False, elem_id="size"
+        )
+        count = gradio.Slider(
+            1,
+            most_of_each(len(chosen)),
+            value=1,
+            step=1,
+            label="Pictures of each class",
+            info=f"All classes together at most {MAX_PICTURES}.",
+            elem_id="count",
+        )
+        subject.change(_limit(gradio), [subject, count], count, queue=False, show_progress="hidden")
+    seed = gradio.Number(
+        0,
+        precision=0,
+        label="Seed",
+        info="The same number draws the same pictures again.",
+        elem_id="seed",
+    )
+    gradio.Button("Another seed", size="sm", elem_id="another").click(
+        None, None, seed, js=f"() => Math.floor(Math.random() * {2**32})"
+    )
+    steps = gradio.Slider(
+        1,
+        200,
+        value=model.sampler.head_steps,
+        step=1,
+        label="Steps",
+        info="Of the diffusion that draws each patch: more are finer and slower.",
+        elem_id="steps",
+    )
+    guidance = gradio.Slider(
+        0,
+        20,
+        value=model.sampler.guidance_scale,
+        step=0.1,
+        label="Guidance",
+        info="More is closer to what is asked for, and less varied; 1 is none.",
+        elem_id="guidance",
+    )
+    return [subject, size, count, seed, steps, guidance]
+
+
+def most_of_each(classes: int) -> int:
+    """Pictures of each of so many classes that can be drawn at a time."""
+    return max(1, MAX_PICTURES // max(classes, 1))
+
+
+def _limit(gradio: Any) -> Callable[[list[int], int], Any]:
+    """Keeps the number of pictures to what can be drawn of the chosen classes."""
+
+    def limit(chosen: list[int], count: int) -> Any:
+        most = most_of_each(len(chosen))
+        return gradio.Slider(maximum=most, value=min(count, most))
+
+    return limit

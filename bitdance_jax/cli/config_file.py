@@ -1,0 +1,34 @@
+"""A config file: Python that says how to train, `get_config() -> TokenizerTraining | ClassConditionalTraining`."""
+
+import importlib.util
+
+from bitdance_jax.config.training import ClassConditionalTraining, TokenizerTraining, Training
+from bitdance_jax.errors import UserError
+from bitdance_jax.io import files, inputs
+
+
+def load_config(path: str) -> Training:
+    """What the file's `get_config()` returns; whatever is wrong with the file is a UserError."""
+    path = files.named(path)
+    try:
+        inputs.check_file(path)
+    except inputs.MissingFile as error:
+        raise UserError(
+            f"no config file {path}; the ones that come with the project are in configs/"
+        ) from error
+    spec = importlib.util.spec_from_file_location("training_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a script in place of a config
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, TokenizerTraining | ClassConditionalTraining):
+        raise UserError(
+            f"{path}: get_config() must return a TokenizerTraining or ClassConditionalTraining, got {type(config).__name__}"
+        )
+    return config

@@ -1,0 +1,191 @@
+"""Flax's linear layers and embeddings, whose weights are gathered where they are used (`sharding.gathered`).
+
+Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or
+turn each product into a ring of small ones; both cost TPUs several times the product (`python -m bitdance_jax.plan`).
+The kernels of Dense and DenseGeneral may be `quantize.Int8Kernel`.
+
+A weight's gradient is a product that sums over rows, on each device and then over the devices that have other rows. JAX would give it the
+type of the forward product; within `gradient_sums(jnp.float32)` the layers sum it in float32.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array
+
+from bitdance_jax.distributed import sharding
+from bitdance_jax.nn.quantize import Int8Kernel
+
+
+gradient_sums: Any = jax.make_user_context(default_value=None)
+"""A context: the type in which gradients of kernels and biases are summed; None: the compute type. Only reverse mode knows it."""
+
+
+class _Gathered:
+    def param(self, name: str, *arguments: Any, **keywords: Any) -> Any:
+        array = super().param(name, *arguments, **keywords)  # type: ignore[misc]
+        if name not in ("kernel", "embedding"):
+            return array
+        path = "/".join((*self.path, name))  # type: ignore[attr-defined]
+        if isinstance(array, Int8Kernel):
+            return jax.tree.map(lambda part: sharding.gathered(part, path, part.dtype), array)
+        sums = gradient_sums.value if name == "kernel" else None
+        return sharding.gathered(array, path, self.dtype or array.dtype, sums)  # type: ignore[attr-defined]
+
+
+class _Linear(_Gathered):
+    def __call__(self, inputs: Array) -> Array:
+        return super().__call__(inputs).astype(self.dtype)  # type: ignore[misc, attr-defined]
+
+
+def _promote(
+    inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, dtype: Any
+) -> tuple[Any, Any, Any]:
+    if gradient_sums.value is not None:
+        # A bias that is added in the sums' type has its gradient summed in it.
+        return inputs.astype(dtype), kernel, bias
+    if not isinstance(kernel, Int8Kernel):
+        return tuple(promote_dtype(inputs, kernel, bias, dtype=dtype))
+    inputs, bias = promote_dtype(inputs, bias, dtype=dtype)
+    return inputs, kernel, bias
+
+
+def _product(
+    inputs: Array, kernel: Array | Int8Kernel, dimensions: Any, precision: Any = None
+) -> Array:
+    if not isinstance(kernel, Int8Kernel):
+        product = functools.partial(
+            jax.lax.dot_general, dimension_numbers=dimensions, precision=precision
+        )
+        return _apply(product, functools.partial(_dot_gradient, dtype=kernel.dtype), inputs, kernel)
+    # The barrier keeps the compiler from converting weights before they are needed, all of a model's at once.
+    inputs, weights = jax.lax.optimization_barrier((inputs, kernel.int8))
+    # In the compute type, in which devices that each hold a part of the sum exchange it.
+    y = jax.lax.dot_general(inputs, weights.astype(inputs.dtype), dimensions, precision)
+    return (y * kernel.scale[0]).astype(inputs.dtype)
+
+
+def _convolution(
+    inputs: Array, kernel: Array, strides: Any, padding: Any, **keywords: Any
+) -> Array:
+    size = kernel.shape[:2]
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(inputs.shape[1:3], size, strides, padding)
+    product = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **keywords
+    )
+    gradient = functools.partial(
+        _convolution_gradient, size=size, strides=strides, padding=padding, dtype=kernel.dtype
+    )
+    return _apply(product, gradient, inputs, kernel)
+
+
+_Product = Callable[[Array, Array], Array]
+
+
+def _apply(product: _Product, gradient: _Product, inputs: Array, kernel: Array) -> Array:
+    """A product of inputs with a kernel of the same type or a wider one, and in this its gradient (of inputs and a gradient)."""
+    return (
+        product(inputs, kernel)
+        if inputs.dtype == kernel.dtype
+        else _summed_widely(product, gradient, inputs, kernel)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed_widely(product: _Product, gradient: _Product, inputs: Array, kernel: Array) -> Array:
+    return product(inputs, kernel.astype(inputs.dtype))
+
+
+def _forward(
+    product: _Product, gradient: _Product, inputs: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    weights = kernel.astype(inputs.dtype)
+    return product(inputs, weights), (inputs, weights)
+
+
+def _backward(
+    product: _Product, gradient: _Product, saved: tuple[Array, Array], y: Array
+) -> tuple[Array, Array]:
+    inputs, weights = saved
+    _, pull = jax.vjp(lambda inputs: product(inputs, weights), inputs)
+    return pull(y)[0], gradient(inputs, y)
+
+
+_summed_widely.defvjp(_forward, _backward)
+
+
+def _dot_gradient(inputs: Array, y: Array, dtype: Any) -> Array:
+    """Of the kernel [C, ...] of a product over the inputs' last axis."""
+    rows = tuple(range(inputs.ndim - 1))
+    product = functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=((rows, rows), ((), ())),
+        preferred_element_type=dtype,
+    )
+    return _wider(product, inputs, y, dtype)
+
+
+def _convolution_gradient(
+    inputs: Array,
+    y: Array,
+    *,
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: Sequence[tuple[int, int]],
+    dtype: Any,
+) -> Array:
+    """Of the kernel [h, w, in, out]: at each of its offsets the product over all positions, a convolution of the inputs with `y`."""
+    pads = []
+    for k, stride, (low, _), length, count in zip(
+        size, strides, padding, inputs.shape[1:3], y.shape[1:3], strict=True
+    ):
+        pads.append((low, k + (count - 1) * stride - length - low))
+    product = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=pads,
+        rhs_dilation=strides,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=dtype,
+    )
+    return _wider(product, inputs, y, dtype)
+
+
+def _wider(product: _Product, inputs: Array, y: Array, dtype: Any) -> Array:
+    """A product whose result is wider than what it takes; not every one of those is known to the compiler for CPUs."""
+    return jax.lax.platform_dependent(
+        inputs,
+        y,
+        cpu=lambda inputs, y: product(inputs.astype(dtype), y.astype(dtype)),
+        default=product,
+    )
+
+
+class Dense(_Linear, nn.Dense):
+    """flax.linen.Dense."""
+
+    promote_dtype: Any = _promote
+    dot_general: Any = _product
+
+
+class DenseGeneral(_Linear, nn.DenseGeneral):
+    """flax.linen.DenseGeneral."""
+
+    promote_dtype: Any = _promote
+    dot_general: Any = _product
+
+
+class Conv(_Linear, nn.Conv):
+    """flax.linen.Conv."""
+
+    promote_dtype: Any = _promote
+    conv_general_dilated: Any = _convolution
+
+
+class Embed(_Gathered, nn.Embed):
+    """flax.linen.Embed."""

@@ -1,0 +1,181 @@
+"""Whether a text-to-image model fits the devices, estimated before anything is read or compiled, and what would fit if it does not."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import AbstractMesh
+
+from bitdance_jax.config import SamplerConfig, TextToImageConfig
+from bitdance_jax.distributed import sharding
+from bitdance_jax.errors import UserError
+from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.models import text_to_image as model
+from bitdance_jax.nn.quantize import QUANTIZED
+from bitdance_jax.perf.hardware import device_memory
+from bitdance_jax.pipelines.class_conditional import chunk_size
+from bitdance_jax.sampling.guidance import rows_of_image
+from bitdance_jax.sampling.solvers import make_solver
+from bitdance_jax.tokenizer import autoencoder, strips
+
+
+WHOLE = 3
+"""Pictures of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
+
+IN_STRIPS = 2.25
+"""The same where it works in strips, in the compute type: two, and what the compiler for TPUs leaves between them."""
+
+IN_STRIPS_CUT = 3
+"""The same where devices have some rows each: that compiler then turns a picture round to send its edges."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What decides how much memory sampling takes.
+
+    Attributes:
+      config: sizes.
+      weights: the type that they are kept in, or "int8".
+      dtype: compute type.
+      mesh: sizes of the axes: data, fsdp, tensor.
+      size: height and width in pixels.
+      images: drawn at a time.
+      sampler: its guidance and steps.
+    """
+
+    config: TextToImageConfig
+    weights: str
+    dtype: str
+    mesh: tuple[int, ...]
+    size: tuple[int, int]
+    images: int
+    sampler: SamplerConfig
+
+
+def check(setting: Setting, device: Any) -> None:
+    """Raises a UserError that says what would fit, if `needed` is more than such a device (a jax.Device) has."""
+    available = device_memory(device)
+    if available is None or sum(needed(setting)) <= available:
+        return
+    weights, held, pictures = map(_gib, needed(setting))
+    fit = [
+        f"{name} ({_gib(sum(needed(other)))})"
+        for name, other in _others(setting)
+        if sum(needed(other)) <= available
+    ]
+    hint = (
+        f"what fits: {', or '.join(fit[:3])}"
+        if fit
+        else "take more devices, or larger ones, and cut the model over them by --mesh.tensor"
+    )
+    raise UserError(
+        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, drawing {held}, decoder {pictures}), and "
+        f"{device.device_kind} has {_gib(available)}; {hint}"
+    )
+
+
+def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """Settings that need less, in the order in which to try them."""
+    height, width = setting.size
+    small = dataclasses.replace(setting, weights="int8")
+    yield "--weights int8", small
+    if setting.images > 1:
+        yield "--batch-size 1", dataclasses.replace(setting, images=1)
+        yield "--weights int8 --batch-size 1", dataclasses.replace(small, images=1)
+    for devices in (2, 4, 8):
+        if devices > math.prod(setting.mesh):
+            yield (
+                f"--mesh.tensor {devices} on {devices} such devices",
+                dataclasses.replace(setting, mesh=(1, 1, devices)),
+            )
+    if height and width:
+        yield (
+            f"pictures of {width // 2}x{height // 2}",
+            dataclasses.replace(setting, size=(height // 2, width // 2)),
+        )
+
+
+def needed(setting: Setting) -> tuple[float, float, float]:
+    """Bytes on each device: weights, what drawing patches holds (cache, attention, modulation of the head), activations of the decoder."""
+    config, mesh, bytes_each = (
+        setting.config,
+        AbstractMesh(setting.mesh, sharding.AXES),
+        jnp.dtype(setting.dtype).itemsize,
+    )
+    text, (height, width), tensor = config.text, setting.size, setting.mesh[-1]
+    slots = model.PREFIX_LENGTHS[0] + height * width // config.tokenizer.downsampling**2
+    cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
+    scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
+    rows = setting.images * rows_of_image(setting.sampler)
+    parts = math.gcd(sharding.batch_parts(mesh), rows)
+    held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _modulation(
+        setting, rows
+    ) / (parts * tensor)
+    return _weights(setting, mesh), held, _activations(setting, mesh) if height * width else 0.0
+
+
+def _modulation(setting: Setting, rows: int) -> float:
+    """As it comes out of its products, and taken apart."""
+    config = setting.config
+    evaluations = make_solver(setting.sampler, config.head.time_shift).num_evaluations
+    tokens, vectors = rows * config.tokens_per_step, 6 * config.head.num_groups + 2
+    at_once = evaluations if head.modulated_at_once(tokens, evaluations, config.head.width) else 1
+    return 2.0 * at_once * tokens * vectors * config.head.width * jnp.dtype(setting.dtype).itemsize
+
+
+def _activations(setting: Setting, mesh: AbstractMesh) -> float:
+    tokenizer, (height, width) = setting.config.tokenizer, setting.size
+    count = min(chunk_size(height, width), setting.images)
+    tokens = (
+        count,
+        height // tokenizer.downsampling,
+        width // tokenizer.downsampling,
+        tokenizer.bits,
+    )
+    cut = mesh.size > 1 and tokens[1] % mesh.size == 0
+    values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)
+    if (
+        strips.choose(tokens, tokenizer.downsampling, sharding.AXES if cut else ())
+        == strips.Whole()
+    ):
+        return WHOLE * 4 * values
+    # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
+    return (IN_STRIPS_CUT if cut else IN_STRIPS) * jnp.dtype(
+        setting.dtype
+    ).itemsize * values + 4 * min(strips.STRIP_BYTES, 4 * values)
+
+
+def _weights(setting: Setting, mesh: AbstractMesh) -> float:
+    kept = jnp.dtype(setting.dtype if setting.weights == "int8" else setting.weights).itemsize
+    shapes, decoder = _shapes(setting.config)
+    total = float(kept * decoder)
+    for name, shape in shapes.items():
+        parts = math.prod(
+            sharding.num_parts(mesh, axes) for axes in sharding.parameter_spec(mesh, name, shape)
+        )
+        total += (
+            math.prod(shape)
+            / parts
+            * (1 if setting.weights == "int8" and QUANTIZED.search(name) else kept)
+        )
+    return total
+
+
+@functools.cache
+def _shapes(config: TextToImageConfig) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Of all that sampling reads but the decoder, and the size of that, which every device has whole."""
+    decoder = jax.tree.leaves(autoencoder.abstract_params(config.tokenizer)["decoder"])
+    leaves = traverse_util.flatten_dict(model.abstract_params(config), sep="/")
+    shapes = {
+        name: leaf.shape for name, leaf in leaves.items() if not name.startswith("text/lm_head")
+    }
+    return shapes, sum(leaf.size for leaf in decoder)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,59 @@
+"""Bits instead of pictures in a training run: how the model gets them, and the run's own tokens, made once and kept in its folder."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.token_writer import describe, prepare, tokenize
+from bitdance_jax.data.tokens import MANIFEST, Manifest, TokensSource, Versions
+from bitdance_jax.distributed import hosts
+from bitdance_jax.errors import UserError
+from bitdance_jax.io.files import only_writer, remove_leftovers
+from bitdance_jax.pipelines.class_conditional import Tokenizer
+
+
+def unpack(packed: UInt8[Array, "B h w bytes"], bits: int) -> Float[Array, "B h w K"]:
+    """Codes of packed bits (`data.tokens`), float32 in {-1, 1}."""
+    places = jnp.unpackbits(packed, axis=-1)[..., :bits]
+    return jnp.where(places > 0, 1.0, -1.0)
+
+
+def cached_latents(
+    folder: Path, source: PictureSource, tokenizer: Tokenizer, image_size: int, flips: bool
+) -> TokensSource:
+    """Tokens of every picture's centre crop, and with `flips` of its mirror image as well, read from `folder` or made and kept there.
+
+    Tokens that another tokenizer, size or source made are made again. Several processes share the folder and the work.
+
+    Raises:
+      UserError: the folder cannot be written to, or another job is doing so.
+    """
+    manifest = describe(
+        source,
+        tokenizer.config,
+        tokenizer.params,
+        image_size=image_size,
+        versions=Versions(flips=flips),
+    )
+
+    def begin() -> None:
+        remove_leftovers(folder, below=False)
+        if (folder / MANIFEST).exists() and not _same(folder, manifest):
+            for path in (folder / MANIFEST, *folder.glob("tokens-*.array_record")):
+                path.unlink()
+        prepare(folder, manifest)
+
+    with hosts.entered_by_first(only_writer(folder, is_folder=True)):
+        hosts.on_first(begin)
+        tokenize(source, tokenizer.params, folder, manifest)
+        hosts.all_agree(True)  # Waits for the others' shards.
+    return TokensSource(folder)
+
+
+def _same(folder: Path, manifest: Manifest) -> bool:
+    try:
+        return Manifest.read(folder) == manifest
+    except UserError:
+        return False

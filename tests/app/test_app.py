@@ -1,0 +1,383 @@
+"""The web page: what it draws for a wish, its warnings, and the page itself in a browser where there is one."""
+
+import asyncio
+import contextlib
+import dataclasses
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+from PIL import Image
+
+from bitdance_jax import UserError, app, toy_text_to_image
+from bitdance_jax.app import page as page_module
+from bitdance_jax.app.page import Wish, draw
+
+
+WISH = Wish(subject=[0, 3], size="16x16", pictures=2, seed=5, steps=3, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    tiny_models.save_model(root / "classes")
+    tiny_models.save_tokenizer(root / "tokenizer")
+    toy_text_to_image.save(root / "prompts", tiny_models.TEXT_TO_IMAGE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def classes(folders):
+    return app.load_drawer(app.Arguments(str(folders / "classes")))
+
+
+@pytest.fixture(scope="module")
+def prompts(folders):
+    return app.load_drawer(app.Arguments(str(folders / "prompts")))
+
+
+def test_classes(classes):
+    *previews, last = draw(classes, WISH)
+    assert [partial.drawn for partial in previews] == list(range(1, 16)) and last.drawn == 16
+    sampler = dataclasses.replace(classes.sampler, head_steps=3, guidance_scale=2.0)
+    *_, expected = classes.sample_steps([0, 0, 3, 3], 5, every=1, sampler=sampler)
+    np.testing.assert_array_equal(last.pictures, expected.pictures)
+
+
+def test_prompt(prompts):
+    *previews, last = draw(prompts, WISH._replace(subject="a cat", size="12x8"))
+    assert previews and last.drawn == last.patches == 6
+    sampler = dataclasses.replace(prompts.sampler, head_steps=3, guidance_scale=2.0)
+    *_, expected = prompts.generate_steps(
+        "a cat", every=5, size="12x8", images_per_prompt=2, seed=5, sampler=sampler
+    )
+    np.testing.assert_array_equal(last.pictures, expected.pictures)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"subject": []}, "choose at least one class"),
+        ({"seed": None}, "seed is empty"),
+        ({"seed": -1}, "seed must be between"),
+        ({"steps": 0}, "head_steps must be positive"),
+        ({"pictures": 33}, "66 pictures are too many"),
+    ],
+)
+def test_bad_wishes_for_classes(classes, change, message):
+    with pytest.raises(UserError, match=message):
+        next(draw(classes, WISH._replace(**change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"subject": " "}, "prompt"),
+        ({"size": "12"}, "WIDTHxHEIGHT"),
+        ({"size": "13x8"}, "13"),
+        ({"size": None}, "size is empty"),
+    ],
+)
+def test_bad_wishes_for_prompts(prompts, change, message):
+    with pytest.raises(UserError, match=message):
+        next(draw(prompts, WISH._replace(subject="a cat", size="12x8")._replace(**change)))
+
+
+def test_models_that_the_page_cannot_show(folders):
+    with pytest.raises(UserError, match="is a tokenizer"):
+        app.load_drawer(app.Arguments(str(folders / "tokenizer")))
+    with pytest.raises(UserError, match="--weights belongs to text-to-image"):
+        app.load_drawer(app.Arguments(str(folders / "classes"), weights="int8"))
+
+
+def test_an_address_where_nothing_can_be_served():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        addresses = [
+            ("127.0.0.1", taken.getsockname()[1]),
+            ("", 7860),
+            ("192.0.2.1", 7860),
+            ("a" * 70 + ".b", 7860),
+        ]
+        for host, port in addresses:
+            with pytest.raises(
+                UserError, match=r"^cannot serve at .*; give another --host or --port$"
+            ):
+                app.check_address(host, port)
+
+
+def test_without_gradio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r'pip install "bitdance_jax\[app\]"'):
+        app.import_gradio()
+
+
+@pytest.fixture
+def drawing_page(request, kind):
+    """A page's function that draws, its good fields, and the pop-ups that it shows."""
+    gradio = pytest.importorskip("gradio")
+    events = page_module.make_page(gradio, request.getfixturevalue(kind), kind).fns.values()
+    (drawing,) = (event for event in events if event.concurrency_limit == 1)
+    assert any(drawing._id in event.cancels for event in events)
+    warnings = []
+    request.getfixturevalue("monkeypatch").setattr(gradio, "Warning", warnings.append)
+    return (
+        drawing.fn,
+        WISH if kind == "classes" else WISH._replace(subject="a cat", size="12x8"),
+        warnings,
+    )
+
+
+def whole(drawing):
+    async def collect():
+        return [shown async for shown in drawing]
+
+    return asyncio.run(collect())
+
+
+@pytest.mark.parametrize("kind", ["classes", "prompts"])
+def test_gallery_and_warnings(drawing_page, kind):
+    on_draw, good, warnings = drawing_page
+    (_, started), *partly, (pictures, status) = whole(on_draw(*good))
+    assert (
+        started.startswith("starting")
+        and partly
+        and all(text.startswith("drawing: ") for _, text in partly)
+    )
+    assert re.fullmatch(r"done: (16 of 16|6 of 6) patches, \d+\.\d s", status)
+    assert [caption for _, caption in pictures] == (
+        ["0", "0", "3", "3"] if kind == "classes" else [None, None]
+    )
+    assert [os.path.basename(file) for file, _ in pictures][:2] == [
+        "seed-5-00.png",
+        "seed-5-01.png",
+    ]
+    *_, (_, status) = whole(on_draw(*good._replace(seed=None)))
+    assert [status] == warnings == ["seed is empty; fill it in"]
+
+
+@pytest.mark.parametrize("kind", ["classes"])
+def test_another_drawing_after_one_that_was_stopped_or_failed(drawing_page, monkeypatch):
+    on_draw, good, warnings = drawing_page
+
+    async def stop_one_while_another_waits():
+        stopped, waiting = on_draw(*good), on_draw(*good)
+        assert [(await anext(drawing))[1][:8] for drawing in (stopped, waiting, stopped)] == [
+            "starting",
+            "starting",
+            "drawing:",
+        ]
+        first = asyncio.ensure_future(anext(waiting))
+        assert not (await asyncio.wait([first], timeout=0.5))[
+            0
+        ]  # two at a time would need the memory of two
+        await stopped.aclose()
+        assert (await first)[1].startswith("drawing: 1 of 16")
+        await waiting.aclose()
+
+    asyncio.run(stop_one_while_another_waits())
+    with monkeypatch.context() as patch:
+        patch.setattr(page_module, "draw", lambda *_: jnp.zeros(2**50, jnp.int8))
+        *_, (_, status) = whole(on_draw(*good))
+    assert [status] == warnings and status.startswith(
+        "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    )
+    *_, (_, status) = whole(on_draw(*good))
+    assert status.startswith("done")
+
+
+def test_no_more_can_be_chosen_than_is_drawn(classes):
+    gradio = pytest.importorskip("gradio")
+    (limit,) = [
+        event.fn
+        for event in page_module.make_page(gradio, classes, "").fns.values()
+        if event.concurrency_limit != 1 and event.fn
+    ]
+    assert {n: page_module.most_of_each(n) for n in (0, 1, 9, 64)} == {0: 64, 1: 64, 9: 7, 64: 1}
+    slider = limit(list(range(9)), 16)
+    assert (slider.maximum, slider.value) == (7, 7)
+    assert limit([0], 7).value == 7
+
+
+def test_server(classes, monkeypatch):
+    """Its first requests are Gradio's own; behind a proxy they reach it as well."""
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    blocks = page_module.make_page(gradio, classes, "")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        app.start_server(blocks, app.Arguments(port=port, names=("pictures.example.com",)))
+    try:
+        assert said.getvalue() == f"the page is at http://127.0.0.1:{port}/ until Ctrl-C\n"
+
+        def status(method: str, path: str, body: bytes = b"", **headers: str) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request(
+                method,
+                path,
+                body,
+                {name.replace("_", "-"): value for name, value in headers.items()},
+            )
+            return connection.getresponse().status
+
+        assert (
+            status("GET", "/config") == status("GET", "/config", Host="pictures.example.com") == 200
+        )
+        assert status("GET", "/config", Host=f"elsewhere.example.com:{port}") == 403
+        cancel = json.dumps({"session_hash": "a", "fn_index": 0, "event_id": "b"}).encode()
+        assert status("POST", "/gradio_api/cancel", cancel, Content_Type="application/json") == 200
+        elsewhere = {"Content_Type": "application/json", "Origin": "http://elsewhere.example.com"}
+        assert status("POST", "/gradio_api/cancel", cancel, **elsewhere) == 403
+        form = b"--a\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n0\r\n--a--\r\n"
+        assert (
+            status(
+                "POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=a"
+            )
+            == 415
+        )
+    finally:
+        blocks.close()
+
+
+class Page:
+    """A server's page in a browser."""
+
+    def __init__(self, sync_api, page, address):
+        self.expect, self.page, self.address, self.elsewhere = sync_api.expect, page, address, []
+        page.set_default_timeout(60_000)
+        page.on("request", self._note)
+        for _ in range(240):
+            try:
+                page.goto(address)
+                break
+            except sync_api.Error:  # it is still starting
+                page.wait_for_timeout(500)
+        self.pictures = page.locator("#pictures .grid-container img")
+
+    def _note(self, request):
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def fill(self, **fields):
+        for name, value in fields.items():
+            self.page.locator(f"#{name} textarea, #{name} input").first.fill(value)
+
+    def press(self, button):
+        self.page.locator(f"#{button}").click()
+
+    def wait_for_status(self, pattern):
+        """Minutes: the model may have to be compiled, on a machine with other work."""
+        self.expect(self.page.locator("#status textarea, #status input")).to_have_value(
+            re.compile(pattern), timeout=400_000
+        )
+
+    def wait_for_warning(self, text):
+        self.expect(self.page.get_by_text(text).last).to_be_visible()
+        self.wait_for_status(text)
+
+
+@pytest.fixture
+def open_page(folders, tmp_path):
+    """Serves a model and opens its page."""
+    pytest.importorskip("gradio")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium")
+    with contextlib.ExitStack() as stack:
+
+        def open_page(kind):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [
+                sys.executable,
+                "-m",
+                "bitdance_jax.app",
+                "--checkpoint",
+                str(folders / kind),
+                "--port",
+                str(port),
+            ]
+            log = stack.enter_context((tmp_path / "log").open("wb"))
+            environment = os.environ | {
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "http_proxy": "http://127.0.0.1:9",
+            }
+            server = stack.enter_context(
+                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            )
+            stack.callback(server.terminate)
+            browser = stack.enter_context(sync_api.sync_playwright()).chromium.launch(
+                executable_path=chromium, args=["--no-sandbox"]
+            )
+            stack.callback(browser.close)
+            return Page(sync_api, browser.new_page(), f"http://127.0.0.1:{port}")
+
+        yield open_page
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_classes_in_a_browser(open_page, tmp_path):
+    page = open_page("classes")
+    page.fill(steps="200", count="7")  # long enough to be stopped
+    page.press("draw")
+    page.wait_for_status("^drawing: ")
+    page.expect(page.pictures).to_have_count(63)
+    page.press("stop")
+    page.wait_for_status("^stopped: ")
+    page.fill(steps="2", count="1")
+    page.press("draw")
+    page.wait_for_status("^done: 16 of 16 patches")
+    page.expect(page.pictures).to_have_count(9)
+    page.fill(seed="")
+    page.press("draw")
+    page.wait_for_warning("seed is empty; fill it in")
+    page.expect(page.pictures).to_have_count(9)
+    page.pictures.nth(2).click()
+    with page.page.expect_download() as download:
+        page.page.get_by_label("Download", exact=True).click()
+    assert download.value.suggested_filename == "seed-0-02.png"
+    download.value.save_as(tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (16, 16)
+    page.press("another")
+    page.expect(page.page.locator("#seed input")).to_have_value(re.compile(r"^\d+$"))
+    assert not page.elsewhere
+
+
+@pytest.mark.slow
+def test_prompts_in_a_browser(open_page):
+    page = open_page("prompts")
+    page.fill(size="128x128")
+    page.press("draw")
+    page.wait_for_warning("a prompt is empty; write what the image shall show")
+    page.fill(subject="a cat", size="13x8")
+    page.press("draw")
+    page.wait_for_warning("multiples of 4 up to 128 pixels, got 13x8")
+    page.fill(size="128x128", steps="200", count="4")  # long enough to be stopped
+    page.press("draw")
+    page.wait_for_status("^drawing: ")
+    page.press("stop")
+    page.wait_for_status("^stopped: ")
+    page.page.get_by_text(page_module.PROMPTS[-1]).click()
+    page.expect(page.page.locator("#subject textarea")).to_have_value(page_module.PROMPTS[-1])
+    page.fill(size="16x12", steps="2", count="3")
+    page.press("draw")
+    page.wait_for_status("^done: 12 of 12 patches")
+    page.expect(page.pictures).to_have_count(3)
+    assert not page.elsewhere

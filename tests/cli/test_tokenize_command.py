@@ -1,0 +1,118 @@
+"""python -m bitdance_jax.data.tokenize, as a user runs it."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_models
+
+from bitdance_jax.data import tokenize
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.tokens import TokensSource, check_tokens
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.errors import UserError
+from bitdance_jax.io.files import only_writer, replacing
+from bitdance_jax.pipelines.class_conditional import Tokenizer
+
+
+def test_the_emoji_on_four_devices(tmp_path):
+    folder = tiny_models.save_tokenizer(tmp_path / "tokenizer")
+    command = [
+        sys.executable,
+        "-m",
+        "bitdance_jax.data.tokenize",
+        "--tokenizer",
+        str(folder),
+        "--image-size",
+        "16",
+        "--flips",
+    ]
+    command += ["--out", str(tmp_path / "tokens"), "--batch-size", "15"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "tokens of 1,906 pictures, 1,906 of them made by this process now, " in done.stdout
+        and "images/s on 4 devices" in done.stdout
+    )
+    source = TokensSource(tmp_path / "tokens")
+    assert len(source) == 1906 and source[1905].keys() == {"codes", "codes_flipped", "label"}
+    check_tokens(tmp_path / "tokens", tiny_models.TOKENIZER, tiny_models.tokenizer_params(), 16)
+
+    pictures = np.stack(
+        [centre_crop(image, 16) for image in EmojiSource("all").arrays["image"][-50:]]
+    )
+    expected = np.packbits(
+        Tokenizer(tiny_models.TOKENIZER, tiny_models.tokenizer_params()).encode(pictures) > 0,
+        axis=-1,
+    )
+    differing = np.unpackbits(
+        np.stack([source[index]["codes"] for index in range(1856, 1906)]) ^ expected
+    )
+    assert (
+        differing.mean() < 1e-3
+    )  # another split of the batch may round a value near 0 to the other side
+
+
+def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
+    folder = tmp_path / "tokens"
+    flags = [
+        "--tokenizer",
+        str(tiny_models.save_tokenizer(tmp_path / "tokenizer")),
+        "--image-size",
+        "16",
+        "--out",
+        str(folder),
+    ]
+    monkeypatch.setattr(sys, "argv", ["tokenize", *flags])
+    monkeypatch.setattr(
+        tokenize.hosts, "start", lambda config: False
+    )  # is before all other use of JAX
+    monkeypatch.setattr(
+        tokenize, "tokenize", lambda *arguments, **options: 0
+    )  # has tests of its own
+    with only_writer(folder, is_folder=True):
+        with pytest.raises(
+            UserError,
+            match=f"^another process is writing {folder}; wait for it, or give another folder$",
+        ):
+            tokenize.main()
+        assert not list(folder.glob("*.json"))
+        with replacing(folder / "x") as leftover:
+            leftover.touch()
+        (folder / "x").rename(leftover)  # as a kill leaves it
+    tokenize.main()
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--data.source", "folder"],
+            "data.source folder needs --data.path, a folder with one sub-folder a class",
+        ),
+        (
+            ["--data.source", "tokens", "--data.path", "x"],
+            "data.source tokens is tokens already; give the pictures",
+        ),
+        (
+            ["--data.path", "pictures"],
+            "--data.path pictures needs --data.source too: folder, imagenet_tar or tokens",
+        ),
+        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--crops", "-1"], "--crops must be between 0 and 1000, got -1"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, tmp_path, flags, message):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["tokenize", "--tokenizer", "absent", "--out", str(tmp_path / "tokens"), *flags],
+    )
+    with pytest.raises(UserError) as caught:
+        tokenize.main()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "tokens").exists()

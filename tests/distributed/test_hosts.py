@@ -1,0 +1,65 @@
+"""That a lone process is left in peace. Two that train together are in tests/train/test_multi_host.py."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bitdance_jax.distributed import hosts
+from bitdance_jax.errors import UserError
+
+
+VARIABLES = ("JAX_", "SLURM_", "OMPI_", "TPU_", "CUDA_VISIBLE_DEVICES")
+
+
+def python(code: str, **variables: str) -> subprocess.CompletedProcess:
+    """Runs it in a process in which JAX has not been used yet."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
+    environment = (
+        kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])} | variables
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0"}],
+    ids=["laptop", "srun"],
+)
+def test_a_lone_process_starts_nothing(variables):
+    code = "import jax; from bitdance_jax import hosts; assert not hosts.start(); assert not jax.distributed.is_initialized()"
+    result = python(code, **variables)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_alone_all_agree():
+    assert hosts.on_first(lambda: 7) == 7
+    assert hosts.all_agree(True) and not hosts.all_agree(False)
+    assert hosts.gather(jnp.arange(3)).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match=r"^no room$"), hosts.together():
+        raise UserError("no room")
+
+
+def test_the_first_process_alone_enters(monkeypatch):
+    events = []
+
+    @contextlib.contextmanager
+    def context():
+        events.append("entered")
+        yield
+        events.append("left")
+
+    with hosts.entered_by_first(context()):
+        assert events == ["entered"]
+    assert events == ["entered", "left"]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with hosts.entered_by_first(context()):
+        pass
+    assert events == ["entered", "left"]

@@ -1,0 +1,398 @@
+"""Model folders: what is saved comes back, and whatever is wrong with one is a single clear line."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
+from bitdance_jax.nn.stack import unstack
+from bitdance_jax.perf import hardware
+
+
+PARAMS = {
+    "conv": {
+        "kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        "bias": np.ones(4, jnp.bfloat16),
+    },
+    "scale": np.float32([0.5, 0.25]),
+}
+
+
+def save(folder: Path, params: object = PARAMS, bits: int = 8, force: bool = False) -> None:
+    model_folder.save(
+        folder,
+        kind="tokenizer",
+        config={"bits": bits},
+        params=params,
+        metadata={"steps": 3},
+        force=force,
+    )
+
+
+def assert_same(params: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, PARAMS, params)
+    assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, PARAMS)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_what_is_saved_comes_back(tmp_path, convert):
+    save(tmp_path / "model", jax.tree.map(convert, PARAMS))
+    model = model_folder.load(tmp_path / "model", expect="tokenizer", abstract=PARAMS)
+    assert (model.kind, model.config, model.metadata) == ("tokenizer", {"bits": 8}, {"steps": 3})
+    assert_same(model.params)
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    assert (header["format"], header["version"]) == ("bitdance_jax", 1)
+
+
+def test_a_relative_path_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("runs/model"))
+    assert_same(model_folder.load("runs/model").params)
+
+
+def test_saving_replaces_the_folder_when_asked_and_leaves_nothing_beside_it(tmp_path):
+    save(tmp_path / "model", bits=8)
+    with pytest.raises(
+        UserError, match=r"model holds a model already; give another place, or --force"
+    ):
+        save(tmp_path / "model", bits=16)
+    assert model_folder.load(tmp_path / "model").config == {"bits": 8}
+    save(tmp_path / "model", bits=16, force=True)
+    assert model_folder.load(tmp_path / "model").config == {"bits": 16}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_nothing_but_a_model_is_ever_replaced(tmp_path):
+    save(tmp_path / "model")
+    places = {
+        "thesis.tex": "is not a model folder",
+        "config.json": "is not a model folder",
+        "model/notes.txt": r"model holds notes\.txt, which is not of its model",
+        "model/weights/notes.txt": r"model holds weights/notes\.txt",
+    }
+    for name, message in places.items():
+        file = (tmp_path if name.startswith("model/") else tmp_path / "mine") / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+        with pytest.raises(UserError, match=message):
+            save(tmp_path / file.relative_to(tmp_path).parts[0], force=True)
+        assert file.read_text() == "{}"
+        file.unlink()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is not a model folder"):
+        save(tmp_path / "file", force=True)
+    save(tmp_path / "mine")  # It is empty now.
+    assert_same(model_folder.load(tmp_path / "mine").params)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
+    save(tmp_path / "model", bits=8)
+    monkeypatch.setattr(model_folder, "_is_remote", lambda path: remote)
+    monkeypatch.setattr(model_folder, "_crc32", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(tmp_path / "model", bits=16, force=True)
+    monkeypatch.undo()
+    if remote:  # Nothing can be renamed there, so the old model is gone, and what is there is not taken for one.
+        with pytest.raises(UserError, match="was not written to its end"):
+            model_folder.load(tmp_path / "model")
+        monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+        save(tmp_path / "model", bits=32)
+        monkeypatch.undo()
+    else:
+        assert model_folder.load(tmp_path / "model").config == {"bits": 8}
+        assert os.listdir(tmp_path) == ["model"]
+        save(tmp_path / "model", bits=32, force=True)
+    assert model_folder.load(tmp_path / "model").config == {"bits": 32}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("largest", [1000, 300_000])
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path, largest):
+    """The system refuses files larger than a limit: all of them, or some while others are written."""
+    rng = np.random.default_rng(0)
+    params = {f"layer_{i}": {"kernel": rng.standard_normal((100, 100))} for i in range(8)} | {
+        "large": rng.standard_normal((300, 300))
+    }
+    save(tmp_path / "model")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*model: File too large$"):
+            save(tmp_path / "model", params, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    time.sleep(0.2)  # for writes that would still go on
+    assert os.listdir(tmp_path) == ["model"]
+    assert_same(model_folder.load(tmp_path / "model").params)
+
+
+def test_what_a_kill_between_two_renames_left_is_found(tmp_path):
+    """`test_whole_folder` kills at every step."""
+    save(tmp_path / "model")
+    os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
+    assert_same(model_folder.load(tmp_path / "model").params)
+    assert os.listdir(tmp_path) == ["model"]
+    os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
+    with pytest.raises(UserError, match="holds a model already"):
+        save(tmp_path / "model")
+
+
+def test_paths_are_no_urls(tmp_path):
+    names = ["my model", "my%20model", "a#b", "a?b=c", "100%", "ä&+;:"]
+    for bits, name in enumerate(names):
+        save(tmp_path / name, {"kernel": np.full(3, bits)}, bits=bits)
+    for bits, name in enumerate(names):
+        for place in (None, lambda _, array: array[...]):
+            model = model_folder.load(tmp_path / name, place=place)
+            assert model.config == {"bits": bits}
+            np.testing.assert_array_equal(model.params["kernel"], np.full(3, bits))
+    (tmp_path / "a[b]").mkdir()
+    with pytest.raises(
+        UserError, match=r"^no checkpoint can be written to .*a\[b\]/model, because of the \["
+    ):
+        save(tmp_path / "a[b]" / "model")  # Orbax would write what it does not find again.
+
+
+def test_a_remote_folder_reads_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+    save(tmp_path / "model")
+    assert_same(model_folder.load(tmp_path / "model").params)
+
+
+def test_it_loads_whatever_the_number_of_devices(tmp_path):
+    """Saved sharded over four devices, read by a process that has one."""
+    code = f"""
+import jax, numpy as np
+from bitdance_jax import hardware, model_folder
+mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+kernel = jax.device_put(np.arange(32.0, dtype=np.float32).reshape(8, 4), jax.NamedSharding(mesh, jax.P("x")))
+model_folder.save({str(tmp_path / "model")!r}, kind="tokenizer", config={{}}, params={{"kernel": kernel}}, metadata={{}})
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    params = model_folder.load(tmp_path / "model").params
+    np.testing.assert_array_equal(params["kernel"], np.arange(32.0).reshape(8, 4))
+
+
+def test_what_is_no_model_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^no model folder .*absent$"):
+        model_folder.load(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no config\\.json"):
+        model_folder.load(tmp_path / "empty")
+    for text, message in [
+        ("{", "cannot be read"),
+        ("[1]", "not one of bitdance_jax"),
+        ('{"model_type": "qwen3"}', "not one of bitdance_jax"),
+        (
+            '{"format": "bitdance_jax", "version": 2, "kind": "", "config": {}, "metadata": {}}',
+            "version 2",
+        ),
+    ]:
+        (tmp_path / "empty/config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            model_folder.load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": []}, "files of .*config.json cannot be read: Expected object, got array"),
+        (
+            {"files": {"weights/x": 3}},
+            "files of .*config.json cannot be read: .*Expected array, got int",
+        ),
+        ({"files": {"weights/x": [3]}}, "files of .*config.json cannot be read: .*length 2"),
+        ({"kind": ["tokenizer"]}, "kind of .*config.json cannot be read: Expected str, got array"),
+        ({"kind": "picture"}, "kind of .*config.json cannot be read: Invalid enum value 'picture'"),
+        ({"version": [1]}, r"has format version \[1\]"),
+    ],
+)
+def test_a_header_that_nobody_wrote(tmp_path, change, message):
+    save(tmp_path / "model")
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(header | change))
+    with pytest.raises(UserError, match=message):
+        model_folder.load(tmp_path / "model")
+
+
+def test_weights_that_say_they_are_more_than_the_memory(tmp_path, monkeypatch):
+    save(tmp_path / "model")
+    size = sum(
+        array.nbytes for array in jax.tree.leaves(model_folder.load(tmp_path / "model").params)
+    )
+    monkeypatch.setattr(hardware, "host_memory", lambda: size - 1.0)
+    with pytest.raises(
+        UserError, match=r"the weights in .*weights take .* GiB, and this machine has"
+    ):
+        model_folder.load(tmp_path / "model")
+    monkeypatch.setattr(hardware, "host_memory", lambda: float(size))
+    model_folder.load(tmp_path / "model")
+
+
+def test_another_kind_is_one_line(tmp_path):
+    save(tmp_path / "model")
+    with pytest.raises(
+        UserError, match="holds a tokenizer model, and a class_conditional model is needed"
+    ):
+        model_folder.load(tmp_path / "model", expect="class_conditional")
+
+
+def test_other_shapes_are_one_line(tmp_path):
+    save(tmp_path / "model")
+    other = PARAMS | {
+        "scale": jax.ShapeDtypeStruct((3,), np.float32),
+        "shift": jax.ShapeDtypeStruct((2,), np.float32),
+    }
+    with pytest.raises(UserError, match=r"scale is \(2,\) there and \(3,\) here; 1 more"):
+        model_folder.load(tmp_path / "model", abstract=other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+def test_damage_to_any_file_is_found(tmp_path, damage):
+    save(tmp_path / "model")
+    for file in sorted((tmp_path / "model/weights").rglob("*")):
+        if file.is_dir():
+            continue
+        good = file.read_bytes()
+        middle = len(good) // 2
+        if damage == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(
+                good[:middle]
+                if damage == "cut"
+                else good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+            )
+        with pytest.raises(
+            UserError, match=f"the model folder is (damaged|incomplete): .*{file.name}"
+        ):
+            model_folder.load(tmp_path / "model")
+        file.write_bytes(good)
+    assert_same(model_folder.load(tmp_path / "model").params)
+
+
+def test_weights_that_orbax_cannot_read_are_one_line(tmp_path):
+    """A folder without checksums, for instance written by hand."""
+    save(tmp_path / "model")
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    del header["files"]
+    (tmp_path / "model/config.json").write_text(json.dumps(header))
+    assert_same(model_folder.load(tmp_path / "model").params)
+    (tmp_path / "model/weights/manifest.ocdbt").unlink()
+    with pytest.raises(UserError, match=r"cannot be read \(.*\); fetch"):
+        model_folder.load(tmp_path / "model")
+
+
+STACKED = {
+    "text": {
+        "layers": {"q": {"kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}},
+        "lm_head": {"kernel": np.ones(5)},
+    }
+}
+
+
+def test_arrays_are_placed_one_by_one(tmp_path):
+    """As they lie on the disk, and read by parts: sharded arrays without a whole copy, and some not at all."""
+    save(tmp_path / "model", STACKED)
+    read = []
+
+    def place(path, array):
+        if "lm_head" in path:
+            return None
+        assert (array.shape, array.dtype) == ((2, 3, 4), np.float32)
+        np.testing.assert_array_equal(
+            array[1, 0:2], STACKED["text"]["layers"]["q"]["kernel"][1, :2]
+        )
+        np.testing.assert_array_equal(array[...], STACKED["text"]["layers"]["q"]["kernel"])
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: read.append(index) or array[index]
+        )
+
+    params = model_folder.load(tmp_path / "model", abstract=STACKED, place=place).params
+    assert len(read) == 1 and params["text"].keys() == {"layers"}
+    np.testing.assert_array_equal(
+        params["text"]["layers"]["q"]["kernel"], STACKED["text"]["layers"]["q"]["kernel"]
+    )
+
+
+def test_stacked_layers_are_placed_one_by_one(tmp_path):
+    save(tmp_path / "model", STACKED)
+    params = model_folder.load(
+        tmp_path / "model", place=lambda _, array: array[...], unrolled=True
+    ).params
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, unstack(STACKED)))
+
+
+def test_damage_found_on_the_way_is_one_line(tmp_path, monkeypatch):
+    """Under gs://, where the bytes are not summed before."""
+    rng = np.random.default_rng(0)
+    save(tmp_path / "model", {"kernel": rng.standard_normal((64, 64))})
+    data = max(
+        (tmp_path / "model/weights").rglob("*"),
+        key=lambda file: file.stat().st_size * file.is_file(),
+    )
+    content = data.read_bytes()
+    data.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
+    monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+    with pytest.raises(UserError, match=r"weights cannot be read \(.*\); fetch"):
+        model_folder.load(tmp_path / "model", place=lambda _, array: array[...])
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../secret", "weights/../../secret"])
+def test_files_outside_the_folder_are_not_read(tmp_path, name):
+    save(tmp_path / "model")
+    header = json.loads((tmp_path / "model/config.json").read_text())
+    header["files"] |= {name: [0, 0]}
+    (tmp_path / "model/config.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=f"names {name}, which is outside of the folder"):
+        model_folder.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "weights/_METADATA", "weights/new", "text_tokenizer/tokenizer.json"]
+)
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_devices_and_pipes_are_not_read(tmp_path, name, kind):
+    """They would give bytes for ever, or none."""
+    files = {"text_tokenizer/tokenizer.json": b""}
+    model_folder.save(
+        tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files
+    )
+    file = tmp_path / "model" / name
+    file.unlink(missing_ok=True)
+    if kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(file)
+    with pytest.raises(UserError, match=file.name):
+        model_folder.load(tmp_path / "model")
+
+
+def test_further_files_are_kept_and_checked(tmp_path):
+    files = {"text_tokenizer/tokenizer.json": b"{}"}
+    model_folder.save(
+        tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files
+    )
+    model_folder.load(tmp_path / "model")
+    (tmp_path / "model/text_tokenizer/tokenizer.json").write_bytes(b"[]")
+    with pytest.raises(
+        UserError, match=r"the model folder is damaged: .*text_tokenizer/tokenizer\.json"
+    ):
+        model_folder.load(tmp_path / "model")

@@ -1,0 +1,55 @@
+"""Charts: points are where their values are, and axes are marked at round numbers."""
+
+import numpy as np
+import pytest
+
+from bitdance_jax.io import plot
+
+
+NORTH, SOUTH = (
+    plot.HEAD + plot.TOP,
+    plot.HEAD + plot.HEIGHT - plot.BOTTOM,
+)  # of the first row's charts
+
+
+def blue(picture):
+    """Where a chart's first line is: rows and columns, in the charts alone."""
+    return np.nonzero((picture == (31, 119, 180)).all(-1)[NORTH : SOUTH + 1])
+
+
+def test_points_are_where_their_values_are():
+    """Three points on a falling line: left and high, middle, right and low; and a single point in the middle."""
+    panels = [
+        plot.Panel("x", {"a": [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]}),
+        plot.Panel("y", {"b": [(5.0, 2.0)]}),
+    ]
+    picture = plot.draw("title", panels, columns=2, same_y=True)
+    rows, columns = blue(picture[:, : plot.WIDTH])
+    assert np.corrcoef(rows, columns)[0, 1] > 0.99
+    rows, columns = blue(picture[:, plot.WIDTH :])
+    assert abs(columns.mean() - (plot.LEFT + plot.WIDTH - plot.RIGHT) / 2) < 2
+    assert abs(rows.mean() - (SOUTH - NORTH) / 2) < 2
+
+
+def test_charts_stand_in_rows_each_with_its_own_range():
+    panels = [plot.Panel("x", {"": [(1.0, top), (2.0, 0.0)]}) for top in (1.0, 1000.0, 3.0)]
+    picture = plot.draw("title", panels, columns=2)
+    assert picture.shape == (plot.HEAD + 2 * plot.HEIGHT, 2 * plot.WIDTH, 3)
+    (first, _), (second, _) = (
+        blue(part) for part in (picture[:, : plot.WIDTH], picture[:, plot.WIDTH :])
+    )
+    assert first.min() == second.min() and first.max() == second.max()
+    assert (picture[plot.HEAD + plot.HEIGHT :, plot.WIDTH :] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 60, [0, 10, 20, 30, 40, 50, 60]),
+        (0.1, 0.9, [0.2, 0.4, 0.6, 0.8]),
+        (-3, 4, [-2, 0, 2, 4]),
+        (5e-7, 9e-7, [5e-7, 6e-7, 7e-7, 8e-7, 9e-7]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, expected):
+    assert plot.ticks(float(low), float(high)) == pytest.approx(expected)

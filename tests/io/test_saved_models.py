@@ -1,0 +1,177 @@
+"""The folder of a training run in place of a model folder: which weights it gives, also while the run goes on."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+
+import bitdance_jax
+from bitdance_jax.config import ClassConditionalTraining, DataConfig, MeshConfig, RunConfig
+from bitdance_jax.distributed import sharding
+from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder, saved_models
+from bitdance_jax.train import loop
+from bitdance_jax.train.checkpoint import Checkpoints
+from bitdance_jax.train.state import (
+    TrainState,
+    abstract_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from bitdance_jax.train.tasks import make_task
+
+
+MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def stopped_once(toy, tmp_path_factory):
+    """A toy run of 20 steps that was stopped after step 14; the last checkpoints are of 7 and 14."""
+    folder = tmp_path_factory.mktemp("stopped")
+    config = dataclasses.replace(toy.training_config(folder, 14), mesh=MeshConfig())
+    loop.train(toy.ToyTask(), config, MESH)
+    shutil.rmtree(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
+
+
+@pytest.fixture
+def ema(toy, stopped_once):
+    """The EMA weights of the run's checkpoint of a step, as training itself reads them."""
+    config, objective = toy.training_config(stopped_once, 14), toy.ToyTask().objective
+    optimizer = make_optimizer(
+        config.optimizer, learning_rate_schedule(config.optimizer, 14), objective
+    )
+
+    def read(step):
+        with Checkpoints(stopped_once / "checkpoints", 2) as checkpoints:
+            state, _ = checkpoints._read(step, abstract_state(objective, optimizer, MESH))
+        return jax.device_get(state.ema)
+
+    return read
+
+
+def assert_same(actual, desired):
+    jax.tree.map(np.testing.assert_array_equal, actual, desired)
+
+
+def test_a_run_that_is_not_finished_gives_its_newest_averaged_weights(stopped, ema, capsys):
+    loaded = saved_models.load(stopped)
+    assert (loaded.kind, loaded.metadata) == ("tokenizer", {"steps": 14})
+    assert_same(loaded.params, ema(14))
+    assert "not finished" in (said := capsys.readouterr().err) and "step 14" in said
+    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"7", "14"}
+
+
+def test_a_damaged_checkpoint_is_left_out(stopped, ema, capsys):
+    for path in (stopped / "checkpoints" / "14" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(b"\0" * path.stat().st_size)
+    loaded = saved_models.load(stopped)
+    assert loaded.metadata["steps"] == 7
+    assert_same(loaded.params, ema(7))
+    assert "step 14" in capsys.readouterr().err.splitlines()[0]
+    shutil.rmtree(stopped / "checkpoints" / "7")
+    with pytest.raises(UserError, match=r"^no checkpoint of .* can be read; "):
+        saved_models.load(stopped)
+
+
+def test_weights_that_changed_on_the_disk_are_not_taken(stopped, monkeypatch):
+    monkeypatch.setattr(saved_models, "checksum", lambda array: 7)
+    with pytest.raises(UserError, match="can be read"):
+        saved_models.load(stopped)
+
+
+def test_a_finished_run_gives_its_model_folder_until_it_is_trained_on(stopped, ema):
+    model_folder.save(
+        stopped / "model",
+        kind="tokenizer",
+        config={},
+        params={"a": np.ones(2)},
+        metadata={"steps": 14},
+        force=True,
+    )
+    assert saved_models.locate(stopped) == stopped / "model"
+    assert saved_models.fingerprint(stopped) == saved_models.fingerprint(stopped / "model")
+    assert_same(saved_models.load(stopped).params, {"a": np.ones(2)})
+    model_folder.save(
+        stopped / "model",
+        kind="tokenizer",
+        config={},
+        params={"a": np.ones(2)},
+        metadata={"steps": 13},
+        force=True,
+    )
+    assert_same(saved_models.load(stopped).params, ema(14))
+
+
+def test_each_checkpoint_is_another_model(stopped):
+    before = saved_models.fingerprint(stopped)
+    shutil.rmtree(stopped / "checkpoints" / "14")
+    assert len(before) == 12 and saved_models.fingerprint(stopped) != before
+    with pytest.raises(UserError, match="has changed while its weights were read"):
+        saved_models.check_unchanged(stopped, before)
+
+
+def test_a_run_that_has_saved_nothing(stopped):
+    shutil.rmtree(stopped / "checkpoints")
+    with pytest.raises(UserError, match=r"^the run .* has saved nothing yet; "):
+        saved_models.read_config(stopped)
+
+
+def test_a_record_that_is_damaged_is_one_line(stopped):
+    (stopped / "model.json").write_text('{"kind": "tokenizer"')
+    with pytest.raises(UserError) as caught:
+        saved_models.load(stopped)
+    assert str(stopped / "model.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path):
+    tokenizer, run = tiny_models.save_tokenizer(tmp_path / "tokenizer"), tmp_path / "run"
+    config = ClassConditionalTraining(
+        run=RunConfig(workdir=str(run), steps=3),
+        model=tiny_models.MODEL,
+        tokenizer=str(tokenizer),
+        data=DataConfig(batch_size=8),
+        preview=tiny_models.SAMPLER,
+    )
+    make_task(config).record.write(run)
+    params = tiny_models.model_params()
+    with Checkpoints(run / "checkpoints", 2) as checkpoints:
+        checkpoints.save(2, TrainState(np.int32(2), {}, jax.tree.map(jnp.asarray, params), {}), {})
+    model = bitdance_jax.load(run)
+    assert (model.config, model.sampler, model.class_names[2]) == (
+        config.model,
+        config.preview,
+        "Flags",
+    )
+    assert_same(model.tokenizer.params, model_folder.load(tokenizer).params)
+    assert_same(saved_models.load(run).params["model"], params)
+    shutil.rmtree(tokenizer)
+    tiny_models.save_tokenizer(
+        tokenizer, dataclasses.replace(tiny_models.TOKENIZER, num_codebooks=2)
+    )
+    with pytest.raises(UserError, match=r"is not the one that .* trains on"):
+        bitdance_jax.load(run)
+
+
+def test_places_hold_from_any_folder(stopped, monkeypatch):
+    """Checkpoints that lie elsewhere, given as a path from the folder in which the run was started."""
+    (stopped / "checkpoints").rename(stopped.parent / "elsewhere")
+    monkeypatch.chdir(stopped.parent)
+    saved_models.Record("tokenizer", {}, {}, "elsewhere", ("emoji", "")).write(stopped)
+    monkeypatch.chdir("/")
+    run = saved_models.locate(stopped)
+    assert run.record.tokenizer == ("emoji", "") and run.steps == (14, 7)
+    assert str(saved_models.checkpoint_folder(stopped, run.record)) == str(
+        stopped.parent / "elsewhere"
+    )

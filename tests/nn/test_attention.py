@@ -1,0 +1,149 @@
+import golden_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_models import assert_close
+
+from bitdance_jax.nn import attention
+
+
+def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Softmax attention, one head after the other, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.empty_like(q)
+    for image in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            shared = head // (q.shape[1] // k.shape[1])
+            scores = q[image, head] @ k[image, shared].T / np.sqrt(q.shape[-1])
+            if mask is not None:
+                scores = np.where(mask, scores, -np.inf)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            out[image, head] = weights / weights.sum(axis=-1, keepdims=True) @ v[image, shared]
+    return out
+
+
+def test_golden_mask():
+    recorded = golden_models.read("pieces/pieces")["mask.block4_prefix3_total19"]
+    np.testing.assert_array_equal(
+        attention.block_causal_mask(total=19, prefix=3, block=4), recorded == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("total", "prefix", "block"), [(10, 0, 4), (13, 5, 4), (9, 4, 1), (6, 6, 2)]
+)
+def test_mask_rule(total, prefix, block):
+    """Causal, and all of one's own block; tokens of the prefix form no blocks."""
+
+    def visible(query, key):
+        same_block = (
+            min(query, key) >= prefix and (query - prefix) // block == (key - prefix) // block
+        )
+        return key <= query or same_block
+
+    expected = [[visible(query, key) for key in range(total)] for query in range(total)]
+    np.testing.assert_array_equal(attention.block_causal_mask(total, prefix, block), expected)
+
+
+def test_blocks_of_one_are_causal():
+    np.testing.assert_array_equal(
+        attention.block_causal_mask(12, 3, 1), np.tril(np.ones((12, 12), bool))
+    )
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attend(key_heads, masked):
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = 3 * jax.random.normal(keys[0], (2, 4, 5, 8))
+    k, v = (jax.random.normal(key, (2, key_heads, 7, 8)) for key in keys[1:])
+    mask = attention.block_causal_mask(7, 1, 3)[2:] if masked else None
+    assert_close(attention.attend(q, k, v, mask), reference(q, k, v, mask), 1e-5)
+
+
+def test_attend_with_a_mask_for_each_row():
+    """As one row at a time; a query that sees nothing, which padding is, gets the mean of the values."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, (k, v) = (
+        jax.random.normal(keys[0], (2, 4, 5, 8)),
+        (jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:]),
+    )
+    mask = np.tril(np.ones((2, 5, 5), bool))
+    mask[1, :, :2] = False
+    out = attention.attend(q, k, v, mask)
+    for row in range(2):
+        one = slice(row, row + 1)
+        assert_close(out[one, :, 2:], reference(q[one, :, 2:], k[one], v[one], mask[row, 2:]), 1e-5)
+    assert_close(out[1, :, 0], np.repeat(v[1].mean(axis=1), 2, axis=0), 1e-5)
+
+
+def test_attend_with_large_scores():
+    """Scores far beyond exp's range, and a masked key with the largest of all."""
+    q, k, v = (
+        jax.random.normal(key, (1, 1, 3, 4)) for key in jax.random.split(jax.random.key(0), 3)
+    )
+    q = 1000 * q
+    mask = np.tril(np.ones((3, 3), bool))
+    assert_close(attention.attend(q, k, v, mask), reference(q, k, v, mask), 1e-5)
+
+
+def test_attend_in_bfloat16_keeps_the_softmax_exact():
+    q, k, v = (
+        jax.random.normal(key, (1, 2, 64, 16), jnp.bfloat16)
+        for key in jax.random.split(jax.random.key(0), 3)
+    )
+    out = attention.attend(q, k, v, None)
+    assert out.dtype == jnp.bfloat16
+    assert_close(out.astype(jnp.float32), reference(q, k, v, None), 0.02)
+
+
+@pytest.mark.parametrize("block", [1, 4, None])
+def test_rule_is_the_mask_that_it_stands_for(block):
+    q, k, v = (
+        jax.random.normal(key, (2, 2, 11, 8)) for key in jax.random.split(jax.random.key(0), 3)
+    )
+    rule = None if block is None else attention.BlockCausal(prefix=3, block=block)
+    mask = None if block is None else attention.block_causal_mask(11, 3, block)
+    assert_close(attention.attend(q, k, v, rule), reference(q, k, v, mask), 1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
+@pytest.mark.parametrize("length", [64, 319])
+@pytest.mark.parametrize("block", [1, 4, None])
+def test_cudnn_is_xla(length, block):
+    """Results and gradients in bfloat16, even and odd lengths, causal, block-causal and without a mask."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, direction = (jax.random.normal(key, (2, 4, length, 64), jnp.bfloat16) for key in keys)
+    mask = None if block is None else attention.BlockCausal(prefix=63, block=block)
+
+    def both(kernel):
+        attend = jax.jit(lambda q, k, v: attention.attend(q, k, v, mask, kernel))
+        out, pull = jax.vjp(attend, q, k, v)
+        return [out, *pull(direction)]
+
+    for fused, plain in zip(both("cudnn"), both("xla"), strict=True):
+        assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
+def test_cudnn_with_a_mask_for_each_row():
+    """As in cached sampling: few queries, fewer key heads, slots that some rows do not see."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (3, 8, 4, 64), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (3, 2, 33, 64), jnp.bfloat16) for key in keys[1:])
+    mask = jnp.arange(33) >= jnp.array([0, 5, 20])[:, None, None]
+    mask = jnp.broadcast_to(mask, (3, 4, 33))
+    fused, plain = (attention.attend(q, k, v, mask, kernel) for kernel in ("cudnn", "xla"))
+    assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
+
+
+def test_write_cache():
+    cache = attention.empty_cache(2, 6, num_heads=3, head_dim=4, dtype=jnp.bfloat16)
+    assert cache.k.shape == cache.v.shape == (2, 3, 6, 4)
+    k, v = jax.random.normal(jax.random.key(0), (2, 2, 3, 2, 4))
+    cache = attention.write_cache(cache, k, v, jnp.int32(3))
+    for entry, written in zip(cache, (k, v), strict=True):
+        assert entry.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(entry[:, :, 3:5], written.astype(jnp.bfloat16))
+        assert not np.any(entry[:, :, [0, 1, 2, 5]])

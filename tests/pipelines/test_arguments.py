@@ -1,0 +1,203 @@
+"""What a caller of the library's public methods may get wrong: one line before anything compiles."""
+
+import importlib.util
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny_models
+
+import bitdance_jax
+from bitdance_jax import toy_text_to_image
+from bitdance_jax.errors import UserError
+from bitdance_jax.pipelines import class_conditional as pipeline
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
+from bitdance_jax.pipelines.data_parallel import DataParallelSampler
+from bitdance_jax.pipelines.text_to_image import TextToImage
+
+
+pytestmark = pytest.mark.usefixtures("as_users_call")
+
+PICTURES = np.zeros((2, 16, 16, 3), np.uint8)
+CODES = np.ones((2, 8, 8, 8), np.int8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    tokenizer = Tokenizer(tiny_models.TOKENIZER, tiny_models.tokenizer_params())
+    return ClassConditionalPipeline(
+        tiny_models.MODEL, tiny_models.model_params(), tokenizer, sampler=tiny_models.SAMPLER
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    toy_text_to_image.save(folder, tiny_models.TEXT_TO_IMAGE)
+    return TextToImage(folder)
+
+
+def refused(call, match):
+    with pytest.raises(UserError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("pictures", "match"),
+    [
+        (
+            PICTURES.astype(np.float32) / 255,
+            r"pictures must be uint8 \[B, H, W, 3\] .*got float32 \[2, 16, 16, 3\]",
+        ),
+        (PICTURES / 127.5 - 1, "got float64"),
+        (PICTURES.astype(np.int64), "got int64"),
+        (PICTURES > 0, "got bool"),
+        (PICTURES[0], r"got uint8 \[16, 16, 3\]; of a single picture, give picture\[None\]"),
+        (PICTURES[..., :1], r"got uint8 \[2, 16, 16, 1\]"),
+        (PICTURES.transpose(0, 3, 1, 2), r"got uint8 \[2, 3, 16, 16\]"),
+        (PICTURES[:, :0], r"got uint8 \[2, 0, 16, 3\]"),
+        (PICTURES[:, :15], "sides divisible by 2, got 15x16"),
+        ([[1, 2], [3]], "pictures must be uint8"),
+        (["a.png"], "pictures must be uint8"),
+        (None, "pictures must be uint8"),
+    ],
+)
+def test_pictures_that_the_tokenizer_does_not_take(model, pictures, match):
+    refused(lambda: model.tokenizer.encode(pictures), match)
+
+
+@pytest.mark.parametrize(
+    ("codes", "match"),
+    [
+        (
+            0 * CODES,
+            r"codes must be -1 or 1, \[B, h, w, 8\], got 1024 other numbers, such as 0; of bits 0 and 1",
+        ),
+        (CODES * np.float32(0.5), "such as 0.5"),
+        (CODES * np.float32(np.nan), "such as nan"),
+        (np.full_like(CODES, -128), "such as -128"),
+        (CODES > 0, "got bool"),
+        (CODES[0], r"got int8 \[8, 8, 8\]"),
+        (CODES[..., :4], r"got int8 \[2, 8, 8, 4\]"),
+        (CODES[:, :0], r"got int8 \[2, 0, 8, 8\]"),
+        (CODES[:, :1, :1], "one token is too small a picture"),
+        ("codes", "codes must be -1 or 1"),
+        (None, "codes must be -1 or 1"),
+    ],
+)
+def test_codes_that_the_tokenizer_does_not_take(model, codes, match):
+    refused(lambda: model.tokenizer.decode(codes), match)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float32, ml_dtypes.bfloat16])
+def test_codes_of_any_type_of_numbers_are_the_same(model, dtype):
+    codes = np.random.default_rng(0).choice([-1, 1], CODES.shape)
+    np.testing.assert_array_equal(
+        model.tokenizer.decode(codes.astype(dtype)), model.tokenizer.decode(codes.astype(np.int8))
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "match"),
+    [
+        ([1.5], {}, "a label must be int, got 1.5"),
+        ([1.0], {}, "a label must be int, got 1.0"),
+        ([True], {}, "a label must be int, got True"),
+        ([None], {}, "a label must be int, got None"),
+        ([[1, 2]], {}, r"a label must be int, got \[1, 2\]"),
+        (np.zeros((2, 2), int), {}, "a label must be int"),
+        ([10**5000], {}, "label a number of too many digits is out of range"),
+        ("12", {}, r"labels must be a list, such as \[0, 'Flags'\], got '12'"),
+        (3, {}, "labels must be a list"),
+        (np.array(3), {}, "labels must be a list"),
+        (range(10**12), {}, "labels may be at most 1,000,000; draw more in several calls"),
+        ([0], {"seed": 0.5}, "the seed must be int, got 0.5"),
+        ([0], {"seed": 2**32}, "the seed must be between 0 and 4294967295, got 4294967296"),
+        ([0], {"seed": "0"}, "the seed must be int"),
+        ([0], {"batch_size": 2.0}, "batch_size must be int, got 2.0"),
+        ([0], {"first_index": -1}, "first_index must be between 0 and 4294967295, got -1"),
+        ([0, 1], {"first_index": 2**32 - 1}, "first_index must be between 0 and 4294967294"),
+        ([0], {"first_index": 0.0}, "first_index must be int"),
+        ([0], {"sampler": 50}, "sampler must be a SamplerConfig, got int"),
+        (
+            [0],
+            {"sampler": {"guidance_scale": "high"}},
+            r"sampler\.guidance_scale must be float, got 'high'",
+        ),
+    ],
+)
+def test_what_a_class_conditional_model_does_not_draw(model, labels, options, match):
+    refused(lambda: model.sample(labels, **options), match)
+    if "batch_size" not in options:
+        refused(lambda: next(model.sample_steps(labels, every=1, **options)), match)
+
+
+@pytest.mark.parametrize("every", [0, 1.0, None])
+def test_steps_between_previews(model, prompts, every):
+    refused(lambda: next(model.sample_steps([0], every=every)), "every must be")
+    refused(lambda: next(prompts.generate_steps("a cat", every=every)), "every must be")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "match"),
+    [
+        (3, {}, "prompt must be a list, got 3"),
+        (["a cat", 3], {}, r"prompt\[1\] must be str, got 3"),
+        ("a cat", {"size": (12.0, 8)}, r"size\[0\] must be int, got 12.0"),
+        ("a cat", {"size": (12, 8, 3)}, "size must have 2 entries"),
+        ("a cat", {"size": 12}, "size must be a list, got 12"),
+        ("a cat", {"images_per_prompt": 1.5}, "images_per_prompt must be int, got 1.5"),
+        ("a cat", {"batch_size": 1.5}, "batch_size must be int, got 1.5"),
+        ("a cat", {"seed": 1.5}, "the seed must be int, got 1.5"),
+        ("a cat", {"first_index": 2**32}, "first_index must be between"),
+        ("a cat", {"sampler": "euler"}, "sampler must be a SamplerConfig, got str"),
+    ],
+)
+def test_what_a_text_to_image_model_does_not_draw(prompts, prompt, options, match):
+    refused(lambda: prompts.generate(prompt, **({"size": "12x8"} | options)), match)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "float", 5, "half a float"])
+def test_other_compute_types(prompts, dtype):
+    match = "dtype must be one of float32, bfloat16, got"
+    refused(lambda: bitdance_jax.load(dtype=dtype), match)
+    refused(lambda: Tokenizer(tiny_models.TOKENIZER, {}, dtype), match)
+    refused(lambda: TextToImage(prompts._folder, dtype=dtype), match)
+
+
+def test_other_arguments_of_models(model, prompts):
+    refused(
+        lambda: TextToImage(prompts._folder, weights="int4"),
+        "weights must be one of float32, bfloat16, int8, got 'int4'",
+    )
+    refused(
+        lambda: TextToImage(prompts._folder, mesh="tensor"), "mesh must be a MeshConfig, got str"
+    )
+    for call in (bitdance_jax.load, pipeline.load, TextToImage):
+        refused(lambda call=call: call(None), "folder must be str, got None")
+        refused(lambda call=call: call(3), "folder must be str, got 3")
+    refused(lambda: DataParallelSampler(model, 1.5), "batch_size must be int, got 1.5")
+    refused(
+        lambda: ClassConditionalPipeline(
+            tiny_models.MODEL, {}, model.tokenizer, class_names=list(range(9))
+        ),
+        "class_names.0. must be",
+    )
+
+
+@pytest.mark.parametrize("load", [bitdance_jax.load, TextToImage])
+@pytest.mark.parametrize(
+    ("place", "match"),
+    [
+        ("gs://bucket/model", "bitdance_jax\\[gcs\\]"),
+        ("s3://bucket/model", "fetch it first"),
+        ("hf://owner/model", "bitdance_jax.convert"),
+        ("~/no_model", "/home_of_tests/no_model"),
+    ],
+)
+def test_places_of_models(load, place, match, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("HOME", "/home_of_tests")
+    with pytest.raises(UserError, match=match):
+        load(place)

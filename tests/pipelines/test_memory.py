@@ -1,0 +1,118 @@
+import dataclasses
+import functools
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bitdance_jax.config import TextToImageConfig, TokenizerConfig
+from bitdance_jax.errors import UserError
+from bitdance_jax.pipelines import memory
+from bitdance_jax.pipelines.class_conditional import decode_codes
+from bitdance_jax.pipelines.memory import Setting
+from bitdance_jax.pipelines.text_to_image import RELEASED_SAMPLER
+from bitdance_jax.tokenizer import strips
+from bitdance_jax.tokenizer.autoencoder import Autoencoder, abstract_params
+
+
+GIB = 2**30
+RELEASED = TextToImageConfig.released("14b_64x")
+ONE_PICTURE = Setting(
+    RELEASED, "bfloat16", "bfloat16", (1, 1, 1), (1024, 1024), images=1, sampler=RELEASED_SAMPLER
+)
+
+
+def device(gib: float) -> types.SimpleNamespace:
+    return types.SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA X", memory_stats=lambda: {"bytes_limit": gib * GIB}
+    )
+
+
+def gib(**changes) -> list[float]:
+    return [part / GIB for part in memory.needed(Setting(**(vars(ONE_PICTURE) | changes)))]
+
+
+def test_the_released_model():
+    """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; pictures of 256 channels in bfloat16."""
+    weights, drawing, decoder = gib()
+    assert 28 < weights < 31
+    # 51 evaluations for 128 tokens: 14 vectors of 5120 in bfloat16 each, twice
+    assert drawing == pytest.approx(
+        2 * (4160 * 160 / 2**20 + 2 * 4 * 40 * 64 * 4160 / GIB)
+        + 2 * 51 * 128 * 14 * 5120 * 2 / GIB,
+        rel=1e-6,
+    )
+    apart = 2 * 128 * 14 * 5120 * 2 / GIB  # more steps than are modulated at once
+    assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, head_steps=200))[1] == pytest.approx(
+        drawing - 50 * apart
+    )
+    assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, guidance_scale=1.0))[
+        1
+    ] == pytest.approx(drawing / 2)
+    assert decoder == pytest.approx(2.25 / 2 + 4 * strips.STRIP_BYTES / GIB)
+    assert 15.5 < gib(weights="int8")[0] < 17.5
+    assert gib(weights="float32")[0] == pytest.approx(2 * weights)
+
+
+def test_what_devices_share():
+    weights, drawing, decoder = gib()
+    cut = gib(mesh=(1, 1, 8))
+    assert weights / 8 < cut[0] < weights / 8 + 0.5  # the decoder's weights are whole everywhere
+    assert cut[1:] == pytest.approx([drawing / 8, 3 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
+    assert (
+        gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder
+    )  # 65 rows of tokens, which every device decodes
+    assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, drawing])
+
+
+def test_how_pictures_are_decoded():
+    """Small ones as many at a time as make a megapixel, and whole, in float32."""
+    assert [gib(size=(512, 512), images=images)[2] for images in (1, 4, 5)] == pytest.approx(
+        [0.75, 3, 3]
+    )
+    assert gib(size=(1024, 1024), images=4)[2] == gib()[2]
+    assert gib(size=(0, 0), images=0)[2] == 0
+
+
+def test_what_the_compiler_plans():
+    """Two pictures of half a GiB, and some strips, where the whole decoder takes three."""
+    tokenizer = TokenizerConfig(
+        bits=RELEASED.tokenizer.bits, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1
+    )
+    codes = jax.ShapeDtypeStruct((1, 512, 512, tokenizer.bits), jnp.int8)
+    decode = jax.jit(functools.partial(decode_codes, Autoencoder(tokenizer)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    planned = (
+        decode.lower(abstract_params(tokenizer), codes, keys)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        / GIB
+    )
+    config = dataclasses.replace(RELEASED, tokenizer=tokenizer)
+    estimate = gib(config=config, dtype="float32", size=(2048, 2048))[2]
+    assert 1 < planned < estimate < 1.4
+
+
+def test_too_little_is_a_line_that_says_what_fits():
+    memory.check(ONE_PICTURE, device(40))
+    with pytest.raises(UserError) as error:
+        memory.check(ONE_PICTURE, device(22.5))
+    assert "NVIDIA X has 22.5 GiB; what fits: --weights int8 (" in str(error.value)
+    assert "--mesh.tensor 2 on 2 such devices (" in str(error.value)
+    assert "512x512" not in str(error.value) and "--batch-size" not in str(error.value)
+    with pytest.raises(UserError, match="take more devices, or larger ones"):
+        memory.check(ONE_PICTURE, device(1))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/meminfo").exists(), reason="Linux alone says how much memory is free"
+)
+def test_memory_of_this_machine():
+    assert memory.device_memory(jax.devices()[0]) > 0.01 * GIB
+    tpu = types.SimpleNamespace(platform="tpu", device_kind="TPU v5e", memory_stats=lambda: None)
+    assert memory.device_memory(tpu) == 16 * GIB
+    tpu.device_kind = "TPU v99"
+    assert memory.device_memory(tpu) is None

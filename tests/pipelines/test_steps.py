@@ -1,0 +1,54 @@
+"""Class-conditional pictures while they are drawn."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_models
+
+import bitdance_jax
+from bitdance_jax import UserError
+
+
+@pytest.mark.parametrize(
+    ("raster", "scale", "schedule"),
+    [
+        ("token", 2.0, "linear"),
+        pytest.param("patch", 1.0, "linear", marks=pytest.mark.slow),
+        pytest.param("patch", 2.0, "constant", marks=pytest.mark.slow),
+    ],
+)
+def test_steps_end_in_the_pictures(tmp_path, raster, scale, schedule):
+    """4 x 4 patches of 4 tokens, each of 2 x 2 pixels: what is not drawn yet is grey, and the last pictures are those of `sample`."""
+    tiny_models.save_model(tmp_path / "model", dataclasses.replace(tiny_models.MODEL, order=raster))
+    model = bitdance_jax.load(tmp_path / "model")
+    sampler = dataclasses.replace(
+        tiny_models.SAMPLER, guidance_scale=scale, guidance_schedule=schedule
+    )
+    parts = list(model.sample_steps([0, 3, 8], seed=2, every=6, sampler=sampler, first_index=1))
+    assert [part.drawn for part in parts] == [1, 7, 13, 16] and {
+        part.patches for part in parts
+    } == {16}
+    np.testing.assert_array_equal(
+        parts[-1].pictures,
+        model.sample([0, 3, 8], seed=2, sampler=sampler, first_index=1, progress=False),
+    )
+    patches = (
+        np.arange(16).reshape(4, 4).repeat(2, 0).repeat(2, 1)
+        if raster == "patch"
+        else np.arange(64).reshape(8, 8) // 4
+    )
+    for part in parts:
+        grey = (part.pictures == 128).reshape(3, 8, 2, 8, 2, 3).all((0, 2, 4, 5))
+        np.testing.assert_array_equal(grey, patches >= part.drawn)
+
+
+def test_bad_input(tmp_path):
+    model = bitdance_jax.load(tiny_models.save_model(tmp_path / "model"))
+    for labels, every, message in [
+        ([0], 0, "every must be positive"),
+        ([], 1, "no labels"),
+        ([9], 1, "out of range"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            next(model.sample_steps(labels, every=every))
