@@ -1,4 +1,4 @@
-"""Draws pictures from a model folder: a labelled grid as a PNG, any number of them as an .npz for an evaluation suite, or prompts.
+"""Draws images from a model folder: a labelled grid as a PNG, any number of them as an .npz for an evaluation suite, or prompts.
 
 `python sample.py` draws a grid of the embedded emoji model as samples.png;
 `python sample.py --checkpoint FOLDER --prompt "a cat on a mat" --size 1024x1024 --out cat.png` draws a prompt with a text-to-image model.
@@ -30,7 +30,7 @@ from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Ran
 from bitdance_jax.distributed import hosts
 from bitdance_jax.distributed.agreement import agree, agree_on_config
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import images, saved_models
+from bitdance_jax.io import image_files, saved_models
 from bitdance_jax.io.files import check_ending
 from bitdance_jax.io.saved_models import check_unchanged, fingerprint
 from bitdance_jax.pipelines.class_conditional import load
@@ -40,27 +40,27 @@ from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, Weights, parse_siz
 
 @dataclass(frozen=True)
 class Arguments(Flags):
-    """Draws a grid of pictures, one row a label; with --npz, pictures for an evaluation suite, picture i with label i % classes.
+    """Draws a grid of images, one row a label; with --npz, images for an evaluation suite, image i with label i % classes.
 
     An .npz grows as OUT.npz.partial, on all devices; stopped or killed, the same command goes on. Memory does not grow with --num-images.
-    A text-to-image model takes --prompt instead of --labels: one picture of a prompt as it is, several as a grid, one row a prompt.
+    A text-to-image model takes --prompt instead of --labels: one image of a prompt as it is, several as a grid, one row a prompt.
 
     Attributes:
       checkpoint: model folder, local or gs://, or a training run's folder, also of one that is not finished; "emoji" is the small model
         that comes with the package.
       labels: names or numbers; all of the model's if left out (the first 10 of a model with more).
       prompt: what a text-to-image model shall draw.
-      size: WIDTHxHEIGHT in pixels, of a text-to-image model's pictures; 1024x1024 if left out.
-      per_label: pictures of each label.
-      per_prompt: pictures of each prompt; 1 if left out.
-      seed: picture i of a seed is the same whatever the batch size.
+      size: WIDTHxHEIGHT in pixels, of a text-to-image model's images; 1024x1024 if left out.
+      per_label: images of each label.
+      per_prompt: images of each prompt; 1 if left out.
+      seed: image i of a seed is the same whatever the batch size.
       out: the PNG.
       head_steps: N of the head's solver; left out, the model's own, like the next five.
       guidance_scale: classifier-free guidance; 1 for none.
       guidance_schedule: over the patches.
       solver: as released, the paper's plain Euler, or Heun's method.
       guidance_start, guidance_end: times of the head, 0 for noise to 1 for data, outside which there is no guidance.
-      batch_size: pictures drawn at a time, on each device with --npz; 24 if left out, 4 for prompts.
+      batch_size: images drawn at a time, on each device with --npz; 24 if left out, 4 for prompts.
       dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
       weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
       mesh: the devices of a text-to-image model; all of them share every layer if left out.
@@ -193,12 +193,12 @@ def draw_prompts(arguments: Arguments) -> None:
     prompts = arguments.prompt or ()
     size = "1024x1024" if arguments.size is None else arguments.size
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
-    images.check_grid(len(prompts) * each, *parse_size(size))
-    hosts.on_first(lambda: images.check_writable(arguments.out))
+    image_files.check_grid(len(prompts) * each, *parse_size(size))
+    hosts.on_first(lambda: image_files.check_writable(arguments.out))
     model = TextToImage(
         arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights
     )
-    pictures = model.generate(
+    images = model.generate(
         prompts,
         size=size,
         images_per_prompt=each,
@@ -207,17 +207,15 @@ def draw_prompts(arguments: Arguments) -> None:
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,
         progress=jax.process_index() == 0,
     )
-    hosts.on_first(lambda: save_prompts(arguments.out, pictures, len(prompts)))
+    hosts.on_first(lambda: save_prompts(arguments.out, images, len(prompts)))
 
 
-def save_prompts(path: str, pictures: UInt8[np.ndarray, "N H W 3"], prompts: int) -> None:
-    """One picture as it is; of one each about as many rows as columns; else a row a prompt."""
-    each = len(pictures) // prompts
-    columns = each if each > 1 else math.isqrt(len(pictures) - 1) + 1
-    images.save_png(path, pictures[0] if len(pictures) == 1 else images.grid(pictures, columns))
-    print(
-        f"{counted(len(pictures), 'picture')} of {pictures.shape[2]}x{pictures.shape[1]} in {path}"
-    )
+def save_prompts(path: str, images: UInt8[np.ndarray, "N H W 3"], prompts: int) -> None:
+    """One image as it is; of one each about as many rows as columns; else a row a prompt."""
+    each = len(images) // prompts
+    columns = each if each > 1 else math.isqrt(len(images) - 1) + 1
+    image_files.save_png(path, images[0] if len(images) == 1 else image_files.grid(images, columns))
+    print(f"{counted(len(images), 'image')} of {images.shape[2]}x{images.shape[1]} in {path}")
 
 
 def labels_at_a_time(arguments: Arguments, count: int) -> int:
@@ -228,21 +226,19 @@ def labels_at_a_time(arguments: Arguments, count: int) -> int:
 def draw_grid(
     arguments: Arguments, model: ClassConditionalPipeline, sampler: SamplerConfig
 ) -> None:
-    images.check_writable(arguments.out)
+    image_files.check_writable(arguments.out)
     labels = [model.label(label) for label in arguments.labels or model.class_names[:10]]
     size, count = model.config.image_size, len(labels) * arguments.per_label
     enlarge = max(1, 128 // size)
-    images.check_grid(count, enlarge * size, enlarge * size)
+    image_files.check_grid(count, enlarge * size, enlarge * size)
     numbers = np.repeat(labels, arguments.per_label).tolist()
     at_a_time = labels_at_a_time(arguments, count)
-    pictures = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=at_a_time)
+    images = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=at_a_time)
     captions = [model.class_names[label] for label in labels]
-    images.save_png(
-        arguments.out, images.grid(pictures, arguments.per_label, captions, enlarge=enlarge)
+    image_files.save_png(
+        arguments.out, image_files.grid(images, arguments.per_label, captions, enlarge=enlarge)
     )
-    print(
-        f"{counted(len(pictures), 'picture')} of {counted(len(labels), 'label')} in {arguments.out}"
-    )
+    print(f"{counted(len(images), 'image')} of {counted(len(labels), 'label')} in {arguments.out}")
 
 
 def write_npz(
@@ -262,7 +258,7 @@ def write_npz(
     if first_host:
         labels = counted(min(count, model.config.num_classes), "label")
         now = f" ({drawn} drawn now)" if drawn < count else ""
-        print(f"{counted(count, 'picture')} of {labels} in {path}{now}")
+        print(f"{counted(count, 'image')} of {labels} in {path}{now}")
 
 
 def counted(count: int, noun: str) -> str:

@@ -34,7 +34,7 @@ def launch() -> None:
     hosts.start(config.hosts)
     with hosts.together():
         agree_on_config(config)
-        # What takes a moment to find comes before what takes minutes: indexing pictures, loading weights, compiling.
+        # What takes a moment to find comes before what takes minutes: indexing images, loading weights, compiling.
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)
         if not is_given("model.num-classes", flags):

@@ -6,7 +6,7 @@ from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 def minimal_sampler_flops(
     config: ClassConditionalConfig, sampler: SamplerConfig, batch: int
 ) -> int:
-    """Products that drawing `batch` pictures' codes cannot do without, counted by hand.
+    """Products that drawing `batch` images' codes cannot do without, counted by hand.
 
     Every input token goes through every layer once and attends to just what it may see, but of those before the first block the last layer
     needs keys and values alone; the head runs for every token at every evaluation,

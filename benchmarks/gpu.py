@@ -48,7 +48,7 @@ from bitdance_jax.config import (
 from bitdance_jax.config.imagenet import imagenet_training
 from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.models.class_conditional import ClassConditional
 from bitdance_jax.nn import quantize
@@ -254,7 +254,7 @@ def golden(trial: bool) -> Result:
 
 
 def sample(name: str, *, head_steps: tuple[int, ...], pixels: bool = False) -> Any:
-    """Codes, and pixels, of 64 pictures at a time, guided, in bfloat16."""
+    """Codes, and pixels, of 64 images at a time, guided, in bfloat16."""
 
     def part(trial: bool) -> Result:
         config = class_conditional_config(name, trial)
@@ -384,7 +384,7 @@ def text_to_image_config(name: str, trial: bool) -> TextToImageConfig:
 
 
 def draw_prompt(name: str, weights: str) -> Any:
-    """One 1024 x 1024 picture of a prompt of 60 tokens: 50 head steps, guidance 7.5."""
+    """One 1024 x 1024 image of a prompt of 60 tokens: 50 head steps, guidance 7.5."""
 
     def part(trial: bool) -> Result:
         config, dtype = text_to_image_config(name, trial), jnp.dtype(jnp.bfloat16)
@@ -414,8 +414,8 @@ def draw_prompt(name: str, weights: str) -> Any:
             jax.block_until_ready(state)
             last = time.perf_counter()
             codes = fill_in(np.asarray(state.values), patches)
-            pictures = programs.decode(params["tokenizer"], codes, keys, height=grid)
-            jax.block_until_ready(pictures)
+            images = programs.decode(params["tokenizer"], codes, keys, height=grid)
+            jax.block_until_ready(images)
             return [first - start, last - first, time.perf_counter() - last]
 
         compiling = draw()
@@ -425,7 +425,7 @@ def draw_prompt(name: str, weights: str) -> Any:
             config, weights, dtype.name, mesh.devices.shape, (side, side), 1, sampler
         )
         return {
-            "seconds_per_picture": round(sum(best), 3),
+            "seconds_per_image": round(sum(best), 3),
             "prompt_patches_decoder_seconds": [round(part, 3) for part in best],
             "first_call_seconds": round(sum(compiling), 1),
             "estimated_memory_gib": round(sum(memory.needed(setting)) / 2**30, 2),
@@ -463,22 +463,22 @@ def _empty(tree: Any) -> bool:
 
 
 def tokenizer(trial: bool) -> Result:
-    """d16c32 at 256 x 256 in bfloat16: pictures a second, encoder and decoder apart."""
+    """d16c32 at 256 x 256 in bfloat16: images a second, encoder and decoder apart."""
     config = toy_tokenizer() if trial else TokenizerConfig.d16c32()
     batch, dtype = (2 if trial else 32), jnp.bfloat16
     params = random_arrays(autoencoder.abstract_params(config), lambda path: dtype)
     model = Autoencoder(config, dtype)
-    pictures = np.random.default_rng(0).integers(0, 256, (batch, 256, 256, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 256, 256, 3), np.uint8)
 
-    def encode(params: Any, pictures: Any) -> Any:
-        z: Any = model.apply({"params": params}, images.to_model(pictures), method="encode")
+    def encode(params: Any, images: Any) -> Any:
+        z: Any = model.apply({"params": params}, image_files.to_model(images), method="encode")
         return lfq.quantize(z).astype(jnp.int8)
 
     encode_jit = jax.jit(encode)
     decode_jit = jax.jit(lambda p, codes, keys: decode_codes(model, p, codes, keys))
     keys = image_keys(0, 0, batch)
-    codes = encode_jit(params, pictures)
-    arrays = jax.device_put(pictures)
+    codes = encode_jit(params, images)
+    arrays = jax.device_put(images)
     encode_seconds = Timer().measure(lambda: encode_jit(params, arrays), budget=3.0)
     decode_seconds = Timer().measure(lambda: decode_jit(params, codes, keys), budget=3.0)
     return {

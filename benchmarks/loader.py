@@ -1,8 +1,8 @@
-"""Times the loader alone, without a model: pictures (or tokens) a second from each kind of source, on made-up data in a temporary folder.
+"""Times the loader alone, without a model: images (or tokens) a second from each kind of source, on made-up data in a temporary folder.
 
 python benchmarks/loader.py --workers 0 2
 
-The pictures are JPEGs as ImageNet's are in what counts for the loader: 500 x 375 pixels, 4:2:0, about 110 KB. They come from the disk's
+The images are JPEGs as ImageNet's are in what counts for the loader: 500 x 375 pixels, 4:2:0, about 110 KB. They come from the disk's
 cache: what is measured is the processor.
 """
 
@@ -43,8 +43,8 @@ class Arguments:
       sources: kinds of sources: folder, imagenet_tar, tfds, tokens.
       workers: numbers of loader processes to try; 0 loads in threads.
       image_size: in pixels.
-      batch_size: pictures a batch; of tokens 8 times as many.
-      pictures: JPEGs that are made.
+      batch_size: images a batch; of tokens 8 times as many.
+      images: JPEGs that are made.
       seconds: how long each case is timed, after a warm-up.
       repeats: timed parts of that length; the median counts.
     """
@@ -53,7 +53,7 @@ class Arguments:
     workers: tuple[int, ...] = (0, 2)
     image_size: int = 256
     batch_size: int = 64
-    pictures: int = 600
+    images: int = 600
     seconds: float = 5.0
     repeats: int = 3
 
@@ -62,16 +62,14 @@ class Arguments:
         if unknown:
             raise UserError(f"unknown source {unknown[0]}; known: {', '.join(SOURCES)}")
         if (
-            min(self.image_size, self.batch_size, self.pictures, self.repeats) < 1
+            min(self.image_size, self.batch_size, self.images, self.repeats) < 1
             or self.seconds <= 0
         ):
-            raise UserError(
-                "image_size, batch_size, pictures, repeats and seconds must be positive"
-            )
+            raise UserError("image_size, batch_size, images, repeats and seconds must be positive")
 
 
 def jpeg(number: int) -> bytes:
-    """A picture with detail at three scales."""
+    """An image with detail at three scales."""
     rng = np.random.default_rng(number)
     width, height = (500, 375) if number % 3 else (375, 500)
 
@@ -87,14 +85,14 @@ def jpeg(number: int) -> bytes:
     return file.getvalue()
 
 
-def write_folder(path: Path, pictures: list[bytes]) -> None:
-    for number, picture in enumerate(pictures):
+def write_folder(path: Path, images: list[bytes]) -> None:
+    for number, image in enumerate(images):
         file = path / CLASSES[number % len(CLASSES)] / f"{number}.JPEG"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture)
+        file.write_bytes(image)
 
 
-def write_tar(path: Path, pictures: list[bytes]) -> None:
+def write_tar(path: Path, images: list[bytes]) -> None:
     def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
         info.size = len(data)
@@ -104,12 +102,12 @@ def write_tar(path: Path, pictures: list[bytes]) -> None:
         for label, wnid in enumerate(CLASSES):
             file = io.BytesIO()
             with tarfile.open(fileobj=file, mode="w") as inner:
-                for number, picture in enumerate(pictures[label :: len(CLASSES)]):
-                    add(inner, f"{wnid}_{number}.JPEG", picture)
+                for number, image in enumerate(images[label :: len(CLASSES)]):
+                    add(inner, f"{wnid}_{number}.JPEG", image)
             add(outer, f"{wnid}.tar", file.getvalue())
 
 
-def write_tfds(folder: Path, pictures: list[bytes]) -> None:
+def write_tfds(folder: Path, images: list[bytes]) -> None:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -134,8 +132,8 @@ def write_tfds(folder: Path, pictures: list[bytes]) -> None:
             return {"train": self._generate_examples()}
 
         def _generate_examples(self) -> Iterator:
-            for number, picture in enumerate(pictures):
-                yield number, {"image": io.BytesIO(picture), "label": number % len(CLASSES)}
+            for number, image in enumerate(images):
+                yield number, {"image": io.BytesIO(image), "label": number % len(CLASSES)}
 
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -174,19 +172,19 @@ def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
     if source == "tokens":
         write_tokens(path, arguments.image_size)
         return DataConfig(source="tokens", path=str(path))
-    pictures = [
+    images = [
         jpeg(number)
         for number in tqdm(
-            range(arguments.pictures), desc=f"making {source}", unit="image", leave=False
+            range(arguments.images), desc=f"making {source}", unit="image", leave=False
         )
     ]
     if source == "folder":
-        write_folder(path, pictures)
+        write_folder(path, images)
         return DataConfig(source="folder", path=str(path))
     if source == "imagenet_tar":
-        write_tar(path, pictures)
+        write_tar(path, images)
         return DataConfig(source="imagenet_tar", path=str(path))
-    write_tfds(path, pictures)
+    write_tfds(path, images)
     return DataConfig(source="tfds", dataset="synthetic", path=str(path))
 
 

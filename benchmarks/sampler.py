@@ -31,7 +31,7 @@ class Arguments:
 
     Attributes:
       model: a released size: b_1x, b_4x, b_16x, l_1x, ..., h_16x.
-      batch: pictures at a time.
+      batch: images at a time.
       head_steps: N of the head's solver.
       guidance: guidance scale, linear schedule; 1 for none.
       dtype: of weights and activations.

@@ -2,12 +2,12 @@
 
 >>> import bitdance_jax
 >>> model = bitdance_jax.load()  # the embedded emoji model, or a model folder
->>> pictures = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
->>> codes = model.tokenizer.encode(pictures)  # int8 in {-1, 1}, [2, 8, 8, 32]
+>>> images = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
+>>> codes = model.tokenizer.encode(images)  # int8 in {-1, 1}, [2, 8, 8, 32]
 >>> again = model.tokenizer.decode(codes)
 
 >>> model = bitdance_jax.TextToImage.load("models/14b_64x")
->>> pictures = model.generate("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
+>>> images = model.generate("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
 """
 
 import signal

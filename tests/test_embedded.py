@@ -1,4 +1,4 @@
-"""The model that ships with the package: its size, its figures, and that its pictures are of their labels."""
+"""The model that ships with the package: its size, its figures, and that its images are of their labels."""
 
 import importlib.util
 import subprocess
@@ -35,21 +35,21 @@ def test_it_is_the_model_of_the_committed_config_in_12_megabytes(model):
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 12e6
 
 
-def test_held_out_pictures_come_back_at_24_decibels(model):
-    pictures = EmojiSource("heldout").arrays["image"]
-    assert len(pictures) == 100
-    assert np.mean(psnr(model.tokenizer.decode(model.tokenizer.encode(pictures)), pictures)) >= 24
+def test_held_out_images_come_back_at_24_decibels(model):
+    images = EmojiSource("heldout").arrays["image"]
+    assert len(images) == 100
+    assert np.mean(psnr(model.tokenizer.decode(model.tokenizer.encode(images)), images)) >= 24
 
 
 @pytest.mark.slow
 def test_samples_look_like_their_labels(model):
-    """The training picture nearest to a sample, at 16 x 16 pixels, mostly has its label: chance is 1 in 9, held-out pictures reach 0.62."""
+    """The training image nearest to a sample, at 16 x 16 pixels, mostly has its label: chance is 1 in 9, held-out images reach 0.62."""
     source = EmojiSource("train").arrays
     labels = np.repeat(np.arange(9), 4)
     samples = model.sample(labels.tolist(), seed=1, batch_size=len(labels), progress=False)
 
-    def shrink(pictures):
-        return pictures.reshape(-1, 16, 4, 16, 4, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+    def shrink(images):
+        return images.reshape(-1, 16, 4, 16, 4, 3).mean(axis=(2, 4)).reshape(len(images), -1)
 
     distances = np.square(shrink(samples)[:, None] - shrink(source["image"])[None]).mean(axis=-1)
     nearest = source["label"][distances.argmin(axis=1)]
@@ -62,6 +62,6 @@ def test_readme_command_draws_the_grid_within_a_minute(tmp_path):
     command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "samples.png")]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 60
-    assert "72 pictures of 9 labels" in process.stdout
-    with Image.open(tmp_path / "samples.png") as picture:
-        assert picture.width > 8 * 128 and picture.height > 9 * 128
+    assert "72 images of 9 labels" in process.stdout
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.width > 8 * 128 and image.height > 9 * 128

@@ -22,7 +22,7 @@ from bitdance_jax.pipelines.text_to_image import Weights
 
 @dataclass(frozen=True)
 class Arguments(Flags):
-    """Serves a web page that draws pictures.
+    """Serves a web page that draws images.
 
     Attributes:
       checkpoint: class-conditional or text-to-image model folder, local or gs://; "emoji" is the small model that comes with the package.
@@ -32,7 +32,7 @@ class Arguments(Flags):
       names: further names that this page is reached by, of a proxy in front of it, say; requests under others are refused.
       dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
       weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
-      compilation_cache: folder, local or gs://, where compiled programs are kept: the first pictures come sooner the next time.
+      compilation_cache: folder, local or gs://, where compiled programs are kept: the first images come sooner the next time.
     """
 
     checkpoint: PathName = EMBEDDED

@@ -15,18 +15,18 @@ import numpy as np
 from bitdance_jax import ClassConditionalPipeline, TextToImage
 from bitdance_jax.app.background import in_thread
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import save_png
+from bitdance_jax.io.image_files import save_png
 from bitdance_jax.pipelines.partial import Partial
 from bitdance_jax.pipelines.text_to_image import parse_size
 
 
-ABOUT = "Draws pictures as BitDance does: patch after patch, each in a few steps of a diffusion over bits. They appear while they are drawn."
+ABOUT = "Draws images as BitDance does: patch after patch, each in a few steps of a diffusion over bits. They appear while they are drawn."
 """What the page is."""
 
 PREVIEWS = 16
-"""How often the partly drawn pictures are shown, about."""
+"""How often the partly drawn images are shown, about."""
 
-MAX_PICTURES = 64
+MAX_IMAGES = 64
 """Drawn at a time; they are one batch."""
 
 SIZES = ("1024x1024", "1280x768", "768x1280", "512x512", "2048x512", "512x2048")
@@ -40,12 +40,12 @@ PROMPTS = (
 """Proposed likewise."""
 
 STYLE = """
-#pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(10rem, 30%), 1fr)) !important}
-#pictures .thumbnail-item {display: flex; flex-direction: column; aspect-ratio: auto; height: auto}
-#pictures .thumbnail-item img {min-height: 0}
-#pictures .caption-label {position: static; align-self: stretch; max-width: none; border: 0; text-align: center}
+#images .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(10rem, 30%), 1fr)) !important}
+#images .thumbnail-item {display: flex; flex-direction: column; aspect-ratio: auto; height: auto}
+#images .thumbnail-item img {min-height: 0}
+#images .caption-label {position: static; align-self: stretch; max-width: none; border: 0; text-align: center}
 """
-"""Of the page: as many pictures side by side as the screen has room for, and captions below them."""
+"""Of the page: as many images side by side as the screen has room for, and captions below them."""
 
 
 class Wish(NamedTuple):
@@ -54,13 +54,13 @@ class Wish(NamedTuple):
     Attributes:
       subject: the prompt, or the numbers of the classes.
       size: WIDTHxHEIGHT; of a class-conditional model its own.
-      pictures: of the prompt, or of each class.
+      images: of the prompt, or of each class.
       seed, steps, guidance: as in `SamplerConfig`.
     """
 
     subject: str | Sequence[int]
     size: str
-    pictures: int
+    images: int
     seed: int
     steps: int
     guidance: float
@@ -70,7 +70,7 @@ Drawer = ClassConditionalPipeline | TextToImage
 
 
 def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
-    """The pictures of a wish while they are drawn.
+    """The images of a wish while they are drawn.
 
     Raises:
       UserError: something that the model cannot draw.
@@ -79,30 +79,30 @@ def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
         if value is None:  # so Gradio gives an emptied field
             raise UserError(f"{name} is empty; fill it in")
     total = len(captions(model, wish))
-    if total > MAX_PICTURES:
-        raise UserError(f"{total} pictures are too many at a time; {MAX_PICTURES} are the most")
+    if total > MAX_IMAGES:
+        raise UserError(f"{total} images are too many at a time; {MAX_IMAGES} are the most")
     sampler = dataclasses.replace(
         model.sampler, head_steps=wish.steps, guidance_scale=float(wish.guidance)
     )
     if isinstance(model, TextToImage):
-        size, prompt, count = parse_size(wish.size), str(wish.subject), wish.pictures
+        size, prompt, count = parse_size(wish.size), str(wish.subject), wish.images
         every = max(1, math.prod(size) // model.config.size_multiple**2 // PREVIEWS)
         return model.generate_steps(
             prompt, every=every, size=size, images_per_prompt=count, seed=wish.seed, sampler=sampler
         )
     if not wish.subject:
         raise UserError("choose at least one class")
-    labels = np.repeat(np.asarray(wish.subject, np.int32), wish.pictures).tolist()
+    labels = np.repeat(np.asarray(wish.subject, np.int32), wish.images).tolist()
     return model.sample_steps(
         labels, wish.seed, every=max(1, model.config.num_steps // PREVIEWS), sampler=sampler
     )
 
 
 def captions(model: Drawer, wish: Wish) -> list[str | None]:
-    """What is written below each picture: its class."""
+    """What is written below each image: its class."""
     if isinstance(model, TextToImage):
-        return [None] * wish.pictures
-    return [model.class_names[int(label)] for label in wish.subject for _ in range(wish.pictures)]
+        return [None] * wish.images
+    return [model.class_names[int(label)] for label in wish.subject for _ in range(wish.images)]
 
 
 def make_page(gradio: Any, model: Drawer, name: str) -> Any:
@@ -112,17 +112,17 @@ def make_page(gradio: Any, model: Drawer, name: str) -> Any:
     def grow(wish: Wish) -> Generator[tuple[Any, str], None, None]:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            for drawn, patches, pictures in draw(model, wish):
+            for drawn, patches, images in draw(model, wish):
                 last = drawn == patches
                 shown = list(
                     zip(
-                        _save(folder, wish.seed, pictures) if last else pictures,
+                        _save(folder, wish.seed, images) if last else images,
                         captions(model, wish),
                         strict=True,
                     )
                 )
                 status = f"{'done' if last else 'drawing'}: {drawn} of {patches} patches, {time.monotonic() - start:.1f} s"
-                # At first a single picture is opened, which makes it as large as the gallery; later that is up to the visitor.
+                # At first a single image is opened, which makes it as large as the gallery; later that is up to the visitor.
                 yield (
                     gradio.Gallery(shown, selected_index=0 if len(shown) == 1 else None)
                     if drawn == 1
@@ -134,7 +134,7 @@ def make_page(gradio: Any, model: Drawer, name: str) -> Any:
         """What the gallery and the line above it show."""
         yield (
             gradio.skip(),
-            "starting; the first pictures of a kind wait until the model is compiled",
+            "starting; the first images of a kind wait until the model is compiled",
         )
         try:
             async for shown in in_thread(lambda: grow(Wish(*fields)), turn):
@@ -167,20 +167,20 @@ def make_page(gradio: Any, model: Drawer, name: str) -> Any:
                 status = gradio.Textbox(
                     show_label=False, interactive=False, container=False, elem_id="status"
                 )
-                pictures = gradio.Gallery(
+                images = gradio.Gallery(
                     show_label=False,
                     height=720,
                     object_fit="contain",
                     format="jpeg" if isinstance(model, TextToImage) else "png",
                     interactive=False,
                     buttons=["download", "download_all", "fullscreen"],
-                    elem_id="pictures",
+                    elem_id="images",
                 )
         # One event for all visitors together: the queue starts a drawing when the one before has ended.
         drawing = start.click(
             on_draw,
             inputs,
-            [pictures, status],
+            [images, status],
             concurrency_limit=1,
             show_progress="minimal",
             show_progress_on=status,
@@ -193,13 +193,11 @@ def make_page(gradio: Any, model: Drawer, name: str) -> Any:
     return page
 
 
-def _save(folder: str, seed: int, pictures: np.ndarray) -> list[str]:
+def _save(folder: str, seed: int, images: np.ndarray) -> list[str]:
     """PNG files, whose names a browser keeps when it saves them."""
-    paths = [
-        os.path.join(folder, f"seed-{seed}-{number:02d}.png") for number in range(len(pictures))
-    ]
-    for path, picture in zip(paths, pictures, strict=True):
-        save_png(path, picture)
+    paths = [os.path.join(folder, f"seed-{seed}-{number:02d}.png") for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        save_png(path, image)
     return paths
 
 
@@ -208,7 +206,7 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
     if isinstance(model, TextToImage):
         subject = gradio.Textbox(
             label="Prompt",
-            info="What the pictures shall show, in words.",
+            info="What the images shall show, in words.",
             lines=3,
             placeholder=PROMPTS[0],
             elem_id="subject",
@@ -227,7 +225,7 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
             16,
             value=1,
             step=1,
-            label="Pictures",
+            label="Images",
             info="Of the prompt, drawn together.",
             elem_id="count",
         )
@@ -238,9 +236,9 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
             names,
             value=chosen,
             multiselect=True,
-            max_choices=MAX_PICTURES,
+            max_choices=MAX_IMAGES,
             label="Classes",
-            info="What the pictures shall show; type to search.",
+            info="What the images shall show; type to search.",
             elem_id="subject",
         )
         side = f"{model.config.image_size}x{model.config.image_size}"
@@ -252,8 +250,8 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
             most_of_each(len(chosen)),
             value=1,
             step=1,
-            label="Pictures of each class",
-            info=f"All classes together at most {MAX_PICTURES}.",
+            label="Images of each class",
+            info=f"All classes together at most {MAX_IMAGES}.",
             elem_id="count",
         )
         subject.change(_limit(gradio), [subject, count], count, queue=False, show_progress="hidden")
@@ -261,7 +259,7 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
         0,
         precision=0,
         label="Seed",
-        info="The same number draws the same pictures again.",
+        info="The same number draws the same images again.",
         elem_id="seed",
     )
     gradio.Button("Another seed", size="sm", elem_id="another").click(
@@ -289,12 +287,12 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
 
 
 def most_of_each(classes: int) -> int:
-    """Pictures of each of so many classes that can be drawn at a time."""
-    return max(1, MAX_PICTURES // max(classes, 1))
+    """Images of each of so many classes that can be drawn at a time."""
+    return max(1, MAX_IMAGES // max(classes, 1))
 
 
 def _limit(gradio: Any) -> Callable[[list[int], int], Any]:
-    """Keeps the number of pictures to what can be drawn of the chosen classes."""
+    """Keeps the number of images to what can be drawn of the chosen classes."""
 
     def limit(chosen: list[int], count: int) -> Any:
         most = most_of_each(len(chosen))

@@ -20,7 +20,7 @@ BODY_BYTES = 2**20
 class Guard:
     """ASGI middleware: requests for this host only, from its own pages or from no page at all, and no uploads.
 
-    Another site's page cannot make a visitor's browser draw, nor read the pictures after it has pointed its own name to this address (DNS
+    Another site's page cannot make a visitor's browser draw, nor read the images after it has pointed its own name to this address (DNS
     rebinding): such requests bear that site's name in Origin or Host.
     """
 

@@ -110,7 +110,7 @@ def run(main: Callable[[], int | None]) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(
-            f"error: a device's memory is full ({str(error).splitlines()[0]}); make the batch or the pictures smaller",
+            f"error: a device's memory is full ({str(error).splitlines()[0]}); make the batch or the images smaller",
             file=sys.stderr,
         )
         return 2

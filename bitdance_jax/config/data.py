@@ -1,4 +1,4 @@
-"""Where training pictures come from, and how they are cropped."""
+"""Where training images come from, and how they are cropped."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -49,7 +49,7 @@ class AugmentConfig(Config):
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Where training pictures come from.
+    """Where training images come from.
 
     Attributes:
       source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder a class), "imagenet_tar" (the official training tar, read in
@@ -58,10 +58,10 @@ class DataConfig(Config):
       dataset: for "tfds": its name.
       held_out: what is evaluated on: a folder or tar, or a folder of tokens, with the same classes; for "tfds" a split such as
         "validation". None: a fixed part of the training data is kept back (`data.records.split_indices`).
-      batch_size: pictures a step.
+      batch_size: images a step.
       augment: see AugmentConfig.
       workers: loader processes; 0 loads in threads of the training process.
-      cache_latents: for class-conditional training: run the tokenizer once over the pictures and keep the tokens in the run's folder.
+      cache_latents: for class-conditional training: run the tokenizer once over the images and keep the tokens in the run's folder.
         Crops are then the centre ones; a flip chooses between two cached versions.
     """
 
@@ -94,5 +94,5 @@ class DataConfig(Config):
 
     @property
     def gives_codes(self) -> bool:
-        """Whether batches hold the tokenizer's bits, not pictures."""
+        """Whether batches hold the tokenizer's bits, not images."""
         return self.cache_latents or self.source == "tokens"

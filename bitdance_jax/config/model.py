@@ -21,10 +21,10 @@ from bitdance_jax.config.plain import (
 
 
 MAX_LEVELS = 16
-"""Of a tokenizer: more, and one token would be larger than any picture."""
+"""Of a tokenizer: more, and one token would be larger than any image."""
 
 MAX_SEQUENCE = 2**15
-"""Tokens of a picture and its prefix, for whose pairs there is a mask."""
+"""Tokens of an image and its prefix, for whose pairs there is a mask."""
 
 MAX_TABLE = 2**28
 """Numbers in the table of position embeddings, which is made before any weight."""
@@ -39,7 +39,7 @@ class TokenizerConfig(Config):
       ch: width of the finest level; a multiple of 32, the number of GroupNorm groups.
       ch_mult: width multiplier of each level, finest first. Each level but the last halves the image.
       num_res_blocks: residual blocks of each level and of the middle.
-      image_channels: channels of a picture.
+      image_channels: channels of an image.
       decoder: "plain", or "gan": the decoder also takes normal noise of the code's shape.
       num_codebooks: groups the bits are split into for the entropy terms; it must divide `bits`.
     """
@@ -171,7 +171,7 @@ class ClassConditionalConfig(Config):
     Attributes:
       tokenizer, transformer, head: the three parts.
       num_classes: labels are 0 ... num_classes - 1; `num_classes` itself is the unconditional one.
-      image_size: side of the square pictures, in pixels.
+      image_size: side of the square images, in pixels.
       tokens_per_step: P, a square number; p = sqrt(P) tokens along a patch's side.
       class_tokens: prefix tokens made from one class embedding row.
       order: "patch" raster, or "token" raster cut into runs of P (Table 14).
@@ -222,7 +222,7 @@ class ClassConditionalConfig(Config):
 
     @property
     def grid(self) -> int:
-        """Tokens along one side of a picture."""
+        """Tokens along one side of an image."""
         return self.image_size // self.tokenizer.downsampling
 
     @property
@@ -231,7 +231,7 @@ class ClassConditionalConfig(Config):
 
     @property
     def num_steps(self) -> int:
-        """Autoregressive steps of one picture."""
+        """Autoregressive steps of one image."""
         return self.num_tokens // self.tokens_per_step
 
     @classmethod

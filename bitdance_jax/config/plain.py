@@ -71,7 +71,7 @@ Depth = Annotated[int, Range(1, 1024)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Natural = Annotated[int, Range(0, 2**31 - 1)]
 BatchSize = Annotated[int, Range(1, 2**16)]
-"""Of pictures that are handled at a time."""
+"""Of images that are handled at a time."""
 
 HeadSteps = Annotated[int, Range(1, 10_000)]
 ImageSide = Annotated[int, Range(1, 2**13)]

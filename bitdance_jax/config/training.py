@@ -51,11 +51,11 @@ class RunConfig(Config):
     """What every training run shares: length, precision, and when it logs, saves and draws.
 
     Attributes:
-      workdir: local folder of the run: checkpoints, metrics, pictures, and at the end the model folder `model/`.
+      workdir: local folder of the run: checkpoints, metrics, images, and at the end the model folder `model/`.
       steps: optimizer steps in all.
       seed: of the initial weights, the order of the data and every noise.
       compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
-      gradient_dtype: in which gradients are summed over pictures and devices: "float32", or "compute", the compute type.
+      gradient_dtype: in which gradients are summed over images and devices: "float32", or "compute", the compute type.
       export_dtype: of the finished model folder's weights.
       remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
       attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA GPUs in bfloat16, "auto" the faster one.

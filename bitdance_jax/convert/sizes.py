@@ -189,9 +189,8 @@ def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[
     found = []
     for name, value in inferred.items():
         if isinstance(value, Mapping):
-            found += differences(
-                record.get(name) if isinstance(record.get(name), Mapping) else {}, value
-            )  # type: ignore[arg-type]
+            inner = record.get(name)
+            found += differences(inner if isinstance(inner, Mapping) else {}, value)
         elif record.get(name, value) != value:
             found.append(f"{name} {short(record[name])}, not {value}")
     return found

@@ -1,1 +1,1 @@
-"""Pictures for training: sources, transforms and the resumable loader."""
+"""Images for training: sources, transforms and the resumable loader."""

@@ -1,6 +1,6 @@
 """The official ILSVRC2012_img_train.tar, read in place: a tar of one tar a class, of which nothing is unpacked.
 
-Once, all headers are read and an index is written: where each picture lies, and which class it is of. From then on a picture is one
+Once, all headers are read and an index is written: where each image lies, and which class it is of. From then on an image is one
 read at a known place, by any number of threads and processes.
 """
 
@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_jax.data.listing import ending, is_picture
+from bitdance_jax.data.listing import ending, is_image
 from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import inputs
 from bitdance_jax.io.files import replacing
-from bitdance_jax.io.images import DamagedPicture, decode_image
+from bitdance_jax.io.image_files import DamagedImage, decode_image
 
 
 INDEX_VERSION = 2
 BLOCK = tarfile.BLOCKSIZE
-MAX_PICTURE_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**28
 INDEXING_THREADS = 8  # the time goes into waiting for the disk
 
 
@@ -41,15 +41,15 @@ class _Member:
 
 
 class ImagenetTarSource:
-    """Pictures of the official tar, or of any tar whose members are one tar of pictures a class, named after it.
+    """Images of the official tar, or of any tar whose members are one tar of images a class, named after it.
 
-    Labels number the classes in sorted order, which for WordNet ids is ImageNet's usual order; pictures are sorted by class, then as
-    they lie in the tar; which files are pictures, their names say (`listing.is_picture`). The index is kept beside the tar as
+    Labels number the classes in sorted order, which for WordNet ids is ImageNet's usual order; images are sorted by class, then as
+    they lie in the tar; which files are images, their names say (`listing.is_image`). The index is kept beside the tar as
     `<name>.index.npz`, or where that folder cannot be written to, in the user's cache folder; it is made anew when the tar's size or
     time of change is another.
 
     Attributes:
-      left_out: how many files of the inner tars are no pictures, by their ending.
+      left_out: how many files of the inner tars are no images, by their ending.
 
     Raises:
       UserError: the tar is missing, unreadable, cut, or of another layout.
@@ -79,8 +79,8 @@ class ImagenetTarSource:
         label = self._labels[index]
         name = f"{self._path}/{self.class_names[label]}/{self._names[index]}"
         size = int(self._sizes[index])
-        if size > MAX_PICTURE_BYTES:
-            raise DamagedPicture(f"cannot read the picture {name} (it has {size:,} bytes)")
+        if size > MAX_IMAGE_BYTES:
+            raise DamagedImage(f"cannot read the image {name} (it has {size:,} bytes)")
         with reading(self._path):
             data = os.pread(self._descriptor, size, int(self._starts[index]))
         return {"image": decode_image(io.BytesIO(data), name), "label": label}
@@ -143,21 +143,21 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
     classes.sort(key=lambda member: _stem(member.name))
     names = [_stem(member.name) for member in classes]
 
-    def pictures(inner: _Member) -> list[_Member]:
+    def images(inner: _Member) -> list[_Member]:
         members = list(
             _members(descriptor, inner.start, inner.start + inner.size, f"{inner.name} in {tar}")
         )
-        found = [member for member in members if is_picture(member.name)]
+        found = [member for member in members if is_image(member.name)]
         if not found:
             raise UserError(f"{inner.name} in {tar} is empty; download the tar again")
-        others.update(ending(member.name) for member in members if not is_picture(member.name))
+        others.update(ending(member.name) for member in members if not is_image(member.name))
         return found
 
     others: Counter[str] = Counter()
 
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
         bar = tqdm(
-            threads.map(pictures, classes),
+            threads.map(images, classes),
             total=len(classes),
             desc=f"indexing {tar.name}",
             unit="class",

@@ -1,20 +1,20 @@
-"""Which files of a folder are pictures: one rule for training and evaluation."""
+"""Which files of a folder are images: one rule for training and evaluation."""
 
 import os
 from collections import Counter
 from collections.abc import Mapping
 
-from bitdance_jax.io.images import SUFFIXES
+from bitdance_jax.io.image_files import SUFFIXES
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file of that name counts as a picture: by its ending, and not hidden."""
+def is_image(name: str) -> bool:
+    """Whether a file of that name counts as an image: by its ending, and not hidden."""
     base = name.rsplit("/", 1)[-1]
     return base.lower().endswith(SUFFIXES) and not base.startswith(".")
 
 
-def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[str]]:
-    """Paths of the pictures below a folder at any depth, sorted, and how many other files there are by their ending.
+def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[str]]:
+    """Paths of the images below a folder at any depth, sorted, and how many other files there are by their ending.
 
     Hidden files and folders are passed over. Symbolic links are followed; a folder that is met a second time,
     as by a link to one above it, is not listed again. The files themselves are not looked at, which on some
@@ -37,7 +37,7 @@ def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[st
                 (entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name
             )
         for entry in visible:
-            if is_picture(entry.name):
+            if is_image(entry.name):
                 found.append(entry.path)
             elif entry.is_dir():
                 pending.append(entry.path)
@@ -52,7 +52,7 @@ def ending(name: str) -> str:
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
-    """One line on the files that are no pictures by their endings; empty if there are none."""
+    """One line on the files that are no images by their endings; empty if there are none."""
     if not left_out:
         return ""
     most = Counter(left_out).most_common(5)

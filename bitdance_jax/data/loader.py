@@ -1,7 +1,7 @@
 """Batches from a source: shuffled, cropped, endless and exactly resumable.
 
 Batch n is a function of (source, seed, n) alone: the order of an epoch depends on (seed, epoch), the random draws of a record on
-(seed, epoch, record), and a damaged picture's place is taken by the next of the source that is whole. So the iterator's whole state is
+(seed, epoch, record), and a damaged image's place is taken by the next of the source that is whole. So the iterator's whole state is
 the number of its next batch, and a run may be resumed with another number of processes and workers.
 """
 
@@ -23,9 +23,9 @@ from jaxtyping import Int
 
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
-from bitdance_jax.data.records import PictureSource, Skipped
+from bitdance_jax.data.records import ImageSource, Skipped
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 
 
 # Records that a thread or worker process loads at a time. Batches are cut so that all of them work on the batch that is needed next, and
@@ -47,7 +47,7 @@ Load = Callable[[int], tuple[Record, tuple[str, ...]]]
 class BatchIterator:
     """Batches of an endless or finite sequence of records; its state is {"next_batch": int}.
 
-    Damaged pictures are named on stderr, each once, by the process whose rows they are in.
+    Damaged images are named on stderr, each once, by the process whose rows they are in.
 
     Args:
       load: the record at a position, arrays of the same shapes for all, and complaints about those it stands in for.
@@ -57,7 +57,7 @@ class BatchIterator:
       workers: processes that load; 0: threads of this one.
 
     Attributes:
-      skipped: the complaint about each damaged picture, and how often it was met.
+      skipped: the complaint about each damaged image, and how often it was met.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _Chunks:
 
 
 def make_loader(
-    source: PictureSource,
+    source: ImageSource,
     *,
     batch_size: int,
     seed: int,
@@ -168,7 +168,7 @@ def make_loader(
 ) -> BatchIterator:
     """An iterator over batches {"image": uint8 [B, size, size, 3], "label": int32 [B]}, or {"codes", "label"} of a source of tokens.
 
-    Tokens may come in several versions (`data.tokens.Versions`): a batch holds one of them, chosen as a picture would be cropped and
+    Tokens may come in several versions (`data.tokens.Versions`): a batch holds one of them, chosen as an image would be cropped and
     flipped.
 
     Args:
@@ -176,7 +176,7 @@ def make_loader(
       batch_size: records in a batch of the whole job. Batches run on over the end of an epoch; without `repeat` the last one may be
         smaller.
       seed: of the order and of every random draw.
-      image_size: side of the pictures in pixels; not used by tokens.
+      image_size: side of the images in pixels; not used by tokens.
       augment: random crops, which may fade out, and flips, which do not; None: centre crops, unflipped.
       workers: processes that load; 0: threads of this one.
       shuffle: a new order each epoch, which holds every record once.
@@ -185,7 +185,7 @@ def make_loader(
         with some of the rows, a last smaller batch is left out.
 
     Raises:
-      UserError: when read, too many pictures are damaged: a tenth of a thousand, or 20 in a row.
+      UserError: when read, too many images are damaged: a tenth of a thousand, or 20 in a row.
     """
     order = grain.MapDataset.range(len(source))
     if shuffle:
@@ -198,7 +198,7 @@ def make_loader(
     return BatchIterator(load, len(order), batch_size, rows, workers)
 
 
-def read_whole(source: PictureSource, index: int) -> tuple[Record, tuple[str, ...]]:
+def read_whole(source: ImageSource, index: int) -> tuple[Record, tuple[str, ...]]:
     """Record `index`, or where it is damaged the next one that is not; and the complaints about those passed over.
 
     Raises:
@@ -208,10 +208,10 @@ def read_whole(source: PictureSource, index: int) -> tuple[Record, tuple[str, ..
     for step in range(min(len(source), DAMAGED_IN_A_ROW)):
         try:
             return dict(source[(index + step) % len(source)]), tuple(skipped)
-        except DamagedPicture as error:
+        except DamagedImage as error:
             skipped.append(str(error))
     raise UserError(
-        f"{len(skipped)} of {len(skipped)} pictures in a row are damaged; the last: {skipped[-1]}"
+        f"{len(skipped)} of {len(skipped)} images in a row are damaged; the last: {skipped[-1]}"
     )
 
 
@@ -219,7 +219,7 @@ def _load(
     position: int,
     *,
     order: grain.MapDataset,
-    source: PictureSource,
+    source: ImageSource,
     seed: int,
     image_size: int | None,
     augment: AugmentConfig | None,

@@ -24,13 +24,13 @@ Split = Literal["train", "heldout", "all"]
 
 
 @runtime_checkable
-class PictureSource(Protocol):
+class ImageSource(Protocol):
     """A sequence of records: {"image": uint8 [H, W, 3] of any size, "label": int32}, or tokens in place of the image.
 
-    Reading a record raises `images.DamagedPicture` where that record alone is bad, and a UserError where the whole source is. Sources
+    Reading a record raises `images.DamagedImage` where that record alone is bad, and a UserError where the whole source is. Sources
     are read by threads and, pickled, by worker processes.
 
-    One that lists files may also tell in `left_out` how many of them are no pictures, by their ending.
+    One that lists files may also tell in `left_out` how many of them are no images, by their ending.
 
     Attributes:
       class_names: name of each label.
@@ -46,7 +46,7 @@ class PictureSource(Protocol):
 class Subset:
     """Some records of a source, in the order given."""
 
-    def __init__(self, source: PictureSource, indices: Int[np.ndarray, "N"]) -> None:
+    def __init__(self, source: ImageSource, indices: Int[np.ndarray, "N"]) -> None:
         self.class_names = source.class_names
         self.left_out: Mapping[str, int] = getattr(source, "left_out", {})
         self._source, self._indices = source, indices
@@ -62,8 +62,8 @@ def split_indices(count: int, split: Split) -> Int[np.ndarray, "N"]:
     """Which of `count` records belong to a split, in order.
 
     Every 19th is held out, and of many records so much less than that, that about a thousand are: enough to watch a loss. Sources list
-    a class's pictures together or shuffled, so the held-out ones spread over all classes; of the 1,906 emoji they are 100, of
-    ImageNet's 1,281,167 pictures 999.
+    a class's images together or shuffled, so the held-out ones spread over all classes; of the 1,906 emoji they are 100, of
+    ImageNet's 1,281,167 images 999.
     """
     indices = np.arange(count)
     stride = max(HELD_OUT_STRIDE, -(-count // MAX_HELD_OUT))
@@ -71,7 +71,7 @@ def split_indices(count: int, split: Split) -> Int[np.ndarray, "N"]:
     return {"train": indices[~held_out], "heldout": indices[held_out], "all": indices}[split]
 
 
-def select(source: PictureSource, split: Split) -> PictureSource:
+def select(source: ImageSource, split: Split) -> ImageSource:
     """The records of a split.
 
     Raises:
@@ -80,14 +80,14 @@ def select(source: PictureSource, split: Split) -> PictureSource:
     indices = split_indices(len(source), split)
     if len(indices) == 0:
         raise UserError(
-            f"there are only {len(source)} pictures; every {HELD_OUT_STRIDE}th is held out, so give at least {HELD_OUT_STRIDE}, "
+            f"there are only {len(source)} images; every {HELD_OUT_STRIDE}th is held out, so give at least {HELD_OUT_STRIDE}, "
             "or others with --data.held-out"
         )
     return Subset(source, indices)
 
 
 class Skipped:
-    """Damaged pictures that a reader goes on without: each is named on stderr once, and too many end the work.
+    """Damaged images that a reader goes on without: each is named on stderr once, and too many end the work.
 
     Attributes:
       counts: the complaint about each, and how often it was met.
@@ -116,7 +116,7 @@ class Skipped:
             if self._damaged > WINDOW * DAMAGED_SHARE:
                 of = self._read + records
                 raise UserError(
-                    f"{self._damaged} of the last {of} pictures could not be read, {complaint}; is the data whole?"
+                    f"{self._damaged} of the last {of} images could not be read, {complaint}; is the data whole?"
                 )
         self._read += records
         if self._read >= WINDOW:

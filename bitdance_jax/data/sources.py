@@ -12,18 +12,18 @@ from tqdm import tqdm
 from bitdance_jax.config import DataConfig
 from bitdance_jax.data import listing
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource
-from bitdance_jax.data.records import Names, PictureSource, Split, reading, select, split_indices
+from bitdance_jax.data.records import ImageSource, Names, Split, reading, select, split_indices
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.data.tokens import Manifest, TokensSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import SUFFIXES, load_image
+from bitdance_jax.io.image_files import SUFFIXES, load_image
 
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
 
 
 class ArraySource:
-    """Records held in memory: record i is row i of every array (pictures and labels, for example)."""
+    """Records held in memory: record i is row i of every array (images and labels, for example)."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], class_names: tuple[str, ...]):
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -50,13 +50,13 @@ class EmojiSource(ArraySource):
 
 
 class FolderSource:
-    """A folder with one sub-folder a class, which holds the class's pictures at any depth: the layout of torchvision's ImageFolder.
+    """A folder with one sub-folder a class, which holds the class's images at any depth: the layout of torchvision's ImageFolder.
 
-    Labels number the sub-folders in sorted order; pictures are sorted by path (`listing.list_pictures`). The tree is listed once,
+    Labels number the sub-folders in sorted order; images are sorted by path (`listing.list_images`). The tree is listed once,
     without a look at the files themselves.
 
     Attributes:
-      left_out: how many files are no pictures, by their ending.
+      left_out: how many files are no images, by their ending.
 
     Raises:
       UserError: the folder is missing or unreadable, or its layout is another.
@@ -73,15 +73,15 @@ class FolderSource:
             for name in tqdm(
                 self.class_names, desc=f"listing {root}", unit="class", delay=2, dynamic_ncols=True
             ):
-                pictures, left_out = listing.list_pictures(root / name)
-                if not pictures:
+                images, left_out = listing.list_images(root / name)
+                if not images:
                     others = f"; {text}" if (text := listing.left_out_text(left_out)) else ""
                     raise UserError(
-                        f"the class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}){others}; fill or remove it"
+                        f"the class folder {root / name} holds no images ({', '.join(SUFFIXES)}){others}; fill or remove it"
                     )
-                paths += pictures
+                paths += images
                 self.left_out += left_out
-                counts.append(len(pictures))
+                counts.append(len(images))
         self._paths = Names.of(paths)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
@@ -92,7 +92,7 @@ class FolderSource:
         return {"image": load_image(self._paths[index]), "label": self._labels[index]}
 
 
-def open_source(config: DataConfig, split: Split) -> PictureSource:
+def open_source(config: DataConfig, split: Split) -> ImageSource:
     """One split of the source that a config names; for both, `open_sources` opens what they share once.
 
     "all" is the whole of `config.path`. Where `config.held_out` is given, "train" is that too, and "heldout" the whole of the other;
@@ -110,7 +110,7 @@ def open_source(config: DataConfig, split: Split) -> PictureSource:
     return open_sources(config)[1]
 
 
-def open_sources(config: DataConfig) -> tuple[PictureSource, PictureSource]:
+def open_sources(config: DataConfig) -> tuple[ImageSource, ImageSource]:
     """Training records and held-out ones; see `open_source`."""
     if config.source == "emoji":
         return EmojiSource("train"), EmojiSource("heldout")
@@ -140,9 +140,9 @@ def count_classes(config: DataConfig) -> int | None:
     return len(_open(config).class_names) if config.source == "tfds" else None
 
 
-def summary(train: PictureSource, held_out: PictureSource | None = None) -> str:
+def summary(train: ImageSource, held_out: ImageSource | None = None) -> str:
     """One line for the user: how many records and classes, held out, and what was left out by its ending."""
-    what = f"{len(train):,} pictures in {len(train.class_names):,} classes"
+    what = f"{len(train):,} images in {len(train.class_names):,} classes"
     if held_out is not None:
         what += f" to train on, {len(held_out):,} held out"
     left_out: Counter[str] = Counter()
@@ -153,7 +153,7 @@ def summary(train: PictureSource, held_out: PictureSource | None = None) -> str:
     return f"{what}; {listing.left_out_text(left_out)}".removesuffix("; ")
 
 
-def _open(config: DataConfig) -> PictureSource:
+def _open(config: DataConfig) -> ImageSource:
     if config.source == "tfds":
         return TfdsSource(config.dataset, config.path, "train")
     assert config.path is not None  # checked by DataConfig
@@ -166,7 +166,7 @@ def _open(config: DataConfig) -> PictureSource:
     )
 
 
-def _open_held_out(config: DataConfig) -> PictureSource:
+def _open_held_out(config: DataConfig) -> ImageSource:
     assert config.held_out is not None
     if config.source == "tfds":
         return TfdsSource(config.dataset, config.path, config.held_out)
@@ -182,12 +182,12 @@ def _open_held_out(config: DataConfig) -> PictureSource:
 def _class_folders(root: Path) -> tuple[str, ...]:
     """Names of the sub-folders, sorted."""
     if not root.is_dir():
-        raise UserError(f"no picture folder at {root}; give a folder with one sub-folder a class")
+        raise UserError(f"no image folder at {root}; give a folder with one sub-folder a class")
     with reading(root), os.scandir(root) as entries:
         visible = sorted(
             (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
         )
-    stray = [name for name, is_folder in visible if not is_folder and listing.is_picture(name)]
+    stray = [name for name, is_folder in visible if not is_folder and listing.is_image(name)]
     if stray:
         raise UserError(
             f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class"
@@ -195,6 +195,6 @@ def _class_folders(root: Path) -> tuple[str, ...]:
     folders = tuple(name for name, is_folder in visible if is_folder)
     if not folders:
         raise UserError(
-            f"{root} has no sub-folders; put the pictures of each class into a sub-folder of their own"
+            f"{root} has no sub-folders; put the images of each class into a sub-folder of their own"
         )
     return folders

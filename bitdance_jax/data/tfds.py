@@ -1,17 +1,17 @@
-"""Pictures of a prepared TensorFlow Dataset, read at random from its array_record files. TensorFlow itself is not needed."""
+"""Images of a prepared TensorFlow Dataset, read at random from its array_record files. TensorFlow itself is not needed."""
 
 import io
 import os
 from typing import Any
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import decode_image
+from bitdance_jax.io.image_files import decode_image
 
 
 class TfdsSource:
     """A split of a TFDS dataset with the features "image" and "label".
 
-    The pictures' files are decoded here, as those of all other sources are, and not by TFDS: the same picture gives the same pixels, and
+    The images' files are decoded here, as those of all other sources are, and not by TFDS: the same image gives the same pixels, and
     a damaged one can be skipped. The labels of `imagenet2012` number the sorted WordNet ids, as in the other sources of ImageNet.
 
     Args:
@@ -50,7 +50,7 @@ class TfdsSource:
         features = source.dataset_info.features
         if not {"image", "label"} <= set(features):
             raise UserError(
-                f"{dataset} has the features {', '.join(features)}; pictures with classes need image and label"
+                f"{dataset} has the features {', '.join(features)}; images with classes need image and label"
             )
         self.class_names = tuple(features["label"].names)
         # The source itself cannot be passed to worker processes: it holds the dataset's builder.

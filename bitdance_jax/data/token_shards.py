@@ -50,7 +50,7 @@ class Shard:
       path: of the file.
       tokens: see Seal.
       number: from 0.
-      records: numbers of the pictures in it.
+      records: numbers of the images in it.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Makes files of tokens (`data.tokens`) of the pictures of a source, on all devices of all processes, resumably."""
+"""Makes files of tokens (`data.tokens`) of the images of a source, on all devices of all processes, resumably."""
 
 import itertools
 import zlib
@@ -19,19 +19,19 @@ from jaxtyping import UInt8
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.loader import BatchIterator, read_whole
-from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard
 from bitdance_jax.data.tokens import (
     MANIFEST,
     Manifest,
     Versions,
     encoder_fingerprint,
-    pictures_fingerprint,
+    images_fingerprint,
     serialize,
     shards,
 )
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.io.files import replacing
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.tokenizer import lfq
@@ -45,7 +45,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def describe(
-    source: PictureSource,
+    source: ImageSource,
     config: TokenizerConfig,
     params: Any,
     *,
@@ -57,13 +57,13 @@ def describe(
     """What `tokenize` is to write.
 
     Args:
-      source: the pictures.
+      source: the images.
       config: of the tokenizer.
       params: its weights in float32.
       image_size: in pixels.
-      versions: of each picture.
+      versions: of each image.
       dtype: of the encoder's arithmetic.
-      shard_size: pictures a file holds.
+      shard_size: images a file holds.
     """
     if image_size < 1 or image_size % config.downsampling:
         raise UserError(
@@ -77,7 +77,7 @@ def describe(
         tokenizer=config,
         fingerprint=encoder_fingerprint(config, params),
         dtype=dtype,
-        pictures=pictures_fingerprint(source),
+        images=images_fingerprint(source),
         versions=versions,
     )
 
@@ -105,7 +105,7 @@ def prepare(folder: Path, manifest: Manifest) -> None:
 
 
 def tokenize(
-    source: PictureSource,
+    source: ImageSource,
     params: Any,
     folder: Path,
     manifest: Manifest,
@@ -116,15 +116,15 @@ def tokenize(
     """Encodes what a folder of tokens lacks, on all devices of this process; of several processes, each writes shards of its own.
 
     Args:
-      source: the pictures.
+      source: the images.
       params: the tokenizer's weights in float32; the decoder may be left out.
       folder: that `prepare` has begun; all processes share it.
       manifest: of `describe`.
-      batch_size: pictures a device encodes at a time.
-      workers: processes that load pictures.
+      batch_size: images a device encodes at a time.
+      workers: processes that load images.
 
     Returns:
-      How many pictures this process has encoded now.
+      How many images this process has encoded now.
 
     Raises:
       UserError: the folder cannot be written to.
@@ -137,14 +137,14 @@ def tokenize(
 
     devices = Mesh(jax.local_devices(), "data", axis_types=(AxisType.Auto,))
     versions = manifest.versions
-    pictures = min(max(1, batch_size * devices.size // versions.count), manifest.records)
+    images = min(max(1, batch_size * devices.size // versions.count), manifest.records)
     loader = BatchIterator(
         _Crops(source, indices, manifest.image_size, versions),
         len(indices),
-        pictures,
+        images,
         workers=workers,
     )
-    records = _serialized(loader, _encoder(manifest, params, devices, pictures * versions.count))
+    records = _serialized(loader, _encoder(manifest, params, devices, images * versions.count))
     done = sum(len(shard.records) for shard in own) - len(indices)
     with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
         for shard in pending:
@@ -157,10 +157,10 @@ def tokenize(
 
 
 class _Crops:
-    """All versions of the pictures of a source with the given numbers: {"image": uint8 [versions, size, size, 3], "label"}."""
+    """All versions of the images of a source with the given numbers: {"image": uint8 [versions, size, size, 3], "label"}."""
 
     def __init__(
-        self, source: PictureSource, indices: np.ndarray, image_size: int, versions: Versions
+        self, source: ImageSource, indices: np.ndarray, image_size: int, versions: Versions
     ) -> None:
         self._source, self._indices, self._size, self._versions = (
             source,
@@ -183,10 +183,10 @@ class _Crops:
 Encoder = Callable[[UInt8[np.ndarray, "B V H W 3"]], jax.Array]
 
 
-def _encoder(manifest: Manifest, params: Any, devices: Mesh, pictures: int) -> Encoder:
-    """Packed bits [at least B * V, h, w, bytes] of pictures, split over the devices.
+def _encoder(manifest: Manifest, params: Any, devices: Mesh, images: int) -> Encoder:
+    """Packed bits [at least B * V, h, w, bytes] of images, split over the devices.
 
-    Every call fills up to `pictures` of them and to a multiple of the devices: one shape is compiled.
+    Every call fills up to `images` of them and to a multiple of the devices: one shape is compiled.
     """
     dtype = jnp.dtype(manifest.dtype)
     model = Autoencoder(manifest.tokenizer, dtype)
@@ -195,11 +195,11 @@ def _encoder(manifest: Manifest, params: Any, devices: Mesh, pictures: int) -> E
         NamedSharding(devices, P()),
     )
     rows = NamedSharding(devices, P("data"))
-    padded = -(-pictures // devices.size) * devices.size
+    padded = -(-images // devices.size) * devices.size
 
     @jax.jit
     def encode(weights: Any, flat: jax.Array) -> jax.Array:
-        z: Any = model.apply({"params": weights}, images.to_model(flat), method="encode")
+        z: Any = model.apply({"params": weights}, image_files.to_model(flat), method="encode")
         return jnp.packbits(lfq.quantize(z) > 0, axis=-1)
 
     def encode_batch(batch: UInt8[np.ndarray, "B V H W 3"]) -> jax.Array:
@@ -211,7 +211,7 @@ def _encoder(manifest: Manifest, params: Any, devices: Mesh, pictures: int) -> E
 
 
 def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
-    """One record a picture. A batch is loaded while the devices work on the one before it."""
+    """One record an image. A batch is loaded while the devices work on the one before it."""
     waiting: tuple[np.ndarray, int, jax.Array] | None = None
     for batch in itertools.chain(loader, [None]):
         encoding = (

@@ -1,4 +1,4 @@
-"""Tokens of all pictures of a source, so that training need not run the tokenizer's encoder.
+"""Tokens of all images of a source, so that training need not run the tokenizer's encoder.
 
     python -m bitdance_jax.data.tokenize --tokenizer MODEL_FOLDER --data.source imagenet_tar --data.path ILSVRC2012_img_train.tar \
         --image-size 256 --flips --out tokens/imagenet256
@@ -29,17 +29,17 @@ from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, l
 
 @dataclass(frozen=True)
 class Arguments(Flags):
-    """Write the tokens of a source's pictures to files.
+    """Write the tokens of a source's images to files.
 
     Attributes:
       tokenizer: a model folder, of a tokenizer or of a class-conditional model; "emoji" is the embedded one.
       out: folder for the tokens.
-      data: where the pictures come from; its augment says how random crops are drawn, its workers how many processes load.
+      data: where the images come from; its augment says how random crops are drawn, its workers how many processes load.
       image_size: in pixels.
       flips: keep the mirror image of each centre crop as well; without it centre crops are trained on unflipped.
-      crops: keep so many random crops of each picture as well, flipped by --data.augment.flip.
+      crops: keep so many random crops of each image as well, flipped by --data.augment.flip.
       seed: of the random crops.
-      batch_size: pictures that each device encodes at a time.
+      batch_size: images that each device encodes at a time.
       dtype: of the encoder's arithmetic.
       hosts: how several processes find each other, see HostsConfig; each writes shards of its own, and they share the folder.
     """
@@ -59,7 +59,7 @@ class Arguments(Flags):
         super().__post_init__()
         Versions(self.flips, self.crops, seed=self.seed)  # complains of bad values
         if self.data.source == "tokens":
-            raise UserError("data.source tokens is tokens already; give the pictures")
+            raise UserError("data.source tokens is tokens already; give the images")
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def _tokenize(arguments: Arguments) -> None:
         if jax.process_index() > 0:
             prepare(
                 folder, manifest
-            )  # Finds that the folder is not shared, or that this process has other pictures.
+            )  # Finds that the folder is not shared, or that this process has other images.
         count = tokenize(
             source,
             tokenizer.params,
@@ -108,7 +108,7 @@ def _tokenize(arguments: Arguments) -> None:
         else ""
     )
     print(
-        f"{folder}: tokens of {len(source):,} pictures, {count:,} of them made by this process now{speed}"
+        f"{folder}: tokens of {len(source):,} images, {count:,} of them made by this process now{speed}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Files of precomputed tokens: array_record shards, and a manifest that says what was made of which pictures by which tokenizer.
+"""Files of precomputed tokens: array_record shards, and a manifest that says what was made of which images by which tokenizer.
 
-A record is the label, int32 little-endian, and then the packed bits of each version of the picture, uint8 [versions, h, w, bytes]: 8 to
+A record is the label, int32 little-endian, and then the packed bits of each version of the image, uint8 [versions, h, w, bytes]: 8 to
 a byte, the first the highest, 1 for a code of 1 and 0 for -1; a last byte that is not full ends in zeros. The versions are its centre
 crop, with `flips` that crop's mirror image, and then the `crops` random ones. The last record of a shard
 is its `token_shards.Seal`: no other file, and no altered one, passes for it.
@@ -20,29 +20,29 @@ from jaxtyping import UInt8
 
 from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.config.plain import Count, Natural, Seed, Size
-from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard, damaged
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import inputs
 from bitdance_jax.io.files import replacing
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 LABEL = np.dtype("<i4")
-PROBES = 8  # pictures that tell one source from another
+PROBES = 8  # images that tell one source from another
 
 
 @dataclass(frozen=True)
 class Versions(Config):
-    """Which versions of a picture are kept as tokens, besides its centre crop.
+    """Which versions of an image are kept as tokens, besides its centre crop.
 
     Attributes:
       flips: the centre crop's mirror image; wherever training shows a centre crop, it chooses between the two as `AugmentConfig.flip` says.
-      crops: how many random ones; training chooses among these alone, but for the share of pictures whose random crops have faded out.
+      crops: how many random ones; training chooses among these alone, but for the share of images whose random crops have faded out.
       augment: how the random ones are drawn, their flips included.
-      seed: of their draws: version v of a picture is what the loader would show in epoch v of this seed.
+      seed: of their draws: version v of an image is what the loader would show in epoch v of this seed.
     """
 
     flips: bool = False
@@ -60,12 +60,12 @@ class Manifest(Config):
     """What a folder of tokens holds.
 
     Attributes:
-      records: pictures; all shards but the last hold `shard_size` of them, in the order of their source.
+      records: images; all shards but the last hold `shard_size` of them, in the order of their source.
       image_size: in pixels.
       tokenizer: its sizes.
       fingerprint: of its encoder; see `encoder_fingerprint`.
       dtype: that it computed in.
-      pictures: tells their source from another; see `pictures_fingerprint`.
+      images: tells their source from another; see `images_fingerprint`.
     """
 
     records: Count
@@ -75,7 +75,7 @@ class Manifest(Config):
     tokenizer: TokenizerConfig
     fingerprint: str
     dtype: str
-    pictures: str
+    images: str
     versions: Versions
     format_version: Natural = FORMAT_VERSION
 
@@ -191,13 +191,13 @@ def encoder_fingerprint(config: TokenizerConfig, params: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def pictures_fingerprint(source: PictureSource) -> str:
-    """16 hex digits that tell one source from another: of its length, classes and a few pictures."""
+def images_fingerprint(source: ImageSource) -> str:
+    """16 hex digits that tell one source from another: of its length, classes and a few images."""
     digest = hashlib.sha256(repr((source.class_names, len(source))).encode())
     for index in np.linspace(0, len(source) - 1, PROBES).astype(int).tolist():
         try:
             digest.update(source[index]["image"].tobytes())
-        except DamagedPicture:
+        except DamagedImage:
             digest.update(b"damaged")
     return digest.hexdigest()[:16]
 
@@ -219,7 +219,7 @@ def check_tokens(
     manifest = Manifest.read(folder)
     if manifest.image_size != image_size:
         raise UserError(
-            f"the tokens in {os.fspath(folder)} are of pictures of {manifest.image_size} pixels, and the model of {image_size}"
+            f"the tokens in {os.fspath(folder)} are of images of {manifest.image_size} pixels, and the model of {image_size}"
         )
     if manifest.tokenizer != config:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Crops and flips of training pictures (paper 4.2): pure functions whose randomness is an explicit numpy Generator.
+"""Crops and flips of training images (paper 4.2): pure functions whose randomness is an explicit numpy Generator.
 
-The crops are those of ADM (arXiv 2105.05233): the picture is scaled so that its shorter side gets the wanted length, by halving with a
+The crops are those of ADM (arXiv 2105.05233): the pil_image is scaled so that its shorter side gets the wanted length, by halving with a
 box filter while it is at least twice as long, then bicubically, and a square is cut out.
 """
 
@@ -15,15 +15,15 @@ from bitdance_jax.config import AugmentConfig
 
 
 LONGEST = 16
-"""Up to so many times as long as wide, a picture is scaled whole before it is cropped."""
+"""Up to so many times as long as wide, a pil_image is scaled whole before it is cropped."""
 
 
 def scale_shorter_side(
     image: UInt8[np.ndarray, "H W 3"], length: int
 ) -> UInt8[np.ndarray, "new_H new_W 3"]:
-    """Scales so that the shorter side has `length` pixels; a picture that has it already is unchanged."""
-    picture = _halve(image, length)
-    return np.asarray(picture.resize(_scaled_size(picture, length), Image.Resampling.BICUBIC))
+    """Scales so that the shorter side has `length` pixels; a pil_image that has it already is unchanged."""
+    pil_image = _halve(image, length)
+    return np.asarray(pil_image.resize(_scaled_size(pil_image, length), Image.Resampling.BICUBIC))
 
 
 def centre_crop(
@@ -42,37 +42,39 @@ def random_crop(
 
 
 def _halve(image: UInt8[np.ndarray, "H W 3"], length: int) -> Image.Image:
-    picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * length:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    return picture
+    pil_image = Image.fromarray(image)
+    while min(pil_image.size) >= 2 * length:
+        pil_image = pil_image.resize(
+            (pil_image.width // 2, pil_image.height // 2), Image.Resampling.BOX
+        )
+    return pil_image
 
 
-def _scaled_size(picture: Image.Image, length: int) -> tuple[int, int]:
+def _scaled_size(pil_image: Image.Image, length: int) -> tuple[int, int]:
     """Width and height with a shorter side of `length`."""
-    scale = length / min(picture.size)
-    return round(picture.width * scale), round(picture.height * scale)
+    scale = length / min(pil_image.size)
+    return round(pil_image.width * scale), round(pil_image.height * scale)
 
 
 def _scale_and_crop(
     image: UInt8[np.ndarray, "H W 3"], length: int, size: int, place: Callable[[int], int]
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The square of `size` at `place(free pixels)` from the top and from the left of the scaled picture."""
-    picture = _halve(image, length)
-    width, height = _scaled_size(picture, length)
+    """The square of `size` at `place(free pixels)` from the top and from the left of the scaled pil_image."""
+    pil_image = _halve(image, length)
+    width, height = _scaled_size(pil_image, length)
     top, left = place(height - size), place(width - size)
     if max(width, height) <= LONGEST * length:
-        scaled = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        scaled = np.asarray(pil_image.resize((width, height), Image.Resampling.BICUBIC))
         return scaled[top : top + size, left : left + size]
     # A strip of 1 x 65,000 pixels would take gigabytes, scaled whole. What is cropped, scaled alone,
     # differs in the last digits of the sampling points.
-    across, down = picture.width / width, picture.height / height
+    across, down = pil_image.width / width, pil_image.height / height
     right, bottom = (
-        min((left + size) * across, picture.width),
-        min((top + size) * down, picture.height),
+        min((left + size) * across, pil_image.width),
+        min((top + size) * down, pil_image.height),
     )
     box = (left * across, top * down, right, bottom)
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
+    return np.asarray(pil_image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def augment(
@@ -88,7 +90,7 @@ def augment(
 
 
 def cropped_share(config: AugmentConfig, epoch: int) -> float:
-    """Share of the pictures that get a random crop in an epoch: 1 until `decay_start`, then linearly to 0 at `decay_end`."""
+    """Share of the images that get a random crop in an epoch: 1 until `decay_start`, then linearly to 0 at `decay_end`."""
     if config.decay_start is None or config.decay_end is None or epoch < config.decay_start:
         return 1.0
     if epoch >= config.decay_end:

@@ -1,4 +1,4 @@
-"""Scores pictures, or a tokenizer.
+"""Scores images, or a tokenizer.
 
 python -m bitdance_jax.evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth
 python -m bitdance_jax.evaluate --reconstruction emoji emoji
@@ -20,11 +20,11 @@ from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import BATCH, Extractor
+from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images, open_images
 from bitdance_jax.evaluate.inception_score import inception_score
-from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures, open_pictures
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.io.files import check_ending
 from bitdance_jax.io.saved_models import EMBEDDED
 from bitdance_jax.pipelines.class_conditional import Tokenizer, load
@@ -41,17 +41,17 @@ class Arguments(Flags):
     """FID, sFID, Inception Score, precision and recall by the rules of ADM's suite; or PSNR, SSIM and rFID of a tokenizer.
 
     Attributes:
-      pictures: an .npz with uint8 pictures in arr_0, or a folder; with --reconstruction also "emoji", the held-out ones.
-      reference: an .npz of ADM's suite (mu, sigma, mu_s, sigma_s, arr_0) or a folder of real pictures, centre-cropped to the samples' size.
+      images: an .npz with uint8 images in arr_0, or a folder; with --reconstruction also "emoji", the held-out ones.
+      reference: an .npz of ADM's suite (mu, sigma, mu_s, sigma_s, arr_0) or a folder of real images, centre-cropped to the samples' size.
       inception: the published weights of the FID Inception-v3, pt_inception-2015-12-05-6726825d.pth, or the same tensors in a .safetensors.
-      reconstruction: a model folder, or "emoji": encode and decode the pictures with its tokenizer.
-      image_size: crop the pictures of a folder to squares of this side; left out, a class-conditional model's, or they must have one size.
-      batch_size: pictures at a time, over all devices.
+      reconstruction: a model folder, or "emoji": encode and decode the images with its tokenizer.
+      image_size: crop the images of a folder to squares of this side; left out, a class-conditional model's, or they must have one size.
+      batch_size: images at a time, over all devices.
       out: with --reconstruction, a PNG of originals beside reconstructions.
       show: how many of them.
     """
 
-    pictures: Annotated[PathName, tyro.conf.Positional]
+    images: Annotated[PathName, tyro.conf.Positional]
     reference: PathName | None = None
     inception: PathName | None = None
     reconstruction: PathName | None = None
@@ -77,7 +77,7 @@ def main() -> None:
 def _samples(arguments: Arguments) -> None:
     if arguments.reference is None:
         raise UserError(
-            "give --reference, an .npz of ADM's suite or a folder of real pictures (or --reconstruction for a tokenizer)"
+            "give --reference, an .npz of ADM's suite or a folder of real images (or --reconstruction for a tokenizer)"
         )
     if arguments.inception is None:
         raise UserError(
@@ -85,15 +85,15 @@ def _samples(arguments: Arguments) -> None:
         )
     if arguments.out is not None:
         raise UserError("--out goes with --reconstruction")
-    samples = open_pictures(arguments.pictures, arguments.image_size)
+    samples = open_images(arguments.images, arguments.image_size)
     reference = Reference(arguments.reference, samples.size)
     extractor = _inception(arguments.inception, min(arguments.batch_size, len(samples)))
-    _describe(arguments.pictures, samples)
+    _describe(arguments.images, samples)
     sample_features = metrics.collect(extractor.stream(samples, "samples"))
     reference_features = reference.features(extractor)
     for name, features in (
         ("samples", sample_features),
-        ("reference pictures", reference_features),
+        ("reference images", reference_features),
     ):
         _warn_of_rank(features.pooled.count, name, "FID and sFID")
     _say_damaged(samples)
@@ -107,57 +107,57 @@ def _samples(arguments: Arguments) -> None:
 def _reconstruction(arguments: Arguments, model: str) -> None:
     if arguments.reference is not None:
         raise UserError(
-            "--reference does not go with --reconstruction, which compares the pictures with themselves"
+            "--reference does not go with --reconstruction, which compares the images with themselves"
         )
     if arguments.out is not None:
-        images.check_writable(arguments.out)
+        image_files.check_writable(arguments.out)
     loaded = load(model)
     tokenizer, size = (
         (loaded, None)
         if isinstance(loaded, Tokenizer)
         else (loaded.tokenizer, loaded.config.image_size)
     )
-    pictures = _open(arguments.pictures, arguments.image_size or size)
-    batch_size = min(arguments.batch_size, len(pictures))
+    images = _open(arguments.images, arguments.image_size or size)
+    batch_size = min(arguments.batch_size, len(images))
     extractor = _inception(arguments.inception, batch_size) if arguments.inception else None
-    _describe(arguments.pictures, pictures)
+    _describe(arguments.images, images)
     result = evaluate_tokenizer(
-        tokenizer, pictures, extractor, batch_size=batch_size, show=arguments.show
+        tokenizer, images, extractor, batch_size=batch_size, show=arguments.show
     )
     if extractor:
-        _warn_of_rank(result.count, "pictures", "rFID")
-    _say_damaged(pictures)
+        _warn_of_rank(result.count, "images", "rFID")
+    _say_damaged(images)
     print(result.scores)
     if arguments.out is not None:
-        enlarge = max(1, 128 // max(pictures.size))
-        images.save_png(
-            arguments.out, images.grid(result.pairs, columns=2 * PAIRS_A_ROW, enlarge=enlarge)
+        enlarge = max(1, 128 // max(images.size))
+        image_files.save_png(
+            arguments.out, image_files.grid(result.pairs, columns=2 * PAIRS_A_ROW, enlarge=enlarge)
         )
         print(
-            f"originals beside reconstructions of {len(result.pairs) // 2} pictures in {arguments.out}"
+            f"originals beside reconstructions of {len(result.pairs) // 2} images in {arguments.out}"
         )
 
 
-def _open(path: str, size: int | None) -> Pictures:
+def _open(path: str, size: int | None) -> Images:
     if path != EMBEDDED or Path(path).exists():
-        return open_pictures(path, size)
+        return open_images(path, size)
     emoji = EmojiSource("heldout").arrays["image"]
-    return ArrayPictures(
-        emoji if size is None else np.stack([centre_crop(picture, size) for picture in emoji])
+    return ArrayImages(
+        emoji if size is None else np.stack([centre_crop(image, size) for image in emoji])
     )
 
 
-def _describe(path: str, pictures: Pictures) -> None:
-    """How many pictures there are, and what else lies in their folder."""
-    others = f"; {left_out_text(pictures.left_out)}" if isinstance(pictures, FolderPictures) else ""
-    print(f"{path}: {len(pictures):,} pictures{others.removesuffix('; ')}", file=sys.stderr)
+def _describe(path: str, images: Images) -> None:
+    """How many images there are, and what else lies in their folder."""
+    others = f"; {left_out_text(images.left_out)}" if isinstance(images, FolderImages) else ""
+    print(f"{path}: {len(images):,} images{others.removesuffix('; ')}", file=sys.stderr)
 
 
-def _say_damaged(pictures: Pictures) -> None:
-    if isinstance(pictures, FolderPictures) and pictures.damaged:
-        whole = len(pictures) - len(pictures.damaged)
+def _say_damaged(images: Images) -> None:
+    if isinstance(images, FolderImages) and images.damaged:
+        whole = len(images) - len(images.damaged)
         print(
-            f"note: {len(pictures.damaged):,} damaged pictures are left out; the scores are those of {whole:,}",
+            f"note: {len(images.damaged):,} damaged images are left out; the scores are those of {whole:,}",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""Pictures through a feature network, on all devices of this process, one batch after the other."""
+"""Images through a feature network, on all devices of this process, one batch after the other."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from bitdance_jax.evaluate.pictures import Pictures
+from bitdance_jax.evaluate.images import Images
 from bitdance_jax.io.progress import Progress
 
 
@@ -16,7 +16,7 @@ BATCH = 64
 
 
 class Features(NamedTuple):
-    """What a network tells of a batch of pictures. A network without spatial features or classes leaves them out.
+    """What a network tells of a batch of images. A network without spatial features or classes leaves them out.
 
     Attributes:
       pooled: what FID, precision and recall compare.
@@ -30,7 +30,7 @@ class Features(NamedTuple):
 
 
 Network = Callable[[Any, UInt8[Array, "B H W 3"]], Features]
-"""A pure function of parameters and pictures."""
+"""A pure function of parameters and images."""
 
 
 class Extractor:
@@ -47,17 +47,15 @@ class Extractor:
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self._network = jax.jit(network)
 
-    def __call__(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Features:
-        """Features, as numpy arrays, of up to `batch_size` pictures."""
-        return _fetch(self._start(pictures), len(pictures))
+    def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Features:
+        """Features, as numpy arrays, of up to `batch_size` images."""
+        return _fetch(self._start(images), len(images))
 
-    def stream(
-        self, pictures: Pictures, description: str, progress: bool = True
-    ) -> Iterator[Features]:
-        """Features of all pictures, batch by batch; the devices work on the next batch while one is used."""
-        with Progress(len(pictures), "image", description, shown=progress) as bar:
+    def stream(self, images: Images, description: str, progress: bool = True) -> Iterator[Features]:
+        """Features of all images, batch by batch; the devices work on the next batch while one is used."""
+        with Progress(len(images), "image", description, shown=progress) as bar:
             running: tuple[Features, int] | None = None
-            for batch in pictures.batches(self.batch_size):
+            for batch in images.batches(self.batch_size):
                 started = self._start(batch), len(batch)
                 if running:
                     yield _fetch(*running)
@@ -67,12 +65,12 @@ class Extractor:
                 yield _fetch(*running)
                 bar.advance(running[1])
 
-    def _start(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> Features:
-        missing = self.batch_size - len(pictures)
+    def _start(self, images: UInt8[np.ndarray, "B H W 3"]) -> Features:
+        missing = self.batch_size - len(images)
         full = (
-            np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), np.uint8)])
+            np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
             if missing
-            else pictures
+            else images
         )
         return self._network(self._params, jax.device_put(full, self._sharding))
 

@@ -22,15 +22,15 @@ SPATIAL = 17 * 17 * SPATIAL_CHANNELS
 
 
 class InceptionV3(nn.Module):
-    """Pictures of any size to what ADM's suite reads, in float32.
+    """Images of any size to what ADM's suite reads, in float32.
 
     The spatial features are the first 7 channels of mixed_6's first convolution at all 17 x 17 positions, flattened in (row, column,
     channel) order; the logits are without the classifier's bias.
     """
 
     @nn.compact
-    def __call__(self, pictures: UInt8[Array | np.ndarray, "B H W 3"]) -> Features:
-        x = (resize_bilinear(pictures, (INPUT_SIZE, INPUT_SIZE)) - 128) / 128
+    def __call__(self, images: UInt8[Array | np.ndarray, "B H W 3"]) -> Features:
+        x = (resize_bilinear(images, (INPUT_SIZE, INPUT_SIZE)) - 128) / 128
         x = ConvNormRelu(32, (3, 3), stride=2, padding="VALID", name="Conv2d_1a_3x3")(x)
         x = ConvNormRelu(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
         x = ConvNormRelu(64, (3, 3), name="Conv2d_2b_3x3")(x)
@@ -56,9 +56,9 @@ class InceptionV3(nn.Module):
         return Features(pooled, spatial, logits)
 
 
-def features(params: dict[str, Any], pictures: UInt8[Array | np.ndarray, "B H W 3"]) -> Features:
+def features(params: dict[str, Any], images: UInt8[Array | np.ndarray, "B H W 3"]) -> Features:
     """`InceptionV3` as a function, for an `Extractor`; `params` from `weights.load`."""
-    outputs: Any = InceptionV3().apply({"params": params}, pictures)
+    outputs: Any = InceptionV3().apply({"params": params}, images)
     return outputs
 
 

@@ -16,7 +16,7 @@ from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What the scores need to know of a set of pictures. None where the network or a reference file does not tell.
+    """What the scores need to know of a set of images. None where the network or a reference file does not tell.
 
     Attributes:
       pooled: mean and covariance of the pooled features.
@@ -64,12 +64,12 @@ def collect(
     """The feature set of batches, such as `Extractor.stream` gives.
 
     Args:
-      batches: features of one picture or more each.
+      batches: features of one image or more each.
       max_vectors: keep this many of the pooled features, evenly spaced over all `count` of them; None keeps all.
       count: how many there are in all; needed with `max_vectors`.
 
     Raises:
-      UserError: fewer than two pictures, or features that are not finite.
+      UserError: fewer than two images, or features that are not finite.
     """
     pooled, spatial = RunningGaussian(), RunningGaussian()
     vectors, logits = [], []
@@ -111,9 +111,9 @@ def score(
     """All scores that the two feature sets allow.
 
     Args:
-      samples: of generated pictures.
+      samples: of generated images.
       reference: of real ones, by the same network.
-      split: pictures a split of the Inception Score.
+      split: images a split of the Inception Score.
       neighbours: k of the manifolds.
       block: features on a side of a block of distances.
       progress: show a bar for the manifolds.

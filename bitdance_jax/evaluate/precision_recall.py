@@ -29,7 +29,7 @@ def precision_recall(
     are in float32; ADM's suite rounds them to float16, which on synthetic features moved both shares by 0.002 to 0.003.
 
     Args:
-      reference: features of real pictures.
+      reference: features of real images.
       samples: features of generated ones.
       neighbours: k; 3 in ADM's suite.
       block: features on a side of a block of distances; the result does not depend on it.
@@ -41,7 +41,7 @@ def precision_recall(
     for name, features in (("reference", reference), ("samples", samples)):
         if len(features) <= neighbours:
             raise UserError(
-                f"precision and recall need more than {neighbours} pictures in the {name}, got {len(features)}"
+                f"precision and recall need more than {neighbours} images in the {name}, got {len(features)}"
             )
         if not np.isfinite(features).all():
             raise UserError(

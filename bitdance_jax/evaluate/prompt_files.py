@@ -1,4 +1,4 @@
-"""Prompt files of GenEval and DPG-Bench, and the folder of pictures that their scorers read.
+"""Prompt files of GenEval and DPG-Bench, and the folder of images that their scorers read.
 
 The layouts are those of the scorers in github.com/djghosh13/geneval and github.com/TencentQQGYLab/ELLA (dpg_bench).
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import images, inputs
+from bitdance_jax.io import image_files, inputs
 from bitdance_jax.io.files import only_writer, remove_leftovers, replacing
 
 
@@ -44,30 +44,30 @@ class Prompt:
     line: bytes | None = None
 
     def finished(self, folder: Path, count: int) -> bool:
-        """Whether all files of `count` pictures are there, undamaged."""
+        """Whether all files of `count` images are there, undamaged."""
         return all(
-            self._is_whole(folder / name) for name in [*self._metadata(), *self._pictures(count)]
+            self._is_whole(folder / name) for name in [*self._metadata(), *self._images(count)]
         )
 
-    def write(self, folder: Path, pictures: UInt8[np.ndarray, "N H W 3"]) -> None:
+    def write(self, folder: Path, images: UInt8[np.ndarray, "N H W 3"]) -> None:
         """Writes the files that are not there yet or damaged, each whole or not at all."""
         for name in self._metadata():
             if not self._is_whole(folder / name):
                 with replacing(folder / name) as temporary:
                     temporary.write_bytes(self.line or b"")
-        for name, picture in zip(
-            self._pictures(len(pictures)), [_two_columns(pictures), *pictures], strict=False
+        for name, image in zip(
+            self._images(len(images)), [_two_columns(images), *images], strict=False
         ):
             if not self._is_whole(folder / name):
-                images.save_png(folder / name, picture)
+                image_files.save_png(folder / name, image)
 
     def _is_whole(self, file: Path) -> bool:
         """Whether a file is there as it was written: a PNG by its own checksums, without decoding it."""
         try:
             if file.suffix != ".png":
                 return file.read_bytes() == self.line
-            with Image.open(file, formats=["PNG"]) as picture:
-                picture.verify()
+            with Image.open(file, formats=["PNG"]) as image:
+                image.verify()
         except Exception:  # Pillow raises many types for damaged files.
             return False
         return True
@@ -75,8 +75,8 @@ class Prompt:
     def _metadata(self) -> list[str]:
         return [] if self.line is None else [f"{self.name}/metadata.jsonl"]
 
-    def _pictures(self, count: int) -> list[str]:
-        """The grid, then, for GenEval, each picture."""
+    def _images(self, count: int) -> list[str]:
+        """The grid, then, for GenEval, each image."""
         if self.line is None:
             return [f"{self.name}.png"]
         return [
@@ -92,10 +92,10 @@ class GenevalLine:
     prompt: str
 
 
-class PictureFolder:
-    """The folder of a benchmark's pictures. Every file in it is one of the benchmark's: its scorers take what they find.
+class ImageFolder:
+    """The folder of a benchmark's images. Every file in it is one of the benchmark's: its scorers take what they find.
 
-    What decides the pictures stands beside it in FOLDER.settings.json, so that a start with other settings is refused.
+    What decides the images stands beside it in FOLDER.settings.json, so that a start with other settings is refused.
     """
 
     def __init__(self, path: str, settings: dict[str, Any], per_prompt: int) -> None:
@@ -103,7 +103,7 @@ class PictureFolder:
         self._path, self._settings_file = Path(path), Path(f"{os.path.abspath(path)}.settings.json")
         self._settings, self._per_prompt = settings, per_prompt
         self._pool, self._writing = (
-            ThreadPoolExecutor(thread_name_prefix="pictures"),
+            ThreadPoolExecutor(thread_name_prefix="images"),
             list[Future[None]](),
         )
 
@@ -112,9 +112,9 @@ class PictureFolder:
         """Keeps the folder to this process until the block ends.
 
         Raises:
-          UserError: it cannot be written, holds pictures of other settings or something else, or another process is writing there.
+          UserError: it cannot be written, holds images of other settings or something else, or another process is writing there.
         """
-        images.check_writable(self._path / "any.png")
+        image_files.check_writable(self._path / "any.png")
         with only_writer(self._path, is_folder=True), self._pool:
             self._check_settings()
             remove_leftovers(self._path)
@@ -124,13 +124,13 @@ class PictureFolder:
         """How many of these have all their files."""
         return sum(prompt.finished(self._path, self._per_prompt) for prompt in prompts)
 
-    def write(self, prompts: list[Prompt], pictures: UInt8[np.ndarray, "Q N H W 3"]) -> None:
-        """Writes pictures while others are drawn, once those before them are written: compressing a batch takes seconds."""
+    def write(self, prompts: list[Prompt], images: UInt8[np.ndarray, "Q N H W 3"]) -> None:
+        """Writes images while others are drawn, once those before them are written: compressing a batch takes seconds."""
         self.wait()
         if not self._settings_file.exists():
             with replacing(self._settings_file) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
-        pairs = zip(prompts, pictures, strict=False)
+        pairs = zip(prompts, images, strict=False)
         self._writing = [self._pool.submit(prompt.write, self._path, own) for prompt, own in pairs]
 
     def wait(self) -> None:
@@ -149,7 +149,7 @@ class PictureFolder:
         if not there.keys() & settings.keys():
             raise UserError(f"{file} is none of this command's; {mend}")
         if all(child.name.startswith(".") for child in self._path.iterdir()):
-            file.unlink(missing_ok=True)  # Of pictures that were since removed.
+            file.unlink(missing_ok=True)  # Of images that were since removed.
             return
         if not file.exists():
             raise UserError(
@@ -192,7 +192,7 @@ def read_geneval(path: str) -> list[Prompt]:
 
 
 def geneval_figure(prompts: list[Prompt]) -> str:
-    """Which published figure the pictures of these prompts are for."""
+    """Which published figure the images of these prompts are for."""
     figures = "the published 0.86 (14B-16x) and 0.85 (14B-64x)"
     rewritten = f"the {GENEVAL_PROMPTS} rewritten prompts, evaluation_metadata_long.jsonl"
     if all(prompt.text.startswith("a photo of ") for prompt in prompts):
@@ -225,17 +225,15 @@ def read_dpg(path: str) -> list[Prompt]:
             r"[\w-]{1,200}", name, re.ASCII
         ):  # The scorer takes what comes before the first dot.
             raise UserError(
-                f"{path}: the id {short(name)} cannot name a picture; ids are letters, digits, _ and -"
+                f"{path}: the id {short(name)} cannot name an image; ids are letters, digits, _ and -"
             )
     return prompts
 
 
 def _two_columns(
-    pictures: UInt8[np.ndarray, "N H W 3"],
+    images: UInt8[np.ndarray, "N H W 3"],
 ) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
     """Two in a row without padding, one as it is; black at the end of a last row that is not full."""
-    columns = min(2, len(pictures))
-    full = np.concatenate(
-        [pictures, np.zeros((-len(pictures) % columns, *pictures.shape[1:]), np.uint8)]
-    )
+    columns = min(2, len(images))
+    full = np.concatenate([images, np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)])
     return rearrange(full, "(row column) h w c -> (row h) (column w) c", column=columns)

@@ -1,4 +1,4 @@
-"""The pictures that GenEval and DPG-Bench score, of the prompts that come with them.
+"""The images that GenEval and DPG-Bench score, of the prompts that come with them.
 
 python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --geneval evaluation_metadata_long.jsonl --out geneval
 python -m bitdance_jax.evaluate.prompts --checkpoint MODEL --dpg dpg_bench/prompts --out dpg
@@ -27,7 +27,7 @@ from bitdance_jax.distributed import hosts, sharding
 from bitdance_jax.distributed.agreement import agree_on_config
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.prompt_files import (
-    PictureFolder,
+    ImageFolder,
     Prompt,
     geneval_figure,
     read_dpg,
@@ -44,11 +44,11 @@ from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 GENEVAL_GUIDANCE, DPG_GUIDANCE = 13.0, 7.5
 """Guidance scales with which the released models were scored."""
 
-DPG_PICTURES = 4
+DPG_IMAGES = 4
 """That DPG-Bench's scorer looks at, at most: it cuts them out of a grid of two by two squares."""
 
 STRIDE = 2**20
-"""Picture j of prompt i is number j * STRIDE + i of the seed's: the same however many there are of prompts and pictures."""
+"""Image j of prompt i is number j * STRIDE + i of the seed's: the same however many there are of prompts and images."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Arguments(Flags):
         evaluation_metadata.jsonl, or lines like theirs: objects with a "prompt".
       dpg: DPG-Bench's folder of ID.txt, or a .json of {id: prompt}.
       size: WIDTHxHEIGHT in pixels.
-      seed: picture j of prompt i depends on seed, i and j alone, up to rounding.
-      per_prompt: pictures of each prompt.
+      seed: image j of prompt i depends on seed, i and j alone, up to rounding.
+      per_prompt: images of each prompt.
       guidance_scale: 13.0 for GenEval and 7.5 for DPG-Bench if left out.
       head_steps: N of the head's solver.
       limit: draw the first prompts only; a later start may draw more.
-      batch_size: pictures drawn at a time by each copy of the model (--mesh.data times --mesh.fsdp); they are of as many prompts.
+      batch_size: images drawn at a time by each copy of the model (--mesh.data times --mesh.fsdp); they are of as many prompts.
       weights: the type that the weights are kept in.
       mesh: the devices; all of them share every layer if left out, with --multi-host those of each host.
       compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time. Of
@@ -105,9 +105,9 @@ class Arguments(Flags):
         if "://" in self.out:
             raise UserError(f"--out must be a local folder, which the scorers read, got {self.out}")
         height, width = parse_size(self.size)
-        if self.dpg is not None and (height != width or self.per_prompt > DPG_PICTURES):
+        if self.dpg is not None and (height != width or self.per_prompt > DPG_IMAGES):
             raise UserError(
-                f"DPG-Bench's scorer takes up to {DPG_PICTURES} pictures a prompt, squares, "
+                f"DPG-Bench's scorer takes up to {DPG_IMAGES} images a prompt, squares, "
                 f"got --per-prompt {self.per_prompt} --size {self.size}"
             )
 
@@ -149,7 +149,7 @@ def draw(arguments: Arguments) -> None:
     sampler = replace(model.sampler, head_steps=arguments.head_steps, guidance_scale=guidance)
     check_size(model.config, *parse_size(arguments.size))
     check_seed(arguments.seed)
-    folder = PictureFolder(
+    folder = ImageFolder(
         arguments.out, _settings(arguments, prompts, sampler), arguments.per_prompt
     )
     limit = min(arguments.limit or len(prompts), len(prompts))
@@ -159,11 +159,11 @@ def draw(arguments: Arguments) -> None:
         drawn = _draw_missing(folder, model, prompts, limit, arguments, sampler)
     if jax.process_index() == 0:
         now = f" ({drawn} drawn now)" if drawn < limit else ""
-        print(f"{arguments.per_prompt} pictures of each of {limit} prompts in {arguments.out}{now}")
+        print(f"{arguments.per_prompt} images of each of {limit} prompts in {arguments.out}{now}")
 
 
 def _draw_missing(
-    folder: PictureFolder,
+    folder: ImageFolder,
     model: TextToImage,
     prompts: list[Prompt],
     limit: int,
@@ -184,7 +184,7 @@ def _draw_missing(
         arguments.per_prompt,
         jax.process_index() == 0,
     )
-    # Shown once there are pictures. Until then the model shows its own bar, and none if it refuses what it is asked for.
+    # Shown once there are images. Until then the model shows its own bar, and none if it refuses what it is asked for.
     counts: dict[str, Any] = {
         "total": limit * each,
         "initial": (limit - drawn) * each,
@@ -195,11 +195,11 @@ def _draw_missing(
         for start, group in groups.items():
             if finished[start] == len(group):
                 continue
-            pictures, show = [], first_host and bar.n == bar.initial
+            images, show = [], first_host and bar.n == bar.initial
             for drawn_now in _draw_batch(model, prompts, start, at_once, arguments, sampler, show):
-                pictures.append(drawn_now)
+                images.append(drawn_now)
                 bar.update(len(group) - finished[start])
-            hosts.on_first(functools.partial(folder.write, group, np.stack(pictures, axis=1)))
+            hosts.on_first(functools.partial(folder.write, group, np.stack(images, axis=1)))
     hosts.on_first(folder.wait)
     return drawn
 
@@ -213,7 +213,7 @@ def _draw_batch(
     sampler: SamplerConfig,
     show: bool,
 ) -> Iterator[UInt8[np.ndarray, "Q H W 3"]]:
-    """The first picture of each of `at_once` prompts from number `start` on, then the second of each, and so on.
+    """The first image of each of `at_once` prompts from number `start` on, then the second of each, and so on.
 
     Always of all of them, also where some are there already or past the limit; past the end the last is drawn again. So programs and
     batches, and with them the rounding, are the same whatever was skipped.
@@ -244,7 +244,7 @@ def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:
 def _settings(
     arguments: Arguments, prompts: list[Prompt], sampler: SamplerConfig
 ) -> dict[str, Any]:
-    """All that decides the pictures."""
+    """All that decides the images."""
     given = repr([(prompt.name, prompt.text, prompt.line) for prompt in prompts])
     height, width = parse_size(arguments.size)
     return {

@@ -1,4 +1,4 @@
-"""How well a tokenizer keeps pictures: PSNR, SSIM, rFID."""
+"""How well a tokenizer keeps images: PSNR, SSIM, rFID."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.fid import frechet_distance
-from bitdance_jax.evaluate.pictures import Pictures
+from bitdance_jax.evaluate.images import Images
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import RunningGaussian
@@ -20,8 +20,8 @@ from bitdance_jax.pipelines.class_conditional import Tokenizer
 @dataclass(frozen=True)
 class ReconstructionScores:
     """Attributes:
-    psnr: mean over the pictures, in dB, peak 255.
-    ssim: mean over the pictures, Gaussian window.
+    psnr: mean over the images, in dB, peak 255.
+    ssim: mean over the images, Gaussian window.
     rfid: Fréchet distance of Inception features between originals and reconstructions; None without a feature network.
     """
 
@@ -39,9 +39,9 @@ class ReconstructionScores:
 @dataclass(frozen=True)
 class Reconstruction:
     """Attributes:
-    scores: over all pictures.
-    pairs: the first pictures, each followed by its reconstruction.
-    count: how many pictures there were, damaged ones left out.
+    scores: over all images.
+    pairs: the first images, each followed by its reconstruction.
+    count: how many images there were, damaged ones left out.
     """
 
     scores: ReconstructionScores
@@ -51,38 +51,38 @@ class Reconstruction:
 
 def evaluate_tokenizer(
     tokenizer: Tokenizer,
-    pictures: Pictures,
+    images: Images,
     extractor: Extractor | None,
     *,
     batch_size: int,
     show: int,
     progress: bool = True,
 ) -> Reconstruction:
-    """Encodes and decodes every picture that can be read, and compares.
+    """Encodes and decodes every image that can be read, and compares.
 
     Args:
       tokenizer: its GAN decoder's noise, if it has any, is that of seed 0.
-      pictures: with sides divisible by the tokenizer's downsampling.
+      images: with sides divisible by the tokenizer's downsampling.
       extractor: for the rFID, with batches of at least `batch_size`; None leaves it out.
-      batch_size: pictures at a time.
+      batch_size: images at a time.
       show: how many pairs to return.
       progress: show a bar.
 
     Raises:
-      UserError: sides that are not divisible, or too few pictures for a covariance.
+      UserError: sides that are not divisible, or too few images for a covariance.
     """
     down = tokenizer.config.downsampling
-    if any(side % down for side in pictures.size):
-        height, width = pictures.size
+    if any(side % down for side in images.size):
+        height, width = images.size
         raise UserError(
-            f"the tokenizer needs sides divisible by {down}, and the pictures are {height} x {width}; set --image-size"
+            f"the tokenizer needs sides divisible by {down}, and the images are {height} x {width}; set --image-size"
         )
     similarity = jax.jit(ssim)
     psnrs, ssims, pairs = [], [], []
     originals, reconstructions = RunningGaussian(), RunningGaussian()
     seen = 0
-    with Progress(len(pictures), "image", "reconstructing", shown=progress) as bar:
-        for batch in pictures.batches(batch_size):
+    with Progress(len(images), "image", "reconstructing", shown=progress) as bar:
+        for batch in images.batches(batch_size):
             # A short last batch is filled up, to keep one compiled shape.
             full = batch[np.minimum(np.arange(batch_size), len(batch) - 1)]
             decoded = tokenizer.decode(tokenizer.encode(full), first_index=seen)

@@ -15,15 +15,15 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def ssim(
     images: UInt8[Array | np.ndarray, "B H W C"], references: UInt8[Array | np.ndarray, "B H W C"]
 ) -> Float[Array, "B"]:
-    """SSIM of each picture: peak 255, 11 x 11 window, mean over channels and over the windows that lie inside the picture.
+    """SSIM of each image: peak 255, 11 x 11 window, mean over channels and over the windows that lie inside the image.
 
     Raises:
-      UserError: pictures smaller than the window.
+      UserError: images smaller than the window.
     """
     _, height, width, _ = images.shape
     if min(height, width) <= 2 * RADIUS:
         raise UserError(
-            f"SSIM needs pictures of at least {2 * RADIUS + 1} pixels a side, got {height} x {width}"
+            f"SSIM needs images of at least {2 * RADIUS + 1} pixels a side, got {height} x {width}"
         )
     rows, columns = _window(height), _window(width)
 
@@ -31,7 +31,7 @@ def ssim(
         return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision=Precision.HIGHEST)
 
     # Variances do not change with the zero, and lose fewer digits around it; means need it back.
-    x, y = (jnp.asarray(picture, jnp.float32) - 128 for picture in (images, references))
+    x, y = (jnp.asarray(image, jnp.float32) - 128 for image in (images, references))
     mean_x, mean_y = smooth(x), smooth(y)
     variance_x, variance_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
     covariance = smooth(x * y) - mean_x * mean_y

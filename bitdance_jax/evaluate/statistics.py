@@ -43,7 +43,7 @@ class RunningGaussian:
         if not finite.all():
             first = self.count + int(np.argmin(finite))
             raise UserError(
-                f"the features of picture {first} are not finite; check the feature network's weights"
+                f"the features of image {first} are not finite; check the feature network's weights"
             )
         if not len(features):
             return
@@ -68,7 +68,7 @@ class RunningGaussian:
           UserError: fewer than two.
         """
         if self._mean is None or self._scatter is None or self.count < 2:
-            raise UserError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise UserError(f"a covariance needs at least 2 images, got {self.count}")
         return Gaussian(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
 

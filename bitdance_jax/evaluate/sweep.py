@@ -31,11 +31,11 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate import inception, weights
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.fid import frechet_distance
+from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images
 from bitdance_jax.evaluate.metrics import collect
-from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, Pictures
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
-from bitdance_jax.io import images, inputs, plot
+from bitdance_jax.io import image_files, inputs, plot
 from bitdance_jax.io.files import only_writer, replacing
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.io.saved_models import EMBEDDED, check_unchanged, fingerprint
@@ -50,7 +50,7 @@ OWN = "distance of the tokenizer's own features (not ImageNet FID)"
 
 @dataclass(frozen=True)
 class Arguments(Flags):
-    """Draws the same seed's pictures with every pair of guidance scale and head steps, and scores each against real pictures.
+    """Draws the same seed's images with every pair of guidance scale and head steps, and scores each against real images.
 
     Started again, it goes on: rows that the table has are not drawn anew. One process at a time writes a table.
 
@@ -58,13 +58,13 @@ class Arguments(Flags):
       checkpoint: model folder, local or gs://, or "emoji".
       guidance: scales with commas between them; the model's own if left out, like the next.
       head_steps: numbers of steps with commas between them.
-      num_images: pictures of each pair, balanced over the classes.
-      seed: of the pictures.
+      num_images: images of each pair, balanced over the classes.
+      seed: of the images.
       inception: weights of the FID Inception-v3 (as for bitdance_jax.evaluate); without them, a demonstration on the model's own features.
-      reference: what samples are compared with: with --inception as for bitdance_jax.evaluate, otherwise a folder of pictures; "emoji":
-        the embedded training pictures.
+      reference: what samples are compared with: with --inception as for bitdance_jax.evaluate, otherwise a folder of images; "emoji":
+        the embedded training images.
       out: the table; the plot is beside it, with the ending .png.
-      batch_size: pictures drawn at a time on each device.
+      batch_size: images drawn at a time on each device.
       dtype: of weights and activations.
     """
 
@@ -85,7 +85,7 @@ class Arguments(Flags):
             raise UserError(f"--out is a table and must end in .csv, got {self.out}")
         if self.inception is not None and self.reference == EMBEDDED:
             raise UserError(
-                "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures"
+                "--inception needs --reference, an .npz of ADM's suite or a folder of real images"
             )
 
 
@@ -146,8 +146,8 @@ def main() -> int:
     arguments = parse(Arguments, prog="python -m bitdance_jax.evaluate.sweep")
     scales = _numbers(arguments.guidance, float, "--guidance", "2.5,3.0,3.5")
     steps = _numbers(arguments.head_steps, int, "--head-steps", "10,25,50")
-    picture = Path(arguments.out).with_suffix(".png")
-    images.check_writable(picture)
+    image = Path(arguments.out).with_suffix(".png")
+    image_files.check_writable(image)
     with only_writer(arguments.out, is_folder=False):
         table = Table(arguments.out)
         mark = fingerprint(arguments.checkpoint)
@@ -168,12 +168,12 @@ def main() -> int:
         except KeyboardInterrupt:
             print("stopped; the same command goes on", file=sys.stderr)
             return 130
-        draw_plot(picture, arguments, samplers, scores)
+        draw_plot(image, arguments, samplers, scores)
         best = samplers[int(np.argmin(scores))]
         print(
             f"lowest {_score_name(arguments)}: {min(scores):.4g} with guidance {best.guidance_scale:g} and {best.head_steps} head steps"
         )
-        print(f"table in {arguments.out}, plot in {picture}")
+        print(f"table in {arguments.out}, plot in {image}")
         return 0
 
 
@@ -203,7 +203,7 @@ def sweep(
 
 
 class Scorer:
-    """Draws pictures with a sampler and compares them with real ones; model, feature network and the real features are there once."""
+    """Draws images with a sampler and compares them with real ones; model, feature network and the real features are there once."""
 
     def __init__(self, arguments: Arguments, model: ClassConditionalPipeline) -> None:
         self._count, self._seed = arguments.num_images, arguments.seed
@@ -215,9 +215,9 @@ class Scorer:
         features = RunningGaussian()
         title = f"guidance {sampler.guidance_scale:g}, {sampler.head_steps} steps"
         with Progress(self._count, "image", title) as bar:
-            for pictures in self._sampler.batches(self._seed, 0, self._count, sampler):
-                features.add(np.asarray(self._extractor(pictures).pooled))
-                bar.advance(len(pictures))
+            for images in self._sampler.batches(self._seed, 0, self._count, sampler):
+                features.add(np.asarray(self._extractor(images).pooled))
+                bar.advance(len(images))
         return frechet_distance(features.result(), self._reference)
 
 
@@ -228,7 +228,7 @@ def _inception_features(
     assert arguments.inception is not None
     if arguments.num_images <= inception.POOLED:
         print(
-            f"warning: {arguments.num_images} pictures cannot fill {inception.POOLED} dimensions: FID is far too large",
+            f"warning: {arguments.num_images} images cannot fill {inception.POOLED} dimensions: FID is far too large",
             file=sys.stderr,
         )
     real = Reference(arguments.reference, (model.config.image_size, model.config.image_size))
@@ -239,28 +239,26 @@ def _inception_features(
 def _own_features(
     arguments: Arguments, model: ClassConditionalPipeline, batch_size: int
 ) -> tuple[Extractor, Gaussian]:
-    """Mean and spread over a picture of the tokenizer's values before the sign, 2 K features; and those of real pictures."""
+    """Mean and spread over an image of the tokenizer's values before the sign, 2 K features; and those of real images."""
     print(
         f"no --inception: the score is the {OWN}; it compares settings of this model only",
         file=sys.stderr,
     )
     size = model.config.image_size
     if arguments.reference == EMBEDDED:
-        pictures: Pictures = ArrayPictures(
-            np.stack(
-                [centre_crop(picture, size) for picture in EmojiSource("train").arrays["image"]]
-            )
+        images: Images = ArrayImages(
+            np.stack([centre_crop(image, size) for image in EmojiSource("train").arrays["image"]])
         )
     else:
-        pictures = FolderPictures(arguments.reference, size)
+        images = FolderImages(arguments.reference, size)
     encoder = Autoencoder(model.tokenizer.config)
 
-    def network(params: Any, pictures: UInt8[Array, "B H W 3"]) -> Features:
-        z: Any = encoder.apply({"params": params}, images.to_model(pictures), method="encode")
+    def network(params: Any, images: UInt8[Array, "B H W 3"]) -> Features:
+        z: Any = encoder.apply({"params": params}, image_files.to_model(images), method="encode")
         return Features(jnp.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1))
 
     extractor = Extractor(network, model.tokenizer.params, batch_size)
-    return extractor, collect(extractor.stream(pictures, "reference")).pooled
+    return extractor, collect(extractor.stream(images, "reference")).pooled
 
 
 def draw_plot(
@@ -275,7 +273,7 @@ def draw_plot(
         by_steps.setdefault(f"guidance scale {sampler.guidance_scale:g}", []).append(
             (float(sampler.head_steps), value)
         )
-    title = f"{_score_name(arguments)}, {arguments.num_images} pictures each"
+    title = f"{_score_name(arguments)}, {arguments.num_images} images each"
     score = _score_name(arguments)
     panels = [
         plot.Panel(
@@ -283,7 +281,7 @@ def draw_plot(
         )
         for name, lines in (("guidance scale", by_scale), ("head steps", by_steps))
     ]
-    images.save_png(path, plot.draw(title, panels, columns=2, same_y=True))
+    image_files.save_png(path, plot.draw(title, panels, columns=2, same_y=True))
 
 
 def _row(arguments: Arguments, sampler: SamplerConfig) -> Row:

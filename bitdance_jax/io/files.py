@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
     """Gives a place beside `path` to write to, which becomes `path` when the block ends and is removed if it fails.
 
     The folder is made if needed. A symbolic link stays one, and the file behind it is replaced. `kind`
-    stands before the path in the message, for example "the picture ".
+    stands before the path in the message, for example "the image ".
 
     Raises:
       UserError: it cannot be written (permissions, full disk).

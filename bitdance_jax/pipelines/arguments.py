@@ -14,19 +14,19 @@ from bitdance_jax.errors import UserError, short
 
 
 MAX_ITEMS = 10**6
-"""Labels or prompts of one call, which returns all of their pictures in memory."""
+"""Labels or prompts of one call, which returns all of their images in memory."""
 
 
-def pictures(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
+def images(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
     """Bytes, for the tokenizer to encode. Floats are refused: whether they lie in 0 ... 1 or -1 ... 1, only their owner knows."""
-    wanted = f"pictures must be uint8 [B, H, W, {config.image_channels}]"
+    wanted = f"images must be uint8 [B, H, W, {config.image_channels}]"
     array = _array(value, wanted)
     if array.dtype != np.uint8:
         raise UserError(
             f"{wanted} with values 0 ... 255, got {_described(array)}; scale, round and convert them first"
         )
     if array.ndim != 4 or array.shape[3] != config.image_channels or 0 in array.shape[1:]:
-        one = "; of a single picture, give picture[None]" if array.ndim == 3 else ""
+        one = "; of a single image, give image[None]" if array.ndim == 3 else ""
         raise UserError(f"{wanted}, got {_described(array)}{one}")
     return array
 
@@ -67,7 +67,7 @@ def seed(value: Any) -> int:
 
 
 def first_index(value: Any, count: int) -> int:
-    """The number of the first of `count` pictures, all of which are numbers of 32 bits."""
+    """The number of the first of `count` images, all of which are numbers of 32 bits."""
     return checked(Annotated[int, Range(0, 2**32 - count)], value, "first_index")
 
 

@@ -1,4 +1,4 @@
-"""Models ready to use: pictures to bits and back, labels to pictures. Loaded from a model folder; numpy in, numpy out."""
+"""Models ready to use: images to bits and back, labels to images. Loaded from a model folder; numpy in, numpy out."""
 
 import difflib
 import functools
@@ -24,7 +24,7 @@ from bitdance_jax.config import (
 from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import files, images, inputs, model_folder, saved_models
+from bitdance_jax.io import files, image_files, inputs, model_folder, saved_models
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.io.saved_models import EMBEDDED
 from bitdance_jax.models.class_conditional import (
@@ -48,11 +48,11 @@ from bitdance_jax.transformer import order
 
 
 CHUNK_PIXELS = 2**20
-"""Pixels that the tokenizer handles at a time: four 512 x 512 pictures, 256 of 64 x 64. Keeps memory flat for any number of pictures."""
+"""Pixels that the tokenizer handles at a time: four 512 x 512 images, 256 of 64 x 64. Keeps memory flat for any number of images."""
 
 
 class Tokenizer:
-    """Pictures to bits and back.
+    """Images to bits and back.
 
     Attributes:
       config: sizes.
@@ -66,8 +66,8 @@ class Tokenizer:
         self.params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
         model = Autoencoder(config, dtype)
 
-        def encode(params: Any, pictures: UInt8[Array, "B H W C"]) -> Int8[Array, "B h w K"]:
-            z: Any = model.apply({"params": params}, images.to_model(pictures), method="encode")
+        def encode(params: Any, images: UInt8[Array, "B H W C"]) -> Int8[Array, "B h w K"]:
+            z: Any = model.apply({"params": params}, image_files.to_model(images), method="encode")
             return lfq.quantize(z).astype(jnp.int8)
 
         self._encode, self._decode = (
@@ -75,31 +75,31 @@ class Tokenizer:
             jax.jit(functools.partial(decode_codes, model)),
         )
 
-    def encode(self, pictures: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
-        """Codes in {-1, 1} of pictures whose sides are divisible by `config.downsampling`.
+    def encode(self, images: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
+        """Codes in {-1, 1} of images whose sides are divisible by `config.downsampling`.
 
         Raises:
-          UserError: pictures of another type or shape.
+          UserError: images of another type or shape.
         """
-        pictures = arguments.pictures(pictures, self.config)
-        if not len(pictures):
+        images = arguments.images(images, self.config)
+        if not len(images):
             return np.zeros(
                 (
                     0,
-                    *(side // self.config.downsampling for side in pictures.shape[1:3]),
+                    *(side // self.config.downsampling for side in images.shape[1:3]),
                     self.config.bits,
                 ),
                 np.int8,
             )
-        chunk = chunk_size(*pictures.shape[1:3])
+        chunk = chunk_size(*images.shape[1:3])
         return np.concatenate(
-            [self._encode(self.params, part)[:count] for part, count in chunks(pictures, chunk)]
+            [self._encode(self.params, part)[:count] for part, count in chunks(images, chunk)]
         )
 
     def decode(
         self, codes: Int8[np.ndarray, "B h w K"], seed: int = 0, first_index: int = 0
     ) -> UInt8[np.ndarray, "B H W C"]:
-        """Pictures of codes. A GAN decoder's noise depends on the seed and on a picture's number, `first_index` and up, alone.
+        """Images of codes. A GAN decoder's noise depends on the seed and on an image's number, `first_index` and up, alone.
 
         Raises:
           UserError: codes of another shape or with other values, a seed or number out of range.
@@ -120,7 +120,7 @@ class Tokenizer:
 
 
 class ClassConditionalPipeline:
-    """Labels to pictures.
+    """Labels to images.
 
     Attributes:
       config: sizes.
@@ -177,7 +177,7 @@ class ClassConditionalPipeline:
           scales, solver: `resolve` of a sampler.
         """
         sample = functools.partial(self._sample, solver=solver)
-        return draw_pictures(sample, self.config, self.dtype, params, labels, keys, scales)
+        return draw_images(sample, self.config, self.dtype, params, labels, keys, scales)
 
     def resolve(self, sampler: SamplerConfig) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
         """The solver, for which programs are compiled, and the guidance scales, with which they are called."""
@@ -193,14 +193,14 @@ class ClassConditionalPipeline:
         first_index: int = 0,
         progress: bool = True,
     ) -> UInt8[np.ndarray, "B H W 3"]:
-        """One picture for each label.
+        """One image for each label.
 
         Args:
           labels: numbers 0 ... num_classes - 1, or class names.
-          seed: picture i of a seed and label is the same whatever the batch size and its neighbours.
+          seed: image i of a seed and label is the same whatever the batch size and its neighbours.
           sampler: solver and guidance, instead of the model's own.
-          batch_size: pictures drawn at a time; each size compiles once, and each solver.
-          first_index: number of the first picture, to go on with a seed's pictures.
+          batch_size: images drawn at a time; each size compiles once, and each solver.
+          first_index: number of the first image, to go on with a seed's images.
           progress: show a bar.
 
         Raises:
@@ -253,7 +253,7 @@ class ClassConditionalPipeline:
     ) -> Iterator[Partial]:
         """`sample` of one batch, seen while it is drawn: what there is after the first patch, after every `every` more, and at the end.
 
-        The last pictures are those that `sample` gives, up to rounding.
+        The last images are those that `sample` gives, up to rounding.
 
         Raises:
           UserError: as `sample`; `every` is not positive; no labels.
@@ -276,10 +276,10 @@ class ClassConditionalPipeline:
             codes = order.sequence_to_grid(
                 jnp.asarray(sequences, jnp.float32), config.grid, config.patch_side, config.order
             )
-            pictures = self.tokenizer.decode(np.asarray(codes, np.int8), seed, first_index)
+            images = self.tokenizer.decode(np.asarray(codes, np.int8), seed, first_index)
             missing = positions[drawn * config.tokens_per_step :]
             yield Partial(
-                drawn, config.num_steps, grey_out(pictures, missing, config.tokenizer.downsampling)
+                drawn, config.num_steps, grey_out(images, missing, config.tokenizer.downsampling)
             )
 
     def label(self, label: int | str) -> int:
@@ -400,13 +400,13 @@ def decode_codes(
     keys: Array,
     mesh: Mesh | None = None,
 ) -> UInt8[Array, "B H W C"]:
-    """Pictures of codes, large ones in strips.
+    """Images of codes, large ones in strips.
 
     Args:
       tokenizer, params: its decoder, whole on every device.
       codes: in {-1, 1}.
       keys: [B], for the noise of a GAN decoder.
-      mesh: each device decodes some rows of the pictures, or all where it does not divide them; one device if left out.
+      mesh: each device decodes some rows of the images, or all where it does not divide them; one device if left out.
     """
     noise = (
         jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys)
@@ -424,18 +424,18 @@ def decode_codes(
         values: Any = tokenizer.clone(rows=rows).apply(
             {"params": params}, codes.astype(jnp.float32), noise, method="decode"
         )
-        return images.to_uint8(values)
+        return image_files.to_uint8(values)
 
     if mesh is None:
         return decode(params, codes, noise)
-    # Not left to the partitioner, which would gather a picture that is cut over devices to take a strip of it.
+    # Not left to the partitioner, which would gather an image that is cut over devices to take a strip of it.
     cut = P(None, axes or None)
     return jax.shard_map(
         decode, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False
     )(params, codes, noise)
 
 
-def draw_pictures(
+def draw_images(
     sample: Callable[[Any, Array, Array, Scales], Array],
     config: ClassConditionalConfig,
     dtype: DTypeLike,
@@ -444,7 +444,7 @@ def draw_pictures(
     keys: Array,
     scales: Scales,
 ) -> UInt8[Array, "B H W 3"]:
-    """One picture for each label.
+    """One image for each label.
 
     Args:
       sample: (weights, labels, keys, scales) to codes, for example `sample_labels` of a model and a solver.
@@ -492,10 +492,10 @@ def check_seed(seed: int) -> None:
 
 
 def image_keys(seed: int, first_index: int, count: int) -> Array:
-    """Keys [count] of the pictures `first_index` and up: each depends on the seed and its number alone.
+    """Keys [count] of the images `first_index` and up: each depends on the seed and its number alone.
 
     Raises:
-      UserError: a seed or a picture's number that does not have 32 bits.
+      UserError: a seed or an image's number that does not have 32 bits.
     """
     seed, first = arguments.seed(seed), arguments.first_index(first_index, count)
     return _fold_in_each(jax.random.key(seed), np.arange(first, first + count).astype(np.uint32))
@@ -505,7 +505,7 @@ _fold_in_each = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
 
 
 def chunk_size(height: int, width: int) -> int:
-    """How many pictures the tokenizer takes at a time, to bound memory."""
+    """How many images the tokenizer takes at a time, to bound memory."""
     return max(1, CHUNK_PIXELS // (height * width))
 
 

@@ -1,4 +1,4 @@
-"""Class-balanced pictures on all devices of all hosts."""
+"""Class-balanced images on all devices of all hosts."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,14 +18,14 @@ from bitdance_jax.sampling.solvers import Solver
 
 
 class DataParallelSampler:
-    """Draws pictures of a seed in order; picture i has label i % num_classes.
+    """Draws images of a seed in order; image i has label i % num_classes.
 
-    Each device draws `per_device` consecutive pictures at a time: its program and its rows are the same on any number of devices, and so
-    are the pictures, bit for bit, on devices of one kind. Another `per_device` may change a pixel by rounding; so may CPUs that are made
+    Each device draws `per_device` consecutive images at a time: its program and its rows are the same on any number of devices, and so
+    are the images, bit for bit, on devices of one kind. Another `per_device` may change a pixel by rounding; so may CPUs that are made
     to be more devices than they have cores, because XLA then splits sums over more threads.
 
     Attributes:
-      batch_size: pictures drawn at a time on all devices together.
+      batch_size: images drawn at a time on all devices together.
     """
 
     def __init__(self, model: ClassConditionalPipeline, per_device: int) -> None:
@@ -39,7 +39,7 @@ class DataParallelSampler:
     def batches(
         self, seed: int, first: int, count: int, sampler: SamplerConfig | None = None
     ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-        """Pictures `first` ... `count` - 1 on every host, batch by batch. The devices draw the next batch while the caller has one."""
+        """Images `first` ... `count` - 1 on every host, batch by batch. The devices draw the next batch while the caller has one."""
         ahead: Array | None = None
         for start in range(first, count, self.batch_size):
             drawn, ahead = ahead, self._start_batch(seed, start, sampler or self._model.sampler)
@@ -49,7 +49,7 @@ class DataParallelSampler:
             yield hosts.gather(ahead)[: (count - first - 1) % self.batch_size + 1]
 
     def _start_batch(self, seed: int, start: int, sampler: SamplerConfig) -> Array:
-        """A full batch, the last one too: pictures past the end are drawn and dropped, to keep one compiled shape."""
+        """A full batch, the last one too: images past the end are drawn and dropped, to keep one compiled shape."""
         solver, scales = self._model.resolve(sampler)
         keys = np.asarray(jax.random.key_data(image_keys(seed, start, self.batch_size)))
         labels = balanced_labels(start, self.batch_size, self._model.config.num_classes).astype(
@@ -83,5 +83,5 @@ def on_each_device(mesh: Mesh, draw: Callable[..., Array]) -> Callable[..., Arra
 
 
 def balanced_labels(first: int, count: int, num_classes: int) -> np.ndarray:
-    """Labels int64 [count] of pictures `first` and up: i % num_classes, so that 50,000 hold each of 1,000 classes 50 times."""
+    """Labels int64 [count] of images `first` and up: i % num_classes, so that 50,000 hold each of 1,000 classes 50 times."""
     return np.arange(first, first + count) % num_classes

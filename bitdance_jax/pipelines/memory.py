@@ -25,13 +25,13 @@ from bitdance_jax.tokenizer import autoencoder, strips
 
 
 WHOLE = 3
-"""Pictures of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
+"""Images of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
 
 IN_STRIPS = 2.25
 """The same where it works in strips, in the compute type: two, and what the compiler for TPUs leaves between them."""
 
 IN_STRIPS_CUT = 3
-"""The same where devices have some rows each: that compiler then turns a picture round to send its edges."""
+"""The same where devices have some rows each: that compiler then turns an image round to send its edges."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def check(setting: Setting, device: Any) -> None:
     available = device_memory(device)
     if available is None or sum(needed(setting)) <= available:
         return
-    weights, held, pictures = map(_gib, needed(setting))
+    weights, held, images = map(_gib, needed(setting))
     fit = [
         f"{name} ({_gib(sum(needed(other)))})"
         for name, other in _others(setting)
@@ -74,7 +74,7 @@ def check(setting: Setting, device: Any) -> None:
         else "take more devices, or larger ones, and cut the model over them by --mesh.tensor"
     )
     raise UserError(
-        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, drawing {held}, decoder {pictures}), and "
+        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, drawing {held}, decoder {images}), and "
         f"{device.device_kind} has {_gib(available)}; {hint}"
     )
 
@@ -95,7 +95,7 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
             )
     if height and width:
         yield (
-            f"pictures of {width // 2}x{height // 2}",
+            f"images of {width // 2}x{height // 2}",
             dataclasses.replace(setting, size=(height // 2, width // 2)),
         )
 

@@ -1,7 +1,7 @@
 """Samples for an evaluation suite in one .npz, written in place, so that memory stays flat and a kill loses nothing.
 
 The file is what ADM's sampler writes: `arr_0`, uint8 [N, H, W, 3], and `arr_1`, int64 labels [N], not compressed. While it grows it is
-OUT.npz.partial, with the journal OUT.npz.partial.json beside it: how many pictures are safely on the disk, their checksum, and what was
+OUT.npz.partial, with the journal OUT.npz.partial.json beside it: how many images are safely on the disk, their checksum, and what was
 asked for. A batch counts once the journal says so, which is written after the batch has reached the disk. The same command goes on from
 there; a finished file keeps what was asked for as its zip comment. Either is read whole first, and
 refused where its checksums say that it was altered.
@@ -41,13 +41,13 @@ BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class Request(Config):
-    """Everything that decides the pictures of a file.
+    """Everything that decides the images of a file.
 
     Attributes:
       checkpoint: `pipeline.fingerprint` of the model folder.
       dtype: of weights and activations.
-      num_images: N; picture i has label i % num_classes.
-      seed: of the pictures.
+      num_images: N; image i has label i % num_classes.
+      seed: of the images.
       sampler: solver and guidance.
     """
 
@@ -73,7 +73,7 @@ def sample_to_npz(
     overwrite: bool = False,
     progress: bool = True,
 ) -> int:
-    """Draws a request's pictures on all devices of all hosts into an .npz, going on where an earlier call was stopped.
+    """Draws a request's images on all devices of all hosts into an .npz, going on where an earlier call was stopped.
 
     Process 0 writes the file; the other hosts need no access to it.
 
@@ -81,12 +81,12 @@ def sample_to_npz(
       path: a local .npz. If it is there with the same request, nothing is drawn.
       model: the one that `request.checkpoint` and `request.dtype` name.
       request: what to draw.
-      per_device: pictures that a device draws at a time.
+      per_device: images that a device draws at a time.
       overwrite: replace a finished file, and drop an unfinished one that is damaged or of another request.
       progress: show a bar.
 
     Returns:
-      How many pictures this call drew.
+      How many images this call drew.
 
     Raises:
       UserError: the file is another request's or damaged, another process is writing it, or it cannot be
@@ -101,9 +101,9 @@ def sample_to_npz(
             with Progress(
                 request.num_images, "image", "sampling", initial=first, shown=progress
             ) as bar:
-                for pictures in batches:
-                    hosts.on_first(functools.partial(writer.append, pictures))
-                    bar.advance(len(pictures))
+                for images in batches:
+                    hosts.on_first(functools.partial(writer.append, images))
+                    bar.advance(len(images))
         labels = balanced_labels(0, request.num_images, model.config.num_classes)
         hosts.on_first(lambda: writer.finish(labels))
     return request.num_images - first
@@ -189,15 +189,15 @@ class NpzWriter:
             self._file = open(self._partial, "r+b" if self.rows else "w+b")
         return self.rows
 
-    def append(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> int:
+    def append(self, images: UInt8[np.ndarray, "B H W 3"]) -> int:
         """Adds rows; once it returns, their number, they outlive a kill and a loss of power."""
         assert self._file is not None
-        data = np.ascontiguousarray(pictures).data
+        data = np.ascontiguousarray(images).data
         with self._one_line_errors():
             self._file.seek(self._end)
             self._file.write(data)
             _to_disk(self._file)
-            self.rows, self._checksum = self.rows + len(pictures), zlib.crc32(data, self._checksum)
+            self.rows, self._checksum = self.rows + len(images), zlib.crc32(data, self._checksum)
             self._write_journal()
         return self.rows
 
@@ -256,7 +256,7 @@ class NpzWriter:
         found, left = zlib.crc32(self._header), rows * self._row_bytes
         if not 0 <= rows <= self._total or self._partial.stat().st_size < self._first_row + left:
             raise UserError(
-                f"{self._partial} does not have the {rows} pictures that {self._journal.name} says; {_ANEW}"
+                f"{self._partial} does not have the {rows} images that {self._journal.name} says; {_ANEW}"
             )
         with open(self._partial, "rb") as file:
             file.seek(self._first_row)
@@ -264,19 +264,19 @@ class NpzWriter:
                 found, left = zlib.crc32(block, found), left - len(block)
         if left or found != checksum:
             raise UserError(
-                f"{self._partial} is damaged: its {rows} pictures are not those that were written; {_ANEW}"
+                f"{self._partial} is damaged: its {rows} images are not those that were written; {_ANEW}"
             )
 
     def _check_finished(self) -> None:
         """Raises a UserError if a finished file cannot be read, or what is in it is not what was written."""
         try:
-            with zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as pictures:
+            with zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as images:
                 wrong = archive.testzip()
                 labels = np.lib.format.read_array(
                     io.BytesIO(archive.read("arr_1.npy")), allow_pickle=False
                 )
                 header, size = (
-                    pictures.read(len(self._header)),
+                    images.read(len(self._header)),
                     archive.getinfo("arr_0.npy").file_size,
                 )
         except Exception as error:  # zipfile raises many types for a damaged file
@@ -314,7 +314,7 @@ class NpzWriter:
             yield
         except OSError as error:
             kept = (
-                f"; {self.rows} finished pictures are kept, and the same command goes on"
+                f"; {self.rows} finished images are kept, and the same command goes on"
                 if self.rows
                 else ""
             )

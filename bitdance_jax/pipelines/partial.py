@@ -1,4 +1,4 @@
-"""Pictures of which some patches are drawn and the others not yet."""
+"""Images of which some patches are drawn and the others not yet."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ GREY = np.uint8(128)
 
 
 class Partial(NamedTuple):
-    """Pictures that are being drawn.
+    """Images that are being drawn.
 
     Attributes:
       drawn, patches: how many of an image's patches are drawn, and how many there are.
-      pictures: uint8; what is not drawn yet is grey. Colours still change a little: the decoder's norms run over the whole picture.
+      images: uint8; what is not drawn yet is grey. Colours still change a little: the decoder's norms run over the whole image.
     """
 
     drawn: int
     patches: int
-    pictures: UInt8[np.ndarray, "B H W 3"]
+    images: UInt8[np.ndarray, "B H W 3"]
 
 
 def fill_in(values: Float[np.ndarray, "N B P K"], sampled: int) -> Int8[np.ndarray, "B T K"]:
@@ -30,10 +30,10 @@ def fill_in(values: Float[np.ndarray, "N B P K"], sampled: int) -> Int8[np.ndarr
 
 
 def grey_out(
-    pictures: UInt8[np.ndarray, "B H W 3"], tokens: Int[np.ndarray, "U 2"], side: int
+    images: UInt8[np.ndarray, "B H W 3"], tokens: Int[np.ndarray, "U 2"], side: int
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Grey in place of some tokens, given by their (x, y) on the grid, each `side` pixels wide and high."""
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     mask = np.zeros((height // side, width // side), bool)
     mask[tokens[:, 1], tokens[:, 0]] = True
-    return np.where(mask.repeat(side, 0).repeat(side, 1)[..., None], GREY, pictures)
+    return np.where(mask.repeat(side, 0).repeat(side, 1)[..., None], GREY, images)

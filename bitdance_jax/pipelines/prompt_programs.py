@@ -41,7 +41,7 @@ class Programs(CompiledSampler):
     def _decode(
         self, params: Any, sequences: Int8[Array, "B T K"], keys: Array, *, height: int
     ) -> UInt8[Array, "B H W 3"]:
-        """Each device decodes some rows of the pictures, where it can."""
+        """Each device decodes some rows of the images, where it can."""
         codes = order.sequence_to_grid(
             sequences.astype(jnp.float32), height, self._config.patch_side, "patch"
         ).astype(jnp.int8)
@@ -71,7 +71,7 @@ def kept(
         "encoder",
     ):
         return None
-    # The decoder is small, and its activations are not: each device has it whole, and a part of the picture.
+    # The decoder is small, and its activations are not: each device has it whole, and a part of the image.
     spec = P() if path[0] == "tokenizer" else sharding.parameter_spec(mesh, "/".join(path), shape)
     int8 = weights == "int8" and quantize.QUANTIZED.search("/".join(path[1:])) is not None
     return Kept(

@@ -1,4 +1,4 @@
-"""Text-to-image models ready to use: prompts to pictures. Loaded from a model folder; numpy out."""
+"""Text-to-image models ready to use: prompts to images. Loaded from a model folder; numpy out."""
 
 import os
 import re
@@ -36,7 +36,7 @@ RELEASED_SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_sch
 """How the released models sample, where a model folder does not say."""
 
 ALL_DEVICES = MeshConfig(data=1, tensor=-1)
-"""Every layer cut over all devices: each picture takes the least time, and each device the least memory."""
+"""Every layer cut over all devices: each image takes the least time, and each device the least memory."""
 
 REPORTS = 16
 """How often `generate` returns to the host while it draws a batch, to show how far it is."""
@@ -46,7 +46,7 @@ Weights = Literal["float32", "bfloat16", "int8"]
 
 
 class TextToImage:
-    """Prompts to pictures.
+    """Prompts to images.
 
     Attributes:
       config: sizes.
@@ -145,17 +145,17 @@ class TextToImage:
         first_index: int = 0,
         progress: bool = True,
     ) -> UInt8[np.ndarray, "N H W 3"]:
-        """Pictures of prompts: `images_per_prompt` of the first, then as many of the second, and so on.
+        """Images of prompts: `images_per_prompt` of the first, then as many of the second, and so on.
 
         Args:
           prompt: one or several, of any lengths.
-          size: "WIDTHxHEIGHT" in pixels, "2048x512" being a wide picture, or (height, width) as in the shape of an array.
-          images_per_prompt: pictures of each.
-          seed: picture i of a seed is the same whatever the batch size and its neighbours, up to rounding.
+          size: "WIDTHxHEIGHT" in pixels, "2048x512" being a wide image, or (height, width) as in the shape of an array.
+          images_per_prompt: images of each.
+          seed: image i of a seed is the same whatever the batch size and its neighbours, up to rounding.
           sampler: solver and guidance, instead of the model's own.
-          batch_size: pictures drawn at a time, on all devices together. Each size, batch size, solver and bucket of prompt lengths
+          batch_size: images drawn at a time, on all devices together. Each size, batch size, solver and bucket of prompt lengths
             (`models.text_to_image.PREFIX_LENGTHS`) compiles once.
-          first_index: number of the first picture, to go on with a seed's pictures.
+          first_index: number of the first image, to go on with a seed's images.
           progress: show a bar.
 
         Raises:
@@ -165,7 +165,7 @@ class TextToImage:
             prompt, size, images_per_prompt, seed, sampler, batch_size, first_index
         )
         _ = self.params  # before a bar is shown: they may be damaged
-        pictures = []
+        images = []
         total = request.steps * -(-len(request.keys) // request.batch_size)
         with Progress(total, "patch", "drawing", shown=progress) as bar:
             for start in range(0, len(request.keys), request.batch_size):
@@ -176,8 +176,8 @@ class TextToImage:
                     jax.block_until_ready(state.patch)
                     bar.advance(before + sampled - bar.n)
                 with bar.doing("decoding"):
-                    pictures.append(self._pictures(request, start, state.values, request.steps))
-        return np.concatenate(pictures)
+                    images.append(self._images(request, start, state.values, request.steps))
+        return np.concatenate(images)
 
     def generate_steps(
         self,
@@ -192,12 +192,12 @@ class TextToImage:
     ) -> Iterator[Partial]:
         """`generate` of one batch, seen while it is drawn: what there is after the first patch, after every `every` more, and at the end.
 
-        The same compiled programs as `generate` of that batch; the last pictures are those that it gives.
+        The same compiled programs as `generate` of that batch; the last images are those that it gives.
         """
         every = checked(Count, every, "every")
         request = self._request(prompt, size, images_per_prompt, seed, sampler, None, first_index)
         for state, sampled in self._sample(request, 0, every):
-            yield Partial(sampled, request.steps, self._pictures(request, 0, state.values, sampled))
+            yield Partial(sampled, request.steps, self._images(request, 0, state.values, sampled))
 
     def _request(
         self,
@@ -266,7 +266,7 @@ class TextToImage:
         }
         return self._programs.states(self.params["model"], (prefixes, request.xy), keys, **options)
 
-    def _pictures(
+    def _images(
         self, request: "_Request", start: int, values: Float[Array, "N B P K"], sampled: int
     ) -> UInt8[np.ndarray, "count H W 3"]:
         """A few at a time, to bound memory."""
@@ -284,9 +284,9 @@ class TextToImage:
                     )
                 )[:count]
             )
-        pictures = np.concatenate(parts)[: len(request.keys) - start]
+        images = np.concatenate(parts)[: len(request.keys) - start]
         return grey_out(
-            pictures,
+            images,
             request.xy[sampled * self.config.tokens_per_step :],
             self.config.tokenizer.downsampling,
         )

@@ -41,9 +41,9 @@ class Arguments(Flags):
     Attributes:
       topology: a TPU slice: its chip and layout, such as v5e:4x4 or v5p:4x4x8. A v5p-128 has 128 cores, 64 chips: v5p:4x4x4.
       sample: plan the sampler, not the training step: with the config's preview settings (--preview.head-steps, ...).
-      per_device: pictures that each device draws at a time; with --search, the most to try.
+      per_device: images that each device draws at a time; with --search, the most to try.
       dtype: of weights and activations when sampling.
-      search: try meshes and ways to save memory, or with --sample numbers of pictures, and rank them.
+      search: try meshes and ways to save memory, or with --sample numbers of images, and rank them.
       batch_sizes: batches to try when searching; left out, the config's.
       fsdps, tensors: sizes of those axes of the mesh to try when searching.
       top: lines of each list of findings.

@@ -13,7 +13,7 @@ from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
 from bitdance_jax.distributed import sharding
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
 from bitdance_jax.perf.arithmetic import traced_flops
-from bitdance_jax.pipelines.class_conditional import draw_pictures, sample_labels, sampling_params
+from bitdance_jax.pipelines.class_conditional import draw_images, sample_labels, sampling_params
 from bitdance_jax.pipelines.data_parallel import on_each_device
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.tokenizer import autoencoder
@@ -32,7 +32,7 @@ class Program:
       function: what `jax.jit` gave.
       arguments: jax.ShapeDtypeStructs with shardings.
       mesh: the devices.
-      images: pictures that a call trains on or draws.
+      images: images that a call trains on or draws.
       model_flops: operations of the products that a call needs on all devices together, nothing computed twice.
       turns: of the loop whose bound is an argument, if there is one.
       static: keyword arguments that are compiled in.
@@ -87,7 +87,7 @@ def training_step(config: Training, mesh: Mesh) -> Program:
 def sampling(
     config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh
 ) -> Program:
-    """What `sample.py --npz` runs to draw `per_device` pictures on every device at a time, pixels included."""
+    """What `sample.py --npz` runs to draw `per_device` images on every device at a time, pixels included."""
     whole, rows = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
     weights = jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config))
     tokenizer = autoencoder.abstract_params(config.tokenizer)
@@ -98,7 +98,7 @@ def sampling(
     )
 
     def draw(params: Any, labels: Any, keys: Any, scales: Any, solver: Any = solver) -> Any:
-        return draw_pictures(sample, config, jnp.dtype(dtype), params, labels, keys, scales)
+        return draw_images(sample, config, jnp.dtype(dtype), params, labels, keys, scales)
 
     def rows_of(count: int) -> tuple[Any, Any]:
         return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct(

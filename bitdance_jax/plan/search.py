@@ -1,4 +1,4 @@
-"""Tries the meshes and the ways to save memory that a training step can have, or numbers of pictures to draw, and ranks what fits."""
+"""Tries the meshes and the ways to save memory that a training step can have, or numbers of images to draw, and ranks what fits."""
 
 import dataclasses
 import functools
@@ -98,7 +98,7 @@ def training_candidates(
 
 
 def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Family]:
-    """Powers of two of pictures a device, up to `most`, which is tried too. `make` gives the program of a number."""
+    """Powers of two of images a device, up to `most`, which is tried too. `make` gives the program of a number."""
     counts = sorted({*(2**n for n in range(3, most.bit_length())), most})
     return [
         [

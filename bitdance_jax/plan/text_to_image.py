@@ -36,7 +36,7 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
 BOUNDS = {
-    "overlapped": "at best, s a picture",
+    "overlapped": "at best, s an image",
     "scheduled": "roofline",
     "serial": "nothing overlaps",
     "compiler": "compiler",
@@ -51,7 +51,7 @@ class Arguments(Flags):
     Attributes:
       topology: a TPU slice, as for other plans.
       size: WIDTHxHEIGHT in pixels.
-      batch_size: pictures drawn at a time, on all devices together.
+      batch_size: images drawn at a time, on all devices together.
       weights: the type that the weights are kept in.
       dtype: compute type.
       prompt_tokens: length of the longest prompt, with its template.
@@ -95,7 +95,7 @@ class Drawing(NamedTuple):
     Attributes:
       plans: the prompts, the patches, the decoder.
       calls: how often each runs.
-      images: pictures of the batch.
+      images: images of the batch.
       weight_seconds: to read each device's weights as often as they are used: the head's at every evaluation, the others for every patch.
     """
 
@@ -105,7 +105,7 @@ class Drawing(NamedTuple):
     weight_seconds: float | None
 
     def seconds(self, bound: str) -> float | None:
-        """Of one picture, by one of `Estimate.bounds`."""
+        """Of one image, by one of `Estimate.bounds`."""
         bounds = [plan.estimate.bounds for plan in self.plans if plan.estimate]
         if len(bounds) < len(self.plans) or bound not in bounds[0]:
             return None
@@ -188,7 +188,7 @@ def compare(
 
 
 def summary(drawing: Drawing) -> list[str]:
-    """Lines: memory and seconds a picture, against the time that reading the weights takes."""
+    """Lines: memory and seconds an image, against the time that reading the weights takes."""
     mesh = drawing.plans[0].program.mesh
     layout = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return [
@@ -215,9 +215,7 @@ def _times_table(drawings: list[tuple[str, Drawing]]) -> list[str]:
                 else f"{seconds:.2f} ({seconds / limit:.1f} x)"
             )
         rows.append(row)
-    return report.table(
-        ["", "GiB a device", "reading weights, s a picture", *BOUNDS.values()], rows
-    )
+    return report.table(["", "GiB a device", "reading weights, s an image", *BOUNDS.values()], rows)
 
 
 def _figures(drawing: Drawing) -> dict[str, Any]:

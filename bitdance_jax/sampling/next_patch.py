@@ -1,6 +1,6 @@
 """The next-patch sampler of all models (paper 3.3): read what is there, sample the next patch by the head, again and again.
 
-A model gives `PatchModel`, its head `PatchHead`. `begin` and `advance` are all there is: pictures,
+A model gives `PatchModel`, its head `PatchHead`. `begin` and `advance` are all there is: images,
 previews, prompts, plans and the tests of the recorded samples run this one loop.
 """
 

@@ -1,4 +1,4 @@
-"""The CNN autoencoder between pictures and bits (paper 3.1): encoder, and the plain and the GAN decoder.
+"""The CNN autoencoder between images and bits (paper 3.1): encoder, and the plain and the GAN decoder.
 
 Layout is NHWC throughout. Widths follow `TokenizerConfig`: level i has ch * ch_mult[i] channels, level 0 is the finest.
 """
@@ -24,7 +24,7 @@ GROUPS = 32
 
 
 class GroupNorm(nn.Module):
-    """flax.linen.GroupNorm of 32 groups, in two steps: of the statistics of a picture, it makes the function that normalizes its pixels."""
+    """flax.linen.GroupNorm of 32 groups, in two steps: of the statistics of an image, it makes the function that normalizes its pixels."""
 
     dtype: DTypeLike = jnp.float32
     affine: bool = True
@@ -48,7 +48,7 @@ class GroupNorm(nn.Module):
 def group_statistics(
     x: Float[Array, "N H W C"], rows: Whole
 ) -> tuple[Float32[Array, "N 1 1 C"], Float32[Array, "N 1 1 C"]]:
-    """Mean and variance of the group that a channel is in, over all rows of the picture."""
+    """Mean and variance of the group that a channel is in, over all rows of the image."""
 
     def groups(part: Float[Array, "N H2 W C"]) -> Float32[Array, "N H2 W G E"]:
         return rearrange(part, "n h w (g e) -> n h w g e", g=GROUPS).astype(jnp.float32)
@@ -104,7 +104,7 @@ def swish_of(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 
 class Encoder(nn.Module):
-    """Pictures in [-1, 1] to values whose signs are the bits."""
+    """Images in [-1, 1] to values whose signs are the bits."""
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
@@ -150,7 +150,7 @@ def depth_to_space(x: Float[Array, "B H W C4"]) -> Float[Array, "B H2 W2 C"]:
 
 
 class Decoder(nn.Module):
-    """Codes in {-1, 1} to pictures, about [-1, 1] (not clipped)."""
+    """Codes in {-1, 1} to images, about [-1, 1] (not clipped)."""
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B H W C"]:
         config, rows = self.config, self.rows
         widths = [config.ch * m for m in config.ch_mult]
-        style = rows.pictures_of(codes)
+        style = rows.images_of(codes)
         x = rows.split(codes if noise is None else jnp.concatenate([codes, noise], axis=-1))
         x = rows.convolve(conv3x3(widths[-1], self.dtype, name="conv_in"), x)
         for block in range(config.num_res_blocks):
@@ -204,12 +204,12 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(self.config, self.dtype, self.rows)
 
     def encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
-        """Pictures in [-1, 1], any height and width divisible by the downsampling, to values before the sign; `lfq.quantize` makes bits."""
+        """Images in [-1, 1], any height and width divisible by the downsampling, to values before the sign; `lfq.quantize` makes bits."""
         down = self.config.downsampling
         height, width, channels = images.shape[1:]
         if height % down or width % down or channels != self.config.image_channels:
             raise UserError(
-                f"the tokenizer takes pictures of {self.config.image_channels} channels with sides divisible by {down}, "
+                f"the tokenizer takes images of {self.config.image_channels} channels with sides divisible by {down}, "
                 f"got {height}x{width} with {channels}; crop or resize them"
             )
         return self.encoder(images)
@@ -217,14 +217,14 @@ class Autoencoder(nn.Module):
     def decode(
         self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None
     ) -> Float[Array, "B H W C"]:
-        """Codes in {-1, 1} to pictures; the GAN decoder takes standard normal noise of the code's shape, the plain one none."""
+        """Codes in {-1, 1} to images; the GAN decoder takes standard normal noise of the code's shape, the plain one none."""
         if codes.shape[-1] != self.config.bits:
             raise UserError(
                 f"the tokenizer's codes have {self.config.bits} bits, got {codes.shape[-1]}"
             )
         if codes.shape[1] * codes.shape[2] < 2:
             raise UserError(
-                "one token is too small a picture: the decoder's style is the spread over tokens; give at least two"
+                "one token is too small an image: the decoder's style is the spread over tokens; give at least two"
             )
         if (noise is not None) != (self.config.decoder == "gan"):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The tokenizer's training loss (SPEC 1): reconstruction + entropy + commitment, with a place for further picture terms."""
+"""The tokenizer's training loss (SPEC 1): reconstruction + entropy + commitment, with a place for further image terms."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
-PictureTerm = Callable[[Float[Array, "B H W C"], Float[Array, "B H W C"]], Float[Array, ""]]
+ImageTerm = Callable[[Float[Array, "B H W C"], Float[Array, "B H W C"]], Float[Array, ""]]
 """(reconstruction, images) -> a further term, perceptual (LPIPS) or adversarial (a discriminator's verdict): its weight inside."""
 
 
@@ -21,18 +21,18 @@ def tokenizer_loss(
     images: Float[Array, "B H W C"],
     noise: Float[Array, "B h w K"] | None,
     config: TokenizerLossConfig,
-    picture_terms: Mapping[str, PictureTerm] | None = None,
+    image_terms: Mapping[str, ImageTerm] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss of a batch, and its parts.
 
     Args:
       images: in [-1, 1].
       noise: standard normal, for a GAN decoder; None for a plain one.
-      picture_terms: by name; each is added to the loss and reported under its name.
+      image_terms: by name; each is added to the loss and reported under its name.
 
     Returns:
       The loss, and a dict with `l1`, `l2` (on the [-1, 1] scale), `sample_entropy` and `codebook_entropy` (nats), `commitment`, and each
-      picture term.
+      image term.
     """
     outputs: Any = model.apply({"params": params}, images, noise)
     reconstruction, z = outputs
@@ -53,7 +53,7 @@ def tokenizer_loss(
         + config.entropy * (sample_entropy - codebook_entropy)
         + config.commitment * metrics["commitment"]
     )
-    for name, term in (picture_terms or {}).items():
+    for name, term in (image_terms or {}).items():
         metrics[name] = term(reconstruction, images)
         loss = loss + metrics[name]
     return loss, metrics

@@ -1,7 +1,7 @@
-"""How the decoder goes through the rows of pictures: all at once, or in strips, for pictures whose activations are large.
+"""How the decoder goes through the rows of images: all at once, or in strips, for images whose activations are large.
 
 In strips, only what goes from one convolution to the next is held whole, in the compute type, at most two of a width at a time; what a
-convolution reads and makes, normalized and padded, is held for one strip. The rows may lie on several devices. The pictures are the same
+convolution reads and makes, normalized and padded, is held for one strip. The rows may lie on several devices. The images are the same
 up to rounding: norms take their statistics of all rows, and a strip sees one row of each neighbour.
 """
 
@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 
 
 WHOLE_PIXELS = 2**18
-"""Pictures of more pixels are decoded in strips."""
+"""Images of more pixels are decoded in strips."""
 
 STRIP_BYTES = 2**26
 """The most that a strip takes in float32 before a convolution, and after it; one row of every band may take more."""
 
 BANDS = 8
-"""TPUs take a batch of so many pictures at full speed; a single one is first cut into columns, with several copies of all."""
+"""TPUs take a batch of so many images at full speed; a single one is first cut into columns, with several copies of all."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Whole:
     """All rows at once."""
 
     def split(self, x: Float[Array, "B h W C"]) -> Float[Array, "N H W C"]:
-        """Pictures, or a device's rows of them, to a batch of what the other methods call parts."""
+        """Images, or a device's rows of them, to a batch of what the other methods call parts."""
         return x
 
     def join(self, parts: Float[Array, "N H W C"]) -> Float[Array, "B h W C"]:
         """The way back."""
         return parts
 
-    def pictures_of(self, x: Float[Array, "B h W C"]) -> Float[Array, "N H W C"]:
-        """For each part the whole picture that it is of."""
+    def images_of(self, x: Float[Array, "B h W C"]) -> Float[Array, "N H W C"]:
+        """For each part the whole image that it is of."""
         return x
 
     def moments(
         self, groups: Callable[[Array], Array], x: Float[Array, "N H W C"]
     ) -> tuple[Array, Array]:
-        """Mean and variance of each group of channels over the picture that a part is of, float32 [N, 1, 1, G, 1].
+        """Mean and variance of each group of channels over the image that a part is of, float32 [N, 1, 1, G, 1].
 
         Args:
           groups: pixels [N, h, W, C] to float32 [N, h, W, G, C / G].
@@ -85,11 +85,11 @@ class Whole:
 
 @dataclass(frozen=True)
 class Strips(Whole):
-    """A strip at a time. Each picture, or each device's rows of it, is a batch of bands: a strip has some rows of every band.
+    """A strip at a time. Each image, or each device's rows of it, is a batch of bands: a strip has some rows of every band.
 
     Attributes:
-      bands: of a picture; a divisor of the codes' rows, or a device's.
-      axes: of the mesh, inside `jax.shard_map`, over which the rows are cut; empty where each device has its pictures whole.
+      bands: of an image; a divisor of the codes' rows, or a device's.
+      axes: of the mesh, inside `jax.shard_map`, over which the rows are cut; empty where each device has its images whole.
       bytes: see STRIP_BYTES.
     """
 
@@ -103,9 +103,9 @@ class Strips(Whole):
     def join(self, parts: Float[Array, "N H W C"]) -> Float[Array, "B h W C"]:
         return parts.reshape(-1, parts.shape[1] * self.bands, *parts.shape[2:])
 
-    def pictures_of(self, x: Float[Array, "B h W C"]) -> Float[Array, "N H W C"]:
-        pictures = jax.lax.all_gather(x, self.axes, axis=1, tiled=True) if self.axes else x
-        return jnp.repeat(pictures, self.bands, axis=0)
+    def images_of(self, x: Float[Array, "B h W C"]) -> Float[Array, "N H W C"]:
+        images = jax.lax.all_gather(x, self.axes, axis=1, tiled=True) if self.axes else x
+        return jnp.repeat(images, self.bands, axis=0)
 
     def moments(
         self, groups: Callable[[Array], Array], x: Float[Array, "N H W C"]
@@ -119,9 +119,9 @@ class Strips(Whole):
 
         rows = x.shape[1]
         sums = self._each(add, rows, x.size // rows, add(0, 0, 0.0))
-        of_device = jnp.mean(self._by_picture(sums), axis=1) / (x[0].size // sums[0].size)
-        of_picture = jax.lax.pmean(of_device, self.axes) if self.axes else of_device
-        return jnp.repeat(of_picture, self.bands, axis=0)
+        of_device = jnp.mean(self._by_image(sums), axis=1) / (x[0].size // sums[0].size)
+        of_image = jax.lax.pmean(of_device, self.axes) if self.axes else of_device
+        return jnp.repeat(of_image, self.bands, axis=0)
 
     def map(
         self, function: Callable[[Array], Array], x: Float[Array, "N H W C"]
@@ -189,8 +189,8 @@ class Strips(Whole):
         return function(rows - rest, rest, carry) if rest else carry
 
     def _neighbours(self, first: Array, last: Array) -> tuple[Array, Array]:
-        """The rows before the first and after the last one of each band; outside of the picture, zeros."""
-        first, last = self._by_picture(first), self._by_picture(last)
+        """The rows before the first and after the last one of each band; outside of the image, zeros."""
+        first, last = self._by_image(first), self._by_image(last)
         before, after = jnp.zeros_like(last[:, :1]), jnp.zeros_like(first[:, :1])
         if self.axes:  # devices that nobody sends to get zeros
             pairs = [(i, i + 1) for i in range(jax.lax.axis_size(self.axes) - 1)]
@@ -204,7 +204,7 @@ class Strips(Whole):
         )
         return above.reshape(-1, *above.shape[2:]), below.reshape(-1, *below.shape[2:])
 
-    def _by_picture(self, x: Array) -> Array:
+    def _by_image(self, x: Array) -> Array:
         return x.reshape(-1, self.bands, *x.shape[1:])
 
 

@@ -10,14 +10,14 @@ from bitdance_jax.io import plot
 
 
 HELD_OUT = "eval_"
-"""How the names of figures begin that are of held-out pictures."""
+"""How the names of figures begin that are of held-out images."""
 
 TITLES = {
     "loss": "loss",
     "psnr": "PSNR of reconstructions, dB",
     "l1": "mean absolute error of pixels from -1 to 1",
     "l2": "mean squared error of pixels from -1 to 1",
-    "sample_entropy": "entropy of a picture's codes, nats",
+    "sample_entropy": "entropy of an image's codes, nats",
     "codebook_entropy": "entropy of the codebook, nats",
     "grad_norm": "norm of the gradient, before clipping",
     "learning_rate": "learning rate",
@@ -29,7 +29,7 @@ COLUMNS = 2
 
 
 def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]:
-    """A chart for each figure over the steps, the loss first; training and held-out pictures in one.
+    """A chart for each figure over the steps, the loss first; training and held-out images in one.
 
     Args:
       rows: of `metrics.csv`, as text; what is missing, or no finite number, is left out.
@@ -43,7 +43,7 @@ def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]
                 continue
             figure = name.removeprefix(HELD_OUT)
             trained = "" if name in LAST else "training, of that step"
-            of = trained if figure == name else "held-out pictures, averaged weights"
+            of = trained if figure == name else "held-out images, averaged weights"
             lines.setdefault(figure, {}).setdefault(of, []).append((float(row["step"]), value))
     panels = [
         plot.Panel("step", lines[name], TITLES.get(name, name.replace("_", " ")))

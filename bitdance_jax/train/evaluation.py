@@ -1,4 +1,4 @@
-"""Looking at a run's EMA weights: figures on the held-out pictures, on the whole mesh, and the weights themselves in one place."""
+"""Looking at a run's EMA weights: figures on the held-out images, on the whole mesh, and the weights themselves in one place."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ MAX_IMAGES = 1000
 class Evaluation:
     """What can be seen of the EMA weights.
 
-    The figures are means over the first held-out pictures: full batches, at least one; where pictures are too few, some count twice.
+    The figures are means over the first held-out images: full batches, at least one; where images are too few, some count twice.
     """
 
     def __init__(self, task: Task, frozen: Params, mesh: Mesh) -> None:
@@ -43,7 +43,7 @@ class Evaluation:
             name: math.fsum(float(f[name]) for f in figures) / len(figures) for name in figures[0]
         }
 
-    def pictures(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
+    def images(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         """What the task draws, on one device of process 0; elsewhere nothing. Every process has to call it."""
         whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self._mesh, P()))(ema_params)
         if jax.process_index() != 0:

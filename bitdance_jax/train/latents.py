@@ -1,11 +1,11 @@
-"""Bits instead of pictures in a training run: how the model gets them, and the run's own tokens, made once and kept in its folder."""
+"""Bits instead of images in a training run: how the model gets them, and the run's own tokens, made once and kept in its folder."""
 
 from pathlib import Path
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
 from bitdance_jax.data.tokens import MANIFEST, Manifest, TokensSource, Versions
 from bitdance_jax.distributed import hosts
@@ -21,9 +21,9 @@ def unpack(packed: UInt8[Array, "B h w bytes"], bits: int) -> Float[Array, "B h 
 
 
 def cached_latents(
-    folder: Path, source: PictureSource, tokenizer: Tokenizer, image_size: int, flips: bool
+    folder: Path, source: ImageSource, tokenizer: Tokenizer, image_size: int, flips: bool
 ) -> TokensSource:
-    """Tokens of every picture's centre crop, and with `flips` of its mirror image as well, read from `folder` or made and kept there.
+    """Tokens of every image's centre crop, and with `flips` of its mirror image as well, read from `folder` or made and kept there.
 
     Tokens that another tokenizer, size or source made are made again. Several processes share the folder and the work.
 

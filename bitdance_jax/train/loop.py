@@ -38,7 +38,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
     """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
 
     A run that is killed at any moment and started again gives the same losses and weights as one that is not; on another mesh, the same but
-    for rounding. The workdir holds config.json, model.json, checkpoints/, metrics.csv, curves.png, pictures/, tensorboard/ and, at the
+    for rounding. The workdir holds config.json, model.json, checkpoints/, metrics.csv, curves.png, images/, tensorboard/ and, at the
     end, the model folder model/.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where a run's figures go: `metrics.csv`, TensorBoard, pictures and a drawing of the curves."""
+"""Where a run's figures go: `metrics.csv`, TensorBoard, images and a drawing of the curves."""
 
 import itertools
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bitdance_jax.io import images, inputs
+from bitdance_jax.io import image_files, inputs
 from bitdance_jax.io.files import remove_leftovers, replacing
 from bitdance_jax.train.curves import draw_curves
 
@@ -99,12 +99,12 @@ def _keep_aside(path: Path) -> None:
 
 
 class MetricsWriter:
-    """Writes figures and pictures into a run's folder. What a killed process left there of a file goes."""
+    """Writes figures and images into a run's folder. What a killed process left there of a file goes."""
 
     def __init__(self, workdir: Path, last_step: int) -> None:
         self._workdir = workdir
         remove_leftovers(workdir, below=False)
-        remove_leftovers(workdir / "pictures")
+        remove_leftovers(workdir / "images")
         self._table = MetricsFile(workdir / "metrics.csv", last_step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 
@@ -117,12 +117,12 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
 
-    def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures/NAME_STEP.png for each uint8 [H, W, 3] picture, and draws curves.png anew."""
-        for name, picture in pictures.items():
-            images.save_png(self._workdir / "pictures" / f"{name}_{step:07d}.png", picture)
-            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
-        images.save_png(self._workdir / "curves.png", draw_curves(self._table.rows))
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes images/NAME_STEP.png for each uint8 [H, W, 3] image, and draws curves.png anew."""
+        for name, image in images.items():
+            image_files.save_png(self._workdir / "images" / f"{name}_{step:07d}.png", image)
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        image_files.save_png(self._workdir / "curves.png", draw_curves(self._table.rows))
 
     def close(self) -> None:
         self._tensorboard.close()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.distributed.sharding import map_rows
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.models.class_conditional import (
     ClassConditional,
     class_conditional_loss,
@@ -24,7 +24,7 @@ from bitdance_jax.train.task import Batch, Objective, Params
 
 
 ENCODER_PIXELS = 2**19
-"""Pixels that a device encodes at a time (8 pictures of 256 x 256): the finest level's activations are what fills memory."""
+"""Pixels that a device encodes at a time (8 images of 256 x 256): the finest level's activations are what fills memory."""
 
 
 class TokenizerObjective:
@@ -42,35 +42,37 @@ class TokenizerObjective:
     def loss(
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        pictures = images.to_model(batch["image"])
+        images = image_files.to_model(batch["image"])
         return tokenizer_loss(
-            self._model, params, pictures, self._decoder_noise(keys), self._config.loss
+            self._model, params, images, self._decoder_noise(keys), self._config.loss
         )
 
     def evaluate(
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> dict[str, jax.Array]:
-        pictures = batch["image"]
-        error = self.reconstruct(params, pictures, keys).astype(jnp.float32) - pictures.astype(
+        images = batch["image"]
+        error = self.reconstruct(params, images, keys).astype(jnp.float32) - images.astype(
             jnp.float32
         )
         return {
             "psnr": jnp.mean(10 * jnp.log10(255.0**2 / jnp.mean(jnp.square(error), axis=(1, 2, 3))))
         }
 
-    def reconstruct(self, params: Params, pictures: jax.Array, keys: jax.Array) -> jax.Array:
+    def reconstruct(self, params: Params, images: jax.Array, keys: jax.Array) -> jax.Array:
         """Bytes [B, H, W, 3] through the tokenizer and back."""
-        z: Any = self._model.apply({"params": params}, images.to_model(pictures), method="encode")
+        z: Any = self._model.apply(
+            {"params": params}, image_files.to_model(images), method="encode"
+        )
         values: Any = self._model.apply(
             {"params": params}, lfq.quantize(z), self._decoder_noise(keys), method="decode"
         )
-        return images.to_uint8(values)
+        return image_files.to_uint8(values)
 
     def no_decay(self, path: tuple[str, ...]) -> bool:
         return False
 
     def abstract_batch(self, batch_size: int) -> Batch:
-        return _abstract_pictures(batch_size, self._config.image_size)
+        return _abstract_images(batch_size, self._config.image_size)
 
     def abstract_frozen(self) -> Params:
         return {}
@@ -87,7 +89,7 @@ class TokenizerObjective:
 
 
 class ClassConditionalObjective:
-    """The head's velocity loss (SPEC 3, 4) on bits: read from the batch, or made from its pictures by the frozen encoder."""
+    """The head's velocity loss (SPEC 3, 4) on bits: read from the batch, or made from its images by the frozen encoder."""
 
     def __init__(self, config: ClassConditionalTraining) -> None:
         self._config = config
@@ -120,7 +122,7 @@ class ClassConditionalObjective:
 
     def abstract_batch(self, batch_size: int) -> Batch:
         model = self._config.model
-        batch = _abstract_pictures(batch_size, model.image_size)
+        batch = _abstract_images(batch_size, model.image_size)
         if self._config.data.gives_codes:
             del batch["image"]
             packed = (batch_size, model.grid, model.grid, -(-model.tokenizer.bits // 8))
@@ -146,9 +148,9 @@ class ClassConditionalObjective:
         if "codes" in batch:
             return unpack(batch["codes"], self._config.model.tokenizer.bits)
 
-        def encode(pictures: jax.Array) -> jax.Array:
+        def encode(images: jax.Array) -> jax.Array:
             z: Any = self._encoder.apply(
-                {"params": frozen}, images.to_model(pictures), method="encode"
+                {"params": frozen}, image_files.to_model(images), method="encode"
             )
             return lfq.quantize(z)
 
@@ -166,7 +168,7 @@ def make_objective(config: Training) -> Objective:
     )
 
 
-def _abstract_pictures(batch_size: int, size: int) -> Batch:
+def _abstract_images(batch_size: int, size: int) -> Batch:
     return {
         "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),

@@ -53,7 +53,7 @@ class Speedometer:
         """Needs a `restart` before the first `read`.
 
         Args:
-          batch_size: pictures of a step.
+          batch_size: images of a step.
           flops: `training_flops`.
           peak: operations a second of all devices together; None where it is not known.
         """

@@ -26,7 +26,7 @@ class Recorder:
     wherever it was saved.
 
     Attributes:
-      held_out: the last figures of held-out pictures; None before there are any.
+      held_out: the last figures of held-out images; None before there are any.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Recorder:
     def after_step(
         self, step: int, state: TrainState, metrics: Metrics, place: dict[str, Any], stopping: bool
     ) -> None:
-        """Takes a step's results; rows and pictures are written before its checkpoint, so that a resumed run has no gap in them.
+        """Takes a step's results; rows and images are written before its checkpoint, so that a resumed run has no gap in them.
 
         Args:
           step: number of the step, from 1.
@@ -121,17 +121,17 @@ class Recorder:
     def _log(self, step: int, figures: dict[str, float], state: TrainState, previews: bool) -> None:
         used = self._speed.read(step) | memory(jax.local_devices())
         self._progress.set_postfix_str(_summary(figures | used))
-        pictures = {}
+        images = {}
         if previews:
             with self._progress.doing("evaluating"):
                 self.held_out = self._evaluation.figures(state.ema)
             figures |= {f"eval_{name}": value for name, value in self.held_out.items()}
             with self._progress.doing("drawing"):
-                pictures = self._evaluation.pictures(state.ema, step)
+                images = self._evaluation.images(state.ema, step)
         if self._writer:
             self._writer.write(step, {"epoch": step / self._task.steps_per_epoch, **figures}, used)
             if previews:
-                self._writer.write_pictures(step, pictures)
+                self._writer.write_images(step, images)
 
 
 def _summary(figures: dict[str, float]) -> str:

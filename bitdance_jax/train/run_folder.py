@@ -37,7 +37,7 @@ _MAY_CHANGE = re.compile(
 _BEFORE = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
 
 
-_NAMES = ["config.json", "model.json", "checkpoints", "metrics.csv", "curves.png", "pictures"]
+_NAMES = ["config.json", "model.json", "checkpoints", "metrics.csv", "curves.png", "images"]
 _NAMES += ["tensorboard", "profile", "model"]
 """What a run writes into its folder."""
 

@@ -70,8 +70,8 @@ class Task(Protocol):
     Attributes:
       frozen: weights that do not train, as `objective.abstract_frozen()`.
       batch_size: rows of a batch, over all processes.
-      steps_per_epoch: steps in one pass over the training pictures, for the `epoch` column of the metrics.
-      held_out_size: pictures kept back for evaluation.
+      steps_per_epoch: steps in one pass over the training images, for the `epoch` column of the metrics.
+      held_out_size: images kept back for evaluation.
     """
 
     frozen: Params
@@ -91,10 +91,10 @@ class Task(Protocol):
         """The training batches from the start; of each only the given rows, this process's."""
 
     def held_out(self, rows: np.ndarray) -> Batches:
-        """The held-out batches, likewise, in a fixed order that starts again after the last picture."""
+        """The held-out batches, likewise, in a fixed order that starts again after the last image."""
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        """Pictures to look at while it trains: name -> uint8 [H, W, 3]. The parameters lie whole on one local device."""
+        """Images to look at while it trains: name -> uint8 [H, W, 3]. The parameters lie whole on one local device."""
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
         """Writes the finished model folder; `figures` are the last held-out ones. The parameters are numpy arrays."""

@@ -18,11 +18,11 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.records import PictureSource
+from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.sources import count_classes, open_sources, summary
 from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import images, model_folder
+from bitdance_jax.io import image_files, model_folder
 from bitdance_jax.io.saved_models import Record, fingerprint
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
@@ -34,7 +34,7 @@ from bitdance_jax.train.task import Batches, Params, Task
 PREVIEW_IMAGES = 16
 PREVIEW_CLASSES, PREVIEW_COLUMNS = 10, 8
 PREVIEW_TOKENS = 5120
-"""Tokens drawn at a time, to bound the cache beside the training state: for H-1x, 20 pictures of 256 tokens take 2.6 GB of it."""
+"""Tokens drawn at a time, to bound the cache beside the training state: for H-1x, 20 images of 256 tokens take 2.6 GB of it."""
 
 
 class _Records:
@@ -49,8 +49,8 @@ class _Records:
         data: DataConfig,
         seed: int,
         image_size: int,
-        train: PictureSource,
-        held_out: PictureSource,
+        train: ImageSource,
+        held_out: ImageSource,
     ) -> None:
         self._data, self._seed, self._image_size = data, seed, image_size
         self._source, self._held_out = train, held_out
@@ -85,7 +85,7 @@ class _Records:
 
 
 class TokenizerTask(_Records):
-    """Trains the tokenizer; draws reconstructions of held-out pictures."""
+    """Trains the tokenizer; draws reconstructions of held-out images."""
 
     def __init__(self, config: TokenizerTraining) -> None:
         self._config = config
@@ -93,7 +93,7 @@ class TokenizerTask(_Records):
         self.frozen: Params = {}
         if config.data.gives_codes:
             raise UserError(
-                "a tokenizer trains on pictures; leave out --data.source tokens and --data.cache-latents"
+                "a tokenizer trains on images; leave out --data.source tokens and --data.cache-latents"
             )
         super().__init__(
             config.data, config.run.seed, config.image_size, *_open_sources(config.data)
@@ -110,7 +110,7 @@ class TokenizerTask(_Records):
         originals = next(self._held_out_batches(PREVIEW_IMAGES))["image"]
         keys = jax.random.split(jax.random.key(0), len(originals))
         pairs = np.concatenate([originals, self._reconstruct(ema_params, originals, keys)])
-        return {"reconstructions": images.grid(pairs, columns=len(originals))}
+        return {"reconstructions": image_files.grid(pairs, columns=len(originals))}
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
         params = _cast(ema_params, self._config.run.export_dtype)
@@ -154,7 +154,9 @@ class ClassConditionalTask(_Records):
         )
         self._pipeline.set_params({})
         return {
-            "samples": images.grid(samples, PREVIEW_COLUMNS, [names[label] for label in classes])
+            "samples": image_files.grid(
+                samples, PREVIEW_COLUMNS, [names[label] for label in classes]
+            )
         }
 
     def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
@@ -173,7 +175,7 @@ class ClassConditionalTask(_Records):
             "class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer
         )
 
-    def _open(self) -> tuple[PictureSource, PictureSource]:
+    def _open(self) -> tuple[ImageSource, ImageSource]:
         """The training records and the held-out ones."""
         config, data, tokenizer = self._config, self._config.data, self._tokenizer
         if data.source == "tokens":
@@ -187,7 +189,7 @@ class ClassConditionalTask(_Records):
         classes = len(train.class_names)
         if classes != config.model.num_classes:
             raise UserError(
-                f"the pictures have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
+                f"the images have {classes} classes and the model {config.model.num_classes}; set --model.num-classes {classes}"
             )
         if not data.cache_latents:
             return train, held_out
@@ -202,7 +204,7 @@ class ClassConditionalTask(_Records):
         )
 
 
-def _open_sources(data: DataConfig) -> tuple[PictureSource, PictureSource]:
+def _open_sources(data: DataConfig) -> tuple[ImageSource, ImageSource]:
     """The training records and the held-out ones; says what they are, before anything is computed from them."""
     train, held_out = open_sources(data)
     if jax.process_index() == 0:

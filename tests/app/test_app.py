@@ -24,7 +24,7 @@ from bitdance_jax.app import page as page_module
 from bitdance_jax.app.page import Wish, draw
 
 
-WISH = Wish(subject=[0, 3], size="16x16", pictures=2, seed=5, steps=3, guidance=2.0)
+WISH = Wish(subject=[0, 3], size="16x16", images=2, seed=5, steps=3, guidance=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_classes(classes):
     assert [partial.drawn for partial in previews] == list(range(1, 16)) and last.drawn == 16
     sampler = dataclasses.replace(classes.sampler, head_steps=3, guidance_scale=2.0)
     *_, expected = classes.sample_steps([0, 0, 3, 3], 5, every=1, sampler=sampler)
-    np.testing.assert_array_equal(last.pictures, expected.pictures)
+    np.testing.assert_array_equal(last.images, expected.images)
 
 
 def test_prompt(prompts):
@@ -61,7 +61,7 @@ def test_prompt(prompts):
     *_, expected = prompts.generate_steps(
         "a cat", every=5, size="12x8", images_per_prompt=2, seed=5, sampler=sampler
     )
-    np.testing.assert_array_equal(last.pictures, expected.pictures)
+    np.testing.assert_array_equal(last.images, expected.images)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_prompt(prompts):
         ({"seed": None}, "seed is empty"),
         ({"seed": -1}, "seed must be between"),
         ({"steps": 0}, "head_steps must be positive"),
-        ({"pictures": 33}, "66 pictures are too many"),
+        ({"images": 33}, "66 images are too many"),
     ],
 )
 def test_bad_wishes_for_classes(classes, change, message):
@@ -149,17 +149,17 @@ def whole(drawing):
 @pytest.mark.parametrize("kind", ["classes", "prompts"])
 def test_gallery_and_warnings(drawing_page, kind):
     on_draw, good, warnings = drawing_page
-    (_, started), *partly, (pictures, status) = whole(on_draw(*good))
+    (_, started), *partly, (images, status) = whole(on_draw(*good))
     assert (
         started.startswith("starting")
         and partly
         and all(text.startswith("drawing: ") for _, text in partly)
     )
     assert re.fullmatch(r"done: (16 of 16|6 of 6) patches, \d+\.\d s", status)
-    assert [caption for _, caption in pictures] == (
+    assert [caption for _, caption in images] == (
         ["0", "0", "3", "3"] if kind == "classes" else [None, None]
     )
-    assert [os.path.basename(file) for file, _ in pictures][:2] == [
+    assert [os.path.basename(file) for file, _ in images][:2] == [
         "seed-5-00.png",
         "seed-5-01.png",
     ]
@@ -219,7 +219,7 @@ def test_server(classes, monkeypatch):
         port = free.getsockname()[1]
     blocks = page_module.make_page(gradio, classes, "")
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        app.start_server(blocks, app.Arguments(port=port, names=("pictures.example.com",)))
+        app.start_server(blocks, app.Arguments(port=port, names=("images.example.com",)))
     try:
         assert said.getvalue() == f"the page is at http://127.0.0.1:{port}/ until Ctrl-C\n"
 
@@ -234,7 +234,7 @@ def test_server(classes, monkeypatch):
             return connection.getresponse().status
 
         assert (
-            status("GET", "/config") == status("GET", "/config", Host="pictures.example.com") == 200
+            status("GET", "/config") == status("GET", "/config", Host="images.example.com") == 200
         )
         assert status("GET", "/config", Host=f"elsewhere.example.com:{port}") == 403
         cancel = json.dumps({"session_hash": "a", "fn_index": 0, "event_id": "b"}).encode()
@@ -265,7 +265,7 @@ class Page:
                 break
             except sync_api.Error:  # it is still starting
                 page.wait_for_timeout(500)
-        self.pictures = page.locator("#pictures .grid-container img")
+        self.images = page.locator("#images .grid-container img")
 
     def _note(self, request):
         if not request.url.startswith((self.address, "data:", "blob:")):
@@ -337,24 +337,24 @@ def test_classes_in_a_browser(open_page, tmp_path):
     page.fill(steps="200", count="7")  # long enough to be stopped
     page.press("draw")
     page.wait_for_status("^drawing: ")
-    page.expect(page.pictures).to_have_count(63)
+    page.expect(page.images).to_have_count(63)
     page.press("stop")
     page.wait_for_status("^stopped: ")
     page.fill(steps="2", count="1")
     page.press("draw")
     page.wait_for_status("^done: 16 of 16 patches")
-    page.expect(page.pictures).to_have_count(9)
+    page.expect(page.images).to_have_count(9)
     page.fill(seed="")
     page.press("draw")
     page.wait_for_warning("seed is empty; fill it in")
-    page.expect(page.pictures).to_have_count(9)
-    page.pictures.nth(2).click()
+    page.expect(page.images).to_have_count(9)
+    page.images.nth(2).click()
     with page.page.expect_download() as download:
         page.page.get_by_label("Download", exact=True).click()
     assert download.value.suggested_filename == "seed-0-02.png"
-    download.value.save_as(tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (16, 16)
+    download.value.save_as(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.size == (16, 16)
     page.press("another")
     page.expect(page.page.locator("#seed input")).to_have_value(re.compile(r"^\d+$"))
     assert not page.elsewhere
@@ -379,5 +379,5 @@ def test_prompts_in_a_browser(open_page):
     page.fill(size="16x12", steps="2", count="3")
     page.press("draw")
     page.wait_for_status("^done: 12 of 12 patches")
-    page.expect(page.pictures).to_have_count(3)
+    page.expect(page.images).to_have_count(3)
     assert not page.elsewhere

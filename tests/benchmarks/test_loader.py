@@ -26,7 +26,7 @@ SOURCES = [
 def test_every_source_is_timed(monkeypatch, capsys):
     monkeypatch.setattr(loader, "TOKENS", 64)
     flags = (
-        "--image-size 32 --batch-size 4 --pictures 8 --seconds 0.05 --repeats 1 --workers 0 --sources".split()
+        "--image-size 32 --batch-size 4 --images 8 --seconds 0.05 --repeats 1 --workers 0 --sources".split()
         + SOURCES
     )
     monkeypatch.setattr(sys, "argv", ["loader.py", *flags])

@@ -298,7 +298,7 @@ class Paths:
     out: PathName
     cache: PathName | None = None
     text: str = "~"
-    data: DataConfig = DataConfig(source="folder", path="~/pictures")
+    data: DataConfig = DataConfig(source="folder", path="~/images")
 
 
 def test_the_home_folder_in_paths_and_nowhere_else(monkeypatch):
@@ -310,7 +310,7 @@ def test_the_home_folder_in_paths_and_nowhere_else(monkeypatch):
         "/home/somebody/y",
         "~/z",
     )
-    assert paths.data.path == "/home/somebody/pictures" and paths.data.held_out is None
+    assert paths.data.path == "/home/somebody/images" and paths.data.held_out is None
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/x", "hf://owner/name", "https://host/x"])

@@ -1,4 +1,4 @@
-"""`python sample.py`: pictures in a file, one clear line for bad input, and the whole way from training to pictures."""
+"""`python sample.py`: images in a file, one clear line for bad input, and the whole way from training to images."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from processes import python, start_job
 from bitdance_jax import toy_text_to_image
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.pipelines import memory
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.text_to_image import TextToImage
@@ -81,7 +81,7 @@ def sample(command, folders, monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def quick_samples(monkeypatch):
-    """Grey pictures instead of drawn ones; a list of what each call to `sample` got."""
+    """Grey images instead of drawn ones; a list of what each call to `sample` got."""
     calls = []
 
     def sample(self, labels, seed=0, **options):
@@ -95,10 +95,10 @@ def quick_samples(monkeypatch):
 def test_it_draws_a_grid(sample, tmp_path):
     status, out, _ = sample("--labels", "Flags", "3", "--per-label", "2", "--out", "new/x.png")
     assert status == 0
-    assert out == "4 pictures of 2 labels in new/x.png\n"
-    with Image.open(tmp_path / "new" / "x.png") as picture:
-        pixels = np.asarray(picture)
-    # Pictures of 16 pixels, enlarged 8 times, each in a margin of 2; the captions stand to the left.
+    assert out == "4 images of 2 labels in new/x.png\n"
+    with Image.open(tmp_path / "new" / "x.png") as image:
+        pixels = np.asarray(image)
+    # Images of 16 pixels, enlarged 8 times, each in a margin of 2; the captions stand to the left.
     assert pixels.shape[0] == 2 * 132 and 2 * 132 + 20 < pixels.shape[1] < 2 * 132 + 120
     cells = [
         pixels[row * 132 + 2 : row * 132 + 130, -(2 - column) * 132 + 2 :][:, :128]
@@ -112,22 +112,22 @@ def test_it_draws_a_grid(sample, tmp_path):
 def test_what_was_drawn_is_counted(sample, quick_samples, command, monkeypatch):
     assert sample("--labels", "3", "--per-label", "1")[:2] == (
         0,
-        "1 picture of 1 label in samples.png\n",
+        "1 image of 1 label in samples.png\n",
     )
     monkeypatch.setattr(command, "sample_to_npz", lambda *_, **__: 0)
     assert (
         sample("--npz", "x.npz", "--num-images", "4")[1]
-        == "4 pictures of 4 labels in x.npz (0 drawn now)\n"
+        == "4 images of 4 labels in x.npz (0 drawn now)\n"
     )
     assert (
         sample("--npz", "x.npz", "--num-images", "10")[1]
-        == "10 pictures of 9 labels in x.npz (0 drawn now)\n"
+        == "10 images of 9 labels in x.npz (0 drawn now)\n"
     )
 
 
 def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tmp_path):
     status, out, _ = sample()
-    assert (status, out) == (0, "72 pictures of 9 labels in samples.png\n")
+    assert (status, out) == (0, "72 images of 9 labels in samples.png\n")
     labels = [label for label in range(9) for _ in range(8)]
     assert quick_samples == [
         {"labels": labels, "seed": 0, "sampler": tiny_models.SAMPLER, "batch_size": 24}
@@ -146,7 +146,7 @@ def test_flags_reach_the_sampler(sample, quick_samples):
 
 @pytest.fixture
 def quick_prompts(monkeypatch):
-    """Grey pictures instead of drawn ones; a list of what each call to `generate` got."""
+    """Grey images instead of drawn ones; a list of what each call to `generate` got."""
     calls = []
 
     def generate(self, prompt, *, size, images_per_prompt, **options):
@@ -166,11 +166,11 @@ def quick_prompts(monkeypatch):
 
 
 def test_prompts(sample, quick_prompts, tmp_path):
-    """One picture as it is, several as a grid: a row a prompt, or about as many rows as columns."""
+    """One image as it is, several as a grid: a row a prompt, or about as many rows as columns."""
     at = ["--checkpoint", "{models}/prompts", "--out", "x.png"]
-    assert sample(*at, "--prompt", "a cat")[:2] == (0, "1 picture of 64x32 in x.png\n")
-    with Image.open("x.png") as picture:
-        assert picture.size == (64, 32)
+    assert sample(*at, "--prompt", "a cat")[:2] == (0, "1 image of 64x32 in x.png\n")
+    with Image.open("x.png") as image:
+        assert image.size == (64, 32)
     sampler = toy_text_to_image.SAMPLER
     expected = {
         "prompt": ("a cat",),
@@ -186,17 +186,17 @@ def test_prompts(sample, quick_prompts, tmp_path):
     flags = "--size 64x32 --per-prompt 3 --seed 5 --head-steps 9 --guidance-scale 1 --batch-size 2 --mesh.data -1 --mesh.tensor 1"
     assert sample(*at, "--prompt", "a cat", "一只狗", *flags.split())[:2] == (
         0,
-        "6 pictures of 64x32 in x.png\n",
+        "6 images of 64x32 in x.png\n",
     )
-    with Image.open("x.png") as picture:
-        assert picture.size == (3 * 68, 2 * 36)
+    with Image.open("x.png") as image:
+        assert image.size == (3 * 68, 2 * 36)
     sampler = SamplerConfig(head_steps=9, guidance_scale=1.0, guidance_schedule="constant")
     assert quick_prompts[1] == expected | {
         "prompt": ("a cat", "一只狗"), "size": "64x32", "images_per_prompt": 3, "seed": 5, "batch_size": 2, "sampler": sampler,
     }  # fmt: skip
     sample(*at, "--prompt", *"abcde")
-    with Image.open("x.png") as picture:
-        assert picture.size == (3 * 68, 2 * 36)
+    with Image.open("x.png") as image:
+        assert image.size == (3 * 68, 2 * 36)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +262,11 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (
             ["--per-label", "1000000000"],
-            "a grid of 9,000,000,000 pictures of 128 x 128 is too large; 16,384 are the most",
+            "a grid of 9,000,000,000 images of 128 x 128 is too large; 16,384 are the most",
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-prompt", "300"],
-            "a grid of 300 pictures of 1024 x 1024 is too large",
+            "a grid of 300 images of 1024 x 1024 is too large",
         ),
         (
             ["--head-steps", "1000000000000"],
@@ -339,7 +339,7 @@ def test_a_place_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_p
     (tmp_path / "file").write_text("")
     status, _, error = sample("--out", "file/x.png")
     assert status == 2
-    assert error == "error: cannot write the picture file/x.png: Not a directory\n"
+    assert error == "error: cannot write the image file/x.png: Not a directory\n"
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -364,7 +364,7 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_two_hosts_draw_prompts(tiny, tmp_path):
-    """The mesh spans both; process 0 alone writes and speaks. The pictures are those of one device."""
+    """The mesh spans both; process 0 alone writes and speaks. The images are those of one device."""
     prompts = ["a cat", "两只狗"]
     flags = "--size 12x8 --seed 3 --mesh.data 2 --mesh.tensor 2 --multi-host --out".split()
     command = [ROOT / "sample.py", "--checkpoint", tiny, "--prompt", *prompts, *flags]
@@ -374,14 +374,16 @@ def test_two_hosts_draw_prompts(tiny, tmp_path):
     )
     assert [process.returncode for process in processes] == [0, 0], error + other_error
     assert (
-        out.splitlines()[-1] == "2 pictures of 12x8 in 0.png" and "picture" not in other_out
+        out.splitlines()[-1] == "2 images of 12x8 in 0.png" and "image" not in other_out
     )  # beside Gloo's words
     assert "drawing" in error and other_error == ""
     assert os.listdir(tmp_path) == ["0.png"]
-    expected = images.grid(
+    expected = image_files.grid(
         TextToImage(tiny).generate(prompts, size="12x8", seed=3, progress=False), columns=2
     )
-    np.testing.assert_allclose(images.load_image(tmp_path / "0.png").astype(int), expected, atol=1)
+    np.testing.assert_allclose(
+        image_files.load_image(tmp_path / "0.png").astype(int), expected, atol=1
+    )
 
 
 @pytest.mark.slow
@@ -401,7 +403,7 @@ def test_a_host_with_damaged_weights_stops_both(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_training_to_pictures(tmp_path):
+def test_from_training_to_images(tmp_path):
     """The commands of the config files' first lines, made tiny by flags, then sample.py on what they trained. From another folder."""
 
     def command(script, *flags):
@@ -424,16 +426,16 @@ def test_from_training_to_pictures(tmp_path):
         "sample.py",
         "--checkpoint run/model --labels Flags Objects --per-label 3 --head-steps 2 --out x.png",
     )
-    assert out == "6 pictures of 2 labels in x.png\n"
+    assert out == "6 images of 2 labels in x.png\n"
 
     for name in ("tokenizer", "run"):
         rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
         assert len(rows) == 4 and (tmp_path / name / "curves.png").exists()
-    assert (tmp_path / "tokenizer" / "pictures" / "reconstructions_0000003.png").exists()
-    assert (tmp_path / "run" / "pictures" / "samples_0000003.png").exists()
+    assert (tmp_path / "tokenizer" / "images" / "reconstructions_0000003.png").exists()
+    assert (tmp_path / "run" / "images" / "samples_0000003.png").exists()
     assert {path.name for path in (tmp_path / "run").glob("tokens_*")} == {
         "tokens_train",
         "tokens_heldout",
     }
-    with Image.open(tmp_path / "x.png") as picture:
-        assert picture.height == 2 * 132 and picture.width > 3 * 132
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.height == 2 * 132 and image.width > 3 * 132

@@ -34,18 +34,18 @@ def test_the_emoji_on_four_devices(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert (
-        "tokens of 1,906 pictures, 1,906 of them made by this process now, " in done.stdout
+        "tokens of 1,906 images, 1,906 of them made by this process now, " in done.stdout
         and "images/s on 4 devices" in done.stdout
     )
     source = TokensSource(tmp_path / "tokens")
     assert len(source) == 1906 and source[1905].keys() == {"codes", "codes_flipped", "label"}
     check_tokens(tmp_path / "tokens", tiny_models.TOKENIZER, tiny_models.tokenizer_params(), 16)
 
-    pictures = np.stack(
+    images = np.stack(
         [centre_crop(image, 16) for image in EmojiSource("all").arrays["image"][-50:]]
     )
     expected = np.packbits(
-        Tokenizer(tiny_models.TOKENIZER, tiny_models.tokenizer_params()).encode(pictures) > 0,
+        Tokenizer(tiny_models.TOKENIZER, tiny_models.tokenizer_params()).encode(images) > 0,
         axis=-1,
     )
     differing = np.unpackbits(
@@ -96,11 +96,11 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
         ),
         (
             ["--data.source", "tokens", "--data.path", "x"],
-            "data.source tokens is tokens already; give the pictures",
+            "data.source tokens is tokens already; give the images",
         ),
         (
-            ["--data.path", "pictures"],
-            "--data.path pictures needs --data.source too: folder, imagenet_tar or tokens",
+            ["--data.path", "images"],
+            "--data.path images needs --data.source too: folder, imagenet_tar or tokens",
         ),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--crops", "-1"], "--crops must be between 0 and 1000, got -1"),

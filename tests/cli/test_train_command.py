@@ -169,9 +169,9 @@ def test_a_run_of_another_config_is_found_before_data_and_weights_are_opened(
 
 @pytest.fixture
 def classes_of(command, monkeypatch, tmp_path):
-    """The number of classes that train.py trains with for pictures in three classes, and flags."""
+    """The number of classes that train.py trains with for images in three classes, and flags."""
     for name in ("bird", "cat", "dog"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
     seen = []
     monkeypatch.setattr(command, "make_task", lambda config: config)
     monkeypatch.setattr(
@@ -190,7 +190,7 @@ def classes_of(command, monkeypatch, tmp_path):
 
 
 def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given(classes_of, tmp_path):
-    own = ["--data.source", "folder", "--data.path", str(tmp_path / "pictures")]
+    own = ["--data.source", "folder", "--data.path", str(tmp_path / "images")]
     assert classes_of() == 9
     assert classes_of(*own) == 3
     assert [

@@ -154,7 +154,7 @@ def test_bad_values(config, fields, message):
             image_size=64,
             data=DataConfig(
                 source="folder",
-                path="pictures",
+                path="images",
                 augment=AugmentConfig(decay_start=1.0, decay_end=2.5),
             ),
             optimizer=OptimizerConfig(clip_norm=None, decay_start=7),
@@ -261,7 +261,7 @@ def test_no_field_takes_a_value_of_another_type_choice_or_range(as_users_call, c
         ({"guidance_scale": "3"}, "guidance_scale must be float, got '3'"),
     ],
 )
-def test_what_would_draw_wrong_pictures(fields, message):
+def test_what_would_draw_wrong_images(fields, message):
     with pytest.raises(ConfigError) as error:
         SamplerConfig(**fields)
     assert str(error.value) == message

@@ -60,7 +60,7 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(path):
 @pytest.mark.parametrize(
     "path", [path for path in FILES if path.name.startswith("emoji")], ids=lambda path: path.stem
 )
-def test_an_emoji_config_fits_the_pictures(path):
+def test_an_emoji_config_fits_the_images(path):
     _, config = read(path)
     source = open_source(config.data, "train")
     if isinstance(config, ClassConditionalTraining):

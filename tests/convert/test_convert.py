@@ -346,12 +346,12 @@ def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
 
 
 def test_places_that_are_no_model_are_not_replaced(ae_pt, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "mine.png").touch()
-    for out in (tmp_path / "pictures", ae_pt):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.png").touch()
+    for out in (tmp_path / "images", ae_pt):
         with pytest.raises(UserError, match="is there and is not a model folder"):
             convert(str(ae_pt), str(out))
-    assert (tmp_path / "pictures" / "mine.png").exists()
+    assert (tmp_path / "images" / "mine.png").exists()
 
 
 def test_one_line_for_whatever_else_is_wrong(pt, ae_pt, converted, tmp_path):

@@ -15,7 +15,7 @@ from bitdance_jax.data import imagenet_tar
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource, index_places
 from bitdance_jax.data.sources import open_sources
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 
 
 CLASSES = {"n01443537": 9, "n01440764": 12, "n15075141": 5}  # not in order, as nothing promises
@@ -34,7 +34,7 @@ def add(tar, name, data):
 
 
 def inner_tar(wnid, count, value):
-    """Picture i of the class is all value + i."""
+    """Image i of the class is all value + i."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for i in range(count):
@@ -62,7 +62,7 @@ def values(source):
     return [round(float(source[i]["image"].mean())) for i in range(len(source))]
 
 
-def test_classes_are_sorted_and_pictures_as_they_lie(tar):
+def test_classes_are_sorted_and_images_as_they_lie(tar):
     source = ImagenetTarSource(tar)
     assert source.class_names == ("n01440764", "n01443537", "n15075141")
     assert [source[i]["label"] for i in range(26)] == [0] * 12 + [1] * 9 + [2] * 5
@@ -127,14 +127,14 @@ def test_threads_and_other_processes_read_the_same(tar):
     assert list(got.values()) == [expected] * 3
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_a_damaged_image_is_named(tmp_path):
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         inner = io.BytesIO()
-        with tarfile.open(fileobj=inner, mode="w") as pictures:
-            add(pictures, "n01440764_0.JPEG", jpeg(3)[:100])
+        with tarfile.open(fileobj=inner, mode="w") as images:
+            add(images, "n01440764_0.JPEG", jpeg(3)[:100])
         add(tar, "n01440764.tar", inner.getvalue())
     with pytest.raises(
-        DamagedPicture, match=r"cannot read the picture .*train\.tar/n01440764/n01440764_0\.JPEG \("
+        DamagedImage, match=r"cannot read the image .*train\.tar/n01440764/n01440764_0\.JPEG \("
     ):
         ImagenetTarSource(tmp_path / "train.tar")[0]
 
@@ -147,14 +147,14 @@ def test_a_download_that_broke_off_is_one_line(tar, tar_bytes, share):
     assert not index_places(tar)[0].exists()
 
 
-@pytest.mark.parametrize("pictures", [0, 2])
-def test_an_inner_tar_that_is_cut_is_named(tmp_path, pictures):
-    """Also where it is cut between two pictures, which is no error to Python's tarfile."""
+@pytest.mark.parametrize("images", [0, 2])
+def test_an_inner_tar_that_is_cut_is_named(tmp_path, images):
+    """Also where it is cut between two images, which is no error to Python's tarfile."""
     whole = inner_tar("n01440764", 4, 0)
     size = 512 + -(-len(jpeg(0)) // 512) * 512
     for cut, said in (
-        (pictures * size, "without an end mark"),
-        (pictures * size + 700, r"n01440764_\d\.JPEG in it should be"),
+        (images * size, "without an end mark"),
+        (images * size + 700, r"n01440764_\d\.JPEG in it should be"),
     ):
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
             add(tar, "n01440764.tar", whole[:cut])
@@ -185,11 +185,11 @@ def test_other_files_are_refused_by_name(tmp_path, tar):
         ImagenetTarSource(tar)
 
 
-def test_files_that_are_no_pictures_are_left_out(tmp_path):
+def test_files_that_are_no_images_are_left_out(tmp_path):
     inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w") as pictures:
+    with tarfile.open(fileobj=inner, mode="w") as images:
         for name in ("a.JPEG", "._a.JPEG", "notes.txt", "below/b.jpg"):
-            add(pictures, name, jpeg(3))
+            add(images, name, jpeg(3))
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         add(tar, "n01440764.tar", inner.getvalue())
     for _ in range(2):  # the second from the index
@@ -207,9 +207,9 @@ def test_a_negative_size_does_not_go_round_for_ever(tar, tar_bytes):
         ImagenetTarSource(tar)
 
 
-def test_a_picture_of_gigabytes_is_not_read(tar, monkeypatch):
-    monkeypatch.setattr(imagenet_tar, "MAX_PICTURE_BYTES", 100)
-    with pytest.raises(DamagedPicture, match="bytes"):
+def test_a_image_of_gigabytes_is_not_read(tar, monkeypatch):
+    monkeypatch.setattr(imagenet_tar, "MAX_IMAGE_BYTES", 100)
+    with pytest.raises(DamagedImage, match="bytes"):
         ImagenetTarSource(tar)[0]
 
 

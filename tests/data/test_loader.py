@@ -10,7 +10,7 @@ from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import ArraySource, FolderSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 
 
 COUNT = 25
@@ -19,11 +19,9 @@ AUGMENT = AugmentConfig(min_crop=0.5, flip=0.5)
 
 @pytest.fixture(scope="module")
 def source():
-    """25 noise pictures; the label is the record's number."""
-    pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
-    return ArraySource(
-        {"image": pictures, "label": np.arange(COUNT)}, tuple(map(str, range(COUNT)))
-    )
+    """25 noise images; the label is the record's number."""
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    return ArraySource({"image": images, "label": np.arange(COUNT)}, tuple(map(str, range(COUNT))))
 
 
 def loader(source, **options):
@@ -137,12 +135,12 @@ def test_without_augmentation_crops_are_centred(source):
 def test_random_crops_fade_out_and_flips_do_not():
     """To the last epoch, long after the decay, half of the centre crops are flipped."""
     count = 400
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 2, 6, 3), dtype=np.uint8)
-    source = ArraySource({"image": pictures, "label": np.arange(count)}, ())
+    images = np.random.default_rng(0).integers(0, 256, (count, 2, 6, 3), dtype=np.uint8)
+    source = ArraySource({"image": images, "label": np.arange(count)}, ())
     fading = AugmentConfig(min_crop=1.0, flip=0.5, decay_start=1, decay_end=3)
     centre, flipped = [], []
     for batch in take(loader(source, batch_size=count, image_size=2, augment=fading), 9):
-        middle = pictures[batch["label"]][:, :, 2:4]
+        middle = images[batch["label"]][:, :, 2:4]
         same = (batch["image"] == middle).all((1, 2, 3))
         mirrored = (batch["image"] == middle[:, :, ::-1]).all((1, 2, 3))
         centre.append(np.mean(same | mirrored))
@@ -176,7 +174,7 @@ def test_tokens_come_in_one_version():
 
 
 def test_random_crops_of_tokens_are_all_chosen_and_the_centre_one_where_they_have_faded_out():
-    """Flipped half of the times, as that of a picture."""
+    """Flipped half of the times, as that of an image."""
     count = 300
     crops = np.broadcast_to(
         np.arange(1, 4, dtype=np.uint8)[None, :, None, None, None], (count, 3, 2, 2, 4)
@@ -245,7 +243,7 @@ def test_rows_must_be_rows_of_the_batch(source, rows):
 
 
 class PartlyDamaged:
-    """Picture i is all i mod 256; some cannot be read."""
+    """Image i is all i mod 256; some cannot be read."""
 
     class_names = ("a",)
 
@@ -257,28 +255,28 @@ class PartlyDamaged:
 
     def __getitem__(self, index):
         if index in self.damaged:
-            raise DamagedPicture(f"cannot read the picture {index}.jpg")
+            raise DamagedImage(f"cannot read the image {index}.jpg")
         return {"image": np.full((8, 8, 3), index % 256, np.uint8), "label": index}
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_next_whole_picture_stands_in_for_a_damaged_one(capfd, workers):
+def test_the_next_whole_image_stands_in_for_a_damaged_one(capfd, workers):
     damaged = {3, 4, 24}
     iterator = loader(PartlyDamaged(25, damaged), workers=workers, shuffle=False, batch_size=5)
     labels = np.concatenate([batch["label"] for batch in take(iterator, 10)])
     epoch = [0, 1, 2, 5, 5, *range(5, 24), 0]
     assert labels.tolist() == epoch * 2
     assert iterator.skipped == {
-        f"cannot read the picture {n}.jpg": 2 * (1 + (n == 4)) for n in damaged
+        f"cannot read the image {n}.jpg": 2 * (1 + (n == 4)) for n in damaged
     }
     iterator.close()
     lines = capfd.readouterr().err.splitlines()
-    assert [line.startswith("warning: cannot read the picture ") for line in lines] == [
+    assert [line.startswith("warning: cannot read the image ") for line in lines] == [
         True
     ] * 3  # each once
     assert (
         lines[2]
-        == "warning: cannot read the picture 24.jpg; the next one takes its place (3 skipped so far)"
+        == "warning: cannot read the image 24.jpg; the next one takes its place (3 skipped so far)"
     )
 
 
@@ -291,29 +289,29 @@ def test_stand_ins_do_not_depend_on_the_processes():
             assert_same([next(part)], [{name: array[half::2] for name, array in batch.items()}])
 
 
-def test_a_source_with_many_damaged_pictures_is_given_up():
+def test_a_source_with_many_damaged_images_is_given_up():
     fine = loader(PartlyDamaged(5000, set(range(0, 5000, 20))), batch_size=50)
     take(fine, 60)
     with pytest.raises(
         UserError,
-        match=r"1\d\d of the last \d+ pictures could not be read, cannot read the picture \d+\.jpg; is the",
+        match=r"1\d\d of the last \d+ images could not be read, cannot read the image \d+\.jpg; is the",
     ):
         take(loader(PartlyDamaged(5000, set(range(0, 5000, 8))), batch_size=50), 60)
     with pytest.raises(
         UserError,
-        match=r"20 of 20 pictures in a row are damaged; the last: cannot read the picture \d+\.jpg",
+        match=r"20 of 20 images in a row are damaged; the last: cannot read the image \d+\.jpg",
     ):
         take(loader(PartlyDamaged(100, set(range(100))), batch_size=4), 1)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_nothing_but_damaged_pictures_stops_with_one_line(tmp_path, workers):
+def test_nothing_but_damaged_images_stops_with_one_line(tmp_path, workers):
     (tmp_path / "cats").mkdir()
-    (tmp_path / "cats" / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "cats" / "broken.png").write_bytes(b"not an image")
     iterator = loader(FolderSource(tmp_path), workers=workers)
     with pytest.raises(UserError) as caught:
         next(iterator)
-    pattern = r"1 of 1 pictures in a row are damaged; the last: cannot read the picture .*broken\.png \(.*\); remove or replace it"
+    pattern = r"1 of 1 images in a row are damaged; the last: cannot read the image .*broken\.png \(.*\); remove or replace it"
     assert re.fullmatch(pattern, str(caught.value))
     iterator.close()
 

@@ -7,7 +7,7 @@ from PIL import Image
 from bitdance_jax.config import DataConfig
 from bitdance_jax.data import sources
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 
 
 def write(path, value=0, shape=(4, 6)):
@@ -17,7 +17,7 @@ def write(path, value=0, shape=(4, 6)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """38 pictures: 20 cats in two formats, 18 dogs in a folder below theirs; picture i is all i."""
+    """38 images: 20 cats in two formats, 18 dogs in a folder below theirs; image i is all i."""
     for i in range(20):
         write(tmp_path / "cats" / f"{i:02d}.{'png' if i % 2 else 'BMP'}", i)
     for i in range(20, 38):
@@ -67,15 +67,15 @@ def test_open_source(folder):
     assert [len(source) for source in sources.open_sources(DataConfig())] == [1806, 100]
 
 
-def test_held_out_pictures_of_their_own(folder, tmp_path):
+def test_held_out_images_of_their_own(folder, tmp_path):
     for name in ("cats", "dogs"):
         write(tmp_path / "other" / name / "a.png", 200)
     config = DataConfig(
-        source="folder", path=str(folder / "pictures"), held_out=str(tmp_path / "other")
+        source="folder", path=str(folder / "images"), held_out=str(tmp_path / "other")
     )
     for name in ("cats", "dogs"):
-        (folder / "pictures").mkdir(exist_ok=True)
-        (folder / name).rename(folder / "pictures" / name)
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "images" / name)
     train, held_out = sources.open_sources(config)
     assert (len(train), len(held_out)) == (38, 2) and held_out[1]["label"] == 1
     assert [len(sources.open_source(config, split)) for split in ("train", "heldout", "all")] == [
@@ -92,29 +92,31 @@ def test_held_out_pictures_of_their_own(folder, tmp_path):
 
 def test_the_first_line_says_what_there_is(folder):
     config = DataConfig(source="folder", path=str(folder))
-    expected = "36 pictures in 2 classes to train on, 2 held out; files left out by their ending: 1 (.txt 1)"
+    expected = (
+        "36 images in 2 classes to train on, 2 held out; files left out by their ending: 1 (.txt 1)"
+    )
     assert sources.summary(*sources.open_sources(config)) == expected
     assert (
         sources.summary(*sources.open_sources(DataConfig()))
-        == "1,806 pictures in 9 classes to train on, 100 held out"
+        == "1,806 images in 9 classes to train on, 100 held out"
     )
 
 
-def test_damaged_picture_is_named_when_read(folder):
-    (folder / "cats" / "00.BMP").write_bytes(b"not a picture")
+def test_damaged_image_is_named_when_read(folder):
+    (folder / "cats" / "00.BMP").write_bytes(b"not an image")
     source = sources.FolderSource(folder)
-    with pytest.raises(DamagedPicture, match=r"00\.BMP"):
+    with pytest.raises(DamagedImage, match=r"00\.BMP"):
         source[0]
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
-    with pytest.raises(UserError, match=r"no picture folder at .*absent; give a folder"):
+    with pytest.raises(UserError, match=r"no image folder at .*absent; give a folder"):
         sources.FolderSource(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no sub-folders; put the pictures"):
+    with pytest.raises(UserError, match="empty has no sub-folders; put the images"):
         sources.FolderSource(tmp_path / "empty")
     (tmp_path / "hollow" / "birds").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"class folder .*birds holds no pictures"):
+    with pytest.raises(UserError, match=r"class folder .*birds holds no images"):
         sources.FolderSource(tmp_path / "hollow")
     write(tmp_path / "flat" / "a.jpg")
     with pytest.raises(
@@ -122,7 +124,7 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
     ):
         sources.FolderSource(tmp_path / "flat")
     write(tmp_path / "few" / "birds" / "a.jpg")
-    with pytest.raises(UserError, match="only 1 pictures; every 19th is held out"):
+    with pytest.raises(UserError, match="only 1 images; every 19th is held out"):
         sources.open_source(DataConfig(source="folder", path=str(tmp_path / "few")), "heldout")
 
 
@@ -135,11 +137,11 @@ def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
         sources.FolderSource(folder)
 
 
-def test_a_tree_is_listed_without_a_look_at_its_pictures(folder):
+def test_a_tree_is_listed_without_a_look_at_its_images(folder):
     (folder / "dogs" / "small" / "link.jpg").symlink_to(folder / "nowhere")
     source = sources.FolderSource(folder)
     assert len(source) == 39
-    with pytest.raises(DamagedPicture, match=r"link\.jpg \(.*No such file"):
+    with pytest.raises(DamagedImage, match=r"link\.jpg \(.*No such file"):
         source[38]
 
 

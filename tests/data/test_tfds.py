@@ -15,7 +15,7 @@ from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import open_sources
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -23,7 +23,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 COUNTS = {"train": 40, "validation": 6}
 
 
-class SmallPictures(tfds.core.GeneratorBasedBuilder):
+class SmallImages(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     url_infos: ClassVar = {}  # TFDS would look for them by means of a package that it does not require
 
@@ -42,27 +42,27 @@ class SmallPictures(tfds.core.GeneratorBasedBuilder):
         for i in range(count):
             file = io.BytesIO()
             Image.fromarray(np.full((8, 12, 3), 6 * i, np.uint8)).save(file, "JPEG")
-            picture = file.getvalue() if i != 5 else file.getvalue()[:100]
-            yield i, {"image": io.BytesIO(picture), "label": i % 2, "file_name": f"{i}.jpg"}
+            image = file.getvalue() if i != 5 else file.getvalue()[:100]
+            yield i, {"image": io.BytesIO(image), "label": i % 2, "file_name": f"{i}.jpg"}
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    SmallPictures(data_dir=folder).download_and_prepare(file_format="array_record")
+    SmallImages(data_dir=folder).download_and_prepare(file_format="array_record")
     return folder
 
 
-def test_pictures_and_labels(data_dir):
-    source = pickle.loads(pickle.dumps(TfdsSource("small_pictures", data_dir, "train")))
+def test_images_and_labels(data_dir):
+    source = pickle.loads(pickle.dumps(TfdsSource("small_images", data_dir, "train")))
     assert len(source) == 40 and source.class_names == ("n01440764", "n01443537")
     damaged, values = 0, []
     for index in range(40):
         try:
             record = source[index]
-        except DamagedPicture as error:
+        except DamagedImage as error:
             damaged += str(error).startswith(
-                f"cannot read the picture {index} of small_pictures[train] ("
+                f"cannot read the image {index} of small_images[train] ("
             )
             continue
         assert record["image"].shape == (8, 12, 3)
@@ -72,13 +72,11 @@ def test_pictures_and_labels(data_dir):
 
 
 def test_as_a_data_source(data_dir):
-    config = DataConfig(source="tfds", dataset="small_pictures", path=str(data_dir))
+    config = DataConfig(source="tfds", dataset="small_images", path=str(data_dir))
     train, held_out = open_sources(config)
     assert (len(train), len(held_out)) == (38, 2)
     train, held_out = open_sources(
-        DataConfig(
-            source="tfds", dataset="small_pictures", path=str(data_dir), held_out="validation"
-        )
+        DataConfig(source="tfds", dataset="small_images", path=str(data_dir), held_out="validation")
     )
     assert (len(train), len(held_out)) == (40, 6)
     batch = next(make_loader(train, batch_size=40, seed=0, image_size=8))
@@ -94,14 +92,14 @@ def test_what_cannot_be_opened_is_one_line(data_dir, tmp_path, monkeypatch):
     ):
         TfdsSource("imagenet2012", tmp_path, "train")
     with pytest.raises(
-        UserError, match="cannot open the split 'test' of small_pictures: Unknown split 'test'"
+        UserError, match="cannot open the split 'test' of small_images: Unknown split 'test'"
     ):
-        TfdsSource("small_pictures", data_dir, "test")
+        TfdsSource("small_images", data_dir, "test")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
         UserError, match=r"needs a package more: pip install 'bitdance_jax\[datasets\]'"
     ):
-        TfdsSource("small_pictures", data_dir, "train")
+        TfdsSource("small_images", data_dir, "train")
 
 
 def test_labels_of_imagenet_are_in_the_usual_order():
@@ -113,7 +111,7 @@ def test_tensorflow_is_not_asked_for(data_dir):
     program = f"""
 import sys
 from bitdance_jax.data.tfds import TfdsSource
-print(TfdsSource("small_pictures", {str(data_dir)!r}, "validation")[0]["image"].shape, "tensorflow" in sys.modules)
+print(TfdsSource("small_images", {str(data_dir)!r}, "validation")[0]["image"].shape, "tensorflow" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120

@@ -26,7 +26,7 @@ from bitdance_jax.data.tokens import (
     encoder_fingerprint,
 )
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.images import DamagedPicture
+from bitdance_jax.io.image_files import DamagedImage
 from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
@@ -47,7 +47,7 @@ def source():
 @pytest.fixture(scope="module")
 def encode():
     tokenizer = Tokenizer(tiny_models.TOKENIZER, PARAMS)
-    return lambda pictures: np.packbits(tokenizer.encode(np.stack(pictures)) > 0, axis=-1)
+    return lambda images: np.packbits(tokenizer.encode(np.stack(images)) > 0, axis=-1)
 
 
 def write(folder, source, versions=Versions(), batch_size=3, **options):
@@ -76,7 +76,7 @@ def shards(folder):
     }
 
 
-def test_records_are_the_pictures_tokens_in_their_order(whole, source, encode):
+def test_records_are_the_images_tokens_in_their_order(whole, source, encode):
     read = records(whole)
     assert [record["label"] for record in read] == source.arrays["label"].tolist()
     crops = [transforms.centre_crop(image, SIZE) for image in source.arrays["image"]]
@@ -142,11 +142,11 @@ def test_random_crops_are_those_the_loader_shows(tmp_path, source, encode, flips
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_batch_sizes_and_damaged_pictures(tmp_path, source, whole, batch_size):
+def test_batch_sizes_and_damaged_images(tmp_path, source, whole, batch_size):
     class Damaged(ArraySource):
         def __getitem__(self, index):
             if index in (4, 22):
-                raise DamagedPicture(f"cannot read the picture {index}")
+                raise DamagedImage(f"cannot read the image {index}")
             return super().__getitem__(index)
 
     assert write(tmp_path / "fine", source, batch_size=batch_size) == COUNT
@@ -265,7 +265,7 @@ def test_tokens_that_a_model_cannot_take(whole, tmp_path):
     assert check_tokens(
         whole, config, {"encoder": jax.tree.map(np.asarray, PARAMS["encoder"])}, SIZE
     )
-    with pytest.raises(UserError, match="are of pictures of 8 pixels, and the model of 16"):
+    with pytest.raises(UserError, match="are of images of 8 pixels, and the model of 16"):
         check_tokens(whole, config, PARAMS, 16)
     with pytest.raises(
         UserError, match=r"are of the tokenizer TokenizerConfig.*and the model's is"

@@ -8,7 +8,7 @@ from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -17,11 +17,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     [((64, 64), (64, 64)), ((40, 90), (64, 144)), ((300, 257), (75, 64)), ((129, 400), (64, 200))],
 )
 def test_scale_shorter_side(shape, new_shape):
-    assert transforms.scale_shorter_side(picture(*shape), 64).shape == (*new_shape, 3)
+    assert transforms.scale_shorter_side(random_image(*shape), 64).shape == (*new_shape, 3)
 
 
-def test_large_pictures_are_halved_by_averaging():
-    image = picture(48, 96)
+def test_large_images_are_halved_by_averaging():
+    image = random_image(48, 96)
     halved = image.reshape(24, 2, 48, 2, 3).mean(axis=(1, 3))
     quartered = halved.reshape(12, 2, 24, 2, 3).mean(axis=(1, 3))
     scaled = transforms.scale_shorter_side(image, 12)
@@ -32,7 +32,7 @@ def test_large_pictures_are_halved_by_averaging():
 
 
 def test_centre_crop_is_the_middle():
-    image = picture(20, 33)
+    image = random_image(20, 33)
     np.testing.assert_array_equal(transforms.centre_crop(image, 20), image[:, 6:26])
     np.testing.assert_array_equal(
         transforms.centre_crop(image.swapaxes(0, 1), 20), image[:, 6:26].swapaxes(0, 1)
@@ -40,16 +40,18 @@ def test_centre_crop_is_the_middle():
 
 
 def test_nothing_to_crop_is_the_identity():
-    image, config = picture(64, 64), AugmentConfig(min_crop=1.0, flip=0.0)
+    image, config = random_image(64, 64), AugmentConfig(min_crop=1.0, flip=0.0)
     np.testing.assert_array_equal(transforms.centre_crop(image, 64), image)
     np.testing.assert_array_equal(
         transforms.augment(image, 64, config, np.random.default_rng(0)), image
     )
 
 
-def test_small_pictures_grow():
-    assert transforms.centre_crop(picture(10, 17), 64).shape == (64, 64, 3)
-    assert transforms.random_crop(picture(10, 17), 64, 0.8, np.random.default_rng(0)).shape == (
+def test_small_images_grow():
+    assert transforms.centre_crop(random_image(10, 17), 64).shape == (64, 64, 3)
+    assert transforms.random_crop(
+        random_image(10, 17), 64, 0.8, np.random.default_rng(0)
+    ).shape == (
         64,
         64,
         3,
@@ -57,9 +59,9 @@ def test_small_pictures_grow():
 
 
 def test_centre_crops_are_flipped_too():
-    """The flip of a picture whose random crop has faded out is drawn all the same (paper 4.2)."""
+    """The flip of an image whose random crop has faded out is drawn all the same (paper 4.2)."""
     image, config, rng = (
-        picture(20, 33),
+        random_image(20, 33),
         AugmentConfig(min_crop=0.5, flip=0.5),
         np.random.default_rng(0),
     )
@@ -90,7 +92,7 @@ def test_a_long_strip_is_cropped_before_it_is_scaled(monkeypatch, turned):
     assert len(values) == 5 and largest == 256 * 256
 
 
-def test_a_strip_is_scaled_as_a_whole_picture_is(monkeypatch):
+def test_a_strip_is_scaled_as_a_whole_image_is(monkeypatch):
     rng = np.random.default_rng(0)
     image = np.asarray(
         Image.fromarray(rng.integers(0, 256, (5, 90, 3), dtype=np.uint8)).resize((900, 50))
@@ -104,7 +106,7 @@ def test_a_strip_is_scaled_as_a_whole_picture_is(monkeypatch):
 
 def test_random_crops_are_all_the_possible_ones():
     """Every crop is one that ADM's rule allows, and every allowed one comes up, about as often as it should."""
-    image, size, draws = picture(16, 18), 8, 3000
+    image, size, draws = random_image(16, 18), 8, 3000
     allowed = collections.defaultdict(float)
     for shorter in (8, 9, 10):  # ceil(8 / 1) ... ceil(8 / 0.8)
         scaled = transforms.scale_shorter_side(image, shorter)
@@ -125,14 +127,14 @@ def test_random_crops_are_all_the_possible_ones():
 
 
 def test_shorter_side_is_resized_as_pillow_does():
-    image = picture(16, 18)
+    image = random_image(16, 18)
     expected = np.asarray(Image.fromarray(image).resize((10, 9), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(transforms.scale_shorter_side(image, 9), expected)
 
 
 @pytest.mark.parametrize("crop", [True, False])
 def test_flips_mirror_left_and_right(crop):
-    image, rng = picture(8, 8), np.random.default_rng(0)
+    image, rng = random_image(8, 8), np.random.default_rng(0)
     config = AugmentConfig(min_crop=1.0, flip=0.25)
     flips = 0
     for _ in range(1000):

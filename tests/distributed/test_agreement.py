@@ -17,7 +17,7 @@ from bitdance_jax.errors import UserError
 
 
 CONFIG = TrainingConfig(
-    run=RunConfig("runs/a", 100), data=DataConfig("folder", "pictures", workers=2)
+    run=RunConfig("runs/a", 100), data=DataConfig("folder", "images", workers=2)
 )
 
 
@@ -38,7 +38,7 @@ def other(monkeypatch):
     [
         (
             TrainingConfig(
-                run=RunConfig("runs/a", 100), data=DataConfig("folder", "pictures", batch_size=8)
+                run=RunConfig("runs/a", 100), data=DataConfig("folder", "images", batch_size=8)
             ),
             "data.batch_size is 32 and 8",
         ),
@@ -73,7 +73,7 @@ def test_other_frozen_weights(other):
 def test_places_and_loaders_may_differ(other):
     config = TrainingConfig(
         run=RunConfig("/mnt/a", 100),
-        data=DataConfig("folder", "/scratch/pictures", workers=8),
+        data=DataConfig("folder", "/scratch/images", workers=8),
         hosts=HostsConfig("localhost:1", 2, 1),
     )
     agree_on_config(config, frozen_weights=agreement.fingerprint({"a": np.arange(3)}))

@@ -17,7 +17,7 @@ from bitdance_jax.evaluate import __main__ as command
 from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.evaluate.statistics import gaussian
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 
 
 EMOJI = EmojiSource("heldout").arrays["image"]
@@ -50,8 +50,8 @@ def figures(out):
 def toy_network(monkeypatch):
     """A network of six features in Inception's place, with no weights to read."""
 
-    def features(params, pictures):
-        x = pictures.astype(jnp.float32) / 255
+    def features(params, images):
+        x = images.astype(jnp.float32) / 255
         return Features(
             jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1),
             x[:, 30, 34],
@@ -66,8 +66,8 @@ def toy_network(monkeypatch):
 def files(tmp_path):
     np.savez(tmp_path / "samples.npz", EMOJI[:60])
     np.savez(tmp_path / "reference.npz", arr_0=EMOJI[40:])
-    for i, picture in enumerate(EMOJI[40:]):
-        images.save_png(tmp_path / "folder" / f"{i:03}.png", picture)
+    for i, image in enumerate(EMOJI[40:]):
+        image_files.save_png(tmp_path / "folder" / f"{i:03}.png", image)
     (tmp_path / "w.pth").touch()
     (tmp_path / "f.png").mkdir()
     return tmp_path
@@ -95,7 +95,7 @@ def test_samples(monkeypatch, capsys, toy_network, files, reference):
         and 0 < scores["Recall"] < 1
     )
     assert "warning: 60 samples cannot fill the features' 2048 dimensions" in err
-    assert "warning: 60 reference pictures" in err
+    assert "warning: 60 reference images" in err
 
 
 def test_samples_against_themselves(monkeypatch, capsys, toy_network, files):
@@ -160,7 +160,7 @@ def test_samples_through_inception(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tokenizer", "model"])
 def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
-    """A tokenizer takes pictures as they are; a class-conditional model's get its size, here 16 pixels."""
+    """A tokenizer takes images as they are; a class-conditional model's get its size, here 16 pixels."""
     save = tiny_models.save_tokenizer if kind == "tokenizer" else tiny_models.save_model
     arguments = [
         "--reconstruction",
@@ -175,12 +175,10 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
     ]
     status, out, err = evaluate(monkeypatch, capsys, *arguments, "--batch-size", 25)
     assert status == 0 and list(figures(out)) == ["PSNR", "SSIM", "rFID"]
-    assert (
-        "warning: 100 pictures" in err and "originals beside reconstructions of 5 pictures" in out
-    )
+    assert "warning: 100 images" in err and "originals beside reconstructions of 5 images" in out
     side = 2 * 64 + 4 if kind == "tokenizer" else 8 * 16 + 4
-    with Image.open(tmp_path / "pairs.png") as picture:
-        assert picture.size == (8 * side, 2 * side)
+    with Image.open(tmp_path / "pairs.png") as image:
+        assert image.size == (8 * side, 2 * side)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +230,7 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
         (["emoji", "--reconstruction", "nowhere"], "no model folder nowhere"),
         (
             ["emoji", "--reconstruction", "nowhere", "--out", "f.png"],
-            "cannot write the picture f.png",
+            "cannot write the image f.png",
         ),
         (
             ["emoji", "--reconstruction", "nowhere", "--out", "a.txt"],
@@ -242,7 +240,7 @@ def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
             ["emoji", "--reconstruction", "nowhere", "--reference", "folder"],
             "--reference does not go with --reconstruction",
         ),
-        ([], "pictures"),
+        ([], "images"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, files, arguments, message):

@@ -17,13 +17,13 @@ def test_recorded(splits):
     assert inception_score(logits, len(logits) // splits) == pytest.approx(expected, rel=1e-9)
 
 
-def test_pictures_of_all_classes_equally_score_the_number_of_classes():
+def test_images_of_all_classes_equally_score_the_number_of_classes():
     certain = np.where(np.eye(7), 0.0, -1000.0).astype(np.float32)
     assert inception_score(np.tile(certain, (3, 1))) == pytest.approx(7)
 
 
 @pytest.mark.parametrize("logits", [np.zeros((6, 4)), np.tile([1000.0, 0, 0, 0], (6, 1))])
-def test_pictures_that_are_all_alike_score_one(logits):
+def test_images_that_are_all_alike_score_one(logits):
     assert inception_score(logits.astype(np.float32)) == pytest.approx(1)
 
 

@@ -75,7 +75,7 @@ def test_few_modes_are_precise_and_recall_little():
 
 @pytest.mark.parametrize(("reference", "samples", "name"), [(3, 9, "reference"), (9, 3, "samples")])
 def test_too_few(reference, samples, name):
-    with pytest.raises(UserError, match=f"more than 3 pictures in the {name}, got 3"):
+    with pytest.raises(UserError, match=f"more than 3 images in the {name}, got 3"):
         precision_recall(np.zeros((reference, 2), np.float32), np.zeros((samples, 2), np.float32))
 
 

@@ -1,4 +1,4 @@
-"""The pictures of GenEval's and DPG-Bench's prompts, by a toy text-to-image model."""
+"""The images of GenEval's and DPG-Bench's prompts, by a toy text-to-image model."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompts
 from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.io.files import only_writer
 from bitdance_jax.pipelines.text_to_image import TextToImage
 
@@ -79,32 +79,32 @@ def test_geneval_and_going_on(command, capsys):
         *SMALL,
     ]
     assert command(*flags, "--out", "whole") == 0
-    assert capsys.readouterr().out == "3 pictures of each of 3 prompts in whole\n"
+    assert capsys.readouterr().out == "3 images of each of 3 prompts in whole\n"
     whole = contents("whole")
     files = ["metadata.jsonl", "grid.png", *(f"samples/{j:04d}.png" for j in range(3))]
     assert sorted(whole) == sorted(f"{i:05d}/{file}" for i in range(3) for file in files)
     assert [whole[f"{i:05d}/metadata.jsonl"][0] for i in range(3)] == LINES
 
     samples = [
-        [images.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)]
+        [image_files.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)]
         for i in range(3)
     ]
     assert (
         samples[0][0].shape == (8, 12, 3)
-        and len({picture.tobytes() for row in samples for picture in row}) == 9
+        and len({image.tobytes() for row in samples for image in row}) == 9
     )
-    grid = images.load_image("whole/00001/grid.png")
+    grid = image_files.load_image("whole/00001/grid.png")
     expected = np.block(
         [[[samples[1][0]], [samples[1][1]]], [[samples[1][2]], [np.zeros((8, 12, 3), np.uint8)]]]
     )
     np.testing.assert_array_equal(grid, expected)
 
     assert command(*flags, "--out", "parts", "--limit", "1") == 0
-    assert "3 pictures of each of 1 prompts in parts\n" in capsys.readouterr().out
+    assert "3 images of each of 1 prompts in parts\n" in capsys.readouterr().out
     first = contents("parts")
     assert set(first) == {f"00000/{file}" for file in files}
     assert command(*flags, "--out", "parts") == 0
-    assert "3 pictures of each of 3 prompts in parts (2 drawn now)\n" in capsys.readouterr().out
+    assert "3 images of each of 3 prompts in parts (2 drawn now)\n" in capsys.readouterr().out
     Path("parts/00001/samples/0001.png").unlink()
     before = contents("parts")
     Path("parts/00001/samples/.bitdance_jax.0123456789abcdef").touch()  # as a kill leaves it
@@ -122,7 +122,7 @@ def test_geneval_and_going_on(command, capsys):
 
 @pytest.fixture
 def quick(monkeypatch) -> list[dict]:
-    """Generates grey pictures that tell their numbers; the calls."""
+    """Generates grey images that tell their numbers; the calls."""
     calls = []
 
     def generate(self, texts, *, size, first_index, **options):
@@ -136,14 +136,16 @@ def quick(monkeypatch) -> list[dict]:
     return calls
 
 
-def test_a_picture_depends_on_its_numbers_alone(command, quick):
+def test_a_image_depends_on_its_numbers_alone(command, quick):
     """Not on how many there are of a prompt, nor on the batch."""
     flags = ["--geneval", "geneval.jsonl"]
     assert command(*flags, "--batch-size", "2", "--per-prompt", "1", "--out", "pairs") == 0
     assert command(*flags, "--batch-size", "3", "--per-prompt", "2", "--out", "threes") == 0
     for i in range(3):
         for out, j in (("pairs", 0), ("threes", 0), ("threes", 1)):
-            assert np.all(images.load_image(f"{out}/{i:05d}/samples/{j:04d}.png") == 50 * j + i)
+            assert np.all(
+                image_files.load_image(f"{out}/{i:05d}/samples/{j:04d}.png") == 50 * j + i
+            )
 
 
 @pytest.mark.parametrize("kind", ["folder", "json"])
@@ -169,7 +171,7 @@ def test_dpg(command, quick, kind):
     for i, name in enumerate(texts):
         quarters = np.array([[i, 50 + i], [100 + i, 150 + i]], np.uint8).repeat(32, 0).repeat(32, 1)
         np.testing.assert_array_equal(
-            images.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1)
+            image_files.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1)
         )
     assert [call["texts"] for call in quick] == [["a red truck", "two dogs"]] * 4 + [
         ["three", "three"]
@@ -257,7 +259,7 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
         command(*flags) == 2
         and "is none of this command's; give another --out" in capsys.readouterr().err
     )
-    Path("out.settings.json").write_text('{"seed": 4}')  # of pictures that were removed
+    Path("out.settings.json").write_text('{"seed": 4}')  # of images that were removed
     assert command(*flags) == 0
 
 
@@ -265,10 +267,10 @@ def test_damaged_files_are_written_again_and_no_others(command, quick):
     flags = ["--geneval", "geneval.jsonl", "--per-prompt", "2", "--batch-size", "1", "--out", "out"]
     assert command(*flags) == 0
     whole = contents("out")
-    picture = bytearray(whole["00000/samples/0001.png"][0])
-    picture[60] ^= 1
+    image = bytearray(whole["00000/samples/0001.png"][0])
+    image[60] ^= 1
     damage = {
-        "00000/samples/0001.png": bytes(picture),
+        "00000/samples/0001.png": bytes(image),
         "00000/metadata.jsonl": LINES[0][:20],
         "00001/grid.png": b"",  # as a loss of power leaves it on some file systems
         "00001/samples/0000.png": whole["00001/samples/0000.png"][0][:-20],
@@ -300,15 +302,15 @@ def test_a_second_command_in_the_folder_is_refused(command, quick, capsys):
     assert not quick and not Path("out").exists()
 
 
-def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, capsys):
+def test_a_image_that_cannot_be_written_ends_it(command, quick, monkeypatch, capsys):
     """Also one that is being written when the last one is drawn."""
     monkeypatch.setattr(
         Prompt,
         "write",
-        lambda self, folder, pictures: images.save_png("/dev/null/x.png", pictures[0]),
+        lambda self, folder, images: image_files.save_png("/dev/null/x.png", images[0]),
     )
     assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
-    assert "error: cannot write the picture /dev/null/x.png: " in capsys.readouterr().err
+    assert "error: cannot write the image /dev/null/x.png: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -376,19 +378,19 @@ def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, c
         (
             ["--dpg", "x"],
             b'{"a/b": "a"}',
-            "x: the id 'a/b' cannot name a picture; ids are letters, digits, _ and -",
+            "x: the id 'a/b' cannot name an image; ids are letters, digits, _ and -",
         ),
-        (["--dpg", "x"], b'{"1.5": "a"}', "x: the id '1.5' cannot name a picture"),
+        (["--dpg", "x"], b'{"1.5": "a"}', "x: the id '1.5' cannot name an image"),
         (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: the prompt 'xxx"),
         (
             ["--dpg", "x", "--size", "128x64"],
             b'{"1": "a"}',
-            "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got",
+            "DPG-Bench's scorer takes up to 4 images a prompt, squares, got",
         ),
         (
             ["--dpg", "x", "--per-prompt", "5"],
             b'{"1": "a"}',
-            "DPG-Bench's scorer takes up to 4 pictures a prompt, squares, got",
+            "DPG-Bench's scorer takes up to 4 images a prompt, squares, got",
         ),
         (["--geneval", "x", "--limit", "0"], LINES[0], "--limit must be positive, got 0"),
         (
@@ -426,7 +428,7 @@ def test_a_picture_that_cannot_be_written_ends_it(command, quick, monkeypatch, c
         (
             ["--geneval", "x", "--size", "12x8", "--out", "x"],
             LINES[0],
-            "cannot write the picture x/any.png",
+            "cannot write the image x/any.png",
         ),
     ],
 )
@@ -471,7 +473,7 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
         processes[0].returncode == 2
         and "error: process 1 is gone (killed, or its host is down); start all" in error
     )
-    assert not Path("unused").exists() and "pictures" not in processes[1].communicate()[0]
+    assert not Path("unused").exists() and "images" not in processes[1].communicate()[0]
 
     begun = {
         name: file
@@ -481,18 +483,18 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
     finished = [name for name in begun if name.endswith("grid.png")]
     assert 7 <= len(finished) < 40
     for name in begun:
-        assert not name.endswith(".png") or images.load_image(f"parts/{name}").shape == (
+        assert not name.endswith(".png") or image_files.load_image(f"parts/{name}").shape == (
             (8, 12, 3) if "samples" in name else (8, 24, 3)
         )
     capsys.readouterr()
     assert command(*flags, "--out", "parts") == 0
-    assert "2 pictures of each of 40 prompts in parts (" in capsys.readouterr().out
+    assert "2 images of each of 40 prompts in parts (" in capsys.readouterr().out
     whole, parts = contents("whole"), contents("parts")
     assert set(whole) == set(parts) and begun.items() <= parts.items()
     for name in whole:
         if name.endswith(".png"):
             one, other = (
-                images.load_image(f"{out}/{name}").astype(int) for out in ("whole", "parts")
+                image_files.load_image(f"{out}/{name}").astype(int) for out in ("whole", "parts")
             )
             np.testing.assert_allclose(one, other, atol=1)
 

@@ -7,12 +7,12 @@ from bitdance_jax.evaluate.psnr import psnr
 def test_known_values():
     """An error of 1 everywhere is 48.13 dB, black against white 0, half the pixels off by 2 as much as an error of sqrt(2)."""
     reference = np.full((3, 4, 6, 3), 100, np.uint8)
-    pictures = reference.copy()
-    pictures[0] += 1
-    pictures[1, :2] -= 2
-    reference[2], pictures[2] = 0, 255
+    images = reference.copy()
+    images[0] += 1
+    images[1, :2] -= 2
+    reference[2], images[2] = 0, 255
     expected = [20 * np.log10(255), 20 * np.log10(255) - 10 * np.log10(2), 0]
-    np.testing.assert_allclose(psnr(pictures, reference), expected, atol=1e-12)
+    np.testing.assert_allclose(psnr(images, reference), expected, atol=1e-12)
 
 
 def test_it_is_symmetric_and_does_not_wrap_around():
@@ -27,6 +27,6 @@ def test_it_is_symmetric_and_does_not_wrap_around():
 
 
 @pytest.mark.filterwarnings("error")
-def test_equal_pictures_are_infinitely_close():
-    picture = np.zeros((2, 4, 4, 3), np.uint8)
-    np.testing.assert_array_equal(psnr(picture, picture), [np.inf, np.inf])
+def test_equal_images_are_infinitely_close():
+    image = np.zeros((2, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(psnr(image, image), [np.inf, np.inf])

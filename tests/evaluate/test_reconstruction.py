@@ -1,4 +1,4 @@
-"""A tokenizer's scores, against its own encoding and decoding picture by picture."""
+"""A tokenizer's scores, against its own encoding and decoding image by image."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ import tiny_models
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.fid import frechet_distance
-from bitdance_jax.evaluate.pictures import ArrayPictures
+from bitdance_jax.evaluate.images import ArrayImages
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.ssim import ssim
@@ -16,7 +16,7 @@ from bitdance_jax.evaluate.statistics import gaussian
 from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module", params=["plain", "gan"])
@@ -28,29 +28,27 @@ def tokenizer(request):
 def test_scores_and_pairs(tokenizer):
     extractor = Extractor(lambda _, x: Features(x.astype(jnp.float32).mean((1, 2))), {}, 3)
     result = evaluate_tokenizer(
-        tokenizer, ArrayPictures(PICTURES), extractor, batch_size=3, show=4, progress=False
+        tokenizer, ArrayImages(IMAGES), extractor, batch_size=3, show=4, progress=False
     )
-    parts = [PICTURES[np.minimum(np.arange(i, i + 3), 6)] for i in (0, 3, 6)]
+    parts = [IMAGES[np.minimum(np.arange(i, i + 3), 6)] for i in (0, 3, 6)]
     decoded = np.concatenate(
         [
             tokenizer.decode(tokenizer.encode(part), first_index=3 * i)
             for i, part in enumerate(parts)
         ]
     )[:7]
-    assert result.scores.psnr == pytest.approx(psnr(PICTURES, decoded).mean())
-    assert result.scores.ssim == pytest.approx(float(ssim(PICTURES, decoded).mean()), abs=1e-5)
-    real, made = (
-        gaussian(pictures.mean((1, 2)).astype(np.float32)) for pictures in (PICTURES, decoded)
-    )
+    assert result.scores.psnr == pytest.approx(psnr(IMAGES, decoded).mean())
+    assert result.scores.ssim == pytest.approx(float(ssim(IMAGES, decoded).mean()), abs=1e-5)
+    real, made = (gaussian(images.mean((1, 2)).astype(np.float32)) for images in (IMAGES, decoded))
     assert result.scores.rfid == pytest.approx(frechet_distance(made, real), rel=1e-4)
     np.testing.assert_array_equal(
-        result.pairs, np.stack([PICTURES[:4], decoded[:4]], axis=1).reshape(8, 16, 12, 3)
+        result.pairs, np.stack([IMAGES[:4], decoded[:4]], axis=1).reshape(8, 16, 12, 3)
     )
 
 
 def test_without_a_feature_network_there_is_no_rfid(tokenizer):
     result = evaluate_tokenizer(
-        tokenizer, ArrayPictures(PICTURES), None, batch_size=3, show=99, progress=False
+        tokenizer, ArrayImages(IMAGES), None, batch_size=3, show=99, progress=False
     )
     assert result.scores.rfid is None and len(result.pairs) == 14
     assert str(result.scores) == f"PSNR: {result.scores.psnr:.4f}\nSSIM: {result.scores.ssim:.4f}"
@@ -58,6 +56,6 @@ def test_without_a_feature_network_there_is_no_rfid(tokenizer):
 
 def test_sides_that_the_tokenizer_cannot_take(tokenizer):
     with pytest.raises(
-        UserError, match=r"sides divisible by 2, and the pictures are 15 x 12; set --image-size"
+        UserError, match=r"sides divisible by 2, and the images are 15 x 12; set --image-size"
     ):
-        evaluate_tokenizer(tokenizer, ArrayPictures(PICTURES[:, :15]), None, batch_size=3, show=4)
+        evaluate_tokenizer(tokenizer, ArrayImages(IMAGES[:, :15]), None, batch_size=3, show=4)

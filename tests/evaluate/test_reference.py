@@ -9,10 +9,10 @@ from bitdance_jax.evaluate import reference
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.inception import POOLED, SPATIAL
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3)).astype(np.uint8)
 STATISTICS = {
     "mu": np.ones(POOLED),
     "sigma": np.eye(POOLED),
@@ -31,19 +31,19 @@ def save(tmp_path, **arrays):
     return tmp_path / "r.npz"
 
 
-def test_statistics_from_the_file_and_manifold_from_its_pictures(tmp_path, extractor):
-    opened = Reference(save(tmp_path, arr_0=PICTURES, **STATISTICS), (8, 8))
+def test_statistics_from_the_file_and_manifold_from_its_images(tmp_path, extractor):
+    opened = Reference(save(tmp_path, arr_0=IMAGES, **STATISTICS), (8, 8))
     features = opened.features(extractor, progress=False)
     assert opened.missing == []
     np.testing.assert_array_equal(features.pooled.mean, STATISTICS["mu"])
     np.testing.assert_array_equal(features.spatial.covariance, STATISTICS["sigma_s"])
-    np.testing.assert_allclose(features.vectors, PICTURES.mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(features.vectors, IMAGES.mean((1, 2)), rtol=1e-6)
     assert features.logits is None
 
 
-def test_all_from_pictures(tmp_path, extractor):
-    features = Reference(save(tmp_path, arr_0=PICTURES), (8, 8)).features(extractor, progress=False)
-    np.testing.assert_allclose(features.pooled.mean, PICTURES.mean((0, 1, 2)), rtol=1e-6)
+def test_all_from_images(tmp_path, extractor):
+    features = Reference(save(tmp_path, arr_0=IMAGES), (8, 8)).features(extractor, progress=False)
+    np.testing.assert_allclose(features.pooled.mean, IMAGES.mean((0, 1, 2)), rtol=1e-6)
     assert features.spatial.count == features.pooled.count == len(features.vectors) == 9
 
 
@@ -60,26 +60,26 @@ def test_statistics_only(tmp_path, extractor):
 def test_folder_is_cropped_to_the_samples_and_its_manifold_is_limited(
     tmp_path, extractor, monkeypatch
 ):
-    monkeypatch.setattr(reference, "MANIFOLD_PICTURES", 3)
-    for i, picture in enumerate(PICTURES):
-        images.save_png(tmp_path / f"{i}.png", np.pad(picture, ((0, 0), (2, 2), (0, 0))))
+    monkeypatch.setattr(reference, "MANIFOLD_IMAGES", 3)
+    for i, image in enumerate(IMAGES):
+        image_files.save_png(tmp_path / f"{i}.png", np.pad(image, ((0, 0), (2, 2), (0, 0))))
     features = Reference(tmp_path, (8, 8)).features(extractor, progress=False)
-    np.testing.assert_allclose(features.vectors, PICTURES[[0, 3, 6]].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(features.vectors, IMAGES[[0, 3, 6]].mean((1, 2)), rtol=1e-6)
     assert features.pooled.count == 9
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"arr_0": PICTURES[:, :4]}, "the samples are 8 x 8 and the pictures of .*r.npz 4 x 8"),
+        ({"arr_0": IMAGES[:, :4]}, "the samples are 8 x 8 and the images of .*r.npz 4 x 8"),
         ({"labels": np.zeros(3)}, "has neither mu and sigma nor arr_0; it has: labels"),
         (
             {"mu": np.ones(3), "sigma": np.eye(3)},
             "statistics of 3 features, and Inception-v3 gives 2048",
         ),
-        ({"mu": np.ones(POOLED), "arr_0": PICTURES}, "has no array sigma"),
+        ({"mu": np.ones(POOLED), "arr_0": IMAGES}, "has no array sigma"),
         ({"mu_s": np.ones(SPATIAL)}, "has no array sigma_s"),
-        ({"arr_0": PICTURES.astype(float)}, "must be pictures, uint8"),
+        ({"arr_0": IMAGES.astype(float)}, "must be images, uint8"),
     ],
 )
 def test_bad_files(tmp_path, arrays, message):

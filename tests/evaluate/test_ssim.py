@@ -19,7 +19,7 @@ def by_definition(x, y):
     for i in range(x.shape[0] - 10):
         for j in range(x.shape[1] - 10):
             for c in range(x.shape[2]):
-                a, b = (picture[i : i + 11, j : j + 11, c].astype(float) for picture in (x, y))
+                a, b = (image[i : i + 11, j : j + 11, c].astype(float) for image in (x, y))
                 ma, mb = np.sum(window * a), np.sum(window * b)
                 va, vb, vab = (
                     np.sum(window * p * q) - mp * mq
@@ -33,17 +33,17 @@ def by_definition(x, y):
 
 
 def test_recorded():
-    pictures, expected = (
+    images, expected = (
         read("evaluation/psnr_ssim"),
         json.loads((GOLDEN / "evaluation" / "psnr_ssim.json").read_text()),
     )
-    x, y = pictures["x"][None], pictures["y"][None]
+    x, y = images["x"][None], images["y"][None]
     np.testing.assert_allclose(psnr(x, y), expected["psnr"], rtol=1e-12)
     np.testing.assert_allclose(ssim(x, y), expected["ssim_gaussian_sigma1.5"], atol=1e-6)
     np.testing.assert_allclose(ssim(y, x), ssim(x, y), atol=1e-6)
 
 
-def test_definition_of_each_picture():
+def test_definition_of_each_image():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (2, 14, 16, 3)).astype(np.uint8)
     y = np.clip(x + rng.integers(-60, 60, x.shape), 0, 255).astype(np.uint8)
@@ -52,7 +52,7 @@ def test_definition_of_each_picture():
     )
 
 
-def test_equal_pictures_and_flat_ones():
+def test_equal_images_and_flat_ones():
     noise = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3)).astype(np.uint8)
     np.testing.assert_allclose(ssim(noise, noise), 1, atol=1e-6)
     black, white = np.zeros_like(noise), np.full_like(noise, 255)

@@ -49,7 +49,7 @@ def test_a_result_does_not_change_with_later_batches():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few(count):
-    with pytest.raises(UserError, match=f"at least 2 pictures, got {count}"):
+    with pytest.raises(UserError, match=f"at least 2 images, got {count}"):
         gaussian(features(count))
 
 
@@ -59,7 +59,7 @@ def test_features_that_are_not_finite_are_named(value):
     x[13, 2] = value
     running = RunningGaussian()
     running.add(x[:10])
-    with pytest.raises(UserError, match="picture 13 are not finite"):
+    with pytest.raises(UserError, match="image 13 are not finite"):
         running.add(x[10:])
 
 

@@ -16,7 +16,7 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.evaluate import sweep
 from bitdance_jax.evaluate.features import Features
-from bitdance_jax.io import images, plot
+from bitdance_jax.io import image_files, plot
 from bitdance_jax.io.files import only_writer
 from bitdance_jax.pipelines.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -72,19 +72,17 @@ def quick_scores(monkeypatch):
     return asked
 
 
-def pictures_of(sampler, seed, count):
-    """Stands for the drawn pictures: other ones for each sampler and seed."""
+def images_of(sampler, seed, count):
+    """Stands for the drawn images: other ones for each sampler and seed."""
     rng = np.random.default_rng((seed, sampler.head_steps, int(10 * sampler.guidance_scale)))
     return rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture
-def quick_pictures(monkeypatch):
+def quick_images(monkeypatch):
     def batches(self, seed, first, count, sampler=None):
-        pictures = pictures_of(sampler, seed, count)
-        return (
-            pictures[row : row + self.batch_size] for row in range(first, count, self.batch_size)
-        )
+        images = images_of(sampler, seed, count)
+        return (images[row : row + self.batch_size] for row in range(first, count, self.batch_size))
 
     monkeypatch.setattr(DataParallelSampler, "batches", batches)
 
@@ -122,8 +120,8 @@ def test_table_plot_and_console(command, quick_scores, tmp_path):
         f"lowest {OWN}: 10.04 with guidance 1 and 25 head steps",
         "table in new/s.csv, plot in new/s.png",
     ]
-    with Image.open(tmp_path / "new" / "s.png") as picture:
-        assert picture.width == 2 * plot.WIDTH
+    with Image.open(tmp_path / "new" / "s.png") as image:
+        assert image.width == 2 * plot.WIDTH
 
 
 def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
@@ -144,7 +142,7 @@ def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
         ["--seed", "1"],
         ["--num-images", "70"],
         ["--dtype", "bfloat16"],
-        ["--reference", "pictures"],
+        ["--reference", "images"],
     ):
         quick_scores.clear()
         command("--guidance", "2", "--head-steps", "25", *other)
@@ -170,23 +168,23 @@ def test_without_lists_it_scores_the_model_as_it_was_saved(command, quick_scores
     assert quick_scores == [(2.0, 2)]
 
 
-def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_pictures, tmp_path):
+def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_images, tmp_path):
     status, out, error = command(
         "--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32"
     )
     assert status == 0
 
-    def features(pictures):
+    def features(images):
         parameters = {"params": tiny_models.tokenizer_params()}
         z = np.asarray(
             Autoencoder(tiny_models.TOKENIZER).apply(
-                parameters, jnp.asarray(images.to_model(pictures)), method="encode"
+                parameters, jnp.asarray(image_files.to_model(images)), method="encode"
             )
         )
         return np.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1).astype(np.float64)
 
-    real = np.stack([centre_crop(picture, 16) for picture in EmojiSource("train").arrays["image"]])
-    expected = frechet(features(pictures_of(SAMPLER, 4, 70)), features(real))
+    real = np.stack([centre_crop(image, 16) for image in EmojiSource("train").arrays["image"]])
+    expected = frechet(features(images_of(SAMPLER, 4, 70)), features(real))
     value = float((tmp_path / "sweep.csv").read_text().strip().rpartition(",")[2])
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert (
@@ -196,12 +194,12 @@ def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_pi
 
 
 def test_with_inception_it_is_fid_against_the_reference(
-    command, quick_pictures, monkeypatch, tmp_path
+    command, quick_images, monkeypatch, tmp_path
 ):
     """A little network stands for Inception-v3: its own tests are elsewhere."""
 
-    def network(params, pictures):
-        return Features(params * pictures[:, :2, :2].astype(jnp.float32).reshape(len(pictures), -1))
+    def network(params, images):
+        return Features(params * images[:, :2, :2].astype(jnp.float32).reshape(len(images), -1))
 
     monkeypatch.setattr(
         sweep.weights, "load", lambda path: jnp.float32(0.5) if path == "inception.pth" else None
@@ -209,8 +207,8 @@ def test_with_inception_it_is_fid_against_the_reference(
     monkeypatch.setattr(sweep.inception, "features", network)
     (tmp_path / "real").mkdir()
     real = np.random.default_rng(9).integers(0, 256, (30, 16, 16, 3), np.uint8)
-    for number, picture in enumerate(real):
-        images.save_png(tmp_path / "real" / f"{number:02}.png", picture)
+    for number, image in enumerate(real):
+        image_files.save_png(tmp_path / "real" / f"{number:02}.png", image)
     status, out, error = command(
         "--guidance",
         "2,3",
@@ -224,7 +222,7 @@ def test_with_inception_it_is_fid_against_the_reference(
     assert status == 0
     corner = [
         0.5 * x[:, :2, :2].reshape(len(x), -1).astype(np.float64)
-        for x in (real, *(pictures_of(s, 0, 40) for s in guided(2, 3)))
+        for x in (real, *(images_of(s, 0, 40) for s in guided(2, 3)))
     ]
     values = [
         float(line.rpartition(",")[2])
@@ -235,7 +233,7 @@ def test_with_inception_it_is_fid_against_the_reference(
         out.startswith(f"guidance 2, 2 head steps: FID {values[0]:.4g}\n")
         and "not ImageNet" not in out
     )
-    assert "warning: 40 pictures cannot fill 2048 dimensions: FID is far too large" in error
+    assert "warning: 40 images cannot fill 2048 dimensions: FID is far too large" in error
 
 
 def guided(*scales):
@@ -282,14 +280,14 @@ def test_it_draws_with_each_setting(command, tmp_path):
         (["--out", "sweep.txt"], "--out is a table and must end in .csv, got sweep.txt"),
         (
             ["--inception", "x.pth"],
-            "--inception needs --reference, an .npz of ADM's suite or a folder of real pictures",
+            "--inception needs --reference, an .npz of ADM's suite or a folder of real images",
         ),
         (
             ["--checkpoint", "{models}/tokenizer"],
             "is a tokenizer, which draws nothing by itself; give a class-conditional model",
         ),
         (["--checkpoint", "nowhere"], "no model folder nowhere"),
-        (["--reference", "nowhere"], "no picture folder nowhere"),
+        (["--reference", "nowhere"], "no image folder nowhere"),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--batch-size", "10000000"], "--batch-size must be between 1 and 65536, got 10000000"),
         (

@@ -176,7 +176,7 @@ def test_names_that_orbax_cannot_write(tmp_path):
         with pytest.raises(UserError, match=r"give (it )?another"):
             check_name(tmp_path / name)
     with pytest.raises(UserError, match="is not UTF-8; give it another one"):
-        named(os.fsdecode(b"pictures/\xff"))
+        named(os.fsdecode(b"images/\xff"))
     with pytest.raises(UserError, match="cannot be the name of a file"):
         named("a\0b")
 

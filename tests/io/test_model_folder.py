@@ -219,7 +219,7 @@ def test_what_is_no_model_folder_is_one_line(tmp_path):
         ),
         ({"files": {"weights/x": [3]}}, "files of .*config.json cannot be read: .*length 2"),
         ({"kind": ["tokenizer"]}, "kind of .*config.json cannot be read: Expected str, got array"),
-        ({"kind": "picture"}, "kind of .*config.json cannot be read: Invalid enum value 'picture'"),
+        ({"kind": "image"}, "kind of .*config.json cannot be read: Invalid enum value 'image'"),
         ({"version": [1]}, r"has format version \[1\]"),
     ],
 )

@@ -12,9 +12,9 @@ NORTH, SOUTH = (
 )  # of the first row's charts
 
 
-def blue(picture):
+def blue(image):
     """Where a chart's first line is: rows and columns, in the charts alone."""
-    return np.nonzero((picture == (31, 119, 180)).all(-1)[NORTH : SOUTH + 1])
+    return np.nonzero((image == (31, 119, 180)).all(-1)[NORTH : SOUTH + 1])
 
 
 def test_points_are_where_their_values_are():
@@ -23,23 +23,23 @@ def test_points_are_where_their_values_are():
         plot.Panel("x", {"a": [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]}),
         plot.Panel("y", {"b": [(5.0, 2.0)]}),
     ]
-    picture = plot.draw("title", panels, columns=2, same_y=True)
-    rows, columns = blue(picture[:, : plot.WIDTH])
+    image = plot.draw("title", panels, columns=2, same_y=True)
+    rows, columns = blue(image[:, : plot.WIDTH])
     assert np.corrcoef(rows, columns)[0, 1] > 0.99
-    rows, columns = blue(picture[:, plot.WIDTH :])
+    rows, columns = blue(image[:, plot.WIDTH :])
     assert abs(columns.mean() - (plot.LEFT + plot.WIDTH - plot.RIGHT) / 2) < 2
     assert abs(rows.mean() - (SOUTH - NORTH) / 2) < 2
 
 
 def test_charts_stand_in_rows_each_with_its_own_range():
     panels = [plot.Panel("x", {"": [(1.0, top), (2.0, 0.0)]}) for top in (1.0, 1000.0, 3.0)]
-    picture = plot.draw("title", panels, columns=2)
-    assert picture.shape == (plot.HEAD + 2 * plot.HEIGHT, 2 * plot.WIDTH, 3)
+    image = plot.draw("title", panels, columns=2)
+    assert image.shape == (plot.HEAD + 2 * plot.HEIGHT, 2 * plot.WIDTH, 3)
     (first, _), (second, _) = (
-        blue(part) for part in (picture[:, : plot.WIDTH], picture[:, plot.WIDTH :])
+        blue(part) for part in (image[:, : plot.WIDTH], image[:, plot.WIDTH :])
     )
     assert first.min() == second.min() and first.max() == second.max()
-    assert (picture[plot.HEAD + plot.HEIGHT :, plot.WIDTH :] == 255).all()
+    assert (image[plot.HEAD + plot.HEIGHT :, plot.WIDTH :] == 255).all()
 
 
 @pytest.mark.parametrize(

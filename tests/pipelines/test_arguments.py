@@ -18,7 +18,7 @@ from bitdance_jax.pipelines.text_to_image import TextToImage
 
 pytestmark = pytest.mark.usefixtures("as_users_call")
 
-PICTURES = np.zeros((2, 16, 16, 3), np.uint8)
+IMAGES = np.zeros((2, 16, 16, 3), np.uint8)
 CODES = np.ones((2, 8, 8, 8), np.int8)
 
 
@@ -44,27 +44,27 @@ def refused(call, match):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "match"),
+    ("images", "match"),
     [
         (
-            PICTURES.astype(np.float32) / 255,
-            r"pictures must be uint8 \[B, H, W, 3\] .*got float32 \[2, 16, 16, 3\]",
+            IMAGES.astype(np.float32) / 255,
+            r"images must be uint8 \[B, H, W, 3\] .*got float32 \[2, 16, 16, 3\]",
         ),
-        (PICTURES / 127.5 - 1, "got float64"),
-        (PICTURES.astype(np.int64), "got int64"),
-        (PICTURES > 0, "got bool"),
-        (PICTURES[0], r"got uint8 \[16, 16, 3\]; of a single picture, give picture\[None\]"),
-        (PICTURES[..., :1], r"got uint8 \[2, 16, 16, 1\]"),
-        (PICTURES.transpose(0, 3, 1, 2), r"got uint8 \[2, 3, 16, 16\]"),
-        (PICTURES[:, :0], r"got uint8 \[2, 0, 16, 3\]"),
-        (PICTURES[:, :15], "sides divisible by 2, got 15x16"),
-        ([[1, 2], [3]], "pictures must be uint8"),
-        (["a.png"], "pictures must be uint8"),
-        (None, "pictures must be uint8"),
+        (IMAGES / 127.5 - 1, "got float64"),
+        (IMAGES.astype(np.int64), "got int64"),
+        (IMAGES > 0, "got bool"),
+        (IMAGES[0], r"got uint8 \[16, 16, 3\]; of a single image, give image\[None\]"),
+        (IMAGES[..., :1], r"got uint8 \[2, 16, 16, 1\]"),
+        (IMAGES.transpose(0, 3, 1, 2), r"got uint8 \[2, 3, 16, 16\]"),
+        (IMAGES[:, :0], r"got uint8 \[2, 0, 16, 3\]"),
+        (IMAGES[:, :15], "sides divisible by 2, got 15x16"),
+        ([[1, 2], [3]], "images must be uint8"),
+        (["a.png"], "images must be uint8"),
+        (None, "images must be uint8"),
     ],
 )
-def test_pictures_that_the_tokenizer_does_not_take(model, pictures, match):
-    refused(lambda: model.tokenizer.encode(pictures), match)
+def test_images_that_the_tokenizer_does_not_take(model, images, match):
+    refused(lambda: model.tokenizer.encode(images), match)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_pictures_that_the_tokenizer_does_not_take(model, pictures, match):
         (CODES[0], r"got int8 \[8, 8, 8\]"),
         (CODES[..., :4], r"got int8 \[2, 8, 8, 4\]"),
         (CODES[:, :0], r"got int8 \[2, 0, 8, 8\]"),
-        (CODES[:, :1, :1], "one token is too small a picture"),
+        (CODES[:, :1, :1], "one token is too small an image"),
         ("codes", "codes must be -1 or 1"),
         (None, "codes must be -1 or 1"),
     ],

@@ -1,4 +1,4 @@
-"""Loaded models: encoding and decoding in chunks, and pictures that depend on seed, number and label alone."""
+"""Loaded models: encoding and decoding in chunks, and images that depend on seed, number and label alone."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import tiny_models
 import bitdance_jax
 from bitdance_jax import UserError
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -63,11 +63,11 @@ def model(folders):
 
 @pytest.fixture(scope="module")
 def drawn(model):
-    """Five pictures in batches of two: the last batch is filled up."""
+    """Five images in batches of two: the last batch is filled up."""
     return model.sample(LABELS, seed=3, batch_size=2, progress=False)
 
 
-def random_pictures(count, height=8, width=8):
+def random_images(count, height=8, width=8):
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
@@ -75,7 +75,7 @@ def random_codes(count, height=4, width=4):
     return np.random.default_rng(1).choice(np.int8([-1, 1]), (count, height, width, 8))
 
 
-def assert_same_pictures(actual, desired):
+def assert_same_images(actual, desired):
     """Programs of different batch sizes round differently: by a level, if a value lies at the edge of two."""
     assert actual.dtype == desired.dtype == np.uint8 and actual.shape == desired.shape
     assert np.abs(actual.astype(int) - desired).max() <= 1
@@ -96,62 +96,62 @@ def count_traces(monkeypatch):
 
 
 def test_the_tokenizer_computes_what_its_weights_say(tokenizer):
-    pictures = random_pictures(2)
+    images = random_images(2)
     module, variables = (
         Autoencoder(tiny_models.TOKENIZER),
         {"params": tiny_models.tokenizer_params()},
     )
-    codes = tokenizer.encode(pictures)
+    codes = tokenizer.encode(images)
     assert codes.dtype == np.int8 and codes.shape == (2, 4, 4, 8)
     expected = lfq.quantize(
-        module.apply(variables, jnp.float32(pictures / 127.5 - 1), method="encode")
+        module.apply(variables, jnp.float32(images / 127.5 - 1), method="encode")
     )
     assert (codes == expected).mean() > 0.99  # a value may lie at the edge of both signs
     assert 0.1 < (codes > 0).mean() < 0.9
 
     decoded = tokenizer.decode(codes)
     values = np.asarray(module.apply(variables, jnp.float32(codes), method="decode"))
-    assert decoded.shape == pictures.shape
-    assert_same_pictures(decoded, np.clip(127.5 * values + 128, 0, 255).astype(np.uint8))
+    assert decoded.shape == images.shape
+    assert_same_images(decoded, np.clip(127.5 * values + 128, 0, 255).astype(np.uint8))
 
 
-def test_pictures_need_not_be_square(tokenizer):
-    codes = tokenizer.encode(random_pictures(1, height=6, width=10))
+def test_images_need_not_be_square(tokenizer):
+    codes = tokenizer.encode(random_images(1, height=6, width=10))
     assert codes.shape == (1, 3, 5, 8)
     assert tokenizer.decode(codes).shape == (1, 6, 10, 3)
 
 
 def test_chunks_change_nothing(tokenizer, gan, monkeypatch):
-    """Five pictures in chunks of two: the last one is short."""
-    pictures, codes = random_pictures(5), random_codes(5)
-    whole = tokenizer.encode(pictures), tokenizer.decode(codes), gan.decode(codes, seed=2)
+    """Five images in chunks of two: the last one is short."""
+    images, codes = random_images(5), random_codes(5)
+    whole = tokenizer.encode(images), tokenizer.decode(codes), gan.decode(codes, seed=2)
     monkeypatch.setattr(pipeline, "CHUNK_PIXELS", 2 * 8 * 8 + 1)
-    np.testing.assert_array_equal(tokenizer.encode(pictures), whole[0])
-    assert_same_pictures(tokenizer.decode(codes), whole[1])
-    assert_same_pictures(gan.decode(codes, seed=2), whole[2])
+    np.testing.assert_array_equal(tokenizer.encode(images), whole[0])
+    assert_same_images(tokenizer.decode(codes), whole[1])
+    assert_same_images(gan.decode(codes, seed=2), whole[2])
 
 
-def test_a_picture_larger_than_a_chunk(tokenizer, monkeypatch):
+def test_a_image_larger_than_a_chunk(tokenizer, monkeypatch):
     monkeypatch.setattr(pipeline, "CHUNK_PIXELS", 10)
     assert tokenizer.decode(random_codes(2)).shape == (2, 8, 8, 3)
 
 
-def test_no_pictures(tokenizer):
-    assert tokenizer.encode(random_pictures(0)).shape == (0, 4, 4, 8)
+def test_no_images(tokenizer):
+    assert tokenizer.encode(random_images(0)).shape == (0, 4, 4, 8)
     assert tokenizer.decode(random_codes(0)).shape == (0, 8, 8, 3)
 
 
 def test_gan_noise_depends_on_seed_and_number_alone(gan):
     same = np.repeat(random_codes(1), 4, axis=0)
-    pictures = gan.decode(same, seed=5)
-    assert len(np.unique(pictures, axis=0)) == 4
-    assert_same_pictures(gan.decode(same[:2], seed=5, first_index=2), pictures[2:])
-    assert (gan.decode(same, seed=6) != pictures).any(axis=(1, 2, 3)).all()
+    images = gan.decode(same, seed=5)
+    assert len(np.unique(images, axis=0)) == 4
+    assert_same_images(gan.decode(same[:2], seed=5, first_index=2), images[2:])
+    assert (gan.decode(same, seed=6) != images).any(axis=(1, 2, 3)).all()
 
 
-def test_pictures_of_another_size_are_one_line(tokenizer):
+def test_images_of_another_size_are_one_line(tokenizer):
     with pytest.raises(UserError, match=r"divisible by 2, got 7x8"):
-        tokenizer.encode(random_pictures(1, height=7))
+        tokenizer.encode(random_images(1, height=7))
 
 
 def test_sample(model, drawn):
@@ -165,13 +165,13 @@ def test_sample(model, drawn):
 
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_the_batch_size_changes_nothing(model, drawn, batch_size):
-    assert_same_pictures(model.sample(LABELS, seed=3, batch_size=batch_size, progress=False), drawn)
+    assert_same_images(model.sample(LABELS, seed=3, batch_size=batch_size, progress=False), drawn)
 
 
 def test_going_on_from_a_first_index(model, drawn):
     first = model.sample(LABELS[:2], seed=3, batch_size=2, progress=False)
     rest = model.sample(LABELS[2:], seed=3, batch_size=2, first_index=2, progress=False)
-    assert_same_pictures(np.concatenate([first, rest]), drawn)
+    assert_same_images(np.concatenate([first, rest]), drawn)
 
 
 def test_seed_number_and_label_all_count(model, drawn):
@@ -199,15 +199,15 @@ def test_one_compilation_for_each_batch_shape(folders, monkeypatch):
 
 
 def test_going_on_with_a_gan_decoder(gan, monkeypatch):
-    """Its noise goes by the picture's number and the seed as well."""
+    """Its noise goes by the image's number and the seed as well."""
     count_traces(monkeypatch)
     config = dataclasses.replace(tiny_models.MODEL, tokenizer=tiny_models.GAN_TOKENIZER)
     model = pipeline.ClassConditionalPipeline(config, tiny_models.model_params(), gan)
-    pictures = model.sample([0] * 4, seed=3, batch_size=2, progress=False)
-    assert len(np.unique(pictures, axis=0)) == 4
-    assert_same_pictures(model.sample([0] * 2, seed=3, first_index=2, progress=False), pictures[2:])
+    images = model.sample([0] * 4, seed=3, batch_size=2, progress=False)
+    assert len(np.unique(images, axis=0)) == 4
+    assert_same_images(model.sample([0] * 2, seed=3, first_index=2, progress=False), images[2:])
     assert (
-        (model.sample([0] * 4, seed=4, batch_size=2, progress=False) != pictures)
+        (model.sample([0] * 4, seed=4, batch_size=2, progress=False) != images)
         .any(axis=(1, 2, 3))
         .all()
     )
@@ -223,7 +223,7 @@ def test_the_model_samples_as_it_was_saved_unless_told_otherwise(model, drawn):
     assert (unguided != drawn[:2]).any()
 
 
-def test_no_labels_no_pictures(model):
+def test_no_labels_no_images(model):
     assert model.sample([], progress=False).shape == (0, 16, 16, 3)
 
 
@@ -297,10 +297,10 @@ def test_bfloat16(folders):
         ), path
     codes = model.sample_codes([0, 1], progress=False)
     assert codes.dtype == np.int8 and set(np.unique(codes)) == {-1, 1}
-    pictures = model.tokenizer.decode(codes)
+    images = model.tokenizer.decode(codes)
     exact = bitdance_jax.load(folders / "model").tokenizer.decode(codes)
-    assert (pictures != exact).any()
-    assert np.corrcoef(pictures.ravel(), exact.ravel())[0, 1] > 0.98
+    assert (images != exact).any()
+    assert np.corrcoef(images.ravel(), exact.ravel())[0, 1] > 0.98
 
 
 def edit(folder, change):
@@ -388,15 +388,15 @@ def test_a_config_that_does_not_fit_the_weights_is_one_line(
 
 
 def test_the_lines_of_the_package_docstring(model):
-    pictures = model.sample(["Flags", 3], seed=0)
-    codes = model.tokenizer.encode(pictures)
+    images = model.sample(["Flags", 3], seed=0)
+    codes = model.tokenizer.encode(images)
     again = model.tokenizer.decode(codes)
-    assert (pictures.shape, codes.shape, again.shape) == (
+    assert (images.shape, codes.shape, again.shape) == (
         (2, 16, 16, 3),
         (2, 8, 8, 8),
         (2, 16, 16, 3),
     )
-    assert images.grid(pictures, columns=2).ndim == 3
+    assert image_files.grid(images, columns=2).ndim == 3
 
 
 def _leaves(tree):

@@ -17,7 +17,7 @@ from bitdance_jax.sampling.solvers import EulerMaruyama
 
 @pytest.fixture
 def model():
-    """With a GAN decoder, whose noise tells the pictures' keys. Instead of sampling, it gives the bits of the label."""
+    """With a GAN decoder, whose noise tells the images' keys. Instead of sampling, it gives the bits of the label."""
     tokenizer = Tokenizer(
         tiny_models.GAN_TOKENIZER, tiny_models.tokenizer_params(tiny_models.GAN_TOKENIZER)
     )
@@ -34,8 +34,8 @@ def codes(labels):
     return (2 * grid - 1).at[:, 0, 0].multiply(-1)
 
 
-def test_every_picture_once_with_its_own_label_and_key(model, monkeypatch):
-    """Pictures 4 to 17, three at a time, decoded two at a time: the last batch is short, and every decoding has a rest."""
+def test_every_image_once_with_its_own_label_and_key(model, monkeypatch):
+    """Images 4 to 17, three at a time, decoded two at a time: the last batch is short, and every decoding has a rest."""
     monkeypatch.setattr(pipeline, "CHUNK_PIXELS", 2 * 16 * 16)
     batches = list(DataParallelSampler(model, per_device=3).batches(seed=5, first=4, count=18))
     assert [len(batch) for batch in batches] == [3, 3, 3, 3, 2]

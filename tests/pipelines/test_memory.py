@@ -19,7 +19,7 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder, abstract_params
 
 GIB = 2**30
 RELEASED = TextToImageConfig.released("14b_64x")
-ONE_PICTURE = Setting(
+ONE_IMAGE = Setting(
     RELEASED, "bfloat16", "bfloat16", (1, 1, 1), (1024, 1024), images=1, sampler=RELEASED_SAMPLER
 )
 
@@ -31,11 +31,11 @@ def device(gib: float) -> types.SimpleNamespace:
 
 
 def gib(**changes) -> list[float]:
-    return [part / GIB for part in memory.needed(Setting(**(vars(ONE_PICTURE) | changes)))]
+    return [part / GIB for part in memory.needed(Setting(**(vars(ONE_IMAGE) | changes)))]
 
 
 def test_the_released_model():
-    """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; pictures of 256 channels in bfloat16."""
+    """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; images of 256 channels in bfloat16."""
     weights, drawing, decoder = gib()
     assert 28 < weights < 31
     # 51 evaluations for 128 tokens: 14 vectors of 5120 in bfloat16 each, twice
@@ -67,7 +67,7 @@ def test_what_devices_share():
     assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, drawing])
 
 
-def test_how_pictures_are_decoded():
+def test_how_images_are_decoded():
     """Small ones as many at a time as make a megapixel, and whole, in float32."""
     assert [gib(size=(512, 512), images=images)[2] for images in (1, 4, 5)] == pytest.approx(
         [0.75, 3, 3]
@@ -77,7 +77,7 @@ def test_how_pictures_are_decoded():
 
 
 def test_what_the_compiler_plans():
-    """Two pictures of half a GiB, and some strips, where the whole decoder takes three."""
+    """Two images of half a GiB, and some strips, where the whole decoder takes three."""
     tokenizer = TokenizerConfig(
         bits=RELEASED.tokenizer.bits, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1
     )
@@ -97,14 +97,14 @@ def test_what_the_compiler_plans():
 
 
 def test_too_little_is_a_line_that_says_what_fits():
-    memory.check(ONE_PICTURE, device(40))
+    memory.check(ONE_IMAGE, device(40))
     with pytest.raises(UserError) as error:
-        memory.check(ONE_PICTURE, device(22.5))
+        memory.check(ONE_IMAGE, device(22.5))
     assert "NVIDIA X has 22.5 GiB; what fits: --weights int8 (" in str(error.value)
     assert "--mesh.tensor 2 on 2 such devices (" in str(error.value)
     assert "512x512" not in str(error.value) and "--batch-size" not in str(error.value)
     with pytest.raises(UserError, match="take more devices, or larger ones"):
-        memory.check(ONE_PICTURE, device(1))
+        memory.check(ONE_IMAGE, device(1))
 
 
 @pytest.mark.skipif(

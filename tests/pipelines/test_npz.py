@@ -31,16 +31,16 @@ pytestmark = pytest.mark.usefixtures("optimized")  # as the processes are, whose
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"seed": 0, "sampler": {"head_steps": 3}}
-PICTURES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
 LABELS = np.arange(10) % 3
 
 
 def write(path, request=REQUEST, batch=3, until=10, **options):
     """Goes on from what is there. Without reaching the end it leaves everything as a kill would."""
-    with contextlib.closing(NpzWriter(path, request, PICTURES.shape)) as writer:
+    with contextlib.closing(NpzWriter(path, request, IMAGES.shape)) as writer:
         start = writer.open(**options)
         for row in range(start, until, batch):
-            writer.append(PICTURES[row : min(row + batch, until)])
+            writer.append(IMAGES[row : min(row + batch, until)])
         if until == 10:
             writer.finish(LABELS)
     return start
@@ -76,10 +76,10 @@ def test_numpy_and_the_evaluation_suite_read_it(path):
     write(path)
     with np.load(path) as file:
         assert file.files == ["arr_0", "arr_1"]
-        np.testing.assert_array_equal(file["arr_0"], PICTURES)
+        np.testing.assert_array_equal(file["arr_0"], IMAGES)
         np.testing.assert_array_equal(file["arr_1"], LABELS)
         assert file["arr_0"].dtype == np.uint8 and file["arr_1"].dtype == np.int64
-    np.testing.assert_array_equal(read_as_adm_does(path), PICTURES)
+    np.testing.assert_array_equal(read_as_adm_does(path), IMAGES)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     assert os.listdir(path.parent) == ["out.npz"]
@@ -153,7 +153,7 @@ def test_another_file_of_that_name_is_refused(path):
     ):
         write(path)
     path.unlink()
-    for save in (lambda: path.write_text("notes"), lambda: np.savez(path, arr_0=PICTURES)):
+    for save in (lambda: path.write_text("notes"), lambda: np.savez(path, arr_0=IMAGES)):
         save()
         with pytest.raises(
             UserError,
@@ -161,7 +161,7 @@ def test_another_file_of_that_name_is_refused(path):
         ):
             write(path)
     write(path, overwrite=True)
-    assert read_as_adm_does(path).shape == PICTURES.shape
+    assert read_as_adm_does(path).shape == IMAGES.shape
 
 
 def flip(path, place):
@@ -175,20 +175,20 @@ def flip(path, place):
     [
         (
             lambda partial, journal: os.truncate(partial, partial.stat().st_size - 1),
-            "does not have the 6 pictures",
+            "does not have the 6 images",
         ),
         (
             lambda partial, journal: flip(partial, partial.stat().st_size - 7),
-            "is damaged: its 6 pictures are not",
+            "is damaged: its 6 images are not",
         ),
-        (lambda partial, journal: zero_the_end(partial), "is damaged: its 6 pictures are not"),
-        (lambda partial, journal: change(journal, rows=3), "is damaged: its 3 pictures are not"),
+        (lambda partial, journal: zero_the_end(partial), "is damaged: its 6 images are not"),
+        (lambda partial, journal: change(journal, rows=3), "is damaged: its 3 images are not"),
         (
             lambda partial, journal: change(journal, checksum=5),
-            "is damaged: its 6 pictures are not",
+            "is damaged: its 6 images are not",
         ),
-        (lambda partial, journal: change(journal, rows=-1), "does not have the -1 pictures"),
-        (lambda partial, journal: change(journal, rows=11), "does not have the 11 pictures"),
+        (lambda partial, journal: change(journal, rows=-1), "does not have the -1 images"),
+        (lambda partial, journal: change(journal, rows=11), "does not have the 11 images"),
         (
             lambda partial, journal: journal.write_text('{"request"'),
             "json cannot be read: Input data was truncated",
@@ -230,16 +230,16 @@ def change(journal, **fields):
     journal.write_text(json.dumps(json.loads(journal.read_text()) | fields))
 
 
-@pytest.mark.parametrize("where", ["first header", "array", "picture", "labels", "directory"])
+@pytest.mark.parametrize("where", ["first header", "array", "image", "labels", "directory"])
 def test_a_finished_file_is_checked_when_its_command_is_repeated(path, whole, where):
     write(path)
     directory = whole.rindex(b"PK\x01\x02")
-    picture = whole.index(PICTURES.tobytes())
+    image = whole.index(IMAGES.tobytes())
     labels = whole.index(LABELS.tobytes())
     places = {
         "first header": 31,
-        "array": picture - 60,
-        "picture": picture + 99,
+        "array": image - 60,
+        "image": image + 99,
         "labels": labels,
         "directory": directory + 17,
     }
@@ -266,9 +266,9 @@ def test_a_finished_files_damaged_directory_is_one_line(path, whole, fault):
 
 
 def test_a_second_writer_of_a_file_is_refused(path, whole):
-    first = NpzWriter(path, REQUEST, PICTURES.shape)
+    first = NpzWriter(path, REQUEST, IMAGES.shape)
     first.open()
-    first.append(PICTURES[:3])
+    first.append(IMAGES[:3])
     with pytest.raises(
         UserError,
         match=r"^another process is writing .*out\.npz; wait for it, or give another name$",
@@ -301,9 +301,9 @@ def test_the_journal_counts_a_batch_after_it_has_reached_the_disk(path, monkeypa
         "replace",
         lambda old, new: events.append(("in place", new.name)) or replace(old, new),
     )
-    writer = NpzWriter(path, REQUEST, PICTURES.shape)
+    writer = NpzWriter(path, REQUEST, IMAGES.shape)
     writer.open()
-    assert writer.append(PICTURES[:3]) == 3
+    assert writer.append(IMAGES[:3]) == 3
     writer.close()
     journal = path.with_name("out.npz.partial.json")
     assert events == [
@@ -323,7 +323,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(path, whole):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (
         str(caught.value)
-        == f"cannot write {path}: File too large; 4 finished pictures are kept, and the same command goes on"
+        == f"cannot write {path}: File too large; 4 finished images are kept, and the same command goes on"
     )
     assert write(path, batch=2) == 4
     assert path.read_bytes() == whole
@@ -343,7 +343,7 @@ def test_a_name_that_cannot_be(name):
     with pytest.raises(
         UserError, match=r"^the samples go into a local file that ends in \.npz, got "
     ):
-        NpzWriter(name, REQUEST, PICTURES.shape)
+        NpzWriter(name, REQUEST, IMAGES.shape)
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
@@ -448,16 +448,16 @@ def start_two_hosts(model, outs):
     return [start(model, out, **place, JAX_PROCESS_ID=number) for number, out in enumerate(outs)]
 
 
-def test_pictures_are_those_of_the_pipeline_in_balance(model, drawn):
+def test_images_are_those_of_the_pipeline_in_balance(model, drawn):
     with np.load(drawn) as file:
-        pictures, labels = file["arr_0"], file["arr_1"]
+        images, labels = file["arr_0"], file["arr_1"]
     np.testing.assert_array_equal(labels, np.arange(COUNT) % 9)
     expected = load(model).sample(
         labels[:12].tolist(), seed=3, batch_size=PER_DEVICE, progress=False
     )
     # Programs of different forms round differently: by a level, if a value lies at the edge of two.
-    assert np.abs(pictures[:12].astype(int) - expected).max() <= 1
-    assert len(np.unique(pictures, axis=0)) == COUNT
+    assert np.abs(images[:12].astype(int) - expected).max() <= 1
+    assert len(np.unique(images, axis=0)) == COUNT
 
 
 @pytest.mark.slow
@@ -484,9 +484,9 @@ def test_killed_on_four_devices_and_gone_on_with_on_two_hosts_it_is_the_file_of_
     assert (first.returncode, second.returncode) == (0, 0), error + other_error
     assert (
         out.splitlines()[-1]
-        == f"400 pictures of 9 labels in {tmp_path}/out.npz ({COUNT - rows} drawn now)"
+        == f"400 images of 9 labels in {tmp_path}/out.npz ({COUNT - rows} drawn now)"
     )  # after Gloo's words
-    assert "pictures" not in other_out and "sampling" not in other_error
+    assert "images" not in other_out and "sampling" not in other_error
     assert (tmp_path / "out.npz").read_bytes() == drawn.read_bytes()
     assert os.listdir(tmp_path) == ["out.npz"]
 

@@ -1,4 +1,4 @@
-"""Class-conditional pictures while they are drawn."""
+"""Class-conditional images while they are drawn."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ from bitdance_jax import UserError
         pytest.param("patch", 2.0, "constant", marks=pytest.mark.slow),
     ],
 )
-def test_steps_end_in_the_pictures(tmp_path, raster, scale, schedule):
-    """4 x 4 patches of 4 tokens, each of 2 x 2 pixels: what is not drawn yet is grey, and the last pictures are those of `sample`."""
+def test_steps_end_in_the_images(tmp_path, raster, scale, schedule):
+    """4 x 4 patches of 4 tokens, each of 2 x 2 pixels: what is not drawn yet is grey, and the last images are those of `sample`."""
     tiny_models.save_model(tmp_path / "model", dataclasses.replace(tiny_models.MODEL, order=raster))
     model = bitdance_jax.load(tmp_path / "model")
     sampler = dataclasses.replace(
@@ -30,7 +30,7 @@ def test_steps_end_in_the_pictures(tmp_path, raster, scale, schedule):
         part.patches for part in parts
     } == {16}
     np.testing.assert_array_equal(
-        parts[-1].pictures,
+        parts[-1].images,
         model.sample([0, 3, 8], seed=2, sampler=sampler, first_index=1, progress=False),
     )
     patches = (
@@ -39,7 +39,7 @@ def test_steps_end_in_the_pictures(tmp_path, raster, scale, schedule):
         else np.arange(64).reshape(8, 8) // 4
     )
     for part in parts:
-        grey = (part.pictures == 128).reshape(3, 8, 2, 8, 2, 3).all((0, 2, 4, 5))
+        grey = (part.images == 128).reshape(3, 8, 2, 8, 2, 3).all((0, 2, 4, 5))
         np.testing.assert_array_equal(grey, patches >= part.drawn)
 
 

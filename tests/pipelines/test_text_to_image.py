@@ -1,4 +1,4 @@
-"""Prompts to pictures, with a model of two layers whose tokens are 2 x 2 pixels and whose patches are 4 x 4."""
+"""Prompts to images, with a model of two layers whose tokens are 2 x 2 pixels and whose patches are 4 x 4."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def model(folder) -> TextToImage:
 
 @pytest.fixture(scope="module")
 def generate(model) -> Callable[..., np.ndarray]:
-    """Pictures of 12 x 8 pixels, two at a time."""
+    """Images of 12 x 8 pixels, two at a time."""
 
     def generate(prompts, **options):
         return model.generate(
@@ -72,7 +72,7 @@ def compiled(monkeypatch) -> list[float]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_pictures_are_those_of_the_sampler(folder, model, generate):
+def test_images_are_those_of_the_sampler(folder, model, generate):
     """Prompts in order, conditional rows before unconditional ones, each image's own key; patches to grid to pixels."""
     tokenizer = PromptTokenizer(folder / FOLDER)
     rows = [
@@ -98,22 +98,22 @@ def test_pictures_are_those_of_the_sampler(folder, model, generate):
         )
 
     expected = np.asarray(draw(model.params, image_keys(7, 0, 2)))
-    pictures = generate(PROMPTS[:2], seed=7)
-    assert pictures.shape == (2, 8, 12, 3) and pictures.dtype == np.uint8 and pictures.std() > 10
-    np.testing.assert_allclose(pictures.astype(int), expected, atol=1)
+    images = generate(PROMPTS[:2], seed=7)
+    assert images.shape == (2, 8, 12, 3) and images.dtype == np.uint8 and images.std() > 10
+    np.testing.assert_allclose(images.astype(int), expected, atol=1)
 
 
-def test_a_picture_is_the_same_in_any_batch(generate):
+def test_a_image_is_the_same_in_any_batch(generate):
     """Prompts of three lengths, two images each, two at a time and five (the last batch is then not full), and from the fifth image on."""
-    pictures = generate(PROMPTS, images_per_prompt=2, seed=3)
-    assert pictures.shape == (6, 8, 12, 3)
-    assert len({picture.tobytes() for picture in pictures}) == 6
+    images = generate(PROMPTS, images_per_prompt=2, seed=3)
+    assert images.shape == (6, 8, 12, 3)
+    assert len({image.tobytes() for image in images}) == 6
     np.testing.assert_allclose(
-        generate(PROMPTS, images_per_prompt=2, seed=3, batch_size=5).astype(int), pictures, atol=1
+        generate(PROMPTS, images_per_prompt=2, seed=3, batch_size=5).astype(int), images, atol=1
     )
     np.testing.assert_allclose(
         generate(PROMPTS[2], images_per_prompt=2, seed=3, first_index=4).astype(int),
-        pictures[4:],
+        images[4:],
         atol=1,
     )
 
@@ -128,16 +128,16 @@ def test_other_prompts_seeds_and_guidance_compile_nothing(model, generate, compi
     assert compiled == []
 
 
-def test_steps_end_in_the_picture(model, generate, compiled):
+def test_steps_end_in_the_image(model, generate, compiled):
     """6 patches, 3 in a row: after 1, 1 + 2 and 1 + 4 of them the others are grey. The programs of `generate` are all that runs."""
     final = generate(PROMPTS[:2], seed=5)
     compiled.clear()
     partial = list(model.generate_steps(PROMPTS[:2], every=2, size="12x8", seed=5))
     assert compiled == []
     assert [(part.drawn, part.patches) for part in partial] == [(1, 6), (3, 6), (5, 6), (6, 6)]
-    np.testing.assert_array_equal(partial[-1].pictures, final)
+    np.testing.assert_array_equal(partial[-1].images, final)
     patches = [
-        part.pictures.reshape(2, 2, 4, 3, 4, 3).transpose(1, 3, 0, 2, 4, 5).reshape(6, -1)
+        part.images.reshape(2, 2, 4, 3, 4, 3).transpose(1, 3, 0, 2, 4, 5).reshape(6, -1)
         for part in partial
     ]
     for part, pixels in zip(partial, patches, strict=True):
@@ -258,7 +258,7 @@ def test_int8(folder, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True], ids=["modulated_each", "modulated_at_once"])
 def test_on_a_mesh(folder, generate, tmp_path, at_once):
-    """The same pictures from four devices, which share every layer, every batch and the decoder's rows; each program compiles once."""
+    """The same images from four devices, which share every layer, every batch and the decoder's rows; each program compiles once."""
     script = f"""
 import sys, numpy as np
 from bitdance_jax import MeshConfig, TextToImage

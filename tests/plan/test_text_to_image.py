@@ -64,7 +64,7 @@ def test_drawing_a_batch(monkeypatch, tmp_path, capsys, folder):
     assert (
         written["calls"] == [1, 1, 1]
         and written["images"] == 2
-        and "reading weights, s a picture" in printed
+        and "reading weights, s an image" in printed
     )
     # 8 patches, each after the reading of all weights but the head's once, and of the head's four times.
     sizes = {
@@ -94,7 +94,7 @@ def test_drawing_a_batch(monkeypatch, tmp_path, capsys, folder):
 
 
 def test_a_search_ranks_meshes_and_says_why_the_others_are_out(monkeypatch, capsys):
-    """Four devices, two rows of one picture: data can be 1 or 2."""
+    """Four devices, two rows of one image: data can be 1 or 2."""
     seconds = {1: 3.0, 2: 2.0}
 
     def plan_drawing(arguments, config, mesh, decoder):

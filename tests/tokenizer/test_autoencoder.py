@@ -43,18 +43,18 @@ def test_encode(toy, io):
 
 @compiling.optimized()
 def test_decode(toy, io):
-    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(
+    images = jax.jit(functools.partial(toy.model.apply, method="decode"))(
         toy.variables, nhwc(io["codes"])
     )
-    assert_close(pictures, nhwc(io["reconstruction"]))
+    assert_close(images, nhwc(io["reconstruction"]))
 
 
 def test_decode_of_sampled_codes(toy):
     sample = golden_models.read("t2i_4x/sample_nocfg")
-    pictures = jax.jit(functools.partial(toy.model.apply, method="decode"))(
+    images = jax.jit(functools.partial(toy.model.apply, method="decode"))(
         toy.variables, nhwc(sample["codes"])
     )
-    assert_close(pictures, nhwc(sample["image"]))
+    assert_close(images, nhwc(sample["image"]))
 
 
 @compiling.optimized()
@@ -82,15 +82,15 @@ def test_bfloat16():
 
 @pytest.mark.parametrize(("height", "width"), [(32, 80), (128, 16)])
 def test_any_multiple_of_the_downsampling(toy, height, width):
-    pictures, z = jax.eval_shape(toy.model.apply, toy.variables, jnp.zeros((2, height, width, 3)))
-    assert pictures.shape == (2, height, width, 3)
+    images, z = jax.eval_shape(toy.model.apply, toy.variables, jnp.zeros((2, height, width, 3)))
+    assert images.shape == (2, height, width, 3)
     assert z.shape == (2, height // 16, width // 16, 8)
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 32, 3), (1, 32, 8, 3), (1, 32, 32, 4)])
-def test_wrong_pictures(toy, shape):
+def test_wrong_images(toy, shape):
     height, width, channels = shape[1:]
-    text = f"takes pictures of 3 channels with sides divisible by 16, got {height}x{width} with {channels}; crop or resize them"
+    text = f"takes images of 3 channels with sides divisible by 16, got {height}x{width} with {channels}; crop or resize them"
     with pytest.raises(UserError, match=text):
         toy.model.apply(toy.variables, jnp.zeros(shape), method="encode")
 

@@ -22,7 +22,7 @@ def brightness(reconstruction: jax.Array, images: jax.Array) -> jax.Array:
 
 
 class Losses(NamedTuple):
-    """The loss with a picture term of weight 0 and 1, as (loss, parts), gradient; and what it is made of."""
+    """The loss with an image term of weight 0 and 1, as (loss, parts), gradient; and what it is made of."""
 
     without_term: tuple
     with_term: tuple
@@ -80,7 +80,7 @@ def test_loss_is_the_weighted_sum(losses):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_picture_terms_are_added_and_reported(losses):
+def test_image_terms_are_added_and_reported(losses):
     (loss, _), gradient = losses.without_term
     (loss_with_term, parts), gradient_with_term = losses.with_term
     term = 10 * brightness(losses.reconstruction, losses.images)
@@ -97,7 +97,7 @@ def test_picture_terms_are_added_and_reported(losses):
         )
 
 
-def test_without_picture_terms():
+def test_without_image_terms():
     model, images = Autoencoder(CONFIG), jnp.zeros((1, 8, 8, 3))
     _, parts = jax.eval_shape(
         lambda params: tokenizer_loss(model, params, images, None, WEIGHTS),

@@ -18,7 +18,7 @@ from random_params import random_params
 
 from bitdance_jax.config import MeshConfig, TokenizerConfig
 from bitdance_jax.distributed import sharding
-from bitdance_jax.io.images import to_uint8
+from bitdance_jax.io.image_files import to_uint8
 from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.tokenizer import strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -55,7 +55,7 @@ def test_the_release(name, bands, rows):
 
 @functools.cache
 def small() -> tuple[dict, jax.Array, jax.Array]:
-    """Parameters, codes and noise of pictures of 16 x 6."""
+    """Parameters, codes and noise of images of 16 x 6."""
     codes, noise = jax.random.normal(jax.random.key(0), (2, 2, 8, 3, 4))
     params = random_params(Autoencoder(SMALL), jnp.zeros((1, 2, 4, 3)), noise[:1, :1, :2])
     return {"params": params}, jnp.sign(codes), noise

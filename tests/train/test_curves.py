@@ -19,14 +19,14 @@ def drawn(monkeypatch):
     return panels
 
 
-def test_the_loss_comes_first_with_that_of_held_out_pictures(drawn):
+def test_the_loss_comes_first_with_that_of_held_out_images(drawn):
     figures = {"grad_norm": "9.0", "learning_rate": "1e-3", "l1": "0.5", "loss": "2.0"}
     rows = [
         {"step": "1", "epoch": "0.5", **figures},
         {"step": "20", "epoch": "1.0", **figures, "eval_loss": "3.0", "eval_psnr": "20.0"},
     ]
-    picture = curves.draw_curves(rows)
-    assert picture.shape[1] == 2 * plot.WIDTH
+    image = curves.draw_curves(rows)
+    assert image.shape[1] == 2 * plot.WIDTH
     assert [panel.title for panel in drawn] == [
         curves.TITLES[name] for name in ("loss", "psnr", "l1", "grad_norm", "learning_rate")
     ]

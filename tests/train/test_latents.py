@@ -31,7 +31,7 @@ def tokenizer():
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """How many pictures each shard written held."""
+    """How many images each shard written held."""
     counts = []
     write = token_writer.write_shard
     monkeypatch.setattr(
@@ -52,11 +52,11 @@ def test_tokens_are_made_once(tmp_path, source, tokenizer, encoded):
     folder = tmp_path / "run" / "tokens"
     cached = cached_latents(folder, source, tokenizer, SIZE, flips=True)
     assert encoded == [20] and len(cached) == 20 and cached.class_names == source.class_names
-    images = source.arrays["image"]
-    for name, pictures in (("codes", images), ("codes_flipped", images[:, :, ::-1])):
+    originals = source.arrays["image"]
+    for name, images in (("codes", originals), ("codes_flipped", originals[:, :, ::-1])):
         np.testing.assert_array_equal(
             [record[name] for record in map(cached.__getitem__, range(20))],
-            np.packbits(tokenizer.encode(pictures) > 0, -1),
+            np.packbits(tokenizer.encode(images) > 0, -1),
         )
     assert [cached[i]["label"] for i in range(20)] == source.arrays["label"].tolist()
     again = cached_latents(folder, source, tokenizer, SIZE, flips=True)
@@ -81,7 +81,7 @@ def test_another_tokenizer_source_size_or_choice_makes_them_again(
         source.arrays | {"image": source.arrays["image"][::-1]}, source.class_names
     )
     renamed = ArraySource(source.arrays, ("a", "b", "d"))
-    for pictures, encoder, size, flips in (
+    for images, encoder, size, flips in (
         (source, other_encoder, SIZE, True),
         (source, tokenizer, SIZE, False),
         (reversed_source, tokenizer, SIZE, False),
@@ -89,7 +89,7 @@ def test_another_tokenizer_source_size_or_choice_makes_them_again(
         (renamed, tokenizer, 4, False),
     ):
         encoded.clear()
-        cached = cached_latents(tmp_path, pictures, encoder, size, flips=flips)
+        cached = cached_latents(tmp_path, images, encoder, size, flips=flips)
         assert encoded == [20]
         assert (
             cached[0]["codes"].shape == (size // 2, size // 2, 1)

@@ -66,7 +66,7 @@ def test_what_a_run_leaves(finished):
     assert [float(row["epoch"]) for row in read(finished)] == [0.4, 0.8, 1.0, 1.2, 1.6, 2.0]
     assert {"loss", "largest_error", "grad_norm", "learning_rate"} <= set(read(finished)[0])
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"8", "10"}
-    assert sorted(path.name for path in (finished / "pictures").iterdir()) == [
+    assert sorted(path.name for path in (finished / "images").iterdir()) == [
         "kernel_0000005.png",
         "kernel_0000010.png",
     ]

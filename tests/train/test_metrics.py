@@ -1,4 +1,4 @@
-"""metrics.csv through kills and resumes, and the pictures beside it."""
+"""metrics.csv through kills and resumes, and the images beside it."""
 
 import csv
 import os
@@ -93,9 +93,9 @@ def test_starting_anew_drops_all(tmp_path):
     assert path.read_text() == ""
 
 
-def test_pictures_and_curves_are_written(tmp_path):
+def test_images_and_curves_are_written(tmp_path):
     leftover = ".bitdance_jax.0123456789abcdef"
-    for name in (leftover, f"pictures/{leftover}", f"checkpoints/{leftover}"):
+    for name in (leftover, f"images/{leftover}", f"checkpoints/{leftover}"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     writer = MetricsWriter(tmp_path, 0)
@@ -103,9 +103,9 @@ def test_pictures_and_curves_are_written(tmp_path):
     (tmp_path / "checkpoints" / leftover).unlink()
     for step in range(1, 4):
         writer.write(step, {"epoch": step / 2, "loss": 1 / step}, {"images_per_second": 10.0})
-    writer.write_pictures(3, {"samples": np.zeros((8, 8, 3), np.uint8)})
+    writer.write_images(3, {"samples": np.zeros((8, 8, 3), np.uint8)})
     writer.close()
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
-    assert {"metrics.csv", "curves.png", "pictures/samples_0000003.png"} <= names
+    assert {"metrics.csv", "curves.png", "images/samples_0000003.png"} <= names
     assert not any(path.name.startswith(".") for path in tmp_path.rglob("*"))
     assert list((tmp_path / "tensorboard").iterdir())

@@ -76,11 +76,11 @@ def test_what_a_step_computes_twice_or_in_a_fused_kernel_counts_once():
 
 def test_the_frozen_encoder_counts_forward_only():
     encoder = autoencoder.abstract_params(TOKENIZER)["encoder"]
-    pictures = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
     forward = traced_flops(
         lambda p, x: Autoencoder(TOKENIZER).apply({"params": {"encoder": p}}, x, method="encode"),
         encoder,
-        pictures,
+        images,
     )
     assert (
         training_flops(class_conditional(), 4)

@@ -45,8 +45,8 @@ class Look(Evaluation):
     def figures(self, ema_params):
         return {"score": 0.5}
 
-    def pictures(self, ema_params, step):
-        return {"picture": np.zeros((4, 4, 3), np.uint8)}
+    def images(self, ema_params, step):
+        return {"image": np.zeros((4, 4, 3), np.uint8)}
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_rows_and_checkpoints_come_at_their_intervals(record, tmp_path):
         float(losses[step - 1]) for step in (8, 16, 24, 32, 40)
     ]
     assert rows(tmp_path)[-1]["eval_score"] == "0.5"
-    assert (tmp_path / "pictures" / "picture_0000040.png").exists()
+    assert (tmp_path / "images" / "image_0000040.png").exists()
 
 
 def test_a_resumed_run_writes_the_same_rows(record, tmp_path):

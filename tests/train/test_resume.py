@@ -56,14 +56,14 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
     one, other = (model_folder.load(workdir / "model").params for workdir in (first, second))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert pictures(first) == pictures(second)
+    assert images(first) == images(second)
 
 
-def pictures(workdir: Path) -> dict[str, bytes]:
-    """Of every picture of a run, its bytes; also of what a kill left of one."""
+def images(workdir: Path) -> dict[str, bytes]:
+    """Of every image of a run, its bytes; also of what a kill left of one."""
     files = [
         path
-        for place in (workdir, workdir / "pictures")
+        for place in (workdir, workdir / "images")
         for path in place.iterdir()
         if path.is_file()
     ]
@@ -92,7 +92,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    for name in (".bitdance_jax.0123456789abcdef", "pictures/.bitdance_jax.89abcdef01234567"):
+    for name in (".bitdance_jax.0123456789abcdef", "images/.bitdance_jax.89abcdef01234567"):
         (tmp_path / name).touch()  # as a kill while a preview is drawn leaves it
     finish(start(tmp_path))
     assert_same_run(uninterrupted, tmp_path)

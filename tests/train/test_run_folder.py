@@ -20,7 +20,7 @@ def config(workdir, **changes) -> TrainingConfig:
 
 @pytest.mark.parametrize(
     "name",
-    ["config.json", "metrics.csv", "model/config.json", "pictures/cat.png", "checkpoints/1/x"],
+    ["config.json", "metrics.csv", "model/config.json", "images/cat.png", "checkpoints/1/x"],
 )
 def test_what_no_run_wrote_is_not_written_over(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def test_what_no_run_wrote_is_not_written_over(tmp_path, name):
 
 def test_other_files_are_no_hindrance(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     check_config(config(tmp_path))
 
 

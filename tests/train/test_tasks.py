@@ -1,4 +1,4 @@
-"""The two tasks on the emoji, tiny: they learn, their pictures and figures are right, and what they export loads and works."""
+"""The two tasks on the emoji, tiny: they learn, their images and figures are right, and what they export loads and works."""
 
 import dataclasses
 from functools import partial
@@ -30,7 +30,7 @@ from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.distributed import sharding
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
-from bitdance_jax.io import images, model_folder
+from bitdance_jax.io import image_files, model_folder
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.sampling.solvers import EulerMaruyama
@@ -145,7 +145,7 @@ def test_batches_are_what_the_objective_expects(tokenizer_task, task, uncached_t
 def test_psnr_of_the_task_and_of_the_exported_folder_agree(
     tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
 ):
-    """Measured on the first 96 held-out pictures (six batches) by the run, and outside of it."""
+    """Measured on the first 96 held-out images (six batches) by the run, and outside of it."""
     figures = evaluate(tokenizer_task, trained_tokenizer[0].ema)
     assert figures == evaluate(tokenizer_task, trained_tokenizer[0].ema)
     assert 8 < figures["psnr"] < 30
@@ -172,18 +172,16 @@ def test_training_shows_in_the_psnr(tokenizer_task, trained_tokenizer):
 def test_tokenizer_preview_shows_originals_over_reconstructions(
     tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
 ):
-    pictures = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
-    assert pictures.keys() == {"reconstructions"}
+    images = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
+    assert images.keys() == {"reconstructions"}
     tokenizer = bitdance_jax.load(tokenizer_folder)
     originals = held_out[:16]
-    expected = images.grid(
+    expected = image_files.grid(
         np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16
     )
-    assert (
-        pictures["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
-    )
-    np.testing.assert_array_equal(pictures["reconstructions"][: SIZE + 4], expected[: SIZE + 4])
-    difference = np.abs(pictures["reconstructions"].astype(int) - expected)
+    assert images["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
+    np.testing.assert_array_equal(images["reconstructions"][: SIZE + 4], expected[: SIZE + 4])
+    difference = np.abs(images["reconstructions"].astype(int) - expected)
     assert (
         difference > 1
     ).mean() < 0.01  # a bit at the edge of its sign may differ between batch sizes
@@ -279,7 +277,7 @@ def test_cached_latents_are_in_the_run_folder(task, config, folder):
     assert task.steps_per_epoch == 1806 / 16
 
 
-def test_the_pictures_are_counted_before_they_are_encoded(config, tmp_path, monkeypatch, capsys):
+def test_the_images_are_counted_before_they_are_encoded(config, tmp_path, monkeypatch, capsys):
     for label in range(config.model.num_classes):
         (tmp_path / str(label)).mkdir()
         for name in ("a.png", "b.png", "c.png", "c.heic"):
@@ -294,12 +292,12 @@ def test_the_pictures_are_counted_before_they_are_encoded(config, tmp_path, monk
     data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
     ClassConditionalTask(dataclasses.replace(config, data=data))
     left_out = "files left out by their ending: 9 (.heic 9)"
-    assert said == [f"26 pictures in 9 classes to train on, 1 held out; {left_out}\n", ""]
+    assert said == [f"26 images in 9 classes to train on, 1 held out; {left_out}\n", ""]
     assert capsys.readouterr().err == ""
 
 
 def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, trained):
-    """Read from the cached bits, or made from the pictures inside the step: the same."""
+    """Read from the cached bits, or made from the images inside the step: the same."""
     params, losses = trained[0].ema, trained[1]
     figures = evaluate(task, params)
     assert figures == evaluate(task, params) and figures.keys() == {"loss"}
@@ -349,8 +347,8 @@ def test_the_exported_folder_samples(exported, config):
     model = bitdance_jax.load(exported)
     assert isinstance(model, bitdance_jax.ClassConditionalPipeline)
     assert (model.config, model.sampler) == (config.model, tiny_models.SAMPLER)
-    pictures = model.sample(["Flags", 3], progress=False, sampler=SamplerConfig(head_steps=2))
-    assert pictures.shape == (2, SIZE, SIZE, 3) and (pictures[0] != pictures[1]).any()
+    images = model.sample(["Flags", 3], progress=False, sampler=SamplerConfig(head_steps=2))
+    assert images.shape == (2, SIZE, SIZE, 3) and (images[0] != images[1]).any()
 
 
 def test_an_exported_model_lends_its_tokenizer(exported, config, task):
@@ -461,7 +459,7 @@ def complaint(config):
 def test_another_number_of_classes(config):
     other = dataclasses.replace(config.model, num_classes=10)
     message = complaint(uncached(dataclasses.replace(config, model=other)))
-    assert message == "the pictures have 9 classes and the model 10; set --model.num-classes 9"
+    assert message == "the images have 9 classes and the model 10; set --model.num-classes 9"
 
 
 def test_another_tokenizer_size(config, folder):

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import images
+from bitdance_jax.io import image_files
 
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -21,19 +21,19 @@ RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 @pytest.mark.parametrize("module", [np, jnp])
 def test_every_byte_survives_the_model_range(module):
-    picture = module.arange(256, dtype=module.uint8).reshape(1, 8, 32, 1)
-    values = images.to_model(picture)
+    image = module.arange(256, dtype=module.uint8).reshape(1, 8, 32, 1)
+    values = image_files.to_model(image)
     assert values.dtype == module.float32
     assert (values.min(), values.max()) == (-1, 1)
-    back = images.to_uint8(values)
-    assert isinstance(back, type(picture)) and back.dtype == module.uint8
-    np.testing.assert_array_equal(back, picture)
+    back = image_files.to_uint8(values)
+    assert isinstance(back, type(image)) and back.dtype == module.uint8
+    np.testing.assert_array_equal(back, image)
 
 
 def test_to_uint8_truncates_inside_a_program_too():
     values = jnp.linspace(-1.1, 1.1, 300).reshape(1, 10, 30, 1)
-    total = jax.jit(lambda x: jnp.sum(images.to_uint8(x).astype(jnp.float32)))(values)
-    assert total == images.to_uint8(np.asarray(values)).astype(np.float64).sum()
+    total = jax.jit(lambda x: jnp.sum(image_files.to_uint8(x).astype(jnp.float32)))(values)
+    assert total == image_files.to_uint8(np.asarray(values)).astype(np.float64).sum()
 
 
 def test_to_uint8_truncates_and_clips():
@@ -41,32 +41,32 @@ def test_to_uint8_truncates_and_clips():
         [-9.0, -1.0, -128 / 127.5, 0.0, 0.999 / 127.5, 1 / 127.5, 1.0, 9.0], np.float32
     ).reshape(1, -1, 1)
     np.testing.assert_array_equal(
-        images.to_uint8(values).ravel(), [0, 0, 0, 128, 128, 129, 255, 255]
+        image_files.to_uint8(values).ravel(), [0, 0, 0, 128, 128, 129, 255, 255]
     )
 
 
 def test_png_round_trip_leaves_nothing_else(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    path = tmp_path / "new" / "picture.png"
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = tmp_path / "new" / "image.png"
     for _ in range(2):  # the second overwrites
-        images.save_png(path, picture)
-    np.testing.assert_array_equal(images.load_image(path), picture)
-    assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
+        image_files.save_png(path, image)
+    np.testing.assert_array_equal(image_files.load_image(path), image)
+    assert [entry.name for entry in path.parent.iterdir()] == ["image.png"]
 
 
-def test_failed_write_is_one_line_and_keeps_the_old_picture(tmp_path, monkeypatch):
-    picture = np.zeros((2, 2, 3), np.uint8)
-    path = tmp_path / "picture.png"
-    images.save_png(path, picture)
+def test_failed_write_is_one_line_and_keeps_the_old_image(tmp_path, monkeypatch):
+    image = np.zeros((2, 2, 3), np.uint8)
+    path = tmp_path / "image.png"
+    image_files.save_png(path, image)
 
     def full_disk(self, file, **_):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(UserError, match=r"picture\.png: No space left on device"):
-        images.save_png(path, picture + 1)
-    np.testing.assert_array_equal(images.load_image(path), picture)
+    with pytest.raises(UserError, match=r"image\.png: No space left on device"):
+        image_files.save_png(path, image + 1)
+    np.testing.assert_array_equal(image_files.load_image(path), image)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -76,18 +76,22 @@ def test_load_turns_upright_by_exif(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(images.load_image(tmp_path / "turned.png"), np.rot90(stored, -1))
+    np.testing.assert_array_equal(
+        image_files.load_image(tmp_path / "turned.png"), np.rot90(stored, -1)
+    )
 
 
 def test_load_puts_transparency_on_white(tmp_path):
-    picture = np.array([[[*RED, 255], [*RED, 0], [*BLUE, 0]]], np.uint8)
-    Image.fromarray(picture).save(tmp_path / "rgba.png")
-    np.testing.assert_array_equal(images.load_image(tmp_path / "rgba.png"), [[RED, WHITE, WHITE]])
+    image = np.array([[[*RED, 255], [*RED, 0], [*BLUE, 0]]], np.uint8)
+    Image.fromarray(image).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(
+        image_files.load_image(tmp_path / "rgba.png"), [[RED, WHITE, WHITE]]
+    )
 
     palette = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     palette.putpalette([*RED, *BLUE])
     palette.save(tmp_path / "palette.png", transparency=1)
-    np.testing.assert_array_equal(images.load_image(tmp_path / "palette.png"), [[RED, WHITE]])
+    np.testing.assert_array_equal(image_files.load_image(tmp_path / "palette.png"), [[RED, WHITE]])
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 256)])
@@ -95,12 +99,12 @@ def test_load_turns_grey_to_rgb(tmp_path, dtype, scale):
     grey = np.array([[0, 100, 255]])
     Image.fromarray((grey * scale).astype(dtype)).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(
-        images.load_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=-1)
+        image_files.load_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=-1)
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_unreadable_picture_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_unreadable_image_is_named(tmp_path, content):
     path = tmp_path / "broken.png"
     if content is None:  # a file cut short
         Image.fromarray(
@@ -108,55 +112,53 @@ def test_unreadable_picture_is_named(tmp_path, content):
         ).save(path)
         content = path.read_bytes()[:2000]
     path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"cannot read the picture .*broken\.png .*remove or replace"
-    ):
-        images.load_image(path)
+    with pytest.raises(UserError, match=r"cannot read the image .*broken\.png .*remove or replace"):
+        image_files.load_image(path)
     with pytest.raises(UserError, match=r"absent\.png"):
-        images.load_image(tmp_path / "absent.png")
+        image_files.load_image(tmp_path / "absent.png")
 
 
-def test_grid_places_pictures_row_by_row():
-    pictures = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)])
-    picture = images.grid(pictures, columns=2)
-    margin = images.MARGIN
+def test_grid_places_images_row_by_row():
+    images = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)])
+    image = image_files.grid(images, columns=2)
+    margin = image_files.MARGIN
     cell_height, cell_width = 4 + 2 * margin, 6 + 2 * margin
-    assert picture.shape == (2 * cell_height, 2 * cell_width, 3)
+    assert image.shape == (2 * cell_height, 2 * cell_width, 3)
     for index, value in enumerate((10, 20, 30, 255)):
         top, left = index // 2 * cell_height, index % 2 * cell_width
-        cell = picture[top : top + cell_height, left : left + cell_width]
+        cell = image[top : top + cell_height, left : left + cell_width]
         assert (cell[margin:-margin, margin:-margin] == value).all()
         assert (cell[:margin] == 255).all() and (cell[:, :margin] == 255).all()
 
 
 def test_grid_captions_and_enlarging():
-    pictures = np.full((4, 8, 8, 3), 50, np.uint8)
-    plain = images.grid(pictures, columns=2, enlarge=3)
-    labelled = images.grid(pictures, columns=2, captions=["cats", "Zebras"], enlarge=3)
+    images = np.full((4, 8, 8, 3), 50, np.uint8)
+    plain = image_files.grid(images, columns=2, enlarge=3)
+    labelled = image_files.grid(images, columns=2, captions=["cats", "Zebras"], enlarge=3)
     left = labelled.shape[1] - plain.shape[1]
-    assert plain.shape == (2 * (24 + 2 * images.MARGIN), 2 * (24 + 2 * images.MARGIN), 3)
+    assert plain.shape == (2 * (24 + 2 * image_files.MARGIN), 2 * (24 + 2 * image_files.MARGIN), 3)
     np.testing.assert_array_equal(labelled[:, left:], plain)
     top, bottom = np.split(labelled[:, :left], 2)
     assert top.min() < 128 and bottom.min() < 128  # there is ink in both
     with pytest.raises(ValueError, match="2 rows need as many captions, got 1"):
-        images.grid(pictures, columns=2, captions=["cats"])
+        image_files.grid(images, columns=2, captions=["cats"])
 
 
 def test_check_writable_leaves_nothing(tmp_path):
-    images.check_writable(tmp_path / "new" / "folder" / "grid.png")
+    image_files.check_writable(tmp_path / "new" / "folder" / "grid.png")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_check_writable_says_what_is_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "grid.png"):
-        with pytest.raises(UserError, match="cannot write the picture"):
-            images.check_writable(path)
+        with pytest.raises(UserError, match="cannot write the image"):
+            image_files.check_writable(path)
 
 
-def encoded(picture, form, **options):
+def encoded(image, form, **options):
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, form, **options)
+    Image.fromarray(image).save(file, form, **options)
     return io.BytesIO(file.getvalue())
 
 
@@ -181,12 +183,12 @@ SHORT, ASCII, RATIONAL = 3, 2, 5
         exif(ASCII, 4, b"abc\0", tag=0x8769),
     ],
 )
-def test_odd_metadata_leave_the_picture_as_it_lies(form, block):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+def test_odd_metadata_leave_the_image_as_it_lies(form, block):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     options = {"lossless": True} if form == "WEBP" else {}
-    plain = images.decode_image(encoded(picture, form, **options), "plain")
-    odd = images.decode_image(
-        encoded(picture, form, exif=(b"" if form == "PNG" else b"Exif\0\0") + block, **options),
+    plain = image_files.decode_image(encoded(image, form, **options), "plain")
+    odd = image_files.decode_image(
+        encoded(image, form, exif=(b"" if form == "PNG" else b"Exif\0\0") + block, **options),
         "odd",
     )
     np.testing.assert_array_equal(odd, plain)
@@ -196,47 +198,49 @@ def test_odd_metadata_leave_the_picture_as_it_lies(form, block):
     "segment", [b"\xff\xe0\0\x08JFIF\0\x01", b"\xff\xed\0\x18Photoshop 3.0\x008BIM\x04\x04\xff\xff"]
 )
 def test_a_jpeg_with_an_odd_segment(segment):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    data = encoded(picture, "JPEG").getvalue()
-    odd = images.decode_image(io.BytesIO(data[:2] + segment + data[2:]), "odd")
-    np.testing.assert_array_equal(odd, images.decode_image(io.BytesIO(data), "plain"))
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = encoded(image, "JPEG").getvalue()
+    odd = image_files.decode_image(io.BytesIO(data[:2] + segment + data[2:]), "odd")
+    np.testing.assert_array_equal(odd, image_files.decode_image(io.BytesIO(data), "plain"))
 
 
 def test_a_tiff_with_an_orientation_or_an_odd_one():
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     for kind, value, turns in ((SHORT, 6, -1), (ASCII, "six", 0)):
         fields = ImageFileDirectory_v2()
         fields.tagtype[0x0112] = kind
         fields[0x0112] = value
         np.testing.assert_array_equal(
-            images.decode_image(encoded(picture, "TIFF", tiffinfo=fields), "t"),
-            np.rot90(picture, turns),
+            image_files.decode_image(encoded(image, "TIFF", tiffinfo=fields), "t"),
+            np.rot90(image, turns),
         )
 
 
 @pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
 def test_formats_that_are_opened(form):
-    picture = np.full((4, 6, 3), 255, np.uint8)
-    np.testing.assert_array_equal(images.decode_image(encoded(picture, form), "x.png"), picture)
+    image = np.full((4, 6, 3), 255, np.uint8)
+    np.testing.assert_array_equal(image_files.decode_image(encoded(image, form), "x.png"), image)
 
 
 @pytest.mark.parametrize("form", ["EPS", "PPM", "ICO", "PCX"])
 def test_other_formats_are_not(form):
-    with pytest.raises(images.DamagedPicture, match="it is no BMP, GIF, JPEG, PNG, TIFF or WebP"):
-        images.decode_image(encoded(np.full((16, 16, 3), 255, np.uint8), form), "x.png")
+    with pytest.raises(
+        image_files.DamagedImage, match="it is no BMP, GIF, JPEG, PNG, TIFF or WebP"
+    ):
+        image_files.decode_image(encoded(np.full((16, 16, 3), 255, np.uint8), form), "x.png")
 
 
 def test_a_long_text_or_colour_profile_in_a_png_is_no_damage():
-    picture = np.zeros((2, 2, 3), np.uint8)
+    image = np.zeros((2, 2, 3), np.uint8)
     text = PngInfo()
     text.add_text("prompt", "x" * 2_000_000, zip=True)
     for options in ({"pnginfo": text}, {"icc_profile": bytes(2_000_000)}):
         np.testing.assert_array_equal(
-            images.decode_image(encoded(picture, "PNG", **options), "x"), picture
+            image_files.decode_image(encoded(image, "PNG", **options), "x"), image
         )
 
 
-def test_a_picture_that_would_fill_the_memory():
+def test_a_image_that_would_fill_the_memory():
     """Its file is small: a bit a pixel, all alike. The header is enough."""
 
     def chunk(name, data):
@@ -247,9 +251,9 @@ def test_a_picture_that_would_fill_the_memory():
     for side in (10_000, 40_000):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
         data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10)))
-        with pytest.raises(images.DamagedPicture, match="pixels"), warnings.catch_warnings():
+        with pytest.raises(image_files.DamagedImage, match="pixels"), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            images.decode_image(io.BytesIO(data), "bomb")
+            image_files.decode_image(io.BytesIO(data), "bomb")
 
 
 def test_pipes_devices_and_folders_are_not_opened(tmp_path):
@@ -261,5 +265,5 @@ def test_pipes_devices_and_folders_are_not_opened(tmp_path):
         ("device", "a pipe or a device"),
         ("folder", "a folder"),
     ):
-        with pytest.raises(images.DamagedPicture, match=rf"{name}\.png \(it is {what}\)"):
-            images.load_image(tmp_path / f"{name}.png")
+        with pytest.raises(image_files.DamagedImage, match=rf"{name}\.png \(it is {what}\)"):
+            image_files.load_image(tmp_path / f"{name}.png")

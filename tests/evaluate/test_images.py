@@ -1,4 +1,4 @@
-"""Pictures out of .npz files and folders, batch by batch, and a line for whatever is wrong with them."""
+"""Images out of .npz files and folders, batch by batch, and a line for whatever is wrong with them."""
 
 import io
 import tracemalloc
@@ -10,32 +10,32 @@ import pytest
 from bitdance_jax.data.sources import FolderSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.pictures import ArrayPictures, FolderPictures, NpzPictures, open_pictures
-from bitdance_jax.io import images
+from bitdance_jax.evaluate.images import ArrayImages, FolderImages, NpzImages, open_images
+from bitdance_jax.io import image_files
 
 
-def some_pictures(count=7, height=6, width=8):
+def some_images(count=7, height=6, width=8):
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("batch", [1, 3, 7, 20])
 def test_npz(tmp_path, save, batch):
-    array = some_pictures()
+    array = some_images()
     save(tmp_path / "s.npz", array, arr_1=np.arange(7))
-    pictures = open_pictures(tmp_path / "s.npz")
-    assert (len(pictures), pictures.size) == (7, (6, 8))
+    images = open_images(tmp_path / "s.npz")
+    assert (len(images), images.size) == (7, (6, 8))
     for _ in range(2):
-        batches = list(pictures.batches(batch))
+        batches = list(images.batches(batch))
         np.testing.assert_array_equal(np.concatenate(batches), array)
-    assert [len(b) for b in batches] == [len(b) for b in ArrayPictures(array).batches(batch)]
+    assert [len(b) for b in batches] == [len(b) for b in ArrayImages(array).batches(batch)]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_keeps_memory_flat(tmp_path, save):
     save(tmp_path / "s.npz", np.zeros((400, 64, 64, 3), np.uint8))  # 4.9 MB
     tracemalloc.start()
-    for _ in NpzPictures(tmp_path / "s.npz").batches(10):
+    for _ in NpzImages(tmp_path / "s.npz").batches(10):
         pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -45,7 +45,7 @@ def test_npz_keeps_memory_flat(tmp_path, save):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(3)}, "has no array arr_0, which holds the pictures; it has: mu"),
+        ({"mu": np.zeros(3)}, "has no array arr_0, which holds the images; it has: mu"),
         (
             {"arr_0": np.zeros((2, 4, 4, 3), np.float32)},
             r"uint8 \[N, H, W, 3\], and is float32 \[2, 4, 4, 3\]",
@@ -53,40 +53,40 @@ def test_npz_keeps_memory_flat(tmp_path, save):
         ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"and is uint8 \[2, 3, 4, 4\]"),
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"and is uint8 \[0, 4, 4, 3\]"),
         ({"arr_0": np.zeros((4, 4, 3), np.uint8)}, r"and is uint8 \[4, 4, 3\]"),
-        ({"arr_0": np.asfortranarray(some_pictures())}, "Fortran order"),
+        ({"arr_0": np.asfortranarray(some_images())}, "Fortran order"),
     ],
 )
 def test_npz_with_something_else(tmp_path, arrays, message):
     np.savez(tmp_path / "s.npz", **arrays)
     with pytest.raises(UserError, match=message):
-        NpzPictures(tmp_path / "s.npz")
+        NpzImages(tmp_path / "s.npz")
 
 
 def test_no_npz(tmp_path):
     with pytest.raises(UserError, match="no file"):
-        open_pictures(tmp_path / "s.npz")
+        open_images(tmp_path / "s.npz")
     (tmp_path / "s.npz").write_text("not a zip file")
     with pytest.raises(UserError, match=r"cannot be read as an .npz"):
-        open_pictures(tmp_path / "s.npz")
+        open_images(tmp_path / "s.npz")
     with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
         archive.writestr("arr_0.npy", b"nothing of numpy's")
     with pytest.raises(UserError, match=r"arr_0 of .* is damaged"):
-        open_pictures(tmp_path / "t.npz")
+        open_images(tmp_path / "t.npz")
 
 
 def test_npz_damaged_inside(tmp_path):
     path = tmp_path / "s.npz"
-    np.savez(path, some_pictures())
+    np.savez(path, some_images())
     data = bytearray(path.read_bytes())
     data[500] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"):
-        list(NpzPictures(path).batches(3))
+        list(NpzImages(path).batches(3))
 
 
 @pytest.mark.parametrize("place", ["name", "magic", "size"])
 def test_npz_whose_directory_does_not_fit(tmp_path, place):
-    np.savez(tmp_path / "s.npz", some_pictures())
+    np.savez(tmp_path / "s.npz", some_images())
     data = (tmp_path / "s.npz").read_bytes()
     start, central = data.index(b"PK\x03\x04"), data.index(b"PK\x01\x02")
     at, value = {
@@ -96,98 +96,98 @@ def test_npz_whose_directory_does_not_fit(tmp_path, place):
     }[place]
     (tmp_path / "s.npz").write_bytes(data[:at] + value + data[at + len(value) :])
     with pytest.raises(UserError, match=r"s\.npz (is damaged|cannot be read)"):
-        NpzPictures(tmp_path / "s.npz")
+        NpzImages(tmp_path / "s.npz")
 
 
 def test_npz_cut_short_inside(tmp_path):
-    """A header that promises more pictures than follow."""
-    np.save(tmp_path / "a.npy", some_pictures())
+    """A header that promises more images than follow."""
+    np.save(tmp_path / "a.npy", some_images())
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         archive.writestr("arr_0.npy", (tmp_path / "a.npy").read_bytes()[:-5])
     with pytest.raises(UserError, match="is cut short"):
-        list(NpzPictures(tmp_path / "s.npz").batches(3))
+        list(NpzImages(tmp_path / "s.npz").batches(3))
 
 
 def test_npz_of_another_size(tmp_path):
-    np.savez(tmp_path / "s.npz", some_pictures())
+    np.savez(tmp_path / "s.npz", some_images())
     with pytest.raises(UserError, match="are 6 x 8, and 6 x 6 are needed"):
-        open_pictures(tmp_path / "s.npz", 6)
+        open_images(tmp_path / "s.npz", 6)
 
 
-def save_folder(folder, pictures):
-    for i, picture in enumerate(pictures):
-        images.save_png(folder / f"class {i % 2}" / f"{i}.png", picture)
-    (folder / "class 0" / "notes.txt").write_text("no picture")
+def save_folder(folder, images):
+    for i, image in enumerate(images):
+        image_files.save_png(folder / f"class {i % 2}" / f"{i}.png", image)
+    (folder / "class 0" / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_text("nor this")
     return folder
 
 
 def test_folder(tmp_path):
-    array = some_pictures()
-    pictures = open_pictures(save_folder(tmp_path, array))
-    assert (len(pictures), pictures.size) == (7, (6, 8))
-    batches = list(pictures.batches(3))
+    array = some_images()
+    images = open_images(save_folder(tmp_path, array))
+    assert (len(images), images.size) == (7, (6, 8))
+    batches = list(images.batches(3))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(batches), array[[0, 2, 4, 6, 1, 3, 5]])
 
 
 def test_folder_cropped(tmp_path):
-    array = [*some_pictures(2, 12, 8), *some_pictures(1, 5, 9)]
-    pictures = FolderPictures(save_folder(tmp_path, array), crop=6)
-    assert pictures.size == (6, 6)
+    array = [*some_images(2, 12, 8), *some_images(1, 5, 9)]
+    images = FolderImages(save_folder(tmp_path, array), crop=6)
+    assert images.size == (6, 6)
     expected = [centre_crop(array[i], 6) for i in (0, 2, 1)]
-    np.testing.assert_array_equal(np.concatenate(list(pictures.batches(2))), expected)
+    np.testing.assert_array_equal(np.concatenate(list(images.batches(2))), expected)
 
 
 def test_folder_of_several_sizes(tmp_path):
-    pictures = FolderPictures(save_folder(tmp_path, [*some_pictures(3), *some_pictures(1, 8, 8)]))
-    with pytest.raises(UserError, match=r"3.png is 8 x 8 and the first picture 6 x 8"):
-        list(pictures.batches(2))
+    images = FolderImages(save_folder(tmp_path, [*some_images(3), *some_images(1, 8, 8)]))
+    with pytest.raises(UserError, match=r"3.png is 8 x 8 and the first image 6 x 8"):
+        list(images.batches(2))
 
 
-def test_folder_without_pictures(tmp_path):
+def test_folder_without_images(tmp_path):
     (tmp_path / "photo.heic").touch()
     with pytest.raises(
-        UserError, match=r"holds no pictures .*files left out by their ending: 1 \(\.heic 1\)"
+        UserError, match=r"holds no images .*files left out by their ending: 1 \(\.heic 1\)"
     ):
-        FolderPictures(tmp_path)
-    with pytest.raises(UserError, match="no picture folder"):
-        FolderPictures(tmp_path / "nowhere")
+        FolderImages(tmp_path)
+    with pytest.raises(UserError, match="no image folder"):
+        FolderImages(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("crop", [None, 6])
 @pytest.mark.parametrize("damaged", [0, 3, 6])
-def test_a_damaged_picture_is_left_out(tmp_path, capfd, crop, damaged):
-    array = some_pictures()
+def test_a_damaged_image_is_left_out(tmp_path, capfd, crop, damaged):
+    array = some_images()
     order = [0, 2, 4, 6, 1, 3, 5]
     folder = save_folder(tmp_path, array)
     (folder / f"class {order[damaged] % 2}" / f"{order[damaged]}.png").write_text("damaged")
-    pictures = FolderPictures(folder, crop)
+    images = FolderImages(folder, crop)
     for _ in range(2):
-        batches = list(pictures.batches(2))
+        batches = list(images.batches(2))
         assert [len(batch) for batch in batches] == [2, 2, 2]
     kept = array[[number for number in order if number != order[damaged]]]
     np.testing.assert_array_equal(
         np.concatenate(batches), [centre_crop(p, 6) if crop else p for p in kept]
     )
-    assert list(pictures.damaged.values()) == [2]
-    assert capfd.readouterr().err.count("warning: cannot read the picture") == 1
+    assert list(images.damaged.values()) == [2]
+    assert capfd.readouterr().err.count("warning: cannot read the image") == 1
 
 
-def test_nothing_but_damaged_pictures(tmp_path):
+def test_nothing_but_damaged_images(tmp_path):
     for number in range(150):
         (tmp_path / f"{number}.png").write_text("damaged")
-    with pytest.raises(UserError, match="none of the 150 pictures"):
-        FolderPictures(tmp_path)
-    with pytest.raises(UserError, match="101 of the last 101 pictures could not be read"):
-        list(FolderPictures(tmp_path, 6).batches(2))
+    with pytest.raises(UserError, match="none of the 150 images"):
+        FolderImages(tmp_path)
+    with pytest.raises(UserError, match="101 of the last 101 images could not be read"):
+        list(FolderImages(tmp_path, 6).batches(2))
     for number in range(100):
         (tmp_path / f"{number}.png").unlink()
-    with pytest.raises(UserError, match="none of the 50 pictures in"):
-        list(FolderPictures(tmp_path, 6).batches(2))
+    with pytest.raises(UserError, match="none of the 50 images in"):
+        list(FolderImages(tmp_path, 6).batches(2))
 
 
-def test_training_and_evaluation_see_the_same_pictures(tmp_path):
+def test_training_and_evaluation_see_the_same_images(tmp_path):
     for name in (
         "cats/a.png",
         "cats/deep/b.GIF",
@@ -196,15 +196,15 @@ def test_training_and_evaluation_see_the_same_pictures(tmp_path):
         "elsewhere/e.tiff",
         "cats/notes.txt",
     ):
-        images.save_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
+        image_files.save_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     (tmp_path / "train").mkdir()
     (tmp_path / "cats").rename(tmp_path / "train" / "cats")
     (tmp_path / "train" / "cats" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "train" / "cats" / "circle").symlink_to(tmp_path / "train" / "cats")
     (tmp_path / "train" / "cats" / "f.png").symlink_to(tmp_path / "elsewhere" / "e.tiff")
-    pictures, source = FolderPictures(tmp_path / "train"), FolderSource(tmp_path / "train")
-    assert len(source) == len(pictures) == len(next(pictures.batches(9))) == 4
-    assert source.left_out == pictures.left_out == {".txt": 1}
+    images, source = FolderImages(tmp_path / "train"), FolderSource(tmp_path / "train")
+    assert len(source) == len(images) == len(next(images.batches(9))) == 4
+    assert source.left_out == images.left_out == {".txt": 1}
 
 
 @pytest.mark.parametrize("shape", [(-5, 4, 4, 3), (10**12, 4, 4, 3), (2, 10**6, 10**6, 3)])
@@ -216,4 +216,4 @@ def test_npz_with_an_impossible_shape(tmp_path, shape):
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(96))
     with pytest.raises(UserError):
-        NpzPictures(tmp_path / "s.npz")
+        NpzImages(tmp_path / "s.npz")

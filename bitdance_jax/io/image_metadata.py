@@ -1,4 +1,4 @@
-"""Pictures without their metadata, for the pixels of files whose metadata Pillow cannot read."""
+"""Images without their metadata, for the pixels of files whose metadata Pillow cannot read."""
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: reading, writing, the models' number range, and grids of samples."""
+"""Images in and out: reading, writing, the models' number range, and grids of samples."""
 
 import io
 import os
@@ -13,13 +13,13 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.files import replacing
-from bitdance_jax.io.picture_metadata import without_metadata
+from bitdance_jax.io.image_metadata import without_metadata
 
 
 # numpy stays numpy and JAX stays JAX.
 T = TypeVar("T", Array, np.ndarray)
 
-MARGIN = 2  # pixels of white around each picture of a grid
+MARGIN = 2  # pixels of white around each image of a grid
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What is opened, by its contents. Pillow knows more: for one of them it starts another program, Ghostscript."""
@@ -28,10 +28,10 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of their names."""
 
 MAX_GRID_PIXELS = 2**28
-"""Of a grid of pictures; that many take 2 GB while it is made."""
+"""Of a grid of images; that many take 2 GB while it is made."""
 
 MAX_PIXELS = 2**30 // 12
-"""Of a picture that is opened. One of 89 megapixels takes 1 GB while it is decoded; its file may have a thousandth of that."""
+"""Of an image that is opened. One of 89 megapixels takes 1 GB while it is decoded; its file may have a thousandth of that."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +42,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""What turns an image upright, by its EXIF orientation."""
 
 
 def to_model(image: UInt8[T, "*B H W C"]) -> Float32[T, "*B H W C"]:
@@ -56,23 +56,21 @@ def to_uint8(image: Float[T, "*B H W C"]) -> UInt8[T, "*B H W C"]:
     return (127.5 * image + 128).clip(0, 255).astype("int32").astype("uint8")
 
 
-class DamagedPicture(UserError):
-    """A picture that cannot be read; the loader of training pictures goes on without it."""
+class DamagedImage(UserError):
+    """An image that cannot be read; the loader of training images goes on without it."""
 
 
 def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture file as RGB: turned upright by its EXIF orientation, transparency on white. Of several frames the first.
+    """An image file as RGB: turned upright by its EXIF orientation, transparency on white. Of several frames the first.
 
     Raises:
-      DamagedPicture: the file is missing, damaged, too large or no picture of `FORMATS`.
+      DamagedImage: the file is missing, damaged, too large or no image of `FORMATS`.
     """
     if os.path.exists(path) and not os.path.isfile(
         path
     ):  # to open a pipe would wait for its writer
         what = "folder" if os.path.isdir(path) else "pipe or a device"
-        raise DamagedPicture(
-            f"cannot read the picture {os.fspath(path)} (it is a {what}); remove it"
-        )
+        raise DamagedImage(f"cannot read the image {os.fspath(path)} (it is a {what}); remove it")
     return decode_image(path, os.fspath(path))
 
 
@@ -92,12 +90,10 @@ def decode_image(
         return _decode(io.BytesIO(bare))
     except UnidentifiedImageError:
         what = "it is no BMP, GIF, JPEG, PNG, TIFF or WebP"
-        raise DamagedPicture(
-            f"cannot read the picture {name} ({what}); remove or replace it"
-        ) from None
+        raise DamagedImage(f"cannot read the image {name} ({what}); remove or replace it") from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise DamagedPicture(
-            f"cannot read the picture {name} ({error}); remove or replace it"
+        raise DamagedImage(
+            f"cannot read the image {name} ({error}); remove or replace it"
         ) from error
 
 
@@ -131,7 +127,7 @@ def _upright(opened: Image.Image) -> Image.Image:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Tries to write where a picture shall lie, before long work rather than after it, and leaves nothing there.
+    """Tries to write where an image shall lie, before long work rather than after it, and leaves nothing there.
 
     Raises:
       UserError: no file can be written there.
@@ -142,13 +138,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise IsADirectoryError(None, "it is a folder")
         if path.exists() and not path.is_file():
             raise OSError(None, "it is a device or a pipe; name a file")
-        # Folders that are missing are made with the picture: by then its model and its prompt are known to be good.
+        # Folders that are missing are made with the image: by then its model and its prompt are known to be good.
         with tempfile.TemporaryFile(
             dir=next(folder for folder in path.absolute().parents if folder.exists())
         ):
             pass
     except OSError as error:
-        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the image {path}: {error.strerror or error}") from error
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) -> None:
@@ -157,16 +153,16 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) ->
     Raises:
       UserError: it cannot be written (permissions, full disk).
     """
-    with replacing(path, "the picture ") as temporary:
+    with replacing(path, "the image ") as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
 def check_grid(count: int, height: int, width: int) -> None:
-    """Raises a UserError if so many pictures of a size are too many for one grid."""
+    """Raises a UserError if so many images of a size are too many for one grid."""
     if count * height * width > MAX_GRID_PIXELS:
         most = MAX_GRID_PIXELS // (height * width)
         raise UserError(
-            f"a grid of {count:,} pictures of {width} x {height} is too large; {most:,} are the most"
+            f"a grid of {count:,} images of {width} x {height} is too large; {most:,} are the most"
         )
 
 
@@ -177,13 +173,13 @@ def grid(
     *,
     enlarge: int = 1,
 ) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
-    """Pictures side by side on white, row by row; a last row that is not full ends in white.
+    """Images side by side on white, row by row; a last row that is not full ends in white.
 
     Args:
-      images: the pictures.
-      columns: pictures in a row.
+      images: the images.
+      columns: images in a row.
       captions: one label for each row, written to its left.
-      enlarge: whole factor by which each picture grows.
+      enlarge: whole factor by which each image grows.
     """
     count, height, width, _ = images.shape
     rows = -(-count // columns)
@@ -201,8 +197,8 @@ def grid(
         )
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        picture = Image.fromarray(image)
+        image = Image.fromarray(image)
         if enlarge > 1:
-            picture = picture.resize((width * enlarge, height * enlarge), Image.Resampling.LANCZOS)
-        canvas.paste(picture, (left + column * cell_width + MARGIN, row * cell_height + MARGIN))
+            image = image.resize((width * enlarge, height * enlarge), Image.Resampling.LANCZOS)
+        canvas.paste(image, (left + column * cell_width + MARGIN, row * cell_height + MARGIN))
     return np.asarray(canvas)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bitdance_jax.io.picture_metadata import without_metadata
+from bitdance_jax.io.image_metadata import without_metadata
 
 
 def encoded(image, form, **options):
@@ -17,8 +17,8 @@ def encoded(image, form, **options):
 
 
 def pixels(data):
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGBA"))
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGBA"))
 
 
 @pytest.mark.parametrize(

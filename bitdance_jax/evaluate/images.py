@@ -1,4 +1,4 @@
-"""Pictures to be scored, read batch by batch: an .npz as ADM's suite takes it, a folder, or an array."""
+"""Images to be scored, read batch by batch: an .npz as ADM's suite takes it, a folder, or an array."""
 
 import math
 import os
@@ -13,20 +13,20 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax.data.listing import left_out_text, list_pictures
+from bitdance_jax.data.listing import left_out_text, list_images
 from bitdance_jax.data.records import Skipped, reading
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import inputs
-from bitdance_jax.io.images import MAX_PIXELS, SUFFIXES, DamagedPicture, load_image
+from bitdance_jax.io.image_files import MAX_PIXELS, SUFFIXES, DamagedImage, load_image
 
 
 ARRAY = "arr_0"
 
 
 @runtime_checkable
-class Pictures(Protocol):
-    """uint8 RGB pictures of one size.
+class Images(Protocol):
+    """uint8 RGB images of one size.
 
     Attributes:
       size: height and width.
@@ -37,12 +37,12 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, count: int) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-        """All pictures in order, `count` at a time; the last batch may be smaller."""
+        """All images in order, `count` at a time; the last batch may be smaller."""
         ...
 
 
-class ArrayPictures:
-    """Pictures in memory."""
+class ArrayImages:
+    """Images in memory."""
 
     def __init__(self, array: UInt8[np.ndarray, "N H W 3"]) -> None:
         self._array = array
@@ -56,7 +56,7 @@ class ArrayPictures:
             yield self._array[start : start + count]
 
 
-class NpzPictures:
+class NpzImages:
     """`arr_0` of an .npz, read in place: memory holds one batch, whether the file is compressed or not.
 
     Raises:
@@ -102,7 +102,7 @@ class NpzPictures:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if ARRAY not in names:
             raise UserError(
-                f"{self._path} has no array {ARRAY}, which holds the pictures; it has: {', '.join(names) or 'nothing'}"
+                f"{self._path} has no array {ARRAY}, which holds the images; it has: {', '.join(names) or 'nothing'}"
             )
         try:
             member = archive.open(f"{ARRAY}.npy")
@@ -134,11 +134,11 @@ class NpzPictures:
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or min(shape) < 1:
             what = f"{dtype} {list(shape)}" + (" in Fortran order" if fortran_order else "")
             raise UserError(
-                f"{ARRAY} of {self._path} must be pictures, uint8 [N, H, W, 3], and is {what}"
+                f"{ARRAY} of {self._path} must be images, uint8 [N, H, W, 3], and is {what}"
             )
         if shape[1] * shape[2] > MAX_PIXELS:
             raise UserError(
-                f"the pictures of {self._path} are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels"
+                f"the images of {self._path} are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels"
             )
         return shape
 
@@ -154,31 +154,31 @@ class NpzPictures:
         return data
 
 
-class FolderPictures:
-    """All pictures of a folder, at any depth, sorted by path (`data.listing`). Damaged ones are named on stderr and left out.
+class FolderImages:
+    """All images of a folder, at any depth, sorted by path (`data.listing`). Damaged ones are named on stderr and left out.
 
     Args:
       path: the folder.
-      crop: side of the square that is cut from the centre, as ADM's reference pictures were made; None if they have one size already.
+      crop: side of the square that is cut from the centre, as ADM's reference images were made; None if they have one size already.
 
     Attributes:
       left_out: how many other files there are, by their ending.
-      damaged: the complaints about damaged pictures met so far.
+      damaged: the complaints about damaged images met so far.
 
     Raises:
-      UserError: no such folder, no pictures; while reading, too many damaged ones, or without `crop` one of another size than the first.
+      UserError: no such folder, no images; while reading, too many damaged ones, or without `crop` one of another size than the first.
     """
 
     def __init__(self, path: str | os.PathLike[str], crop: int | None = None) -> None:
         self._folder = os.fspath(path)
         if not Path(path).is_dir():
-            raise UserError(f"no picture folder {self._folder}")
+            raise UserError(f"no image folder {self._folder}")
         with reading(path):
-            self._paths, self.left_out = list_pictures(path)
+            self._paths, self.left_out = list_images(path)
         if not self._paths:
             others = f"; {text}" if (text := left_out_text(self.left_out)) else ""
             raise UserError(
-                f"the folder {self._folder} holds no pictures ({', '.join(SUFFIXES)}){others}"
+                f"the folder {self._folder} holds no images ({', '.join(SUFFIXES)}){others}"
             )
         self._crop = crop
         self._skipped = Skipped("it is left out")
@@ -201,10 +201,10 @@ class FolderPictures:
         if batch:
             yield np.stack(batch)
         if not found:
-            raise UserError(f"none of the {len(self)} pictures in {self._folder} can be read")
+            raise UserError(f"none of the {len(self)} images in {self._folder} can be read")
 
     def _whole(self, *, ahead: int) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """The pictures that are not damaged, so many of them loaded ahead by threads."""
+        """The images that are not damaged, so many of them loaded ahead by threads."""
         with ThreadPoolExecutor() as pool:
             loading: deque[Future[np.ndarray]] = deque()
             for path in [*self._paths, *[None] * min(ahead, len(self))]:
@@ -213,22 +213,22 @@ class FolderPictures:
                 if path is None or len(loading) > ahead:
                     try:
                         image = loading.popleft().result()
-                    except DamagedPicture as error:
+                    except DamagedImage as error:
                         self._skipped.add([str(error)], 1)
                     else:
                         self._skipped.add((), 1)
                         yield image
 
     def _first_size(self) -> tuple[int, int]:
-        """Of the first picture that can be read."""
+        """Of the first image that can be read."""
         for path in self._paths:
             try:
                 height, width, _ = load_image(path).shape
                 return height, width
-            except DamagedPicture as error:
+            except DamagedImage as error:
                 last = error
         raise UserError(
-            f"none of the {len(self)} pictures in {self._folder} can be read; the last: {last}"
+            f"none of the {len(self)} images in {self._folder} can be read; the last: {last}"
         )
 
     def _load(self, path: str) -> UInt8[np.ndarray, "H W 3"]:
@@ -238,23 +238,23 @@ class FolderPictures:
         if image.shape[:2] != self.size:
             (height, width), (first_height, first_width) = image.shape[:2], self.size
             raise UserError(
-                f"{path} is {height} x {width} and the first picture {first_height} x {first_width}; make them one size"
+                f"{path} is {height} x {width} and the first image {first_height} x {first_width}; make them one size"
             )
         return image
 
 
-def open_pictures(path: str | os.PathLike[str], size: int | None = None) -> Pictures:
-    """The pictures of a folder, cropped to squares of `size` pixels if that is given, or of an .npz, which must have that size already.
+def open_images(path: str | os.PathLike[str], size: int | None = None) -> Images:
+    """The images of a folder, cropped to squares of `size` pixels if that is given, or of an .npz, which must have that size already.
 
     Raises:
       UserError: see the two classes; or an .npz of another size.
     """
     if Path(path).is_dir():
-        return FolderPictures(path, size)
-    pictures = NpzPictures(path)
-    if size is not None and pictures.size != (size, size):
-        height, width = pictures.size
+        return FolderImages(path, size)
+    images = NpzImages(path)
+    if size is not None and images.size != (size, size):
+        height, width = images.size
         raise UserError(
-            f"the pictures of {os.fspath(path)} are {height} x {width}, and {size} x {size} are needed here"
+            f"the images of {os.fspath(path)} are {height} x {width}, and {size} x {size} are needed here"
         )
-    return pictures
+    return images
