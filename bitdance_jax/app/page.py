@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitdance_jax import ClassConditionalPipeline, TextToImage
 from bitdance_jax.app.background import in_thread
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import save_png
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.partial import Partial
-from bitdance_jax.pipelines.text_to_image import parse_size
+from bitdance_jax.pipelines.text_to_image import TextToImage, parse_size
 
 
 ABOUT = "Draws images as BitDance does: patch after patch, each in a few steps of a diffusion over bits. They appear while they are drawn."

@@ -29,7 +29,7 @@ from bitdance_jax.io.image_files import DamagedImage
 
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LABEL = np.dtype("<i4")
 PROBES = 8  # images that tell one source from another
 

@@ -289,8 +289,8 @@ def test_manifests_that_cannot_be_read(tmp_path, whole):
         (text[:-20], "cannot be read: Input data was truncated; make the tokens anew"),
         (text.replace('"records"', '"recordz"'), "unknown fields: recordz"),
         (
-            text.replace('"format_version": 2', '"format_version": 1'),
-            "is of format 1, and this package reads 2; make the tokens anew$",
+            text.replace('"format_version": 3', '"format_version": 1'),
+            "is of format 1, and this package reads 3; make the tokens anew$",
         ),
     ):
         assert changed != text
