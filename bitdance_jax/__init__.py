@@ -25,7 +25,7 @@ from bitdance_jax.config import (
     TextToImageConfig,
     TokenizerConfig,
 )
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError, ResourceError, UserError
 from bitdance_jax.perf.no_tpu import quiet_libtpu
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.pipelines.load import load
@@ -37,7 +37,10 @@ quiet_libtpu()  # before anything asks JAX for devices
 __all__ = [
     "ClassConditionalConfig",
     "ClassConditionalPipeline",
+    "ConfigError",
+    "FileError",
     "MeshConfig",
+    "ResourceError",
     "SamplerConfig",
     "TextToImage",
     "TextToImageConfig",

@@ -1,17 +1,52 @@
-"""What the command-line tools show as a single line."""
+"""Errors that a user can fix; the commands print their message as a single line."""
 
+import os
 import reprlib
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the thing and the mend; the tools print it and exit with status 2."""
+    """Base of the errors that a user can fix. The commands exit with status 2.
+
+    The message is one line that names the cause and the fix. It writes the names of arguments and of
+    config fields as in Python (`batch_size`, `mesh.tensor`, `force=True`); the commands print them as
+    flags (`--batch-size`, `--mesh.tensor`, `--force`).
+    """
+
+
+class ConfigError(UserError):
+    """An argument or a configuration that cannot work.
+
+    Attributes:
+      field: the name of the argument or field, such as "batch_size" or "mesh.tensor"; None if no
+        single one is at fault.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class FileError(UserError):
+    """A file or folder that is missing or damaged, or cannot be read or written.
+
+    Attributes:
+      path: its path as the user gave it, if known.
+    """
+
+    def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(message)
+        self.path = None if path is None else os.fspath(path)
+
+
+class ResourceError(UserError):
+    """Too little memory on the devices or the host, or too little space on the disk."""
 
 
 class Interrupted(BaseException):
-    """A signal stopped the run, which is saved. Nothing has failed: `except Exception` lets it pass.
+    """A signal stopped a run after it was saved. `except Exception` does not catch it.
 
     Attributes:
-      exit_code: the shell's for that signal: 128 + its number.
+      exit_code: as shells report the signal: 128 + its number.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -20,13 +55,15 @@ class Interrupted(BaseException):
 
 
 def short(value: object) -> str:
-    """A value from outside for a message: its `repr` on one line, with the middle left out of what is long, deep or in circles."""
+    """The `repr` of a value on one line, abbreviated, for a message."""
     try:
         return " ".join(_SHORT.repr(value).split())
-    except ValueError:  # Python 3.11 writes no integer of more than 4300 digits.
-        return "a number of too many digits"
+    except ValueError:  # Python 3.11 prints no integer of more than 4300 digits.
+        return "a number with too many digits"
 
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxstring = 60
+_SHORT.maxother = 60
+_SHORT.maxlong = 60

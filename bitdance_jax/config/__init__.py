@@ -11,7 +11,7 @@ from bitdance_jax.config.model import (
     TokenizerConfig,
     TransformerConfig,
 )
-from bitdance_jax.config.plain import Config, ConfigError, from_dict, to_dict
+from bitdance_jax.config.plain import Config, from_dict, to_dict
 from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (
     ClassConditionalTraining,
@@ -24,6 +24,7 @@ from bitdance_jax.config.training import (
     Training,
     TrainingConfig,
 )
+from bitdance_jax.errors import ConfigError
 
 
 __all__ = [

@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import ConfigError, short
 
 
 T = TypeVar("T")
@@ -18,10 +18,6 @@ T = TypeVar("T")
 IS_PATH = "path"
 PathName = Annotated[str, IS_PATH]
 """Type of a command's flags and of config fields that are paths: `command_line.parse` passes them through `files.named`."""
-
-
-class ConfigError(UserError):
-    """A configuration that cannot work; the message names the field and the mend in one line."""
 
 
 class Range(NamedTuple):
@@ -59,7 +55,7 @@ class Range(NamedTuple):
             wanted = "be positive"
         elif not low and self.low == 0 and math.isinf(self.high):
             wanted = "not be negative"
-        raise ConfigError(f"{where} must {wanted}, got {short(value)}")
+        raise ConfigError(f"{where} must {wanted}, got {short(value)}", where)
 
 
 Size = Annotated[int, Range(1, 2**20)]
@@ -92,10 +88,10 @@ class Config:
             object.__setattr__(self, name, checked(hint, getattr(self, name), name))
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises a ConfigError with the message unless the condition holds."""
+def require(condition: bool, message: str, field: str | None = None) -> None:
+    """Raises a ConfigError with the message, about the field, unless the condition holds."""
     if not condition:
-        raise ConfigError(message)
+        raise ConfigError(message, field)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -106,7 +102,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     """The config that `to_dict` wrote; unknown, missing and ill-typed fields are ConfigErrors that name them."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}")
+        raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}", where)
     hints = field_types(cls)  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(hints))
     require(
@@ -144,12 +140,18 @@ def checked(hint: Any, value: Any, where: str) -> Any:
         return checked(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         known = any(isinstance(value, type(choice)) and value == choice for choice in args)
-        require(known, f"{where} must be one of {', '.join(map(str, args))}, got {short(value)}")
+        require(
+            known, f"{where} must be one of {', '.join(map(str, args))}, got {short(value)}", where
+        )
         return value
     if origin is tuple:
-        require(isinstance(value, list | tuple), f"{where} must be a list, got {short(value)}")
+        require(
+            isinstance(value, list | tuple), f"{where} must be a list, got {short(value)}", where
+        )
         count = len(value) if Ellipsis in args else len(args)
-        require(len(value) == count, f"{where} must have {count} entries, got {short(value)}")
+        require(
+            len(value) == count, f"{where} must have {count} entries, got {short(value)}", where
+        )
         return tuple(checked(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
@@ -159,7 +161,7 @@ def checked(hint: Any, value: Any, where: str) -> Any:
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         number = _finite(value)
-        require(number is not None, f"{where} must be a finite number, got {short(value)}")
+        require(number is not None, f"{where} must be a finite number, got {short(value)}", where)
         return number
     if hint is int and not isinstance(value, bool):
         try:
@@ -169,7 +171,7 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} must be {hint.__name__}, got {short(value)}")
+        raise ConfigError(f"{where} must be {hint.__name__}, got {short(value)}", where)
     return value
 
 

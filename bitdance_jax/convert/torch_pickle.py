@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import FileError, UserError, short
 
 
 STORAGES = {
@@ -61,7 +61,7 @@ MAX_REPEATED = 2**20
 """Elements of a tensor that has more of them than its storage: PyTorch can save what `expand` made of a few numbers."""
 
 
-class Refused(UserError):
+class Refused(FileError):
     """The pickle asks for more than data."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io.files import replacing
 from bitdance_jax.io.image_metadata import without_metadata
 
@@ -56,7 +56,7 @@ def to_uint8(image: Float[T, "*B H W C"]) -> UInt8[T, "*B H W C"]:
     return (127.5 * image + 128).clip(0, 255).astype("int32").astype("uint8")
 
 
-class DamagedImage(UserError):
+class DamagedImage(FileError):
     """An image that cannot be read; the loader of training images goes on without it."""
 
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from etils import epath
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ ZIP_ERRORS = (
 """What zipfile raises for a file that it cannot read."""
 
 
-class MissingFile(UserError):
+class MissingFile(FileError):
     """There is no such file."""
 
 
@@ -69,7 +69,7 @@ def check_file(path: Path) -> epath.Path:
     except UserError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFile(f"there is no file {place}") from error
+        raise MissingFile(f"there is no file {place}", place) from error
     except OSError as error:
         raise UserError(f"{place} cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # of os.stat, for NUL characters

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ResourceError
 from bitdance_jax.perf.hardware import Chip, chip_of
 from bitdance_jax.plan import hlo
 from bitdance_jax.plan.cost import Cost, costs
@@ -19,7 +19,7 @@ from bitdance_jax.plan.programs import Program
 from bitdance_jax.plan.schedule import scheduled_seconds
 
 
-class DoesNotFit(UserError):
+class DoesNotFit(ResourceError):
     """The program needs more memory than a device has."""
 
 
