@@ -27,8 +27,8 @@ from bitdance_jax.cli.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.config.model import SolverName
 from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Range, Share
-from bitdance_jax.distributed import hosts
-from bitdance_jax.distributed.agreement import agree, agree_on_config
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.consistency import check_same, check_same_config
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files, saved_models
 from bitdance_jax.io.files import check_ending
@@ -70,7 +70,7 @@ class Arguments(Flags):
       num_images: N for --npz; 50,000 if left out.
       overwrite: replace an .npz that is there, or an unfinished one that is damaged or was begun otherwise.
       multi_host: this is one of several processes, on as many hosts, that draw an .npz or prompts together
-        (bitdance_jax/distributed/hosts.py); all get the same flags, and process 0 writes.
+        (bitdance_jax/distributed/multihost.py); all get the same flags, and process 0 writes.
     """
 
     checkpoint: PathName = "emoji"
@@ -104,13 +104,13 @@ class Arguments(Flags):
 
 def main() -> int:
     arguments = parse(Arguments)
-    if arguments.multi_host and not hosts.start():
+    if arguments.multi_host and not multihost.initialize():
         raise UserError(
             "--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
-    with hosts.together():
+    with multihost.stop_all_on_error():
         if arguments.multi_host:
-            agree_on_config(arguments)
+            check_same_config(arguments)
         if arguments.compilation_cache is not None:
             keep_compiled(arguments.compilation_cache)
         return draw(arguments)
@@ -151,7 +151,7 @@ def draw(arguments: Arguments) -> int:
         return 0
     try:
         check_unchanged(arguments.checkpoint, mark)
-        agree({"the checkpoint's config and weights": mark})
+        check_same({"the checkpoint's config and weights": mark})
         write_npz(arguments, arguments.npz, mark, model, sampler)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
@@ -194,7 +194,7 @@ def draw_prompts(arguments: Arguments) -> None:
     size = "1024x1024" if arguments.size is None else arguments.size
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
     image_files.check_grid(len(prompts) * each, *parse_size(size))
-    hosts.on_first(lambda: image_files.check_writable(arguments.out))
+    multihost.on_process_0(lambda: image_files.check_writable(arguments.out))
     model = TextToImage(
         arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights
     )
@@ -207,7 +207,7 @@ def draw_prompts(arguments: Arguments) -> None:
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,
         progress=jax.process_index() == 0,
     )
-    hosts.on_first(lambda: save_prompts(arguments.out, images, len(prompts)))
+    multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts)))
 
 
 def save_prompts(path: str, images: UInt8[np.ndarray, "N H W 3"], prompts: int) -> None:

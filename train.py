@@ -11,8 +11,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from bitdance_jax.cli.command_line import is_given, parse, run
 from bitdance_jax.cli.config_file import load_config
-from bitdance_jax.distributed import hosts, sharding
-from bitdance_jax.distributed.agreement import agree_on_config
+from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
@@ -31,9 +31,9 @@ def launch() -> None:
     path, *flags = sys.argv[1:]
     default = load_config(path)
     config = parse(type(default), flags, default, prog=f"train.py {path}")
-    hosts.start(config.hosts)
-    with hosts.together():
-        agree_on_config(config)
+    multihost.initialize(config.hosts)
+    with multihost.stop_all_on_error():
+        check_same_config(config)
         # What takes a moment to find comes before what takes minutes: indexing images, loading weights, compiling.
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)

@@ -53,7 +53,7 @@ from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.models.class_conditional import ClassConditional
 from bitdance_jax.nn import quantize
 from bitdance_jax.nn.attention import Kernel
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.pipelines import memory
 from bitdance_jax.pipelines.class_conditional import (

@@ -20,7 +20,7 @@ from bitdance_jax.cli.command_line import parse, run
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.class_conditional import image_keys, sample_labels
 from bitdance_jax.sampling.next_patch import resolve
 

@@ -26,7 +26,7 @@ from bitdance_jax.config import (
     TokenizerConfig,
 )
 from bitdance_jax.errors import ConfigError, FileError, ResourceError, UserError
-from bitdance_jax.perf.no_tpu import quiet_libtpu
+from bitdance_jax.perf.libtpu import quiet_libtpu
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.pipelines.load import load
 from bitdance_jax.pipelines.text_to_image import TextToImage

@@ -20,8 +20,8 @@ from bitdance_jax.config.plain import BatchSize, ImageSide, PathName, Range, See
 from bitdance_jax.data.sources import open_source, summary
 from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
 from bitdance_jax.data.tokens import Versions
-from bitdance_jax.distributed import hosts
-from bitdance_jax.distributed.agreement import agree_on_config
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.files import only_writer, remove_leftovers
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
@@ -64,9 +64,9 @@ class Arguments(Flags):
 
 def main() -> None:
     arguments = parse(Arguments, prog="python -m bitdance_jax.data.tokenize")
-    hosts.start(arguments.hosts)
-    with hosts.together():
-        agree_on_config(arguments)
+    multihost.initialize(arguments.hosts)
+    with multihost.stop_all_on_error():
+        check_same_config(arguments)
         _tokenize(arguments)
 
 
@@ -88,8 +88,8 @@ def _tokenize(arguments: Arguments) -> None:
         remove_leftovers(folder, below=False)
         prepare(folder, manifest)
 
-    with hosts.entered_by_first(only_writer(folder, is_folder=True)):
-        hosts.on_first(begin)
+    with multihost.entered_on_process_0(only_writer(folder, is_folder=True)):
+        multihost.on_process_0(begin)
         if jax.process_index() > 0:
             prepare(
                 folder, manifest

@@ -12,7 +12,7 @@ VARIABLES = "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCES
 
 
 def job(config: HostsConfig) -> Job | None:
-    """The job of this process, None if it is alone: see `hosts.start`.
+    """The job of this process, None if it is alone: see `multihost.initialize`.
 
     Raises:
       UserError: what is said is incomplete or wrong.

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from bitdance_jax.cli.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Range
-from bitdance_jax.distributed import hosts, sharding
-from bitdance_jax.distributed.agreement import agree_on_config
+from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.prompt_files import (
     ImageFolder,
@@ -76,7 +76,7 @@ class Arguments(Flags):
       compilation_cache: folder, local or gs://, where compiled programs are kept: the same command starts sooner the next time. Of
         several hosts the first one alone writes there, and all read.
       multi_host: this is one of several processes, on as many hosts, that draw together
-        (bitdance_jax/distributed/hosts.py); all get the same flags,
+        (bitdance_jax/distributed/multihost.py); all get the same flags,
         and process 0 writes.
     """
 
@@ -115,15 +115,15 @@ class Arguments(Flags):
 def main() -> int:
     arguments = parse(Arguments, prog="python -m bitdance_jax.evaluate.prompts")
     if arguments.multi_host:
-        if not hosts.start():
+        if not multihost.initialize():
             raise UserError(
                 "--multi-host finds no other processes; on each set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
             )
         if arguments.mesh == ALL_DEVICES:
             arguments = replace(arguments, mesh=MeshConfig(data=jax.process_count(), tensor=-1))
-    with hosts.together():
+    with multihost.stop_all_on_error():
         if arguments.multi_host:
-            agree_on_config(arguments)
+            check_same_config(arguments)
         if arguments.compilation_cache is not None:
             keep_compiled(arguments.compilation_cache)
         try:
@@ -153,7 +153,7 @@ def draw(arguments: Arguments) -> None:
         arguments.out, _settings(arguments, prompts, sampler), arguments.per_prompt
     )
     limit = min(arguments.limit or len(prompts), len(prompts))
-    with hosts.entered_by_first(folder.open()):
+    with multihost.entered_on_process_0(folder.open()):
         if arguments.geneval is not None and jax.process_index() == 0:
             print(f"note: {geneval_figure(prompts)}", file=sys.stderr)
         drawn = _draw_missing(folder, model, prompts, limit, arguments, sampler)
@@ -176,7 +176,7 @@ def _draw_missing(
         start: prompts[start : min(start + at_once, limit)] for start in range(0, limit, at_once)
     }
     finished = {
-        start: hosts.on_first(functools.partial(folder.finished, group))
+        start: multihost.on_process_0(functools.partial(folder.finished, group))
         for start, group in groups.items()
     }
     drawn, each, first_host = (
@@ -199,8 +199,8 @@ def _draw_missing(
             for drawn_now in _draw_batch(model, prompts, start, at_once, arguments, sampler, show):
                 images.append(drawn_now)
                 bar.update(len(group) - finished[start])
-            hosts.on_first(functools.partial(folder.write, group, np.stack(images, axis=1)))
-    hosts.on_first(folder.wait)
+            multihost.on_process_0(functools.partial(folder.write, group, np.stack(images, axis=1)))
+    multihost.on_process_0(folder.wait)
     return drawn
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt8
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import hosts, sharding
+from bitdance_jax.distributed import multihost, sharding
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, image_keys
 from bitdance_jax.sampling.next_patch import Scales
 from bitdance_jax.sampling.solvers import Solver
@@ -44,9 +44,9 @@ class DataParallelSampler:
         for start in range(first, count, self.batch_size):
             drawn, ahead = ahead, self._start_batch(seed, start, sampler or self._model.sampler)
             if drawn is not None:
-                yield hosts.gather(drawn)
+                yield multihost.gather(drawn)
         if ahead is not None:
-            yield hosts.gather(ahead)[: (count - first - 1) % self.batch_size + 1]
+            yield multihost.gather(ahead)[: (count - first - 1) % self.batch_size + 1]
 
     def _start_batch(self, seed: int, start: int, sampler: SamplerConfig) -> Array:
         """A full batch, the last one too: images past the end are drawn and dropped, to keep one compiled shape."""

@@ -24,7 +24,7 @@ from jaxtyping import Int64, UInt8
 
 from bitdance_jax.config import Config, SamplerConfig, to_dict
 from bitdance_jax.config.plain import Seed
-from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import inputs
 from bitdance_jax.io.files import only_writer
@@ -95,17 +95,17 @@ def sample_to_npz(
     sampler, size = DataParallelSampler(model, per_device), model.config.image_size
     writer = NpzWriter(path, to_dict(request), (request.num_images, size, size, 3))
     with contextlib.closing(writer):
-        first = hosts.on_first(lambda: writer.open(overwrite))
+        first = multihost.on_process_0(lambda: writer.open(overwrite))
         if first < request.num_images:
             batches = sampler.batches(request.seed, first, request.num_images, request.sampler)
             with Progress(
                 request.num_images, "image", "sampling", initial=first, shown=progress
             ) as bar:
                 for images in batches:
-                    hosts.on_first(functools.partial(writer.append, images))
+                    multihost.on_process_0(functools.partial(writer.append, images))
                     bar.advance(len(images))
         labels = balanced_labels(0, request.num_images, model.config.num_classes)
-        hosts.on_first(lambda: writer.finish(labels))
+        multihost.on_process_0(lambda: writer.finish(labels))
     return request.num_images - first
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import hosts, sharding
+from bitdance_jax.distributed import multihost, sharding
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.io import files, model_folder
 from bitdance_jax.io.progress import Progress
@@ -272,13 +272,13 @@ class TextToImage:
         """A few at a time, to bound memory."""
         height, width = request.size
         _, keys = request.batch(start)
-        sequences, chunk = fill_in(hosts.gather(values), sampled), chunk_size(height, width)
+        sequences, chunk = fill_in(multihost.gather(values), sampled), chunk_size(height, width)
         parts = []
         for (part, count), (part_keys, _) in zip(
             chunks(sequences, chunk), chunks(keys, chunk), strict=True
         ):
             parts.append(
-                hosts.gather(
+                multihost.gather(
                     self._programs.decode(
                         self.params["tokenizer"], part, part_keys, height=request.grid
                     )

@@ -1,5 +1,6 @@
-"""What a program would need and how fast it would run, on devices that need not be there: `python -m bitdance_jax.plan CONFIG`.
+"""The cost of a training or sampling program, on devices that need not be there.
 
-The real program is compiled by the real compiler for a mesh of the real chips (`programs`, `devices`); its text is read (`hlo`), every
-instruction's cost found (`cost`, `flops`, `collectives`), and those added up to a roofline (`estimate`) and searched for waste (`waste`).
+`programs` compiles the real program with the real compiler for a mesh of `devices`. `hlo` parses the
+compiled text; `cost`, `hlo_flops` and `collectives` give the cost of every instruction; `estimate`
+adds the costs up to a roofline; `findings` lists what takes longest and what may be wasted.
 """

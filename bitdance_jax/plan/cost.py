@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from bitdance_jax.plan import collectives
 from bitdance_jax.plan.collectives import Collective
-from bitdance_jax.plan.flops import flops, passes
 from bitdance_jax.plan.hlo import Computation, Instruction, Module, Shape, leaves
+from bitdance_jax.plan.hlo_flops import flops, passes
 
 
 _FREE = {
@@ -51,7 +51,7 @@ class Cost:
       trips: executions in one call.
       looped: stands in a loop.
       flops: operations of products.
-      passes: see `flops.passes`.
+      passes: see `hlo_flops.passes`.
       bytes: read from and written to main memory.
       cycles: the TPU compiler's own estimate; 0 where it gives none.
       collectives: exchanges that it makes.

@@ -10,7 +10,7 @@ from jax.experimental import topologies
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.perf.hardware import CHIPS
-from bitdance_jax.perf.no_tpu import ENVIRONMENT
+from bitdance_jax.perf.libtpu import ENVIRONMENT
 
 
 MAX_CHIPS = 2**15

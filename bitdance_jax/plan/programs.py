@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
 from bitdance_jax.distributed import sharding
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.class_conditional import draw_images, sample_labels, sampling_params
 from bitdance_jax.pipelines.data_parallel import on_each_device
 from bitdance_jax.sampling import next_patch

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bitdance_jax.plan import waste
+from bitdance_jax.plan import findings
 from bitdance_jax.plan.analysis import Plan
-from bitdance_jax.plan.waste import Finding
+from bitdance_jax.plan.findings import Finding
 
 
 GIB = 2**30
@@ -16,14 +16,14 @@ def to_dict(plan: Plan, count: int) -> dict[str, Any]:
     return {
         **plan.to_dict(),
         "findings": {
-            title: [f.to_dict() for f in findings]
-            for title, findings in _findings(plan, count).items()
+            title: [finding.to_dict() for finding in found]
+            for title, found in _findings(plan, count).items()
         },
     }
 
 
 def to_text(plan: Plan, count: int) -> str:
-    """Markdown: what the program needs and takes, and the `count` first places of each list of `waste`."""
+    """Markdown: what the program needs and takes, and the `count` first places of each list of `findings`."""
     program = plan.program
     mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
     kind = program.mesh.devices.flat[0].device_kind
@@ -31,8 +31,8 @@ def to_text(plan: Plan, count: int) -> str:
         f"{program.name}, {program.images} images, {program.mesh.size} x {kind}, mesh {mesh}; compiled in {plan.compile_seconds:.0f} s"
     ]
     lines += ["", *_memory(plan), "", *_times(plan)]
-    for title, findings in _findings(plan, count).items():
-        lines += ["", f"{title}:", "", *_finding_table(findings)] if findings else []
+    for title, found in _findings(plan, count).items():
+        lines += ["", f"{title}:", "", *_finding_table(found)] if found else []
     return "\n".join(lines)
 
 
@@ -141,22 +141,22 @@ def _executed(plan: Plan) -> int:
 def _findings(plan: Plan, count: int) -> dict[str, list[Finding]]:
     rows, mesh, module = plan.rows, plan.program.mesh, plan.module
     found = {
-        "Largest arrays in memory": waste.largest_results(rows, count),
-        "Arguments that every device holds whole": waste.replicated_arguments(
+        "Largest arrays in memory": findings.largest_results(rows, count),
+        "Arguments that every device holds whole": findings.replicated_arguments(
             plan.program.arguments, count
         ),
     }
     if plan.chip is None:
         return found
     return {
-        "Parts of the model": waste.parts(rows, plan.chip, count),
-        "Kernels": waste.kernels(rows, plan.chip, count),
-        "Exchanges": waste.exchanges(rows, mesh, plan.chip, count),
-        "Sums of which each device keeps a part (reduce-scatters missed)": waste.reductions_then_cut(
+        "Parts of the model": findings.parts(rows, plan.chip, count),
+        "Kernels": findings.kernels(rows, plan.chip, count),
+        "Exchanges": findings.exchanges(rows, mesh, plan.chip, count),
+        "Sums of which each device keeps a part (reduce-scatters missed)": findings.reductions_then_cut(
             module, rows, mesh, plan.chip, count
         ),
-        "Copies and conversions in loops": waste.moves_in_loops(module, rows, plan.chip, count),
-        "Padding": waste.padding(rows, plan.chip, count),
+        "Copies and conversions in loops": findings.moves_in_loops(module, rows, plan.chip, count),
+        "Padding": findings.padding(rows, plan.chip, count),
         **found,
     }
 

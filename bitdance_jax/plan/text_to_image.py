@@ -22,7 +22,7 @@ from bitdance_jax.io.files import check_ending
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.nn.quantize import quantize
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.class_conditional import chunk_size, decode_codes
 from bitdance_jax.pipelines.prompt_programs import Programs, kept
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size

@@ -17,7 +17,7 @@ from etils import epath
 from flax import serialization, traverse_util
 from tqdm import tqdm
 
-from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import files
 from bitdance_jax.train.state import TrainState
@@ -136,7 +136,7 @@ class Checkpoints:
 
     def _newest_but(self, damaged: list[int]) -> int:
         """The newest step but these, as process 0 sees them; -1: there is none."""
-        return hosts.on_first(lambda: max(set(self.steps) - set(damaged), default=-1))
+        return multihost.on_process_0(lambda: max(set(self.steps) - set(damaged), default=-1))
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """What is in a checkpoint; None on all processes, and reported, if one of them cannot read it or it is not what was saved."""
@@ -151,7 +151,7 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for a file that is missing, cut or garbled.
             problem = _first_line(error)
-        if hosts.all_agree(found is not None) and found is not None:
+        if multihost.all_true(found is not None) and found is not None:
             arrays, place, checksums = found
             wrong = sorted(
                 name for name, value in _checksums(arrays).items() if checksums.get(name) != value
@@ -199,7 +199,7 @@ class Checkpoints:
             return len(steps)
 
         if steps:
-            hosts.on_first(rename)
+            multihost.on_process_0(rename)
             self._manager.reload()
 
 
@@ -241,8 +241,8 @@ def _check_shared(folder: epath.Path) -> None:
         mark(number).write_text("")
         return number
 
-    left = mark(hosts.on_first(leave_mark))
-    shared = hosts.all_agree(left.exists())
+    left = mark(multihost.on_process_0(leave_mark))
+    shared = multihost.all_true(left.exists())
     if jax.process_index() == 0:
         left.unlink()
     if not shared:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
 from bitdance_jax.data.tokens import MANIFEST, Manifest, TokensSource, Versions
-from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.files import only_writer, remove_leftovers
 from bitdance_jax.pipelines.class_conditional import Tokenizer
@@ -45,10 +45,10 @@ def cached_latents(
                 path.unlink()
         prepare(folder, manifest)
 
-    with hosts.entered_by_first(only_writer(folder, is_folder=True)):
-        hosts.on_first(begin)
+    with multihost.entered_on_process_0(only_writer(folder, is_folder=True)):
+        multihost.on_process_0(begin)
         tokenize(source, tokenizer.params, folder, manifest)
-        hosts.all_agree(True)  # Waits for the others' shards.
+        multihost.all_true(True)  # Waits for the others' shards.
     return TokensSource(folder)
 
 

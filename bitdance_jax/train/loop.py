@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bitdance_jax.config import TrainingConfig
 from bitdance_jax.distributed import sharding
-from bitdance_jax.distributed.agreement import agree_on_config, fingerprint
+from bitdance_jax.distributed.consistency import check_same_config, fingerprint
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.files import folder
 from bitdance_jax.perf import hardware
@@ -54,7 +54,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
     """
     run = config.run
     workdir = Path(run.workdir)
-    agree_on_config(
+    check_same_config(
         config,
         batch_size=task.batch_size,
         steps_per_epoch=task.steps_per_epoch,

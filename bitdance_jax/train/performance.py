@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.train.task import Objective
 

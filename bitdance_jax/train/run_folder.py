@@ -11,7 +11,7 @@ from typing import Any
 from flax import traverse_util
 
 from bitdance_jax.config import TrainingConfig, to_dict
-from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.io import inputs, model_folder
 from bitdance_jax.io.files import LOCK, folder, only_writer, replacing
@@ -51,7 +51,7 @@ def only_run(config: TrainingConfig) -> Iterator[None]:
     Raises:
       UserError: another run is there.
     """
-    with hosts.entered_by_first(_locks(config)):
+    with multihost.entered_on_process_0(_locks(config)):
         yield
 
 

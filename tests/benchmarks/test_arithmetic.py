@@ -10,7 +10,7 @@ import pytest
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.class_conditional import sample_labels
 from bitdance_jax.sampling.next_patch import resolve
 

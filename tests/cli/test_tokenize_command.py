@@ -68,7 +68,7 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr(sys, "argv", ["tokenize", *flags])
     monkeypatch.setattr(
-        tokenize.hosts, "start", lambda config: False
+        tokenize.multihost, "initialize", lambda config: False
     )  # is before all other use of JAX
     monkeypatch.setattr(
         tokenize, "tokenize", lambda *arguments, **options: 0

@@ -31,7 +31,7 @@ def command(monkeypatch):
     spec = importlib.util.spec_from_file_location("train_command", ROOT / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module.hosts, "start", lambda config: False)
+    monkeypatch.setattr(module.multihost, "initialize", lambda config: False)
     return module
 
 

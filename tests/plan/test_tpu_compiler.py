@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from bitdance_jax import sharding
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan
 from bitdance_jax.plan.devices import find_devices

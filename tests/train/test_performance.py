@@ -11,7 +11,7 @@ from tiny_models import MODEL, TOKENIZER
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.perf import hardware
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import performance

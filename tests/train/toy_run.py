@@ -14,7 +14,7 @@ import numpy as np
 
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
-from bitdance_jax.distributed import hosts, sharding
+from bitdance_jax.distributed import multihost, sharding
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.saved_models import Record
@@ -149,9 +149,9 @@ def training_config(workdir: Path | str, steps: int, **run_changes: object) -> T
 
 def main() -> None:
     workdir, steps, seconds_a_step, *full_at = sys.argv[1:]
-    hosts.start()
+    multihost.initialize()
     config = training_config(workdir, int(steps))
-    with hosts.together():
+    with multihost.stop_all_on_error():
         train(
             ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None),
             config,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bitdance_jax.distributed import hosts
+from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
 
 
@@ -34,16 +34,19 @@ def python(code: str, **variables: str) -> subprocess.CompletedProcess:
     ids=["laptop", "srun"],
 )
 def test_a_lone_process_starts_nothing(variables):
-    code = "import jax; from bitdance_jax import hosts; assert not hosts.start(); assert not jax.distributed.is_initialized()"
+    code = (
+        "import jax; from bitdance_jax.distributed import multihost; "
+        "assert not multihost.initialize(); assert not jax.distributed.is_initialized()"
+    )
     result = python(code, **variables)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_alone_all_agree():
-    assert hosts.on_first(lambda: 7) == 7
-    assert hosts.all_agree(True) and not hosts.all_agree(False)
-    assert hosts.gather(jnp.arange(3)).tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match=r"^no room$"), hosts.together():
+    assert multihost.on_process_0(lambda: 7) == 7
+    assert multihost.all_true(True) and not multihost.all_true(False)
+    assert multihost.gather(jnp.arange(3)).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match=r"^no room$"), multihost.stop_all_on_error():
         raise UserError("no room")
 
 
@@ -56,10 +59,10 @@ def test_the_first_process_alone_enters(monkeypatch):
         yield
         events.append("left")
 
-    with hosts.entered_by_first(context()):
+    with multihost.entered_on_process_0(context()):
         assert events == ["entered"]
     assert events == ["entered", "left"]
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with hosts.entered_by_first(context()):
+    with multihost.entered_on_process_0(context()):
         pass
     assert events == ["entered", "left"]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bitdance_jax.perf.no_tpu import ENVIRONMENT, quiet_libtpu
+from bitdance_jax.perf.libtpu import ENVIRONMENT, quiet_libtpu
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ _PLACES = {
 _MAY_DIFFER = {"workers"}
 
 
-def agree_on_config(config: Any, **facts: Any) -> None:
-    """`agree` on the fields of a dataclass, those inside it included, and on further facts; places and `hosts` may differ.
+def check_same_config(config: Any, **facts: Any) -> None:
+    """`check_same` on the fields of a dataclass, those inside it included, and on further facts; places and `hosts` may differ.
 
     Raises:
       UserError: on all processes alike; it names the fields.
@@ -45,10 +45,10 @@ def agree_on_config(config: Any, **facts: Any) -> None:
         if name.startswith("hosts.") or last in _MAY_DIFFER:
             continue
         compared[name] = ("given" if value is not None else None) if last in _PLACES else value
-    agree(compared | facts)
+    check_same(compared | facts)
 
 
-def agree(facts: Mapping[str, Any]) -> None:
+def check_same(facts: Mapping[str, Any]) -> None:
     """Compares named facts, plain data, between all processes. Every process calls this.
 
     Raises:

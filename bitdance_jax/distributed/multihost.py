@@ -16,15 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bitdance_jax.config import HostsConfig
-from bitdance_jax.distributed import launcher, peers, rendezvous
+from bitdance_jax.distributed import launcher, rendezvous, watchdog
 from bitdance_jax.errors import Interrupted, UserError
 
 
 JAX_SECONDS = 120
-_peers: peers.Peers | None = None
+_watchdog: watchdog.Watchdog | None = None
 
 
-def start(config: HostsConfig = HostsConfig()) -> bool:
+def initialize(config: HostsConfig = HostsConfig()) -> bool:
     """Joins this process to the others of its job, before anything else is asked of JAX; whether there are any.
 
     On Cloud TPUs, under Slurm's srun and Open MPI's mpirun, JAX finds the others by itself. Elsewhere `config` names them, or the
@@ -34,15 +34,15 @@ def start(config: HostsConfig = HostsConfig()) -> bool:
     Raises:
       UserError: the others cannot be reached, or what is said of them is incomplete or another thing than they were told.
     """
-    global _peers
+    global _watchdog
     job = launcher.job(config)
     if job is None:
         return False
     meeting = rendezvous.join(job)
-    _peers = peers.Peers(meeting.connections, job.number)
-    with together():
+    _watchdog = watchdog.Watchdog(meeting.connections, job.number)
+    with stop_all_on_error():
         _start_jax(job, meeting)
-    atexit.register(_peers.close)  # Runs before JAX's own, which waits for all processes.
+    atexit.register(_watchdog.close)  # Runs before JAX's own, which waits for all processes.
     return True
 
 
@@ -69,7 +69,7 @@ def _start_jax(job: rendezvous.Job, meeting: rendezvous.Meeting) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def stop_all_on_error() -> Iterator[None]:
     """Whatever goes wrong inside stops all processes with one line: none waits for ever. Does nothing where there is one process.
 
     What all of them raise alike, an Interrupted, passes.
@@ -79,16 +79,16 @@ def together() -> Iterator[None]:
     except Interrupted:
         raise
     except BaseException as error:
-        if _peers is None:
+        if _watchdog is None:
             raise
         if isinstance(error, UserError):
-            _peers.stop(str(error))
+            _watchdog.stop(str(error))
         if isinstance(error, Exception):
             time.sleep(
                 3
             )  # A collective fails when another process dies. Then the watch ends this one, and says it better.
             traceback.print_exc()
-        _peers.stop(f"{type(error).__name__}: {error}".removesuffix(": "))
+        _watchdog.stop(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
 def gather(array: jax.Array) -> np.ndarray:
@@ -96,26 +96,26 @@ def gather(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def all_agree(fine: bool) -> bool:
+def all_true(fine: bool) -> bool:
     """Whether all processes say so."""
     return bool(np.all(multihost_utils.process_allgather(np.bool_(fine))))
 
 
-def on_first(action: Callable[[], int | None]) -> int:
-    """What `action` returns on process 0, where alone it is run; 0 for None. If it fails there, `together` stops all processes."""
+def on_process_0(action: Callable[[], int | None]) -> int:
+    """What `action` returns on process 0, where alone it is run; 0 for None. If it fails there, `stop_all_on_error` stops all processes."""
     result = action() or 0 if jax.process_index() == 0 else 0
     return int(multihost_utils.broadcast_one_to_all(np.int32(result)))
 
 
 @contextlib.contextmanager
-def entered_by_first(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
-    """Process 0 alone enters a context for the block; the others go on once it has. If it fails, as `on_first`."""
+def entered_on_process_0(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """Process 0 alone enters a context for the block; the others go on once it has. If it fails, as `on_process_0`."""
     with contextlib.ExitStack() as stack:
 
         def enter() -> None:
             stack.enter_context(context)
 
-        on_first(enter)
+        on_process_0(enter)
         yield
 
 
@@ -132,8 +132,10 @@ def _time_limit(complaint: str) -> Iterator[None]:
     """Ends all processes with one line if what is inside takes too long: JAX would abort with a stack trace."""
 
     def give_up() -> None:
-        assert _peers is not None
-        _peers.stop(f"{complaint} in {JAX_SECONDS} s; let the hosts talk to each other at any port")
+        assert _watchdog is not None
+        _watchdog.stop(
+            f"{complaint} in {JAX_SECONDS} s; let the hosts talk to each other at any port"
+        )
 
     timer = threading.Timer(JAX_SECONDS, give_up)
     timer.daemon = True

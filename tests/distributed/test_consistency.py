@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bitdance_jax.config import DataConfig, HostsConfig, OptimizerConfig, RunConfig, TrainingConfig
-from bitdance_jax.distributed import agreement
-from bitdance_jax.distributed.agreement import agree_on_config
+from bitdance_jax.distributed import consistency
+from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import UserError
 
 
@@ -27,9 +27,9 @@ def other(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        agreement, "_exchange", lambda facts: said.append(facts) or [said[0], said[-1]]
+        consistency, "_exchange", lambda facts: said.append(facts) or [said[0], said[-1]]
     )
-    agree_on_config(CONFIG, frozen_weights=agreement.fingerprint({"a": np.arange(3)}))
+    check_same_config(CONFIG, frozen_weights=consistency.fingerprint({"a": np.arange(3)}))
     return said
 
 
@@ -58,7 +58,7 @@ def other(monkeypatch):
 )
 def test_fields_that_differ_are_named(other, config, differences):
     with pytest.raises(UserError) as caught:
-        agree_on_config(config, frozen_weights=agreement.fingerprint({"a": np.arange(3)}))
+        check_same_config(config, frozen_weights=consistency.fingerprint({"a": np.arange(3)}))
     assert (
         str(caught.value)
         == f"processes 0 and 1 were told different things ({differences}); start all with the same command"
@@ -67,7 +67,7 @@ def test_fields_that_differ_are_named(other, config, differences):
 
 def test_other_frozen_weights(other):
     with pytest.raises(UserError, match="frozen_weights is "):
-        agree_on_config(CONFIG, frozen_weights=agreement.fingerprint({"a": np.arange(1, 4)}))
+        check_same_config(CONFIG, frozen_weights=consistency.fingerprint({"a": np.arange(1, 4)}))
 
 
 def test_places_and_loaders_may_differ(other):
@@ -76,20 +76,21 @@ def test_places_and_loaders_may_differ(other):
         data=DataConfig("folder", "/scratch/images", workers=8),
         hosts=HostsConfig("localhost:1", 2, 1),
     )
-    agree_on_config(config, frozen_weights=agreement.fingerprint({"a": np.arange(3)}))
+    check_same_config(config, frozen_weights=consistency.fingerprint({"a": np.arange(3)}))
 
 
 PROCESS = """
 import sys
-from bitdance_jax import hosts
-from bitdance_jax.distributed.agreement import agree
+from bitdance_jax.config import HostsConfig
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.consistency import check_same
 from bitdance_jax.cli.command_line import run
 def main():
     number = int(sys.argv[2])
-    hosts.start(hosts.HostsConfig(sys.argv[1], 2, number))
-    with hosts.together():
-        agree({"seed": 1, "prompts": ["a", "ü"]})
-        agree({"seed": number, **({"only": 1.5} if number else {})})
+    multihost.initialize(HostsConfig(sys.argv[1], 2, number))
+    with multihost.stop_all_on_error():
+        check_same({"seed": 1, "prompts": ["a", "ü"]})
+        check_same({"seed": number, **({"only": 1.5} if number else {})})
 sys.exit(run(main))
 """
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of HLO instructions. Only products count, two for each multiply-add, as in `bitdance_jax.perf.arithmetic`."""
+"""Floating-point operations of HLO instructions. Only products count, two for each multiply-add, as in `bitdance_jax.perf.flops`."""
 
 import itertools
 import json

@@ -19,7 +19,7 @@ FAREWELL = b"\n"
 EXIT_CODE = 2
 
 
-class Peers:
+class Watchdog:
     """This process's connections to the others: process 0 has one to each, the others have one to process 0."""
 
     def __init__(self, connections: dict[int, socket.socket], number: int) -> None:
@@ -28,7 +28,7 @@ class Peers:
         self._ending = threading.Lock()  # Taken by whoever ends this process, and never given back.
         for connection in connections.values():
             _notice_lost_hosts(connection)
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self, reason: str) -> NoReturn:
         """Ends all processes: each prints "error: REASON" and exits with status 2."""

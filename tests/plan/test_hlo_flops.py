@@ -3,7 +3,7 @@
 import pytest
 
 from bitdance_jax.plan import hlo
-from bitdance_jax.plan.flops import flops, passes
+from bitdance_jax.plan.hlo_flops import flops, passes
 
 
 def convolution(lhs, rhs, out, attributes):

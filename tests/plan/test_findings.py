@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from bitdance_jax.perf.hardware import Chip
-from bitdance_jax.plan import cost, hlo, report, waste
+from bitdance_jax.plan import cost, findings, hlo, report
 from bitdance_jax.plan.estimate import estimate
 
 
@@ -66,7 +66,7 @@ def mesh():
 
 
 def test_sources_name_modules_and_directions(rows):
-    sources = {row.instruction.name: waste.source(row) for row in rows}
+    sources = {row.instruction.name: findings.source(row) for row in rows}
     assert sources["turned"] == "layers_*/w1/transpose"
     assert sources["wide"] == "backward head/neg"
     assert sources["all"] == "recomputed mlp/add"
@@ -74,32 +74,32 @@ def test_sources_name_modules_and_directions(rows):
 
 
 def test_the_longest_kernels_and_parts_come_first(rows):
-    first = waste.kernels(rows, CHIP, 1)[0]
+    first = findings.kernels(rows, CHIP, 1)[0]
     flops = 2 * 256 * 256 * 1024
     assert (first.source, first.times, first.seconds) == (
         "layers_*/w1/dot_general",
         3,
         pytest.approx(3 * flops / CHIP.flops),
     )
-    part = waste.parts(rows, CHIP, 1)[0]
+    part = findings.parts(rows, CHIP, 1)[0]
     assert part.source == "layers_*/w1" and part.seconds > first.seconds
 
 
 def test_moves_in_loops(module, rows):
-    (move,) = waste.moves_in_loops(module, rows, CHIP, 5)
+    (move,) = findings.moves_in_loops(module, rows, CHIP, 5)
     assert (move.what, move.times, move.bytes) == ("transpose", 3, 3 * 2**20)
 
 
 def test_a_sum_of_which_a_part_is_kept(module, rows, mesh):
-    (missed,) = waste.reductions_then_cut(module, rows, mesh, CHIP, 5)
+    (missed,) = findings.reductions_then_cut(module, rows, mesh, CHIP, 5)
     assert (missed.what, missed.bytes) == ("all-reduce over fsdp", 2**20)
-    assert waste.exchanges(rows, mesh, CHIP, 5) == [missed]
+    assert findings.exchanges(rows, mesh, CHIP, 5) == [missed]
 
 
 def test_padding_and_largest_results(rows):
-    (padded,) = waste.padding(rows, CHIP, 5)
+    (padded,) = findings.padding(rows, CHIP, 5)
     assert (padded.what, padded.bytes) == ("negate", 4096 * (128 - 8) * 4)
-    assert waste.largest_results(rows, 1)[0].bytes == 4096 * 128 * 4
+    assert findings.largest_results(rows, 1)[0].bytes == 4096 * 128 * 4
 
 
 def test_an_estimate_adds_kernels_and_exchanges(rows, mesh):
@@ -116,7 +116,7 @@ def test_an_estimate_adds_kernels_and_exchanges(rows, mesh):
 
 
 def test_times_are_a_column_where_they_are_known():
-    arrays = waste.Finding("copy", "f32[4]", 1, 16, 0.0, "layer")
-    kernels = waste.Finding("copy", "f32[4]", 1, 16, 2e-3, "layer")
+    arrays = findings.Finding("copy", "f32[4]", 1, 16, 0.0, "layer")
+    kernels = findings.Finding("copy", "f32[4]", 1, 16, 2e-3, "layer")
     assert "ms" not in report._finding_table([arrays])[0].split()
     assert report._finding_table([arrays, kernels])[-1].split()[-2] == "2.00"
