@@ -11,8 +11,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from bitdance_jax.cli.command_line import is_given, parse, run
 from bitdance_jax.cli.config_file import load_config
-from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
+from bitdance_jax.distributed.mesh import check_batch, make_mesh
 from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
@@ -35,8 +36,8 @@ def launch() -> None:
     with multihost.stop_all_on_error():
         check_same_config(config)
         # What takes a moment to find comes before what takes minutes: indexing images, loading weights, compiling.
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(mesh, config.data.batch_size, config.run.accumulate)
+        mesh = make_mesh(config.mesh)
+        check_batch(mesh, config.data.batch_size, config.run.accumulate)
         if not is_given("model.num-classes", flags):
             config = with_classes_of_data(config)
         with only_run(config):

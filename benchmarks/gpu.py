@@ -47,6 +47,7 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.config.imagenet import imagenet_training
 from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import batch_sharding, make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
 from bitdance_jax.models import class_conditional, text_to_image
@@ -315,7 +316,7 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
             model=class_conditional_config(name, trial),
             data=DataConfig(source="tokens", path="made up", batch_size=size),
         )
-        mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1])
         objective = make_objective(config)
         schedule = learning_rate_schedule(config.optimizer, config.run.steps)
         optimizer = make_optimizer(config.optimizer, schedule, objective)
@@ -328,7 +329,7 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
             key: rng.integers(0, 256 if key == "codes" else 1000, leaf.shape).astype(leaf.dtype)
             for key, leaf in objective.abstract_batch(size).items()
         }
-        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        batch = jax.device_put(batch, batch_sharding(mesh))
         key = jax.random.key(1)
         timer = Timer()
         with timer.compiling():
@@ -389,7 +390,7 @@ def draw_prompt(name: str, weights: str) -> Any:
     def part(trial: bool) -> Result:
         config, dtype = text_to_image_config(name, trial), jnp.dtype(jnp.bfloat16)
         side = 256 if trial else 1024
-        mesh = sharding.make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
         sampler = SamplerConfig(
             head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant"
         )

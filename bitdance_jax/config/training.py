@@ -119,7 +119,7 @@ class TokenizerLossConfig(Config):
 
 @dataclass(frozen=True)
 class MeshConfig(Config):
-    """How the devices are laid out (`bitdance_jax.distributed.sharding`). The product must be their number; -1, once, stands for the rest.
+    """How the devices are laid out (`bitdance_jax.distributed.mesh`). The product must be their number; -1, once, stands for the rest.
 
     Attributes:
       data: copies of the weights; each reads its own part of the batch.

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from bitdance_jax.cli.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Range
-from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
+from bitdance_jax.distributed.mesh import batch_parts
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.prompt_files import (
     ImageFolder,
@@ -171,7 +172,7 @@ def _draw_missing(
     sampler: SamplerConfig,
 ) -> int:
     """Draws and writes those of the first `limit` prompts that are not there; returns how many."""
-    at_once = arguments.batch_size * sharding.batch_parts(model.mesh)
+    at_once = arguments.batch_size * batch_parts(model.mesh)
     groups = {
         start: prompts[start : min(start + at_once, limit)] for start in range(0, limit, at_once)
     }

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import FlowHeadConfig
-from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.nn import attention, linear
 from bitdance_jax.nn.layers import FusedDense, SwiGLU, head_init
 from bitdance_jax.nn.stack import stacked

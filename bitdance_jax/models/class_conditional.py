@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import ClassConditionalConfig
-from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.heads import flow_matching as objective
 from bitdance_jax.heads.binary_diffusion import FlowHead
 from bitdance_jax.nn import attention, rope

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.nn import linear
 
 

@@ -1,4 +1,4 @@
-"""Flax's linear layers and embeddings, whose weights are gathered where they are used (`sharding.gathered`).
+"""Flax's linear layers and embeddings, whose weights are gathered where they are used (`gathered`).
 
 Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or
 turn each product into a ring of small ones; both cost TPUs several times the product (`python -m bitdance_jax.plan`).
@@ -17,7 +17,7 @@ import jax
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.constraints import gathered
 from bitdance_jax.nn.quantize import Int8Kernel
 
 
@@ -32,9 +32,9 @@ class _Gathered:
             return array
         path = "/".join((*self.path, name))  # type: ignore[attr-defined]
         if isinstance(array, Int8Kernel):
-            return jax.tree.map(lambda part: sharding.gathered(part, path, part.dtype), array)
+            return jax.tree.map(lambda part: gathered(part, path, part.dtype), array)
         sums = gradient_sums.value if name == "kernel" else None
-        return sharding.gathered(array, path, self.dtype or array.dtype, sums)  # type: ignore[attr-defined]
+        return gathered(array, path, self.dtype or array.dtype, sums)  # type: ignore[attr-defined]
 
 
 class _Linear(_Gathered):

@@ -22,7 +22,7 @@ from bitdance_jax.config import (
     from_dict,
 )
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import AXES
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.io import files, image_files, inputs, model_folder, saved_models
 from bitdance_jax.io.progress import Progress
@@ -413,11 +413,7 @@ def decode_codes(
         if tokenizer.config.decoder == "gan"
         else None
     )
-    axes = (
-        sharding.AXES
-        if mesh is not None and mesh.size > 1 and codes.shape[1] % mesh.size == 0
-        else ()
-    )
+    axes = AXES if mesh is not None and mesh.size > 1 and codes.shape[1] % mesh.size == 0 else ()
 
     def decode(params: Any, codes: Array, noise: Array | None) -> Array:
         rows = strips.choose(codes.shape, tokenizer.config.downsampling, axes)

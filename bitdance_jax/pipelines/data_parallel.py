@@ -11,7 +11,14 @@ from jaxtyping import Array, UInt8
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.mesh import (
+    BATCH,
+    local_rows,
+    make_mesh,
+    put_batch,
+    replicate,
+)
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, image_keys
 from bitdance_jax.sampling.next_patch import Scales
 from bitdance_jax.sampling.solvers import Solver
@@ -31,8 +38,8 @@ class DataParallelSampler:
     def __init__(self, model: ClassConditionalPipeline, per_device: int) -> None:
         """Puts the weights on every device; samplers may then differ from call to call."""
         per_device = checked(Count, per_device, "batch_size")
-        self._model, self._mesh = model, sharding.make_mesh()
-        self._params = sharding.replicate(self._mesh, model.params)
+        self._model, self._mesh = model, make_mesh()
+        self._params = replicate(self._mesh, model.params)
         self._draw = on_each_device(self._mesh, model.draw)
         self.batch_size = per_device * self._mesh.size
 
@@ -55,15 +62,15 @@ class DataParallelSampler:
         labels = balanced_labels(start, self.batch_size, self._model.config.num_classes).astype(
             np.int32
         )
-        mine = sharding.local_rows(self._mesh, self.batch_size)
-        rows = sharding.put_batch(self._mesh, (labels[mine], keys[mine]), self.batch_size)
+        mine = local_rows(self._mesh, self.batch_size)
+        rows = put_batch(self._mesh, (labels[mine], keys[mine]), self.batch_size)
         return self._draw(self._params, *rows, scales, solver=solver)
 
 
 def on_each_device(mesh: Mesh, draw: Callable[..., Array]) -> Callable[..., Array]:
     """`draw(params, labels, keys, scales, solver=)` of every device's own rows, jitted; it takes the data of the keys.
 
-    The weights are whole on every device, the rows lie as `sharding.batch_sharding` says.
+    The weights are whole on every device, the rows lie as `batch_sharding` says.
     """
 
     def sharded(
@@ -73,7 +80,7 @@ def on_each_device(mesh: Mesh, draw: Callable[..., Array]) -> Callable[..., Arra
             return draw(params, labels, jax.random.wrap_key_data(key_data), scales, solver=solver)
 
         # Not left to the partitioner: the guidance rows, joined to the batch, would travel between devices. Nothing here does.
-        rows = P(sharding.BATCH)
+        rows = P(BATCH)
         run = jax.shard_map(
             one_device, mesh=mesh, in_specs=(P(), rows, rows, P()), out_specs=rows, check_vma=False
         )

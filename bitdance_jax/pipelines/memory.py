@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh
 
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import AXES, batch_parts, num_parts
 from bitdance_jax.errors import UserError
 from bitdance_jax.heads import binary_diffusion as head
 from bitdance_jax.models import text_to_image as model
@@ -104,7 +105,7 @@ def needed(setting: Setting) -> tuple[float, float, float]:
     """Bytes on each device: weights, what drawing patches holds (cache, attention, modulation of the head), activations of the decoder."""
     config, mesh, bytes_each = (
         setting.config,
-        AbstractMesh(setting.mesh, sharding.AXES),
+        AbstractMesh(setting.mesh, AXES),
         jnp.dtype(setting.dtype).itemsize,
     )
     text, (height, width), tensor = config.text, setting.size, setting.mesh[-1]
@@ -112,7 +113,7 @@ def needed(setting: Setting) -> tuple[float, float, float]:
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
     rows = setting.images * rows_of_image(setting.sampler)
-    parts = math.gcd(sharding.batch_parts(mesh), rows)
+    parts = math.gcd(batch_parts(mesh), rows)
     held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _modulation(
         setting, rows
     ) / (parts * tensor)
@@ -139,10 +140,7 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
     )
     cut = mesh.size > 1 and tokens[1] % mesh.size == 0
     values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)
-    if (
-        strips.choose(tokens, tokenizer.downsampling, sharding.AXES if cut else ())
-        == strips.Whole()
-    ):
+    if strips.choose(tokens, tokenizer.downsampling, AXES if cut else ()) == strips.Whole():
         return WHOLE * 4 * values
     # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
     return (IN_STRIPS_CUT if cut else IN_STRIPS) * jnp.dtype(
@@ -156,7 +154,7 @@ def _weights(setting: Setting, mesh: AbstractMesh) -> float:
     total = float(kept * decoder)
     for name, shape in shapes.items():
         parts = math.prod(
-            sharding.num_parts(mesh, axes) for axes in sharding.parameter_spec(mesh, name, shape)
+            num_parts(mesh, axes) for axes in sharding.parameter_spec(mesh, name, shape)
         )
         total += (
             math.prod(shape)

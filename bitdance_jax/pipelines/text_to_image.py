@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.io import files, model_folder
 from bitdance_jax.io.progress import Progress
@@ -67,7 +68,7 @@ class TextToImage:
         Args:
           folder: a text_to_image model folder, local or gs://.
           dtype: compute type; bfloat16 if left out, float32 on CPUs.
-          mesh: how the devices share the work (`bitdance_jax.distributed.sharding`).
+          mesh: how the devices share the work (`bitdance_jax.distributed.mesh`).
           weights: the type that the weights are kept in, the compute type if left out; "int8" as `bitdance_jax.nn.quantize` says.
 
         Raises:
@@ -91,7 +92,7 @@ class TextToImage:
             raise UserError(
                 f"the tokenizer files in {os.fspath(folder)} are not the model's: their image tokens differ from config.json's"
             )
-        self.mesh = sharding.make_mesh(checked(MeshConfig, mesh, "mesh"))
+        self.mesh = make_mesh(checked(MeshConfig, mesh, "mesh"))
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self._dtype = arguments.compute_type(
             (jnp.float32 if on_cpu else jnp.bfloat16) if dtype is None else dtype

@@ -24,7 +24,7 @@ from bitdance_jax.cli.command_line import Flags, parse, run
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Training
 from bitdance_jax.config.plain import BatchSize, Natural, PathName, Size
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import files
 from bitdance_jax.io.files import check_ending, replacing
@@ -127,7 +127,7 @@ def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def describe(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
     """Prints one plan; returns it for the JSON file."""
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     print(
         f"compiling for {mesh.size} x {devices[0].device_kind}; this can take minutes",
         file=sys.stderr,
@@ -145,7 +145,7 @@ def describe(arguments: Arguments, config: Training, devices: list[jax.Device]) 
 def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
     """Prints the plans that fit, best first, and why the others do not; returns both for the JSON file."""
     if arguments.sample:
-        mesh = sharding.make_mesh(config.mesh, devices)
+        mesh = make_mesh(config.mesh, devices)
         families = search.sampling_candidates(
             lambda count: sampler(arguments, config, count, mesh), arguments.per_device
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import batch_sharding, check_batch
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.class_conditional import draw_images, sample_labels, sampling_params
@@ -58,7 +58,7 @@ def training_step(config: Training, mesh: Mesh) -> Program:
       UserError: the mesh divides the batch or the parameters not.
     """
     run, batch_size = config.run, config.data.batch_size
-    sharding.check_batch(mesh, batch_size, run.accumulate)
+    check_batch(mesh, batch_size, run.accumulate)
     objective = make_objective(config)
     if mesh.devices.flat[0].platform != "gpu":  # the kernel is chosen for this machine's devices
         objective = objective.without_fused_kernels()
@@ -76,7 +76,7 @@ def training_step(config: Training, mesh: Mesh) -> Program:
     arguments = (
         abstract_state(objective, optimizer, mesh),
         on_mesh(mesh, objective.abstract_frozen()),
-        _placed(objective.abstract_batch(batch_size), sharding.batch_sharding(mesh)),
+        _placed(objective.abstract_batch(batch_size), batch_sharding(mesh)),
         _placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())),
     )
     return Program(
@@ -88,7 +88,7 @@ def sampling(
     config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh
 ) -> Program:
     """What `sample.py --npz` runs to draw `per_device` images on every device at a time, pixels included."""
-    whole, rows = NamedSharding(mesh, PartitionSpec()), sharding.batch_sharding(mesh)
+    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     weights = jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config))
     tokenizer = autoencoder.abstract_params(config.tokenizer)
     tokenizer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tokenizer)

@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 from bitdance_jax.config import MeshConfig, Training
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.plan.analysis import DoesNotFit, Plan, make_plan, resident_bytes
@@ -65,9 +65,7 @@ def training_candidates(
             "data": dataclasses.replace(config.data, batch_size=batch_size),
             "mesh": mesh,
         }
-        return training_step(
-            dataclasses.replace(config, **changed), sharding.make_mesh(mesh, devices)
-        )
+        return training_step(dataclasses.replace(config, **changed), make_mesh(mesh, devices))
 
     def variants(batch_size: int, mesh: MeshConfig) -> list[Variant]:
         name = f"data {mesh.data} fsdp {mesh.fsdp} tensor {mesh.tensor}, batch {batch_size}"

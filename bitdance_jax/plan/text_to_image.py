@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bitdance_jax.cli.command_line import Flags
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, PathName, Size
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.files import check_ending
@@ -139,7 +139,7 @@ def describe(
 ) -> dict[str, Any]:
     """Prints the plan of a batch; returns it for a JSON file."""
     check(arguments, config)
-    mesh = sharding.make_mesh(arguments.mesh, devices)
+    mesh = make_mesh(arguments.mesh, devices)
     print(
         f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes",
         file=sys.stderr,
@@ -172,7 +172,7 @@ def compare(
         name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
         try:
             drawings.append(
-                (name, plan_drawing(arguments, config, sharding.make_mesh(mesh, devices), decoder))
+                (name, plan_drawing(arguments, config, make_mesh(mesh, devices), decoder))
             )
             decoder = drawings[-1][1].plans[2]  # it is cut over all devices alike
         except UserError as error:

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
-from bitdance_jax.distributed import sharding
-from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.distributed.constraints import constrain
+from bitdance_jax.distributed.mesh import compiler_options
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.next_patch import PatchModel, SamplerState, Scales
 from bitdance_jax.sampling.solvers import Solver
@@ -69,9 +69,8 @@ class CompiledSampler:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return function(*arguments, **static)
 
-        compiler_options = sharding.compiler_options(mesh)
         return jax.jit(
-            functools.wraps(function)(on_mesh), compiler_options=compiler_options, **options
+            functools.wraps(function)(on_mesh), compiler_options=compiler_options(mesh), **options
         )
 
     def _begin(self, params: Any, inputs: Any, scales: Scales) -> SamplerState:

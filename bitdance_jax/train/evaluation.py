@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import local_rows, put_batch
 from bitdance_jax.train.step import make_evaluation_step
 from bitdance_jax.train.task import Params, Task
 
@@ -26,7 +26,7 @@ class Evaluation:
         """`frozen`: the task's, on the mesh."""
         self._task, self._frozen, self._mesh = task, frozen, mesh
         self._step = make_evaluation_step(task.objective, mesh)
-        self._batches = task.held_out(sharding.local_rows(mesh, task.batch_size))
+        self._batches = task.held_out(local_rows(mesh, task.batch_size))
         self._start = self._batches.get_state()
 
     def figures(self, ema_params: Params) -> dict[str, float]:
@@ -35,7 +35,7 @@ class Evaluation:
         self._batches.set_state(self._start)
         figures = []
         for i in range(max(1, min(self._task.held_out_size, MAX_IMAGES) // size)):
-            batch = sharding.put_batch(self._mesh, next(self._batches), size)
+            batch = put_batch(self._mesh, next(self._batches), size)
             figures.append(
                 jax.device_get(self._step(ema_params, self._frozen, batch, jax.random.key(i)))
             )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from bitdance_jax.config import TrainingConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.consistency import check_same_config, fingerprint
+from bitdance_jax.distributed.mesh import check_batch, local_rows, put_batch
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.files import folder
 from bitdance_jax.perf import hardware
@@ -44,7 +45,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
     Args:
       task: what is trained.
       config: kept as config.json; what decides the result must not change on resuming.
-      mesh: devices of all processes (`sharding.make_mesh`); every process calls this alike.
+      mesh: devices of all processes (`make_mesh`); every process calls this alike.
       initial: parameters that a new run starts from, as numpy arrays; the others are drawn. A run that has checkpoints does not look at it.
 
     Raises:
@@ -62,7 +63,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
         frozen_weights=fingerprint(task.frozen),
         initial_weights=fingerprint(initial),
     )
-    sharding.check_batch(mesh, task.batch_size, run.accumulate)
+    check_batch(mesh, task.batch_size, run.accumulate)
     places = run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"
     with _disk_full_is_user_error(places), only_run(config):
         check_config(config)
@@ -114,9 +115,7 @@ def _train_steps(
 
     frozen = sharding.put(mesh, task.frozen)
     evaluation = Evaluation(task, frozen, mesh)
-    feed = _Feed(
-        task.batches(sharding.local_rows(mesh, task.batch_size)), place, mesh, task.batch_size
-    )
+    feed = _Feed(task.batches(local_rows(mesh, task.batch_size)), place, mesh, task.batch_size)
     peak = peak_flops(mesh)
     if peak is None:
         _say(
@@ -169,7 +168,7 @@ class _Feed:
         return batch
 
     def read_ahead(self) -> None:
-        batch = sharding.put_batch(self._mesh, next(self._batches), self._batch_size)
+        batch = put_batch(self._mesh, next(self._batches), self._batch_size)
         self._ahead = batch, self._batches.get_state()
 
 

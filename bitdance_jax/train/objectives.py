@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training
-from bitdance_jax.distributed.sharding import map_rows
+from bitdance_jax.distributed.constraints import map_rows
 from bitdance_jax.io import image_files
 from bitdance_jax.models.class_conditional import (
     ClassConditional,

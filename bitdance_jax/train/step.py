@@ -9,6 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.constraints import constrain, split_rows
+from bitdance_jax.distributed.mesh import compiler_options
 from bitdance_jax.nn import linear
 from bitdance_jax.train.state import TrainState, abstract_state
 from bitdance_jax.train.task import Batch, Objective, Params
@@ -29,7 +31,7 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the jitted `(state, frozen, batch, key) -> (state, metrics)`; the old state's buffers are given up to the new one.
 
-    State and frozen weights lie as `sharding.shardings` says, the batch as `sharding.batch_sharding`. `key` is the run's: every row's own
+    State and frozen weights lie as `sharding.shardings` says, the batch as `batch_sharding`. `key` is the run's: every row's own
     is folded from it by the step's number and the row's, so that the result depends neither on the mesh nor, but for rounding, on
     `accumulate`, the number of micro-batches whose gradients are averaged. The metrics are float32 scalars: loss, the objective's own,
     grad_norm (before clipping) and learning_rate. `gradient_dtype` is what each micro-batch's gradients are summed in over its rows and
@@ -63,7 +65,7 @@ def make_train_step(
         train_step,
         donate_argnums=0,
         out_shardings=(places, None),
-        compiler_options=sharding.compiler_options(mesh),
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -82,7 +84,7 @@ def make_evaluation_step(
 def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
     """A key for each row of a batch."""
     rows = len(jax.tree.leaves(batch)[0])
-    return sharding.constrain(
+    return constrain(
         jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows)), "batch"
     )
 
@@ -103,7 +105,7 @@ def _mean_gradients(
     def add(total: Any, micro_batch: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients(micro_batch)), None
 
-    parts = sharding.split_rows(rows, accumulate)
+    parts = split_rows(rows, accumulate)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts)),

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import TransformerConfig
-from bitdance_jax.distributed.sharding import constrain
+from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.nn import attention, linear, rope
 from bitdance_jax.nn.attention import KVCache, Mask
 from bitdance_jax.nn.layers import FusedDense, SwiGLU, residual_dtype, transformer_init

@@ -1,4 +1,7 @@
-"""Meshes, the rule table and batches over devices. Eight devices need a process of their own; two hosts are in tests/train."""
+"""Meshes, the rule table and batches over devices.
+
+Eight devices need a process of their own; two hosts are in tests/train.
+"""
 
 import functools
 import os
@@ -16,7 +19,6 @@ import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from bitdance_jax import UserError
 from bitdance_jax.config import (
     ClassConditionalConfig,
     MeshConfig,
@@ -24,6 +26,17 @@ from bitdance_jax.config import (
     TokenizerConfig,
 )
 from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.constraints import constrain, map_rows, split_rows
+from bitdance_jax.distributed.mesh import (
+    AXES,
+    batch_sharding,
+    check_batch,
+    local_rows,
+    make_mesh,
+    num_parts,
+    put_batch,
+)
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.nn import linear
 from bitdance_jax.nn.layers import FusedDense
@@ -31,7 +44,7 @@ from bitdance_jax.tokenizer import autoencoder
 
 
 def abstract(data: int, fsdp: int, tensor: int) -> AbstractMesh:
-    return AbstractMesh((data, fsdp, tensor), sharding.AXES)
+    return AbstractMesh((data, fsdp, tensor), AXES)
 
 
 FULL_SIZE = {
@@ -56,8 +69,8 @@ def full_size(name: str) -> dict:
 @pytest.mark.parametrize(
     "sizes", [(2, 8, 1), (1, 1, 4), (4, 4, 4), (1, 64, 1), (256, 1, 1)], ids=str
 )
-def test_no_large_parameter_stays_whole(name, sizes):
-    """What a device keeps is its share, but for the small arrays."""
+def test_no_large_parameter_is_replicated(name, sizes):
+    """A device stores its share of the parameters, and small arrays."""
     mesh = abstract(*sizes)
     total, kept = 0, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(full_size(name)):
@@ -65,18 +78,33 @@ def test_no_large_parameter_stays_whole(name, sizes):
         assert len(spec) == leaf.ndim or spec == PartitionSpec()
         shard = leaf.size
         for axes in spec:
-            shard //= sharding.num_parts(mesh, axes)
+            shard //= num_parts(mesh, axes)
         total, kept = total + leaf.size, kept + shard
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     assert kept == total if parts == 1 else kept < 1.1 * total / parts + 3e5
 
 
-def test_a_parameter_without_a_rule_is_an_error():
-    with pytest.raises(
-        UserError,
-        match=r"^no rule says how to cut the parameter head/adapter/kernel; add one to .*sharding\.py$",
-    ):
-        sharding.parameter_spec(abstract(1, 2, 1), "head/adapter/kernel", (8, 8))
+def test_a_small_parameter_without_a_rule_is_replicated_with_a_warning():
+    with pytest.warns(UserWarning, match=r"head/adapter/kernel \[8, 8\]"):
+        spec = sharding.parameter_spec(abstract(1, 2, 1), "head/adapter/kernel", (8, 8))
+    assert spec == PartitionSpec()
+
+
+def test_a_large_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ConfigError, match=r"head/adapter/kernel .* sharding_rules"):
+        sharding.parameter_spec(abstract(1, 2, 1), "head/adapter/kernel", (1025, 1024))
+
+
+@pytest.mark.parametrize("name", ["head/adapter/kernel", "head/out/kernel"])
+def test_rules_of_an_objective_come_before_the_table(name):
+    mesh, shape = abstract(1, 2, 1), (3, 8, 8)
+    rules = ((r"(adapter|out)/kernel", PartitionSpec(None, "fsdp")),)
+    expected = PartitionSpec(None, None, "fsdp")
+    assert sharding.parameter_spec(mesh, name, shape, rules) == expected
+    with sharding.extra_rules(rules):
+        assert sharding.parameter_spec(mesh, name, shape) == expected
+    with pytest.raises(ConfigError, match=name):
+        sharding.parameter_spec(mesh, name, (8,), rules)
 
 
 def test_a_large_parameter_that_does_not_divide_is_an_error():
@@ -84,31 +112,28 @@ def test_a_large_parameter_that_does_not_divide_is_an_error():
     assert sharding.parameter_spec(abstract(1, 7, 1), name, (2, 8, 8)) == PartitionSpec(
         None, "tensor", None
     )
-    with pytest.raises(
-        UserError,
-        match=r"^transformer/.* \[24, 2048, 768\] cannot be cut into 7 parts; make --mesh.fsdp a divisor of 768$",
-    ):
+    with pytest.raises(ConfigError, match=rf"^{name} .* mesh\.fsdp a divisor of 768$"):
         sharding.parameter_spec(abstract(1, 7, 1), name, (24, 2048, 768))
 
 
-def test_optimizer_state_lies_as_its_parameters():
+def test_optimizer_state_is_sharded_like_its_parameters():
     import optax
 
     params = {"transformer": {"layers": {"mlp": {"w2": {"kernel": jnp.zeros((2, 8, 4))}}}}}
     state = jax.eval_shape(optax.adamw(1e-3).init, params)
-    places = sharding.shardings(sharding.make_mesh(), state)
+    places = sharding.shardings(make_mesh(), state)
     specs = {place.spec for place in jax.tree.leaves(places[0].mu) + jax.tree.leaves(places[0].nu)}
     assert specs == {PartitionSpec(None, "tensor", "fsdp")}
     assert places[0].count.spec == PartitionSpec()
 
 
 def test_one_device_changes_nothing():
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     batch = {"image": np.arange(12, dtype=np.uint8).reshape(3, 4), "label": np.arange(3)}
-    np.testing.assert_array_equal(sharding.local_rows(mesh, 3), [0, 1, 2])
-    jax.tree.map(np.testing.assert_array_equal, sharding.put_batch(mesh, batch, 3), batch)
+    np.testing.assert_array_equal(local_rows(mesh, 3), [0, 1, 2])
+    jax.tree.map(np.testing.assert_array_equal, put_batch(mesh, batch, 3), batch)
     x = jnp.ones((2, 3))
-    assert sharding.constrain(x, "batch", "hidden") is x
+    assert constrain(x, "batch", "hidden") is x
 
 
 @pytest.mark.parametrize(
@@ -123,17 +148,14 @@ def test_one_device_changes_nothing():
     ],
 )
 def test_a_mesh_that_does_not_divide_the_devices(config, complaint):
-    with pytest.raises(UserError) as caught:
-        sharding.make_mesh(config, jax.devices() * 8)
-    assert str(caught.value) == f"{complaint}; change --mesh.data, --mesh.fsdp or --mesh.tensor"
+    with pytest.raises(ConfigError, match=rf"{complaint}; .*mesh\.fsdp"):
+        make_mesh(config, jax.devices() * 8)
 
 
 def test_a_batch_that_does_not_divide():
-    sharding.check_batch(abstract(2, 4, 3), 16, accumulate=2)
-    with pytest.raises(UserError) as caught:
-        sharding.check_batch(abstract(2, 4, 3), 24, accumulate=2)
-    message = "a batch of 24 cannot be split over 8 devices (data x fsdp) and 2 micro-batches; make --data.batch-size a multiple of 16"
-    assert str(caught.value) == message
+    check_batch(abstract(2, 4, 3), 16, accumulate=2)
+    with pytest.raises(ConfigError, match=r"^a batch of 24 .* data\.batch_size a multiple of 16$"):
+        check_batch(abstract(2, 4, 3), 24, accumulate=2)
 
 
 @pytest.mark.slow
@@ -144,10 +166,10 @@ def test_eight_devices():
 
 
 def on_eight_devices() -> None:
-    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     rows = np.arange(16).reshape(8, 2)
-    batch = sharding.put_batch(mesh, rows, 8)
+    batch = put_batch(mesh, rows, 8)
     assert {tuple(shard.data[:, 0].tolist()) for shard in batch.addressable_shards} == {
         (0, 2),
         (4, 6),
@@ -172,9 +194,9 @@ def on_eight_devices() -> None:
     def in_parts(x):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             seen = []
-            y = sharding.map_rows(lambda part: seen.append(part.shape) or 2 * part, x, 1)
+            y = map_rows(lambda part: seen.append(part.shape) or 2 * part, x, 1)
             assert seen == [(4, 2)]  # One row of each of the four parts of a batch.
-            return y, sharding.split_rows(x, 2), sharding.constrain(x, "batch", "hidden")
+            return y, split_rows(x, 2), constrain(x, "batch", "hidden")
 
     doubled, parts, cut = in_parts(batch)
     np.testing.assert_array_equal(doubled, 2 * rows)
@@ -194,11 +216,12 @@ class Layers(nn.Module):
 
 
 def exchanges(mesh: Mesh, sums: DTypeLike | None) -> set[tuple[str, str]]:
-    """(operation, type) of what the compiler has devices exchange for the layers' gradients.
+    """(operation, type) of the communication in the layers' gradients.
 
-    As it cuts the program: later the compiler for CPUs, which cannot add bfloat16, makes every sum float32.
+    Taken right after partitioning: later the CPU compiler, which cannot add bfloat16, makes every
+    sum float32.
     """
-    x = jax.ShapeDtypeStruct((16, 4, 4, 8), jnp.float32, sharding=sharding.batch_sharding(mesh))
+    x = jax.ShapeDtypeStruct((16, 4, 4, 8), jnp.float32, sharding=batch_sharding(mesh))
     shapes = jax.eval_shape(Layers().init, jax.random.key(0), x)["params"]
     places = sharding.shardings(mesh, shapes)
     params = jax.tree.map(
@@ -223,9 +246,9 @@ def exchanges(mesh: Mesh, sums: DTypeLike | None) -> set[tuple[str, str]]:
 
 
 def check_sums() -> None:
-    """Weights travel in the compute type, and gradients are summed in the type that is asked for."""
+    """Weights are gathered in the compute type; gradients are summed in the requested type."""
     for config in (MeshConfig(8, 1, 1), MeshConfig(2, 4, 1)):
-        mesh = sharding.make_mesh(config)
+        mesh = make_mesh(config)
         travels = {("all-gather", "bf16")} if config.fsdp > 1 else set()
         assert exchanges(mesh, jnp.dtype(jnp.float32)) == travels | {("all-reduce", "f32")}
         assert exchanges(mesh, None) == travels | {("all-reduce", "bf16")}

@@ -12,7 +12,7 @@ import tiny_models
 
 import bitdance_jax
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, MeshConfig, RunConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder, saved_models
 from bitdance_jax.train import loop
@@ -26,7 +26,7 @@ from bitdance_jax.train.state import (
 from bitdance_jax.train.tasks import make_task
 
 
-MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

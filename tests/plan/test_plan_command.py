@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import MeshConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.perf.hardware import CHIPS
 from bitdance_jax.plan import __main__ as command
@@ -142,7 +142,7 @@ def test_own_flags_apart_from_the_configs():
 
 def toy_program(images):
     """A product of a megabyte's worth of numbers, whatever it stands for."""
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     argument = jax.ShapeDtypeStruct(
         (512, 512), "float32", sharding=NamedSharding(mesh, PartitionSpec())
     )

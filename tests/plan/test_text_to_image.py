@@ -14,7 +14,6 @@ from flax import traverse_util
 from bitdance_jax import TextToImage, toy_text_to_image
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import FlowHeadConfig, TokenizerConfig
-from bitdance_jax.distributed import sharding
 from bitdance_jax.models.text_to_image import abstract_params
 from bitdance_jax.perf.hardware import CHIPS
 from bitdance_jax.plan import __main__ as command
@@ -106,7 +105,7 @@ def test_a_search_ranks_meshes_and_says_why_the_others_are_out(monkeypatch, caps
         return text_to_image.Drawing((one, one, one), (1, 1, 1), 1, 1.0)
 
     monkeypatch.setattr(text_to_image, "plan_drawing", plan_drawing)
-    monkeypatch.setattr(sharding, "make_mesh", lambda config, devices: config)
+    monkeypatch.setattr(text_to_image, "make_mesh", lambda config, devices: config)
     config = find_model("14b_64x")
     both = text_to_image.compare(
         text_to_image.Arguments(weights="int8"), config, jax.devices()[:1] * 4

@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from bitdance_jax import sharding
-from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.config import MeshConfig
+from bitdance_jax.distributed.mesh import make_mesh
+from bitdance_jax.perf.arithmetic import traced_flops
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan
 from bitdance_jax.plan.devices import find_devices
 from bitdance_jax.plan.programs import Program
 
 
-mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), find_devices("v5e:2x4"))
+mesh = make_mesh(MeshConfig(data=2, fsdp=4), find_devices("v5e:2x4"))
 
 
 def array(shape, *axes):
@@ -56,7 +56,7 @@ try:
 except DoesNotFit as error:
     refusal = str(error)
 exchanges = [[part.kind, list(part.axes(mesh)), row.trips * part.bytes] for row in plan.rows for part in row.collectives]
-torus = sharding.make_mesh(MeshConfig(data=8, fsdp=4, tensor=2), find_devices("v5p:4x4x4"))
+torus = make_mesh(MeshConfig(data=8, fsdp=4, tensor=2), find_devices("v5p:4x4x4"))
 print(json.dumps({**plan.to_dict(), "torus": dict(torus.shape), "exchanges": exchanges, "refusal": refusal}))
 """
 

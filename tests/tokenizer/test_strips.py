@@ -17,7 +17,7 @@ from jaxprs import operations
 from random_params import random_params
 
 from bitdance_jax.config import MeshConfig, TokenizerConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import AXES, make_mesh
 from bitdance_jax.io.image_files import to_uint8
 from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.tokenizer import strips
@@ -115,8 +115,8 @@ def test_on_meshes():
 def on_eight_devices() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     params, codes, noise = small()
-    mesh, cut = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), P(None, sharding.AXES)
-    row_by_row = decoder(Strips(1, sharding.AXES, row_bytes(SMALL, codes, 1)))
+    mesh, cut = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), P(None, AXES)
+    row_by_row = decoder(Strips(1, AXES, row_bytes(SMALL, codes, 1)))
     sharded = jax.jit(
         jax.shard_map(
             row_by_row, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False
@@ -125,7 +125,7 @@ def on_eight_devices() -> None:
     assert_close(sharded(params, codes, noise), decoder(Whole())(params, codes, noise))
 
     mesh, keys = (
-        sharding.make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]),
+        make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]),
         jax.random.split(jax.random.key(1), 2),
     )
     noise = jnp.stack([jax.random.normal(key, codes.shape[1:]) for key in keys])

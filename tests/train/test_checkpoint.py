@@ -14,7 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.state import TrainState, abstract_state, init_state
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 OPTIMIZER = optax.adamw(
     optax.constant_schedule(1e-3), mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
 )
-MESH = sharding.make_mesh(devices=jax.devices()[:1])
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def make_state(toy, step: int, width: int = 512) -> TrainState:

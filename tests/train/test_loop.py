@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bitdance_jax.config import MeshConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.files import only_writer
@@ -35,7 +35,7 @@ def run(toy):
         train(
             task or toy.ToyTask(),
             config,
-            sharding.make_mesh(config.mesh, jax.devices()[:1]),
+            make_mesh(config.mesh, jax.devices()[:1]),
             initial,
         )
 

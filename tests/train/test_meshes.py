@@ -21,6 +21,7 @@ from bitdance_jax.config import (
     TransformerConfig,
 )
 from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh, put_batch
 from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.state import (
     abstract_state,
@@ -51,7 +52,7 @@ CONFIG = ClassConditionalTraining(
 
 
 def losses(mesh_config: MeshConfig, accumulate: int = 1) -> list[float]:
-    mesh = sharding.make_mesh(
+    mesh = make_mesh(
         mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor]
     )
     objective = make_objective(CONFIG)
@@ -76,9 +77,7 @@ def losses(mesh_config: MeshConfig, accumulate: int = 1) -> list[float]:
             "image": rng.integers(0, 256, (BATCH, 16, 16, 3)).astype(np.uint8),
             "label": rng.integers(0, 3, BATCH).astype(np.int32),
         }
-        state, metrics = step(
-            state, frozen, sharding.put_batch(mesh, batch, BATCH), jax.random.key(1)
-        )
+        state, metrics = step(state, frozen, put_batch(mesh, batch, BATCH), jax.random.key(1))
         results.append(float(metrics["loss"]))
     assert jax.tree.map(lambda x: x.sharding, state) == places
     return results

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import MODEL, TOKENIZER
 
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.perf import hardware
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.tokenizer import autoencoder
@@ -112,7 +112,7 @@ def test_an_unknown_peak_gives_no_utilisation():
 
 
 def test_the_peak_is_that_of_all_devices(monkeypatch):
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     assert peak_flops(mesh) is None
     monkeypatch.setattr(performance, "chip_of", lambda device: hardware.CHIPS[0])
     assert peak_flops(mesh) == hardware.CHIPS[0].flops * jax.device_count()

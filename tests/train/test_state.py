@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from bitdance_jax.config import ConfigError, MeshConfig, OptimizerConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.task import Objective
 
 
-MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def rates(config: OptimizerConfig, steps: int) -> np.ndarray:

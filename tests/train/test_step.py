@@ -6,7 +6,7 @@ import tiny_models
 from jaxprs import operations
 
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.nn.stack import STACKED
 from bitdance_jax.plan.programs import training_step
 
@@ -23,7 +23,7 @@ CONFIG = ClassConditionalTraining(
 def test_the_type_of_gradient_sums(setting, narrow):
     """That of each product that gives a kernel's gradient, and of each sum that gives a bias's: in it devices add theirs."""
     run = dataclasses.replace(CONFIG.run, gradient_dtype=setting)
-    program = training_step(dataclasses.replace(CONFIG, run=run), sharding.make_mesh())
+    program = training_step(dataclasses.replace(CONFIG, run=run), make_mesh())
     found: dict[tuple, set] = {}
     for equation, _ in operations(jax.make_jaxpr(program.function)(*program.arguments)):
         if equation.primitive.name in ("dot_general", "reduce_sum"):

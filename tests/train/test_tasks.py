@@ -27,7 +27,7 @@ from bitdance_jax.config import (
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, Versions
 from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.io import image_files, model_folder
@@ -47,7 +47,7 @@ from bitdance_jax.train.tasks import ClassConditionalTask, TokenizerTask, make_t
 SIZE = 16
 STEPS = 40
 ROWS = np.arange(16)
-MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def train(task, learning_rate, steps=STEPS):

@@ -14,7 +14,8 @@ import numpy as np
 
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
-from bitdance_jax.distributed import multihost, sharding
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.saved_models import Record
@@ -155,7 +156,7 @@ def main() -> None:
         train(
             ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None),
             config,
-            sharding.make_mesh(config.mesh),
+            make_mesh(config.mesh),
         )
 
 
