@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from array_record.python.array_record_module import ArrayRecordReader
-
+from bitdance_jax.data.array_records import ArrayRecordReader
 from bitdance_jax.errors import UserError
 
 
@@ -70,6 +69,8 @@ class Shard:
             )
         try:
             found, checksum = _read_seal(self.path)
+        except UserError:
+            raise
         except (RuntimeError, ValueError, IndexError, struct.error) as error:
             raise damaged(self.path, error) from error
         for name, there, wanted in zip(Seal._fields, found, self.seal(checksum), strict=True):

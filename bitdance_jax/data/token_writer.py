@@ -11,13 +11,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.data import transforms
+from bitdance_jax.data.array_records import ArrayRecordWriter
 from bitdance_jax.data.loader import BatchIterator, read_whole
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 
 from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.config.plain import Count, Natural, Seed, Size
+from bitdance_jax.data.array_records import ArrayRecordDataSource
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard, damaged
 from bitdance_jax.errors import UserError
