@@ -30,9 +30,9 @@ from bitdance_jax.config.plain import BatchSize, Count, HeadSteps, PathName, Ran
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same, check_same_config
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import image_files, saved_models
-from bitdance_jax.io.files import check_ending
-from bitdance_jax.io.saved_models import check_unchanged, fingerprint
+from bitdance_jax.io import image_files, model_lookup
+from bitdance_jax.io.model_lookup import check_unchanged, fingerprint
+from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.class_conditional import load
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, Weights, parse_size
@@ -118,7 +118,7 @@ def main() -> int:
 
 def check_values(arguments: Arguments) -> None:
     """Raises a UserError for what no model takes."""
-    check_ending(arguments.out, ".png", "--out")
+    check_suffix(arguments.out, ".png", "--out")
     if arguments.npz is not None:
         if arguments.labels is not None:
             raise UserError("--labels are for a grid; an .npz holds all of them in turn")
@@ -133,7 +133,7 @@ def check_values(arguments: Arguments) -> None:
 
 
 def draw(arguments: Arguments) -> int:
-    kind = saved_models.read_config(arguments.checkpoint).kind
+    kind = model_lookup.read_config(arguments.checkpoint).kind
     if kind != "tokenizer":
         check_flags(arguments, kind == "text_to_image")
     if kind == "text_to_image":

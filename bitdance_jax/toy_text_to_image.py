@@ -99,7 +99,7 @@ def save(
 
     With `force` it replaces the model that is there.
     """
-    model_folder.check_place(folder, force=force)
+    model_folder.check_writable(folder, force=force)
     abstract = {
         "model": text_to_image.abstract_params(config),
         "tokenizer": autoencoder.abstract_params(config.tokenizer),

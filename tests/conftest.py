@@ -1,8 +1,10 @@
 """Runs before any test module is imported: the CPU by default, exact products, quick compilation, and array shapes checked at run time."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import jaxtyping
 import pytest
@@ -37,6 +39,16 @@ def optimized():
     """For modules whose programs are compiled as users' are."""
     with compiling.optimized():
         yield
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """The toy training run, as a module."""
+    path = Path(__file__).parent / "train" / "toy_run.py"
+    spec = importlib.util.spec_from_file_location("toy_run", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from bitdance_jax.app.page_guard import Guard, bypass_proxy, own_names
 from bitdance_jax.cli.command_line import Flags, keep_compiled, parse, run
 from bitdance_jax.config.plain import PathName, Range
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import saved_models
-from bitdance_jax.io.saved_models import EMBEDDED
+from bitdance_jax.io import model_lookup
+from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.pipelines.text_to_image import Weights
 
 
@@ -118,7 +118,7 @@ def import_gradio() -> Any:
 
 
 def load_drawer(arguments: Arguments) -> Drawer:
-    kind = saved_models.read_config(arguments.checkpoint).kind
+    kind = model_lookup.read_config(arguments.checkpoint).kind
     if kind == "text_to_image":
         return TextToImage.load(
             arguments.checkpoint, dtype=arguments.dtype, weights=arguments.weights

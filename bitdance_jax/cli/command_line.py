@@ -19,7 +19,7 @@ import tyro
 
 from bitdance_jax.config.plain import IS_PATH, checked, field_types
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import files
+from bitdance_jax.io import paths
 from bitdance_jax.perf import hardware
 
 
@@ -136,7 +136,7 @@ def keep_compiled(folder: str) -> None:
     Raises:
       UserError: it cannot be made.
     """
-    jax.config.update("jax_compilation_cache_dir", str(files.folder(folder)))
+    jax.config.update("jax_compilation_cache_dir", str(paths.make_folder(folder)))
     jax.config.update(
         "jax_persistent_cache_min_compile_time_secs", 0.0
     )  # The small ones, left out otherwise, add up to a second.
@@ -204,7 +204,7 @@ def _with_paths(config: Any) -> Any:
         elif isinstance(value, str) and any(
             IS_PATH in getattr(kind, "__metadata__", ()) for kind in (hint, *typing.get_args(hint))
         ):
-            changes[field.name] = files.named(value)
+            changes[field.name] = paths.expand(value)
     return dataclasses.replace(config, **changes) if changes else config
 
 

@@ -4,15 +4,15 @@ import importlib.util
 
 from bitdance_jax.config.training import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import files, inputs
+from bitdance_jax.io import paths, readers
 
 
 def load_config(path: str) -> Training:
     """What the file's `get_config()` returns; whatever is wrong with the file is a UserError."""
-    path = files.named(path)
+    path = paths.expand(path)
     try:
-        inputs.check_file(path)
-    except inputs.MissingFile as error:
+        readers.check_file(path)
+    except readers.MissingFile as error:
         raise UserError(
             f"no config file {path}; the ones that come with the project are in configs/"
         ) from error

@@ -20,7 +20,7 @@ from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.sources import OwnRecord, Source
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io.lazy_array import LazyArray
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -61,7 +61,7 @@ def convert(
     Raises:
       UserError: the source cannot be read or is not one of the models, listing all its wrong keys; nothing is written then.
     """
-    model_folder.check_place(out, force=force)
+    model_folder.check_writable(out, force=force)
     opened = sources.open_source(source, weights)
     if tokenizer is not None and (tokenizer_only or opened.kind == "tokenizer"):
         alone = (

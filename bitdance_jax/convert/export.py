@@ -18,8 +18,8 @@ from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.parameters import Tensors
 from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder, whole_folder
-from bitdance_jax.io.files import replacing
+from bitdance_jax.io import atomic, model_folder
+from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
@@ -45,7 +45,7 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
     Raises:
       UserError: not a model folder, or no place for what is written.
     """
-    saved = model_folder.load(folder, place=lambda _, array: array)
+    saved = model_folder.load(folder, read_array=lambda _, array: array)
     if "://" in out:
         raise UserError(f"--to torch writes to a local disk, got {out}")
     if saved.kind == "text_to_image":
@@ -78,9 +78,9 @@ def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> 
         tensors = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
         tensors |= _inner_tokenizer(folder, saved, model_config.tokenizer)
         record = sizes.class_conditional_record(model_config)
-    with replacing(config_file) as temporary:
+    with replace_file(config_file) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
-    with replacing(target) as temporary:
+    with replace_file(target) as temporary:
         safetensors_file.save(temporary, tensors, _own_record(saved))
     return tensors
 
@@ -112,7 +112,7 @@ def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tens
         "vision_head_config.json": release_sizes.vision_head_record(config),
         "ae_config.json": sizes.tokenizer_record(config.tokenizer),
     }
-    with whole_folder.writing(target, sum(array.nbytes for array in tensors.values())) as new:
+    with atomic.replace_folder(target, sum(array.nbytes for array in tensors.values())) as new:
         for name, content in prompt_tokenizer.read_files(
             epath.Path(folder) / prompt_tokenizer.FOLDER
         ).items():

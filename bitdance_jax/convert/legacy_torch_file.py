@@ -13,8 +13,8 @@ import numpy as np
 from bitdance_jax.convert import torch_pickle
 from bitdance_jax.convert.torch_pickle import Storage, Tensor
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import inputs
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io import readers
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -35,7 +35,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, LazyArray]:
     Raises:
       UserError: not such a file, cut short, hostile, not a flat state dict, or tensors that lie outside their storage.
     """
-    inputs.check_file(path)
+    readers.check_file(path)
     try:
         with open(path, "rb") as file:
             start = io.BytesIO(file.read(torch_pickle.MAX_BYTES))

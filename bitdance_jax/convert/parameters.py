@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from bitdance_jax.convert import keys
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io.lazy_array import LazyArray
 from bitdance_jax.nn.stack import STACKED, stacked_axes
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from bitdance_jax.convert import safetensors_file
 from bitdance_jax.convert.safetensors_file import Tensors
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
+from bitdance_jax.io import readers
 
 
 class Part(NamedTuple):
@@ -112,7 +112,7 @@ def load(path: Path, layout: Layout) -> Release:
     }
     parts = {name: getattr(layout, name) for name in PREFIXES}
     configs = {
-        name: inputs.read_json(path / part.folder / part.config)
+        name: readers.read_json(path / part.folder / part.config)
         for name, part in parts.items()
         if part.config
     }

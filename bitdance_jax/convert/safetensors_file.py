@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import inputs
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io import readers
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -59,11 +59,11 @@ def load(path: Path) -> SafetensorsFile:
     Raises:
       UserError: it is cut short or damaged, has a key twice, or numbers of another kind than a released model.
     """
-    inputs.check_file(path)
+    readers.check_file(path)
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > inputs.MAX_LIST_BYTES:
+            if length > readers.MAX_LIST_BYTES:
                 raise UserError(
                     f"{path} cannot be read; it is damaged: its header has {length:,} bytes"
                 )
@@ -74,8 +74,8 @@ def load(path: Path) -> SafetensorsFile:
             pass
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
-    headers = inputs.decode_json(
-        text, dict[str, dict[str, Any]], where=str(path), mend="fetch it again", unique=True
+    headers = readers.decode_json(
+        text, dict[str, dict[str, Any]], where=str(path), fix="fetch it again", unique=True
     )
     metadata = headers.pop("__metadata__", {})
     odd = [
@@ -102,8 +102,8 @@ def load_shards(folder: Path, stem: str) -> SafetensorsFile:
     mend = "it must have a weight_map from keys to files; fetch it again"
     names = sorted(
         set(
-            inputs.read_json(
-                index, Index, limit=inputs.MAX_LIST_BYTES, mend=mend
+            readers.read_json(
+                index, Index, limit=readers.MAX_LIST_BYTES, fix=mend
             ).weight_map.values()
         )
     )

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict
 
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io import readers
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 Weights = Literal["ema", "model"]
@@ -76,7 +76,7 @@ def open_source(source: str, weights: Weights = "ema") -> Source:
 def _open_path(path: Path, weights: Weights) -> Source:
     if path.is_dir():
         return _open_folder(path)
-    if not inputs.check_file(path).stat().length:
+    if not readers.check_file(path).stat().length:
         raise UserError(f"{path} is empty; fetch it again")
     return (
         _open_safetensors(path, _config_beside(path))
@@ -128,7 +128,7 @@ def _open_folder(path: Path) -> Source:
 
 def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = ()) -> Source:
     tensors, metadata = safetensors_file.load(path)
-    record = {} if config is None or not config.is_file() else inputs.read_json(config)
+    record = {} if config is None or not config.is_file() else readers.read_json(config)
     return Source(
         path,
         _kind(path, tensors),
@@ -221,7 +221,7 @@ def _tokenizer_record(record: dict[str, Any]) -> dict[str, Any]:
 def _own_record(path: Path, metadata: Mapping[str, str]) -> OwnRecord | None:
     if OWN_RECORD not in metadata:
         return None
-    own: OwnRecord = inputs.decode_json(
+    own: OwnRecord = readers.decode_json(
         metadata[OWN_RECORD], OwnRecord, where=f"the record of its config in {path}"
     )
     return own

@@ -10,8 +10,8 @@ import numpy as np
 from bitdance_jax.convert import torch_pickle
 from bitdance_jax.convert.torch_pickle import Tensor
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import inputs
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io import readers
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -25,7 +25,7 @@ def load(path: str | os.PathLike[str]) -> Any:
       UserError: not such a file, cut short, hostile, or with tensors that lie outside their storage. Damage of a tensor's bytes is found by
         their CRC-32 when it is read.
     """
-    inputs.check_file(path)
+    readers.check_file(path)
     try:
         return _File(path).load()
     except UserError as error:
@@ -39,7 +39,7 @@ class _File:
         self.size = os.path.getsize(path)
         try:
             self.zip = zipfile.ZipFile(path)
-        except inputs.ZIP_ERRORS as error:
+        except readers.ZIP_ERRORS as error:
             raise UserError(f"it is cut short or damaged ({error}); fetch it again") from error
         self.records = {info.filename: info for info in self.zip.infolist()}
         self.folder = self._folder()
@@ -101,7 +101,7 @@ class _File:
     def _bytes(self, name: str) -> bytes:
         try:
             return self.zip.read(self._record(name))
-        except inputs.ZIP_ERRORS as error:
+        except readers.ZIP_ERRORS as error:
             raise UserError(
                 f"its record {name} is damaged ({error}); fetch the file again"
             ) from error

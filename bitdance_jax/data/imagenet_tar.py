@@ -22,8 +22,8 @@ from tqdm import tqdm
 from bitdance_jax.data.listing import ending, is_image
 from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
-from bitdance_jax.io.files import replacing
+from bitdance_jax.io import readers
+from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage, decode_image
 
 
@@ -58,8 +58,8 @@ class ImagenetTarSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
         try:
-            inputs.check_file(self._path)
-        except inputs.MissingFile as error:
+            readers.check_file(self._path)
+        except readers.MissingFile as error:
             raise UserError(
                 f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar"
             ) from error
@@ -119,12 +119,12 @@ def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
             ):  # it leaves open what is no .npz
                 if np.array_equal(saved["stamp"], stamp):
                     return dict(saved)
-        except (KeyError, *inputs.ZIP_ERRORS):
+        except (KeyError, *readers.ZIP_ERRORS):
             pass
     index = {"stamp": stamp, **_make_index(tar, descriptor, status.st_size)}
     beside = os.access(tar.parent, os.W_OK)
     with (
-        replacing(places[0] if beside else places[1], "the index ") as temporary,
+        replace_file(places[0] if beside else places[1], "the index ") as temporary,
         open(temporary, "wb") as out,
     ):
         np.savez(out, **index)  # type: ignore[arg-type]

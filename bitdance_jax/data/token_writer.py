@@ -32,7 +32,7 @@ from bitdance_jax.data.tokens import (
 )
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
-from bitdance_jax.io.files import replacing
+from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -239,7 +239,7 @@ def write_shard(shard: Shard) -> Iterator[Callable[[bytes], None]]:
         checksum = zlib.crc32(record, checksum)
 
     try:
-        with replacing(shard.path, "the tokens ") as partial:
+        with replace_file(shard.path, "the tokens ") as partial:
             writer = ArrayRecordWriter(
                 str(partial), "group_size:1,uncompressed"
             )  # one record is read at a time, and bits do not compress

@@ -23,7 +23,8 @@ from bitdance_jax.data.tokens import Versions
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.files import only_writer, remove_leftovers
+from bitdance_jax.io.atomic import remove_temporary_files
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
 
 
@@ -85,10 +86,10 @@ def _tokenize(arguments: Arguments) -> None:
     start = time.perf_counter()
 
     def begin() -> None:
-        remove_leftovers(folder, below=False)
+        remove_temporary_files(folder, recursive=False)
         prepare(folder, manifest)
 
-    with multihost.entered_on_process_0(only_writer(folder, is_folder=True)):
+    with multihost.entered_on_process_0(writer_lock(folder, is_folder=True)):
         multihost.on_process_0(begin)
         if jax.process_index() > 0:
             prepare(

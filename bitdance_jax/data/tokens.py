@@ -23,8 +23,8 @@ from bitdance_jax.data.array_records import ArrayRecordDataSource
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard, damaged
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
-from bitdance_jax.io.files import replacing
+from bitdance_jax.io import readers
+from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage
 
 
@@ -91,7 +91,7 @@ class Manifest(Config):
         return -(-self.records // self.shard_size)
 
     def write(self, folder: Path) -> None:
-        with replacing(folder / MANIFEST) as temporary:
+        with replace_file(folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(to_dict(self), indent=2) + "\n")
 
     @classmethod
@@ -100,9 +100,9 @@ class Manifest(Config):
         path = Path(folder) / MANIFEST
         try:
             manifest = from_dict(
-                cls, inputs.read_json(path, mend="make the tokens anew"), str(path)
+                cls, readers.read_json(path, fix="make the tokens anew"), str(path)
             )
-        except inputs.MissingFile as error:
+        except readers.MissingFile as error:
             raise UserError(
                 f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: python -m bitdance_jax.data.tokenize"
             ) from error

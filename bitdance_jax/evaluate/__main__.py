@@ -25,8 +25,8 @@ from bitdance_jax.evaluate.inception_score import inception_score
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.io import image_files
-from bitdance_jax.io.files import check_ending
-from bitdance_jax.io.saved_models import EMBEDDED
+from bitdance_jax.io.model_lookup import EMBEDDED
+from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.class_conditional import Tokenizer, load
 
 
@@ -63,7 +63,7 @@ class Arguments(Flags):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None:
-            check_ending(self.out, ".png", "--out")
+            check_suffix(self.out, ".png", "--out")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from bitdance_jax.data.listing import left_out_text, list_images
 from bitdance_jax.data.records import Skipped, reading
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
+from bitdance_jax.io import readers
 from bitdance_jax.io.image_files import MAX_PIXELS, SUFFIXES, DamagedImage, load_image
 
 
@@ -88,12 +88,12 @@ class NpzImages:
 
     def _archive(self) -> zipfile.ZipFile:
         try:
-            inputs.check_file(self._path)
-        except inputs.MissingFile as error:
+            readers.check_file(self._path)
+        except readers.MissingFile as error:
             raise UserError(f"no file {self._path}") from error
         try:
             return zipfile.ZipFile(self._path)
-        except inputs.ZIP_ERRORS as error:
+        except readers.ZIP_ERRORS as error:
             raise UserError(
                 f"{self._path} cannot be read as an .npz ({error}); write or fetch it again"
             ) from error
@@ -106,7 +106,7 @@ class NpzImages:
             )
         try:
             member = archive.open(f"{ARRAY}.npy")
-        except (KeyError, *inputs.ZIP_ERRORS) as error:
+        except (KeyError, *readers.ZIP_ERRORS) as error:
             raise UserError(
                 f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again"
             ) from error
@@ -123,7 +123,7 @@ class NpzImages:
             )
             shape, fortran_order, dtype = read(member)
         except (
-            *inputs.ZIP_ERRORS,
+            *readers.ZIP_ERRORS,
             SyntaxError,
             TypeError,
             tokenize.TokenError,
@@ -145,7 +145,7 @@ class NpzImages:
     def _read(self, member: zipfile.ZipExtFile, length: int) -> bytes:
         try:
             data = member.read(length)
-        except inputs.ZIP_ERRORS as error:
+        except readers.ZIP_ERRORS as error:
             raise UserError(
                 f"{ARRAY} of {self._path} is damaged ({error}); write or fetch the file again"
             ) from error

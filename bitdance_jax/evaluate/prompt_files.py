@@ -20,8 +20,9 @@ from PIL import Image
 
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import image_files, inputs
-from bitdance_jax.io.files import only_writer, remove_leftovers, replacing
+from bitdance_jax.io import image_files, readers
+from bitdance_jax.io.atomic import remove_temporary_files, replace_file
+from bitdance_jax.io.locks import writer_lock
 
 
 GENEVAL_PROMPTS = 553
@@ -53,7 +54,7 @@ class Prompt:
         """Writes the files that are not there yet or damaged, each whole or not at all."""
         for name in self._metadata():
             if not self._is_whole(folder / name):
-                with replacing(folder / name) as temporary:
+                with replace_file(folder / name) as temporary:
                     temporary.write_bytes(self.line or b"")
         for name, image in zip(
             self._images(len(images)), [_two_columns(images), *images], strict=False
@@ -115,9 +116,9 @@ class ImageFolder:
           UserError: it cannot be written, holds images of other settings or something else, or another process is writing there.
         """
         image_files.check_writable(self._path / "any.png")
-        with only_writer(self._path, is_folder=True), self._pool:
+        with writer_lock(self._path, is_folder=True), self._pool:
             self._check_settings()
-            remove_leftovers(self._path)
+            remove_temporary_files(self._path)
             yield
 
     def finished(self, prompts: list[Prompt]) -> int:
@@ -128,7 +129,7 @@ class ImageFolder:
         """Writes images while others are drawn, once those before them are written: compressing a batch takes seconds."""
         self.wait()
         if not self._settings_file.exists():
-            with replacing(self._settings_file) as temporary:
+            with replace_file(self._settings_file) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
         pairs = zip(prompts, images, strict=False)
         self._writing = [self._pool.submit(prompt.write, self._path, own) for prompt, own in pairs]
@@ -145,7 +146,7 @@ class ImageFolder:
     def _check_settings(self) -> None:
         file, settings = self._settings_file, self._settings
         mend = "give another --out"
-        there: dict[str, Any] = inputs.read_json(file, mend=mend) if file.exists() else settings
+        there: dict[str, Any] = readers.read_json(file, fix=mend) if file.exists() else settings
         if not there.keys() & settings.keys():
             raise UserError(f"{file} is none of this command's; {mend}")
         if all(child.name.startswith(".") for child in self._path.iterdir()):
@@ -178,13 +179,13 @@ def read_geneval(path: str) -> list[Prompt]:
     """
     prompts: list[Prompt] = []
     # Without a byte order mark, which the scorer does not know.
-    lines = inputs.read_text(path, inputs.MAX_LIST_BYTES).encode()
+    lines = readers.read_text(path, readers.MAX_LIST_BYTES).encode()
     for number, line in enumerate(lines.splitlines(keepends=True), 1):
         where = f"line {number} of {path}"
         if not line.strip():
             continue
         mend = 'a line is an object with a "prompt" that is text'
-        entry: GenevalLine = inputs.decode_json(line, GenevalLine, where=where, mend=mend)
+        entry: GenevalLine = readers.decode_json(line, GenevalLine, where=where, fix=mend)
         prompts.append(Prompt(f"{len(prompts):05d}", entry.prompt, where, line))
     if not prompts:
         raise UserError(f"{path} has no prompts")
@@ -210,12 +211,12 @@ def read_dpg(path: str) -> list[Prompt]:
     """
     if Path(path).is_dir():
         files = sorted(Path(path).glob("*.txt"))
-        prompts = [Prompt(file.stem, inputs.read_text(file).strip(), str(file)) for file in files]
+        prompts = [Prompt(file.stem, readers.read_text(file).strip(), str(file)) for file in files]
     else:
-        data = inputs.read_bytes(path, inputs.MAX_LIST_BYTES)
+        data = readers.read_bytes(path, readers.MAX_LIST_BYTES)
         mend = "DPG-Bench's prompts are {id: prompt}, each id once, or a folder of ID.txt"
-        texts: dict[str, str] = inputs.decode_json(
-            data, dict[str, str], where=path, mend=mend, unique=True
+        texts: dict[str, str] = readers.decode_json(
+            data, dict[str, str], where=path, fix=mend, unique=True
         )
         prompts = [Prompt(name, text, f"{name!r} of {path}") for name, text in texts.items()]
     if not prompts:

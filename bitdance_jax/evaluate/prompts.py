@@ -34,7 +34,7 @@ from bitdance_jax.evaluate.prompt_files import (
     read_dpg,
     read_geneval,
 )
-from bitdance_jax.io.saved_models import fingerprint
+from bitdance_jax.io.model_lookup import fingerprint
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
 from bitdance_jax.pipelines.class_conditional import check_seed
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size

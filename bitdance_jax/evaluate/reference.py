@@ -11,7 +11,7 @@ from bitdance_jax.evaluate.images import ARRAY, FolderImages, Images, NpzImages
 from bitdance_jax.evaluate.inception import POOLED, SPATIAL
 from bitdance_jax.evaluate.metrics import FeatureSet, collect
 from bitdance_jax.evaluate.statistics import Gaussian, read_statistics
-from bitdance_jax.io import inputs
+from bitdance_jax.io import readers
 
 
 MAX_STATISTICS_BYTES = 2**27
@@ -73,7 +73,7 @@ class Reference:
 
     def _read_file(self) -> Images | None:
         try:
-            inputs.check_file(self._path)
+            readers.check_file(self._path)
             # numpy leaves a file open that is no .npz.
             with open(self._path, "rb") as opened, np.load(opened) as file:
                 names = list(file)
@@ -86,7 +86,7 @@ class Reference:
                         f"{large[0]} of {self._path} is larger than such statistics are; fetch the file again"
                     )
                 arrays = {name: file[name] for name in wanted}
-        except inputs.MissingFile:
+        except readers.MissingFile:
             raise UserError(f"no reference file or folder {self._path}") from None
         except UserError:
             raise

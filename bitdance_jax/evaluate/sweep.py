@@ -35,10 +35,11 @@ from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images
 from bitdance_jax.evaluate.metrics import collect
 from bitdance_jax.evaluate.reference import Reference
 from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
-from bitdance_jax.io import image_files, inputs, plot
-from bitdance_jax.io.files import only_writer, replacing
+from bitdance_jax.io import image_files, plot, readers
+from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.locks import writer_lock
+from bitdance_jax.io.model_lookup import EMBEDDED, check_unchanged, fingerprint
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.io.saved_models import EMBEDDED, check_unchanged, fingerprint
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
 from bitdance_jax.pipelines.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -113,7 +114,7 @@ class Table:
         self._path, self._columns = Path(path), list(Row.__dataclass_fields__)
         self.rows: list[Row] = []
         if self._path.exists():
-            inputs.check_file(path)
+            readers.check_file(path)
             try:
                 reader = csv.DictReader(io.StringIO(self._path.read_text()))
                 known = reader.fieldnames == self._columns
@@ -138,7 +139,7 @@ class Table:
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, self.rows))
-        with replacing(self._path) as temporary:
+        with replace_file(self._path) as temporary:
             temporary.write_text(text.getvalue())
 
 
@@ -148,7 +149,7 @@ def main() -> int:
     steps = _numbers(arguments.head_steps, int, "--head-steps", "10,25,50")
     image = Path(arguments.out).with_suffix(".png")
     image_files.check_writable(image)
-    with only_writer(arguments.out, is_folder=False):
+    with writer_lock(arguments.out, is_folder=False):
         table = Table(arguments.out)
         mark = fingerprint(arguments.checkpoint)
         model = load(arguments.checkpoint, jnp.dtype(arguments.dtype))
@@ -281,7 +282,7 @@ def draw_plot(
         )
         for name, lines in (("guidance scale", by_scale), ("head steps", by_steps))
     ]
-    image_files.save_png(path, plot.draw(title, panels, columns=2, same_y=True))
+    image_files.save_png(path, plot.line_charts(title, panels, columns=2, same_y=True))
 
 
 def _row(arguments: Arguments, sampler: SamplerConfig) -> Row:

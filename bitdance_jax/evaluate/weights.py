@@ -13,8 +13,8 @@ from flax import traverse_util
 from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.inception import InceptionV3
-from bitdance_jax.io import inputs
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io import readers
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 PUBLISHED = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -29,8 +29,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
       UserError: no such file, not one of these formats, or other keys or shapes.
     """
     try:
-        inputs.check_file(path)
-    except inputs.MissingFile as error:
+        readers.check_file(path)
+    except readers.MissingFile as error:
         raise UserError(f"no Inception weights at {os.fspath(path)}; fetch {PUBLISHED}") from error
     state = (
         safetensors_file.load(Path(path)).tensors

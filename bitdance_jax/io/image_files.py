@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from bitdance_jax.errors import FileError, UserError
-from bitdance_jax.io.files import replacing
+from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_metadata import without_metadata
 
 
@@ -153,7 +153,7 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) ->
     Raises:
       UserError: it cannot be written (permissions, full disk).
     """
-    with replacing(path, "the image ") as temporary:
+    with replace_file(path, "the image ") as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 
 

@@ -44,7 +44,7 @@ class Panel:
         return [point for line in self.lines.values() for point in line]
 
 
-def draw(
+def line_charts(
     title: str, panels: Sequence[Panel], *, columns: int, same_y: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Panels in rows below a title.

@@ -24,9 +24,9 @@ from bitdance_jax.config import (
 from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.distributed.mesh import AXES
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import files, image_files, inputs, model_folder, saved_models
+from bitdance_jax.io import image_files, model_folder, model_lookup, paths, readers
+from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.io.saved_models import EMBEDDED
 from bitdance_jax.models.class_conditional import (
     ClassConditional,
     PatchReader,
@@ -320,15 +320,15 @@ def load(
     """The tokenizer or class-conditional model of a model folder, local or gs://, or the embedded one, "emoji".
 
     Args:
-      folder: a model folder, or the folder of a training run (`bitdance_jax.io.saved_models`).
+      folder: a model folder, or the folder of a training run (`bitdance_jax.io.model_lookup`).
       dtype: compute type; the weights are kept in it too ("bfloat16" halves their memory).
 
     Raises:
       UserError: no such folder, damaged, or not such a model.
     """
-    folder = files.named(checked(str, folder, "folder"))
+    folder = paths.expand(checked(str, folder, "folder"))
     dtype = arguments.compute_type(dtype)
-    described = saved_models.read_config(folder)
+    described = model_lookup.read_config(folder)
     if described.kind == "text_to_image":
         raise UserError(
             f"{os.fspath(folder)} holds a text_to_image model, and a tokenizer or class_conditional model is needed here"
@@ -345,7 +345,7 @@ def load(
     sampler = from_dict(
         SamplerConfig, described.metadata.get("sampler", {}), f"{where}: metadata.sampler"
     )
-    names = inputs.convert(
+    names = readers.validate(
         described.metadata.get("class_names"),
         list[str] | None,
         where=f"{where}: metadata.class_names",
@@ -363,7 +363,7 @@ def _weights(folder: str | os.PathLike[str], abstract: Any, dtype: DTypeLike) ->
     """Those of a model folder, or of a run, if they are like `abstract` and this machine can hold them in `dtype`."""
     kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), abstract)
     hardware.check_fits(kept, f"the model in {os.fspath(folder)}")
-    params = saved_models.load(folder).params
+    params = model_lookup.load(folder).params
     model_folder.check_shapes(folder, params, abstract)
     return params
 

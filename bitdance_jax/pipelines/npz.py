@@ -26,8 +26,8 @@ from bitdance_jax.config import Config, SamplerConfig, to_dict
 from bitdance_jax.config.plain import Seed
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
-from bitdance_jax.io.files import only_writer
+from bitdance_jax.io import readers
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, check_seed
 from bitdance_jax.pipelines.data_parallel import DataParallelSampler, balanced_labels
@@ -166,10 +166,10 @@ class NpzWriter:
           UserError: another request's file, a damaged one, one that another process is writing, or none
             can be written.
         """
-        self._lock.enter_context(only_writer(self._path, is_folder=False))
+        self._lock.enter_context(writer_lock(self._path, is_folder=False))
         with self._one_line_errors():
             if self._path.exists() and not overwrite:
-                inputs.check_file(self._path)
+                readers.check_file(self._path)
                 self._check_request(self._path, _finished_request(self._path))
                 self._check_finished()
                 self._journal.unlink(
@@ -242,7 +242,7 @@ class NpzWriter:
         if not (self._journal.exists() and self._partial.exists()):
             return
         try:
-            journal: Journal = inputs.read_json(self._journal, Journal, mend=_ANEW)
+            journal: Journal = readers.read_json(self._journal, Journal, fix=_ANEW)
             self._check_request(self._partial, journal.request)
             self._check_rows(journal.rows, journal.checksum)
         except UserError:
@@ -334,10 +334,10 @@ def _member(name: str) -> zipfile.ZipInfo:
 def _finished_request(path: Path) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            request: dict[str, Any] = inputs.decode_json(archive.comment, where=str(path))
+            request: dict[str, Any] = readers.decode_json(archive.comment, where=str(path))
     except OSError:
         raise
-    except inputs.ZIP_ERRORS:  # a UserError is a ValueError
+    except readers.ZIP_ERRORS:  # a UserError is a ValueError
         return None
     return request
 

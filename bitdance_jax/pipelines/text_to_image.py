@@ -17,7 +17,7 @@ from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import files, model_folder
+from bitdance_jax.io import model_folder, paths
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
@@ -74,7 +74,7 @@ class TextToImage:
         Raises:
           UserError: no such folder, another kind of model, no tokenizer files or others, a mesh that does not fit the devices.
         """
-        self._folder = folder = files.named(checked(str, folder, "folder"))
+        self._folder = folder = paths.expand(checked(str, folder, "folder"))
         self._params: dict[str, Any] | None = None
         saved = model_folder.read_config(folder, expect="text_to_image")
         where = f"{os.fspath(folder)}/config.json"
@@ -130,7 +130,7 @@ class TextToImage:
             }
             self._check_memory((0, 0), 0, self.sampler)
             self._params = model_folder.load(
-                self._folder, abstract=abstract, place=self._place, unrolled=True
+                self._folder, abstract=abstract, read_array=self._place, unrolled=True
             ).params
         return self._params
 

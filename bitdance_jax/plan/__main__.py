@@ -26,8 +26,9 @@ from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Tra
 from bitdance_jax.config.plain import BatchSize, Natural, PathName, Size
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import files
-from bitdance_jax.io.files import check_ending, replacing
+from bitdance_jax.io import paths
+from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
@@ -64,7 +65,7 @@ class Arguments(Flags):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.json is not None:
-            check_ending(self.json, ".json", "--json")
+            check_suffix(self.json, ".json", "--json")
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def main() -> None:
         print(__doc__)
         return
     path, *flags = sys.argv[1:]
-    path = files.named(path)
+    path = paths.expand(path)
     if prompted := text_to_image.find_model(path):
         plan_prompts(
             path, prompted, parse(text_to_image.Arguments, flags, prog=f"bitdance_jax.plan {path}")
@@ -106,7 +107,7 @@ def plan_prompts(name: str, config: TextToImageConfig, arguments: text_to_image.
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:
     if path is not None:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -18,7 +18,7 @@ from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, PathName, S
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
-from bitdance_jax.io.files import check_ending
+from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.nn.quantize import quantize
@@ -78,7 +78,7 @@ class Arguments(Flags):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.json is not None:
-            check_ending(self.json, ".json", "--json")
+            check_suffix(self.json, ".json", "--json")
 
     @property
     def sampler(self) -> SamplerConfig:

@@ -11,7 +11,7 @@ from etils import epath
 
 from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import inputs
+from bitdance_jax.io import readers
 from bitdance_jax.text.byte_pairs import Encode, open_tokenizer
 
 
@@ -159,7 +159,7 @@ def read_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
         for file in found:
             _check_own(Path(file))
     return {
-        f"{FOLDER}/{file.name}": inputs.read_bytes(file, inputs.MAX_LIST_BYTES) for file in found
+        f"{FOLDER}/{file.name}": readers.read_bytes(file, readers.MAX_LIST_BYTES) for file in found
     }
 
 
@@ -175,17 +175,17 @@ def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:
     """The tokenizer of plain text, and the ids of the tokens that were added to it."""
     config = path.parent / "tokenizer_config.json"
     try:
-        content = inputs.read_json(path, limit=inputs.MAX_LIST_BYTES)
-    except inputs.MissingFile as error:
+        content = readers.read_json(path, limit=readers.MAX_LIST_BYTES)
+    except readers.MissingFile as error:
         raise UserError(
             f"{path} is missing: a text-to-image model needs its tokenizer files"
         ) from error
-    tokens: list[NumberedToken] = inputs.convert(
+    tokens: list[NumberedToken] = readers.validate(
         content.get("added_tokens"), list[NumberedToken], where=f"added_tokens of {path}"
     )
     added = {token.content: token.id for token in tokens}
     further = (
-        inputs.read_json(config, TokenizerConfigFile).added_tokens_decoder
+        readers.read_json(config, TokenizerConfigFile).added_tokens_decoder
         if config.exists()
         else {}
     )

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import files
+from bitdance_jax.io import paths
 from bitdance_jax.train.state import TrainState
 
 
@@ -38,8 +38,8 @@ class Checkpoints:
           UserError: the folder cannot be reached or holds something else, or not all processes see the
             same one.
         """
-        files.check_name(folder)
-        self._folder = files.folder(folder)
+        paths.check_checkpoint_path(folder)
+        self._folder = paths.make_folder(folder)
         _check_own(self._folder)
         # Folders made in the foreground: where a full disk refuses one, threads that wait for it would hold up the exit for minutes.
         asynchronous = ocp.AsyncOptions(create_directories_asynchronously=False)

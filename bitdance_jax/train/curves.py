@@ -51,7 +51,7 @@ def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]
     ]
     if not panels:
         return np.full((plot.HEIGHT, plot.WIDTH, 3), 255, np.uint8)
-    return plot.draw(f"{last:,} steps", panels, columns=COLUMNS)
+    return plot.line_charts(f"{last:,} steps", panels, columns=COLUMNS)
 
 
 def _rank(name: str) -> int:

@@ -7,9 +7,9 @@ from etils import epath
 
 from bitdance_jax.config import TokenizerConfig, from_dict
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import saved_models, unconverted
-from bitdance_jax.io.saved_models import EMBEDDED, UnfinishedRun
-from bitdance_jax.io.unconverted import CONVERT
+from bitdance_jax.io import model_folder_hints, model_lookup
+from bitdance_jax.io.model_folder_hints import CONVERT
+from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer, load
 
 
@@ -21,7 +21,7 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
     """
     if folder != EMBEDDED and not epath.Path(folder).exists():
         raise UserError(f"there is no tokenizer {folder}; {_how_to_get(folder, config)}")
-    if isinstance(saved_models.locate(folder), UnfinishedRun):
+    if isinstance(model_lookup.locate(folder), UnfinishedRun):
         raise UserError(
             f"the tokenizer's run {folder} is not finished: its bits still change; start it again, to its end, before this one"
         )
@@ -55,8 +55,8 @@ def _how_to_get(folder: str, config: TokenizerConfig) -> str:
     elif config == TokenizerConfig.d16c32():
         advice = f"it lies in every released ImageNet model: {CONVERT} BitDance_B_1x.pt {folder} --tokenizer-only"
     else:
-        advice = unconverted.advice(folder)
-    embedded = from_dict(TokenizerConfig, saved_models.read_config(EMBEDDED).config["tokenizer"])
+        advice = model_folder_hints.hint(folder)
+    embedded = from_dict(TokenizerConfig, model_lookup.read_config(EMBEDDED).config["tokenizer"])
     fits = embedded == config
     return (
         f"{advice}, or take the one that comes with the package: --tokenizer {EMBEDDED}"

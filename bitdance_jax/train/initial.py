@@ -12,7 +12,7 @@ from tqdm import tqdm
 from bitdance_jax.config import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.data.tokens import encoder_fingerprint
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import saved_models
+from bitdance_jax.io import model_lookup
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
 from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.run_folder import has_checkpoints
@@ -62,10 +62,10 @@ def initial_params(config: Training) -> Params | None:
 def _own_part(config: Training, folder: str) -> Params:
     """What a folder holds of the thing that the run trains."""
     kind = "tokenizer" if isinstance(config, TokenizerTraining) else "class_conditional"
-    found = saved_models.read_config(folder).kind
+    found = model_lookup.read_config(folder).kind
     if found not in (kind, "class_conditional"):
         raise UserError(f"--init {folder} holds a {found} model, and this run trains a {kind} one")
-    params = saved_models.load(folder).params
+    params = model_lookup.load(folder).params
     if isinstance(config, TokenizerTraining):
         return params["tokenizer"] if found == "class_conditional" else params
     _compare_tokenizers(config, folder, params["tokenizer"])

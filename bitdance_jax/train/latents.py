@@ -10,7 +10,8 @@ from bitdance_jax.data.token_writer import describe, prepare, tokenize
 from bitdance_jax.data.tokens import MANIFEST, Manifest, TokensSource, Versions
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.files import only_writer, remove_leftovers
+from bitdance_jax.io.atomic import remove_temporary_files
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
@@ -39,13 +40,13 @@ def cached_latents(
     )
 
     def begin() -> None:
-        remove_leftovers(folder, below=False)
+        remove_temporary_files(folder, recursive=False)
         if (folder / MANIFEST).exists() and not _same(folder, manifest):
             for path in (folder / MANIFEST, *folder.glob("tokens-*.array_record")):
                 path.unlink()
         prepare(folder, manifest)
 
-    with multihost.entered_on_process_0(only_writer(folder, is_folder=True)):
+    with multihost.entered_on_process_0(writer_lock(folder, is_folder=True)):
         multihost.on_process_0(begin)
         tokenize(source, tokenizer.params, folder, manifest)
         multihost.all_true(True)  # Waits for the others' shards.

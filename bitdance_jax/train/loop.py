@@ -15,7 +15,7 @@ from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.consistency import check_same_config, fingerprint
 from bitdance_jax.distributed.mesh import check_batch, local_rows, put_batch
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.files import folder
+from bitdance_jax.io.paths import make_folder
 from bitdance_jax.perf import hardware
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.evaluation import Evaluation, on_host
@@ -67,7 +67,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
     places = run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"
     with _disk_full_is_user_error(places), only_run(config):
         check_config(config)
-        folder(workdir)
+        make_folder(workdir)
         if jax.process_index() == 0:
             record_config(config)  # From here on the folder is known for this run's.
         with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:

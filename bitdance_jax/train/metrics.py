@@ -10,8 +10,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bitdance_jax.io import image_files, inputs
-from bitdance_jax.io.files import remove_leftovers, replacing
+from bitdance_jax.io import image_files, readers
+from bitdance_jax.io.atomic import remove_temporary_files, replace_file
 from bitdance_jax.train.curves import draw_curves
 
 
@@ -57,13 +57,13 @@ class MetricsFile:
 
     def _rewrite(self) -> None:
         header = ",".join(self._columns) + "\n" if self._columns else ""
-        with replacing(self._path) as temporary:
+        with replace_file(self._path) as temporary:
             temporary.write_text(header + "".join(map(self._line, self.rows)))
 
 
 def _read(path: Path) -> tuple[list[dict[str, str]], bool]:
     """The rows of a table, and whether there is anything else in it but a last line that is not whole."""
-    text = Path(inputs.check_file(path)).read_bytes().decode(errors="replace")
+    text = Path(readers.check_file(path)).read_bytes().decode(errors="replace")
     *lines, rest = text.split("\n")
     columns = (lines or [rest])[0].split(",")
     if columns[0] != "step" or len(set(columns)) < len(columns):
@@ -90,7 +90,7 @@ def _keep_aside(path: Path) -> None:
         for ending in asides
         if not path.with_name(path.name + ending).exists()
     )
-    with replacing(aside) as temporary:
+    with replace_file(aside) as temporary:
         shutil.copyfile(path, temporary)
     tqdm.write(
         f"{path} is damaged; it is kept as {aside}, and lines that no run wrote are left out",
@@ -103,8 +103,8 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, last_step: int) -> None:
         self._workdir = workdir
-        remove_leftovers(workdir, below=False)
-        remove_leftovers(workdir / "images")
+        remove_temporary_files(workdir, recursive=False)
+        remove_temporary_files(workdir / "images")
         self._table = MetricsFile(workdir / "metrics.csv", last_step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 

@@ -13,8 +13,10 @@ from flax import traverse_util
 from bitdance_jax.config import TrainingConfig, to_dict
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import inputs, model_folder
-from bitdance_jax.io.files import LOCK, folder, only_writer, replacing
+from bitdance_jax.io import model_folder, readers
+from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.locks import LOCK, writer_lock
+from bitdance_jax.io.paths import make_folder
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
@@ -62,7 +64,7 @@ def _locks(config: TrainingConfig) -> Iterator[None]:
     ]
     with contextlib.ExitStack() as stack:
         for place in sorted({os.path.realpath(place) for place in places}):
-            stack.enter_context(only_writer(place, is_folder=True))
+            stack.enter_context(writer_lock(place, is_folder=True))
         yield
 
 
@@ -81,10 +83,10 @@ def check_config(config: TrainingConfig) -> None:
             f"{workdir} has no config.json of a run, which would write over its {', '.join(there)}"
         )
         raise UserError(f"{what}; restore config.json, or give another --run.workdir")
-    model_folder.check_place(workdir / "model", force=True)
+    model_folder.check_writable(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
         return
-    recorded = _flat(inputs.read_json(path, mend="restore it, or give the run another workdir"))
+    recorded = _flat(readers.read_json(path, fix="restore it, or give the run another workdir"))
     wanted = _flat(json.loads(_text(config)))
     if recorded.get("run.compute_dtype") == "bfloat16":
         recorded = {name: value for name, value in _BEFORE.items() if name in wanted} | recorded
@@ -105,13 +107,13 @@ def has_checkpoints(config: TrainingConfig) -> bool:
     """Whether the run has saved anything that it goes on from."""
     checkpoints = config.run.checkpoint_folder
     there = "://" in checkpoints or Path(checkpoints).exists()
-    return there and any(step.name.isdecimal() for step in folder(checkpoints).iterdir())
+    return there and any(step.name.isdecimal() for step in make_folder(checkpoints).iterdir())
 
 
 def _is_config(path: Path) -> bool:
     """Whether it is a run's config.json."""
     try:
-        recorded = inputs.read_json(path)
+        recorded = readers.read_json(path)
     except UserError:
         return False
     return {"run", "data", "optimizer"} <= recorded.keys()
@@ -126,7 +128,7 @@ def _is_something(path: Path) -> bool:
 
 def record_config(config: TrainingConfig) -> None:
     """Writes config.json."""
-    with replacing(Path(config.run.workdir) / "config.json") as path:
+    with replace_file(Path(config.run.workdir) / "config.json") as path:
         path.write_text(_text(config))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from bitdance_jax.io.saved_models import Record
+from bitdance_jax.io.model_lookup import RunRecord
 
 
 Params = Any
@@ -80,7 +80,7 @@ class Task(Protocol):
     held_out_size: int
 
     @property
-    def record(self) -> Record:
+    def record(self) -> RunRecord:
         """What the run's model folder will hold, but for weights and figures."""
 
     @property

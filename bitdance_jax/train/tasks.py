@@ -23,7 +23,7 @@ from bitdance_jax.data.sources import count_classes, open_sources, summary
 from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files, model_folder
-from bitdance_jax.io.saved_models import Record, fingerprint
+from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
 from bitdance_jax.train.latents import cached_latents
@@ -99,7 +99,7 @@ class TokenizerTask(_Records):
             config.data, config.run.seed, config.image_size, *_open_sources(config.data)
         )
         self._reconstruct = jax.jit(self.objective.reconstruct)
-        self.record = Record(
+        self.record = RunRecord(
             "tokenizer",
             to_dict(config.model),
             {"image_size": config.image_size},
@@ -164,14 +164,14 @@ class ClassConditionalTask(_Records):
         params = _cast({"model": ema_params, "tokenizer": self._tokenizer.params}, run.export_dtype)
         _save(folder, self.record, run.steps, figures, params)
 
-    def _record(self) -> Record:
+    def _record(self) -> RunRecord:
         config, folder = self._config, self._config.tokenizer
         metadata = {
             "class_names": list(self._source.class_names),
             "sampler": to_dict(config.preview),
         }
         tokenizer = (folder, fingerprint(folder))
-        return Record(
+        return RunRecord(
             "class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer
         )
 
@@ -244,7 +244,7 @@ def make_task(config: Training) -> Task:
 
 
 def _save(
-    folder: str, record: Record, steps: int, figures: dict[str, float], params: Params
+    folder: str, record: RunRecord, steps: int, figures: dict[str, float], params: Params
 ) -> None:
     """Writes a run's model folder."""
     metadata = {"steps": steps, **record.metadata, "held_out": figures}

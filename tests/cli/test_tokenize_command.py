@@ -13,7 +13,8 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, check_tokens
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.files import only_writer, replacing
+from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
@@ -73,14 +74,14 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
     monkeypatch.setattr(
         tokenize, "tokenize", lambda *arguments, **options: 0
     )  # has tests of its own
-    with only_writer(folder, is_folder=True):
+    with writer_lock(folder, is_folder=True):
         with pytest.raises(
             UserError,
             match=f"^another process is writing {folder}; wait for it, or give another folder$",
         ):
             tokenize.main()
         assert not list(folder.glob("*.json"))
-        with replacing(folder / "x") as leftover:
+        with replace_file(folder / "x") as leftover:
             leftover.touch()
         (folder / "x").rename(leftover)  # as a kill leaves it
     tokenize.main()

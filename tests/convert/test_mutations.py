@@ -11,7 +11,7 @@ from golden_models import GOLDEN
 from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate import prompt_files
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 ARRAYS = {"a": np.arange(4, dtype=np.float32), "b": np.zeros((2, 3), np.float32)}

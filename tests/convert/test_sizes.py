@@ -9,7 +9,7 @@ from golden_models import manifest
 from bitdance_jax.config import ClassConditionalConfig, TokenizerConfig
 from bitdance_jax.convert import keys, parameters, sizes
 from bitdance_jax.errors import UserError
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io.lazy_array import LazyArray
 from bitdance_jax.models import class_conditional
 from bitdance_jax.tokenizer import autoencoder
 

@@ -152,7 +152,7 @@ def test_both_directions_are_bit_exact(release, converted, tmp_path, monkeypatch
 
 def test_a_release_is_never_replaced(release, converted):
     """It has a config.json, as a model folder has."""
-    with pytest.raises(UserError, match="is there and is not a model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         convert(str(release), str(release))
     with pytest.raises(UserError, match="is there already; give a place for a new folder"):
         export.export(str(converted), str(release))

@@ -18,7 +18,7 @@ from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompts
 from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
 from bitdance_jax.io import image_files
-from bitdance_jax.io.files import only_writer
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.text_to_image import TextToImage
 
 
@@ -293,7 +293,7 @@ def test_damaged_files_are_written_again_and_no_others(command, quick):
 
 
 def test_a_second_command_in_the_folder_is_refused(command, quick, capsys):
-    with only_writer("out", is_folder=True):
+    with writer_lock("out", is_folder=True):
         assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
     assert (
         capsys.readouterr().err
@@ -373,7 +373,7 @@ def test_a_image_that_cannot_be_written_ends_it(command, quick, monkeypatch, cap
         (
             ["--dpg", "x"],
             b'{"1": "a", "2": "b", "1": "c"}',
-            "x has a second key 1; DPG-Bench's prompts are",
+            "x has duplicate keys: 1; DPG-Bench's prompts are",
         ),
         (
             ["--dpg", "x"],

@@ -17,7 +17,7 @@ from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.evaluate import sweep
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.io import image_files, plot
-from bitdance_jax.io.files import only_writer
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.data_parallel import DataParallelSampler
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -308,7 +308,7 @@ def test_bad_input_is_one_line(command, tmp_path, flags, message):
 
 
 def test_a_second_sweep_into_the_same_table_is_refused(command, tmp_path):
-    with only_writer(tmp_path / "sweep.csv", is_folder=False):
+    with writer_lock(tmp_path / "sweep.csv", is_folder=False):
         status, out, error = command("--checkpoint", "nowhere")
     assert (status, out, error) == (
         2,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder
+from bitdance_jax.io import manifest, model_folder, paths
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.perf import hardware
 
@@ -63,7 +63,7 @@ def test_a_relative_path_will_do(tmp_path, monkeypatch):
 def test_saving_replaces_the_folder_when_asked_and_leaves_nothing_beside_it(tmp_path):
     save(tmp_path / "model", bits=8)
     with pytest.raises(
-        UserError, match=r"model holds a model already; give another place, or --force"
+        UserError, match=r"model holds a model already; choose another path, or --force"
     ):
         save(tmp_path / "model", bits=16)
     assert model_folder.load(tmp_path / "model").config == {"bits": 8}
@@ -98,15 +98,15 @@ def test_nothing_but_a_model_is_ever_replaced(tmp_path):
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
     save(tmp_path / "model", bits=8)
-    monkeypatch.setattr(model_folder, "_is_remote", lambda path: remote)
-    monkeypatch.setattr(model_folder, "_crc32", lambda file: 1 / 0)
+    monkeypatch.setattr(paths, "is_remote", lambda path: remote)
+    monkeypatch.setattr(manifest, "_crc32", lambda file: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(tmp_path / "model", bits=16, force=True)
     monkeypatch.undo()
     if remote:  # Nothing can be renamed there, so the old model is gone, and what is there is not taken for one.
-        with pytest.raises(UserError, match="was not written to its end"):
+        with pytest.raises(UserError, match="is incomplete"):
             model_folder.load(tmp_path / "model")
-        monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+        monkeypatch.setattr(paths, "is_remote", lambda path: True)
         save(tmp_path / "model", bits=32)
         monkeypatch.undo()
     else:
@@ -138,7 +138,7 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path, largest):
 
 
 def test_what_a_kill_between_two_renames_left_is_found(tmp_path):
-    """`test_whole_folder` kills at every step."""
+    """`test_atomic` kills at every step."""
     save(tmp_path / "model")
     os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
     assert_same(model_folder.load(tmp_path / "model").params)
@@ -153,8 +153,8 @@ def test_paths_are_no_urls(tmp_path):
     for bits, name in enumerate(names):
         save(tmp_path / name, {"kernel": np.full(3, bits)}, bits=bits)
     for bits, name in enumerate(names):
-        for place in (None, lambda _, array: array[...]):
-            model = model_folder.load(tmp_path / name, place=place)
+        for read_array in (None, lambda _, array: array[...]):
+            model = model_folder.load(tmp_path / name, read_array=read_array)
             assert model.config == {"bits": bits}
             np.testing.assert_array_equal(model.params["kernel"], np.full(3, bits))
     (tmp_path / "a[b]").mkdir()
@@ -165,7 +165,7 @@ def test_paths_are_no_urls(tmp_path):
 
 
 def test_a_remote_folder_reads_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+    monkeypatch.setattr(paths, "is_remote", lambda path: True)
     save(tmp_path / "model")
     assert_same(model_folder.load(tmp_path / "model").params)
 
@@ -174,7 +174,7 @@ def test_it_loads_whatever_the_number_of_devices(tmp_path):
     """Saved sharded over four devices, read by a process that has one."""
     code = f"""
 import jax, numpy as np
-from bitdance_jax import hardware, model_folder
+from bitdance_jax.io import model_folder
 mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 kernel = jax.device_put(np.arange(32.0, dtype=np.float32).reshape(8, 4), jax.NamedSharding(mesh, jax.P("x")))
 model_folder.save({str(tmp_path / "model")!r}, kind="tokenizer", config={{}}, params={{"kernel": kernel}}, metadata={{}})
@@ -259,7 +259,7 @@ def test_other_shapes_are_one_line(tmp_path):
         "scale": jax.ShapeDtypeStruct((3,), np.float32),
         "shift": jax.ShapeDtypeStruct((2,), np.float32),
     }
-    with pytest.raises(UserError, match=r"scale is \(2,\) there and \(3,\) here; 1 more"):
+    with pytest.raises(UserError, match=r"scale is \(2,\) there and \(3,\) in the model; 1 more"):
         model_folder.load(tmp_path / "model", abstract=other)
 
 
@@ -312,7 +312,7 @@ def test_arrays_are_placed_one_by_one(tmp_path):
     save(tmp_path / "model", STACKED)
     read = []
 
-    def place(path, array):
+    def read_array(path, array):
         if "lm_head" in path:
             return None
         assert (array.shape, array.dtype) == ((2, 3, 4), np.float32)
@@ -325,7 +325,7 @@ def test_arrays_are_placed_one_by_one(tmp_path):
             array.shape, sharding, lambda index: read.append(index) or array[index]
         )
 
-    params = model_folder.load(tmp_path / "model", abstract=STACKED, place=place).params
+    params = model_folder.load(tmp_path / "model", abstract=STACKED, read_array=read_array).params
     assert len(read) == 1 and params["text"].keys() == {"layers"}
     np.testing.assert_array_equal(
         params["text"]["layers"]["q"]["kernel"], STACKED["text"]["layers"]["q"]["kernel"]
@@ -335,7 +335,7 @@ def test_arrays_are_placed_one_by_one(tmp_path):
 def test_stacked_layers_are_placed_one_by_one(tmp_path):
     save(tmp_path / "model", STACKED)
     params = model_folder.load(
-        tmp_path / "model", place=lambda _, array: array[...], unrolled=True
+        tmp_path / "model", read_array=lambda _, array: array[...], unrolled=True
     ).params
     jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, unstack(STACKED)))
 
@@ -350,9 +350,9 @@ def test_damage_found_on_the_way_is_one_line(tmp_path, monkeypatch):
     )
     content = data.read_bytes()
     data.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
-    monkeypatch.setattr(model_folder, "_is_remote", lambda path: True)
+    monkeypatch.setattr(paths, "is_remote", lambda path: True)
     with pytest.raises(UserError, match=r"weights cannot be read \(.*\); fetch"):
-        model_folder.load(tmp_path / "model", place=lambda _, array: array[...])
+        model_folder.load(tmp_path / "model", read_array=lambda _, array: array[...])
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../secret", "weights/../../secret"])

@@ -23,7 +23,7 @@ def test_points_are_where_their_values_are():
         plot.Panel("x", {"a": [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]}),
         plot.Panel("y", {"b": [(5.0, 2.0)]}),
     ]
-    image = plot.draw("title", panels, columns=2, same_y=True)
+    image = plot.line_charts("title", panels, columns=2, same_y=True)
     rows, columns = blue(image[:, : plot.WIDTH])
     assert np.corrcoef(rows, columns)[0, 1] > 0.99
     rows, columns = blue(image[:, plot.WIDTH :])
@@ -33,7 +33,7 @@ def test_points_are_where_their_values_are():
 
 def test_charts_stand_in_rows_each_with_its_own_range():
     panels = [plot.Panel("x", {"": [(1.0, top), (2.0, 0.0)]}) for top in (1.0, 1000.0, 3.0)]
-    image = plot.draw("title", panels, columns=2)
+    image = plot.line_charts("title", panels, columns=2)
     assert image.shape == (plot.HEAD + 2 * plot.HEIGHT, 2 * plot.WIDTH, 3)
     (first, _), (second, _) = (
         blue(part) for part in (image[:, : plot.WIDTH], image[:, plot.WIDTH :])

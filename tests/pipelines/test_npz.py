@@ -21,7 +21,7 @@ import tiny_models
 
 from bitdance_jax import UserError
 from bitdance_jax.config import SamplerConfig, to_dict
-from bitdance_jax.io.saved_models import fingerprint
+from bitdance_jax.io.model_lookup import fingerprint
 from bitdance_jax.pipelines import npz
 from bitdance_jax.pipelines.class_conditional import load
 from bitdance_jax.pipelines.npz import NpzWriter, Request, sample_to_npz

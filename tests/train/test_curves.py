@@ -9,7 +9,7 @@ from bitdance_jax.train import curves
 @pytest.fixture
 def drawn(monkeypatch):
     """The panels of the last drawing."""
-    panels, draw = [], plot.draw
+    panels, draw = [], plot.line_charts
 
     def record(title, given, **options):
         panels[:] = given

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig, TokenizerTraining
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder, saved_models
+from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.train.initial import initial_params
 
 
@@ -58,7 +58,7 @@ def test_a_tokenizer_starts_from_a_tokenizer_or_from_a_models(tokenizer_config, 
 
 
 def test_the_embedded_model_may_be_given(tokenizer_config):
-    saved = saved_models.load("emoji")
+    saved = model_lookup.load("emoji")
     sizes = dataclasses.replace(
         tiny_models.TOKENIZER, bits=32, ch_mult=(1, 1, 2, 4), num_codebooks=4
     )
@@ -113,7 +113,7 @@ def test_another_kind_of_model(config, tokenizer_config, folders):
 
 def test_weights_for_the_bits_of_another_tokenizer_are_told(config, tmp_path, capsys):
     params = jax.tree.map(lambda x: -x, tiny_models.tokenizer_params())
-    data = saved_models.read_config(config.tokenizer).config
+    data = model_lookup.read_config(config.tokenizer).config
     model_folder.save(tmp_path / "other", kind="tokenizer", config=data, params=params, metadata={})
     initial_params(dataclasses.replace(config, tokenizer=str(tmp_path / "other")))
     assert "trained on the bits of another tokenizer" in capsys.readouterr().err

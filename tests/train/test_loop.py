@@ -16,7 +16,7 @@ from bitdance_jax.config import MeshConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
-from bitdance_jax.io.files import only_writer
+from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.train.loop import train
 
 
@@ -96,7 +96,7 @@ def test_another_config_is_refused_by_name(run, finished):
 def test_a_second_run_in_the_folder_or_with_its_checkpoints_is_refused(run, finished, place):
     config = (finished / "config.json").read_bytes()
     other = finished if place == "run" else finished.with_name("other")
-    with only_writer(finished.parent / place, is_folder=True):
+    with writer_lock(finished.parent / place, is_folder=True):
         with pytest.raises(
             UserError,
             match=f"^another process is writing {finished.parent / place}; wait for it, or",

@@ -18,7 +18,7 @@ from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.io import model_folder
-from bitdance_jax.io.saved_models import Record
+from bitdance_jax.io.model_lookup import RunRecord
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.task import Batch, Params
 
@@ -112,8 +112,8 @@ class ToyTask:
         return ToyBatches(rows, 0.0, None)
 
     @property
-    def record(self) -> Record:
-        return Record("tokenizer", {}, {})
+    def record(self) -> RunRecord:
+        return RunRecord("tokenizer", {}, {})
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         grey = np.clip(np.asarray(ema_params["fc1"]["kernel"]) * 50 + 128, 0, 255).astype(np.uint8)

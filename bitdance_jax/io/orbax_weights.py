@@ -1,6 +1,6 @@
-"""The weights of a model folder: an Orbax checkpoint of one process, read whole or array by array.
+"""The weights of a model folder: an Orbax checkpoint, read at once or array by array.
 
-Folders are absolute, on a local disk or under gs://.
+Paths are absolute, on a local disk or under gs://.
 """
 
 import contextlib
@@ -17,44 +17,56 @@ from etils import epath
 from flax import traverse_util
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import lazy
+from bitdance_jax.io import lazy_array
 from bitdance_jax.nn.stack import STACKED, stacked_axes
 from bitdance_jax.perf import hardware
 
 
 class StoredArray:
-    """An array on the disk: what is indexed is read, and nothing else. `jax.make_array_from_callback` makes a sharded array of one.
+    """An array in a checkpoint. Indexing it reads the indexed part alone.
+
+    `jax.make_array_from_callback` makes a sharded array of one.
 
     Attributes:
-      shape, dtype: its own.
+      shape: of the stored array.
+      dtype: of the stored array.
     """
 
     def __init__(self, store: tensorstore.TensorStore, weights: epath.Path) -> None:
-        self._store, self._weights = store, weights
+        self._store = store
+        self._weights = weights
         self.shape: tuple[int, ...] = tuple(store.shape)
         self.dtype = np.dtype(store.dtype.numpy_dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The values at integers from 0 up, slices or `...`, as of a numpy array; a UserError if they are damaged."""
+        """The values at non-negative integers, slices or `...`, as of a numpy array.
+
+        Raises:
+          UserError: they are damaged.
+        """
         part = self._store[index]
-        with _readable(self._weights):
+        with _read_errors(self._weights):
             return np.asarray(part.read().result())
 
     def part(self, index: tuple[int, ...]) -> "StoredArray":
-        """The array at these first indices, still unread."""
+        """The sub-array at these leading indices; nothing is read."""
         return StoredArray(self._store[index], self._weights) if index else self
 
 
 def save(weights: epath.Path, params: dict[str, Any]) -> None:
-    """Writes nested dicts of `lazy.LazyArray`."""
-    lazy.register()
+    """Writes nested dicts of LazyArray."""
+    lazy_array.register()
     with _checkpointer() as checkpointer:
         checkpointer.save(weights, params, force=True)
 
 
 def read(weights: epath.Path) -> dict[str, Any]:
-    """The arrays of a checkpoint as numpy ones: independent of the devices that they were saved from."""
-    with _readable(weights), _checkpointer() as checkpointer:
+    """All arrays as numpy arrays, whatever devices they were saved from.
+
+    Raises:
+      UserError: they cannot be read, or do not fit into memory.
+    """
+    with _read_errors(weights), _checkpointer() as checkpointer:
         described = checkpointer.metadata(weights).item_metadata.tree
         _check_memory(weights, jax.tree.leaves(described))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
@@ -62,11 +74,15 @@ def read(weights: epath.Path) -> dict[str, Any]:
 
 
 def open_arrays(weights: epath.Path) -> dict[str, Any]:
-    """The arrays of a checkpoint, as StoredArrays."""
-    scheme, _, place = str(weights).rpartition("://")
-    # A URL, in which "#", "%" and "?" would be more than letters.
-    base = f"{scheme or 'file'}://{urllib.parse.quote(place)}/"
-    with _readable(weights), _checkpointer() as checkpointer:
+    """All arrays as StoredArrays.
+
+    Raises:
+      UserError: they cannot be opened.
+    """
+    scheme, _, path = str(weights).rpartition("://")
+    # In a URL, "#", "%" and "?" must be escaped.
+    base = f"{scheme or 'file'}://{urllib.parse.quote(path)}/"
+    with _read_errors(weights), _checkpointer() as checkpointer:
         names = traverse_util.flatten_dict(checkpointer.metadata(weights).item_metadata.tree)
         specs = [
             {
@@ -78,53 +94,56 @@ def open_arrays(weights: epath.Path) -> dict[str, Any]:
         ]
         context = tensorstore.Context()
         opening = [tensorstore.open(spec, context=context) for spec in specs]
-        stored = [StoredArray(store.result(), weights) for store in opening]
-        return traverse_util.unflatten_dict(dict(zip(names, stored, strict=True)))
+        arrays = [StoredArray(store.result(), weights) for store in opening]
+        return traverse_util.unflatten_dict(dict(zip(names, arrays, strict=True)))
 
 
-def layers(
+def unstack_layers(
     path: tuple[str, ...], array: StoredArray
 ) -> Iterator[tuple[tuple[str, ...], StoredArray]]:
-    """A stacked array layer by layer, named as `transformer.stack.unstack` names them."""
+    """The layers of a stacked array, with the paths that `nn.stack.unstack` gives them."""
     for index in np.ndindex(*array.shape[: stacked_axes(path)]):
         numbers = iter(index)
-        yield (
-            tuple(f"{name}_{next(numbers)}" if name in STACKED else name for name in path),
-            array.part(index),
-        )
+        layer_path = tuple(f"{name}_{next(numbers)}" if name in STACKED else name for name in path)
+        yield layer_path, array.part(index)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Orbax's, for this process alone: in a job of several only the first one writes a model folder, and none waits for another."""
-    this = jax.process_index()
+    """A checkpointer of this process alone.
+
+    In a job of several processes, only the first one writes a model folder, and none waits for
+    another.
+    """
+    process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}"
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process_{process}",
     )
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
-    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _check_memory(weights: epath.Path, arrays: Sequence[Any]) -> None:
-    """A few bytes on the disk may say that they are terabytes."""
+    """Refuses a damaged checkpoint whose metadata claim terabytes."""
     needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
     available = hardware.host_memory()
     if available is not None and needed > available:
         raise UserError(
-            f"the weights in {weights} take {needed / 2**30:,.1f} GiB, and this machine has {available / 2**30:,.1f} GiB left"
+            f"the weights in {weights} take {needed / 2**30:,.1f} GiB,"
+            f" and this machine has {available / 2**30:,.1f} GiB left"
         )
 
 
 @contextlib.contextmanager
-def _readable(weights: epath.Path) -> Iterator[None]:
+def _read_errors(weights: epath.Path) -> Iterator[None]:
+    """Turns errors of Orbax and TensorStore, which have many types, into a UserError."""
     try:
         yield
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # Orbax and TensorStore raise many types for a checkpoint that they cannot read.
-        if missing := hardware.missing_devices():  # Orbax asks JAX for them.
+    except Exception as error:
+        if missing := hardware.missing_devices():  # Orbax asks JAX for its devices.
             raise UserError(missing) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

@@ -1,4 +1,4 @@
-"""Arrays that are read when they are needed, and how Orbax writes them: a part at a time."""
+"""Arrays that are read only when they are needed, and an Orbax handler that writes them in parts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,24 +12,26 @@ from absl import logging
 
 
 BATCH_BYTES = 64 * 2**20
-"""Each batch is one commit to the disk, and makes files of its own: small arrays are better written together."""
+"""Bytes written at once. Each batch is one commit with files of its own, so small arrays share one."""
 
 CHUNK_BYTES = 16 * 2**20
-"""Arrays are stored in blocks of at most so many bytes, so that a host may read its share of a sharded array and little else."""
+"""Largest chunk of a stored array: a host can read its shard of an array and little else."""
 
 
 Block = tuple[tuple[int | slice, ...], np.ndarray]
-"""A region of an array, and what it holds."""
+"""The index of a region of an array, and its values."""
 
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array in a file, or a stack of such.
+    """An array in a file, or a stack of such arrays.
 
     Attributes:
-      shape, dtype: known without reading.
-      read: reads it; a stack's part at the indices given as arguments, one for each of the stacked axes.
-      stacked_axes: leading axes along which the parts lie; 0 for a single array.
+      shape: known without reading.
+      dtype: known without reading.
+      read: reads the array; of a stack, the layer at the indices that are its arguments, one for each
+        stacked axis.
+      stacked_axes: number of leading axes that are stacked; 0 for a single array.
     """
 
     shape: tuple[int, ...]
@@ -45,8 +47,11 @@ class LazyArray:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
-    def chunk(self) -> tuple[int, ...]:
-        """The shape of its blocks in a checkpoint: within one part, the longest axes halved until CHUNK_BYTES hold one."""
+    def chunk_shape(self) -> tuple[int, ...]:
+        """The shape of its chunks in a checkpoint.
+
+        A chunk lies within one layer; its longest axis is halved until it fits into CHUNK_BYTES.
+        """
         sides = list(self.shape[self.stacked_axes :])
         while np.prod(sides, dtype=np.int64) * self.dtype.itemsize > CHUNK_BYTES:
             longest = sides.index(max(sides))
@@ -54,21 +59,20 @@ class LazyArray:
         return (1,) * self.stacked_axes + tuple(sides)
 
     def blocks(self) -> Iterator[Block]:
-        """All of it, one part after the other."""
-        chunk = self.chunk()[self.stacked_axes :]
+        """All values in chunks, one layer after the other."""
+        chunk = self.chunk_shape()[self.stacked_axes :]
         for index in np.ndindex(*self.shape[: self.stacked_axes]):
-            part = self.read(*index)
-            for number in np.ndindex(
-                *(-(-side // size) for side, size in zip(part.shape, chunk, strict=True))
-            ):
+            layer = self.read(*index)
+            num_chunks = [-(-side // size) for side, size in zip(layer.shape, chunk, strict=True)]
+            for position in np.ndindex(*num_chunks):
                 region = tuple(
                     slice(n * size, min((n + 1) * size, side))
-                    for n, size, side in zip(number, chunk, part.shape, strict=True)
+                    for n, size, side in zip(position, chunk, layer.shape, strict=True)
                 )
-                yield index + region, part[region]
+                yield index + region, layer[region]
 
-    def whole(self) -> np.ndarray:
-        """All of it at once."""
+    def read_all(self) -> np.ndarray:
+        """The complete array."""
         out = np.empty(self.shape, self.dtype)
         for index, values in self.blocks():
             out[index] = values
@@ -76,16 +80,17 @@ class LazyArray:
 
 
 def as_lazy(array: LazyArray | np.ndarray | jax.Array) -> LazyArray:
-    """Any array as a lazy one."""
+    """Any array as a LazyArray."""
     if isinstance(array, LazyArray):
         return array
     return LazyArray(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
 
 
 class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
-    """Saves as Orbax saves numpy arrays, with little more than BATCH_BYTES of them in memory at a time, or one part.
+    """Saves arrays in Orbax's format for numpy arrays.
 
-    Nothing is read while something is being written, so that a source that turns out to be damaged leaves no writing behind.
+    At most BATCH_BYTES of them, or one layer, are in memory at a time. Nothing is read during a
+    write, so that no write is left running when a source turns out to be damaged.
     """
 
     def __init__(self) -> None:
@@ -96,25 +101,23 @@ class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
     ) -> Sequence[Any]:
         args = args or [ocp.SaveArgs()] * len(values)
         for part in _batches([value.nbytes for value in values]):
-            batch = (
-                [value.whole() for value in values[part]]
-                if part.stop - part.start > 1
-                else values[part]
-            )
+            batch: Sequence[Any] = values[part]
+            if len(batch) > 1:
+                batch = [value.read_all() for value in batch]
             writer = _BatchWriter()
-            for writing in await writer.serialize(batch, infos[part], args[part]):
-                writing.result()
+            for future in await writer.serialize(batch, infos[part], args[part]):
+                future.result()
             if writer.failures:
                 raise writer.failures[0]
         return []
 
 
 class _BatchWriter(ocp.type_handlers.NumpyHandler):
-    """Writes arrays that are in memory, or a lazy one.
+    """Writes numpy arrays, or one LazyArray.
 
     Attributes:
-      failures: what went wrong. It is raised when all has been tried: Orbax would leave the other
-        writes running, and these would make a folder anew that has been removed.
+      failures: exceptions of the writes. They are raised after all writes have ended: Orbax would
+        leave the others running, and these would recreate a folder that has been removed.
     """
 
     def __init__(self) -> None:
@@ -124,7 +127,7 @@ class _BatchWriter(ocp.type_handlers.NumpyHandler):
     async def _open_and_write(
         self, value: LazyArray | np.ndarray, tspec: dict[str, Any], ts_context: tensorstore.Context
     ) -> None:
-        """Takes the place of Orbax's writing of an array; everything around it stays Orbax's."""
+        """Overrides how Orbax writes one array."""
         try:
             if isinstance(value, np.ndarray):
                 await super()._open_and_write(value, tspec, ts_context)
@@ -135,19 +138,19 @@ class _BatchWriter(ocp.type_handlers.NumpyHandler):
 
 
 def _write_blocks(value: LazyArray, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
-    tspec["metadata"]["chunks"] = value.chunk()
+    tspec["metadata"]["chunks"] = value.chunk_shape()
     spec = tensorstore.Spec(tspec)
     store = tensorstore.open(spec, create=True, open=True, context=ts_context).result()
     blocks = value.blocks()
-    while batch := list(_take(blocks)):
+    while batch := list(_take_batch(blocks)):
         writes = [store[i].write(x, can_reference_source_data_indefinitely=True) for i, x in batch]
         failures = [error for write in writes if (error := write.exception())]  # waits for each
         if failures:
             raise failures[0]
 
 
-def _take(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The next blocks, BATCH_BYTES or a little more of them."""
+def _take_batch(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The next blocks, until they have BATCH_BYTES."""
     size = 0
     while size < BATCH_BYTES and (block := next(blocks, None)):
         size += block[1].nbytes
@@ -155,21 +158,24 @@ def _take(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[slice]:
-    """Runs of neighbours that BATCH_BYTES hold together, or single ones."""
-    start, total = 0, 0
+    """Ranges of consecutive arrays with at most BATCH_BYTES in sum, or of one array."""
+    start = 0
+    total = 0
     for i, size in enumerate(sizes):
         if i > start and total + size > BATCH_BYTES:
             yield slice(start, i)
-            start, total = i, 0
+            start = i
+            total = 0
         total += size
     yield slice(start, len(sizes))
 
 
 def register() -> None:
-    """Makes Orbax accept pytrees of LazyArray. What it writes is read like any other checkpoint."""
+    """Makes Orbax accept pytrees of LazyArray. The checkpoint is one of numpy arrays."""
     if ocp.type_handlers.has_type_handler(LazyArray):
         return
-    # Orbax warns that two types share the name "np.ndarray" in the checkpoint, which is what makes it like any other.
+    # Orbax warns that two types share the name "np.ndarray". That is intended: it makes the
+    # checkpoint one of numpy arrays.
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     ocp.type_handlers.register_type_handler(LazyArray, LazyArrayHandler(), override=True)

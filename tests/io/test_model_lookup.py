@@ -14,7 +14,7 @@ import bitdance_jax
 from bitdance_jax.config import ClassConditionalTraining, DataConfig, MeshConfig, RunConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder, saved_models
+from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.train import loop
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.state import (
@@ -65,7 +65,7 @@ def assert_same(actual, desired):
 
 
 def test_a_run_that_is_not_finished_gives_its_newest_averaged_weights(stopped, ema, capsys):
-    loaded = saved_models.load(stopped)
+    loaded = model_lookup.load(stopped)
     assert (loaded.kind, loaded.metadata) == ("tokenizer", {"steps": 14})
     assert_same(loaded.params, ema(14))
     assert "not finished" in (said := capsys.readouterr().err) and "step 14" in said
@@ -76,19 +76,19 @@ def test_a_damaged_checkpoint_is_left_out(stopped, ema, capsys):
     for path in (stopped / "checkpoints" / "14" / "state").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(b"\0" * path.stat().st_size)
-    loaded = saved_models.load(stopped)
+    loaded = model_lookup.load(stopped)
     assert loaded.metadata["steps"] == 7
     assert_same(loaded.params, ema(7))
     assert "step 14" in capsys.readouterr().err.splitlines()[0]
     shutil.rmtree(stopped / "checkpoints" / "7")
     with pytest.raises(UserError, match=r"^no checkpoint of .* can be read; "):
-        saved_models.load(stopped)
+        model_lookup.load(stopped)
 
 
 def test_weights_that_changed_on_the_disk_are_not_taken(stopped, monkeypatch):
-    monkeypatch.setattr(saved_models, "checksum", lambda array: 7)
+    monkeypatch.setattr(model_lookup, "checksum", lambda array: 7)
     with pytest.raises(UserError, match="can be read"):
-        saved_models.load(stopped)
+        model_lookup.load(stopped)
 
 
 def test_a_finished_run_gives_its_model_folder_until_it_is_trained_on(stopped, ema):
@@ -100,9 +100,9 @@ def test_a_finished_run_gives_its_model_folder_until_it_is_trained_on(stopped, e
         metadata={"steps": 14},
         force=True,
     )
-    assert saved_models.locate(stopped) == stopped / "model"
-    assert saved_models.fingerprint(stopped) == saved_models.fingerprint(stopped / "model")
-    assert_same(saved_models.load(stopped).params, {"a": np.ones(2)})
+    assert model_lookup.locate(stopped) == stopped / "model"
+    assert model_lookup.fingerprint(stopped) == model_lookup.fingerprint(stopped / "model")
+    assert_same(model_lookup.load(stopped).params, {"a": np.ones(2)})
     model_folder.save(
         stopped / "model",
         kind="tokenizer",
@@ -111,27 +111,27 @@ def test_a_finished_run_gives_its_model_folder_until_it_is_trained_on(stopped, e
         metadata={"steps": 13},
         force=True,
     )
-    assert_same(saved_models.load(stopped).params, ema(14))
+    assert_same(model_lookup.load(stopped).params, ema(14))
 
 
 def test_each_checkpoint_is_another_model(stopped):
-    before = saved_models.fingerprint(stopped)
+    before = model_lookup.fingerprint(stopped)
     shutil.rmtree(stopped / "checkpoints" / "14")
-    assert len(before) == 12 and saved_models.fingerprint(stopped) != before
-    with pytest.raises(UserError, match="has changed while its weights were read"):
-        saved_models.check_unchanged(stopped, before)
+    assert len(before) == 12 and model_lookup.fingerprint(stopped) != before
+    with pytest.raises(UserError, match=str(stopped)):
+        model_lookup.check_unchanged(stopped, before)
 
 
 def test_a_run_that_has_saved_nothing(stopped):
     shutil.rmtree(stopped / "checkpoints")
     with pytest.raises(UserError, match=r"^the run .* has saved nothing yet; "):
-        saved_models.read_config(stopped)
+        model_lookup.read_config(stopped)
 
 
 def test_a_record_that_is_damaged_is_one_line(stopped):
     (stopped / "model.json").write_text('{"kind": "tokenizer"')
     with pytest.raises(UserError) as caught:
-        saved_models.load(stopped)
+        model_lookup.load(stopped)
     assert str(stopped / "model.json") in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -155,7 +155,7 @@ def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path):
         "Flags",
     )
     assert_same(model.tokenizer.params, model_folder.load(tokenizer).params)
-    assert_same(saved_models.load(run).params["model"], params)
+    assert_same(model_lookup.load(run).params["model"], params)
     shutil.rmtree(tokenizer)
     tiny_models.save_tokenizer(
         tokenizer, dataclasses.replace(tiny_models.TOKENIZER, num_codebooks=2)
@@ -168,10 +168,10 @@ def test_places_hold_from_any_folder(stopped, monkeypatch):
     """Checkpoints that lie elsewhere, given as a path from the folder in which the run was started."""
     (stopped / "checkpoints").rename(stopped.parent / "elsewhere")
     monkeypatch.chdir(stopped.parent)
-    saved_models.Record("tokenizer", {}, {}, "elsewhere", ("emoji", "")).write(stopped)
+    model_lookup.RunRecord("tokenizer", {}, {}, "elsewhere", ("emoji", "")).write(stopped)
     monkeypatch.chdir("/")
-    run = saved_models.locate(stopped)
+    run = model_lookup.locate(stopped)
     assert run.record.tokenizer == ("emoji", "") and run.steps == (14, 7)
-    assert str(saved_models.checkpoint_folder(stopped, run.record)) == str(
+    assert str(model_lookup.checkpoint_folder(stopped, run.record)) == str(
         stopped.parent / "elsewhere"
     )

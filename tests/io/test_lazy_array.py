@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from bitdance_jax.io import lazy, model_folder
-from bitdance_jax.io.lazy import LazyArray
+from bitdance_jax.io import lazy_array, model_folder
+from bitdance_jax.io.lazy_array import LazyArray
 
 
 def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
@@ -19,7 +19,7 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
     def unread(array: np.ndarray) -> LazyArray:
         return LazyArray(array.shape, array.dtype, lambda: reads.append(array.shape) or array)
 
-    monkeypatch.setattr(lazy, "BATCH_BYTES", 100)
+    monkeypatch.setattr(lazy_array, "BATCH_BYTES", 100)
     model_folder.save(
         tmp_path / "lazy",
         kind="tokenizer",
@@ -40,13 +40,13 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
 def test_orbax_still_calls_what_lazy_replaces(tmp_path, monkeypatch):
     """`_open_and_write` is private to Orbax: without it a whole array is in memory at once."""
     written: list[tuple[int, ...]] = []
-    replaced = lazy._BatchWriter._open_and_write
+    replaced = lazy_array._BatchWriter._open_and_write
 
     async def spy(self, value, *arguments):
         written.append(value.shape)
         await replaced(self, value, *arguments)
 
-    monkeypatch.setattr(lazy._BatchWriter, "_open_and_write", spy)
+    monkeypatch.setattr(lazy_array._BatchWriter, "_open_and_write", spy)
     array = LazyArray((3, 5), np.dtype(np.float32), lambda: np.ones((3, 5), np.float32))
     model_folder.save(
         tmp_path / "model", kind="tokenizer", config={}, params={"a": array}, metadata={}
@@ -56,8 +56,8 @@ def test_orbax_still_calls_what_lazy_replaces(tmp_path, monkeypatch):
 
 
 def test_batches_hold_what_fits(monkeypatch):
-    monkeypatch.setattr(lazy, "BATCH_BYTES", 10)
-    assert list(lazy._batches([4, 6, 1, 30, 9, 1])) == [
+    monkeypatch.setattr(lazy_array, "BATCH_BYTES", 10)
+    assert list(lazy_array._batches([4, 6, 1, 30, 9, 1])) == [
         slice(0, 2),
         slice(2, 3),
         slice(3, 4),
@@ -67,8 +67,8 @@ def test_batches_hold_what_fits(monkeypatch):
 
 def test_stacks_are_written_part_by_part(tmp_path, monkeypatch):
     """Large arrays are cut into blocks, and each of a stack's parts is read once, when the one before has been written."""
-    monkeypatch.setattr(lazy, "BATCH_BYTES", 100)
-    monkeypatch.setattr(lazy, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(lazy_array, "BATCH_BYTES", 100)
+    monkeypatch.setattr(lazy_array, "CHUNK_BYTES", 64)
     rng = np.random.default_rng(0)
     arrays = {
         "stack": rng.standard_normal((2, 3, 5, 7)).astype(np.float32),
@@ -86,7 +86,7 @@ def test_stacks_are_written_part_by_part(tmp_path, monkeypatch):
         "one": LazyArray((11, 9), np.dtype(np.float64), lambda: arrays["one"]),
         "scalar": LazyArray((), np.dtype(np.float64), lambda: arrays["scalar"]),
     }
-    assert [value.chunk() for value in params.values()] == [(1, 1, 3, 4), (2, 3), ()]
+    assert [value.chunk_shape() for value in params.values()] == [(1, 1, 3, 4), (2, 3), ()]
     model_folder.save(tmp_path / "model", kind="tokenizer", config={}, params=params, metadata={})
     jax.tree.map(
         np.testing.assert_array_equal, model_folder.load(tmp_path / "model").params, arrays
