@@ -77,7 +77,7 @@ def test_a_torch_file_is_read_lazily_and_refused_for_its_keys():
     ("name", "message"), [("x.pth", "cannot be read"), ("x.safetensors", "cannot be read")]
 )
 def test_other_files(tmp_path, name, message):
-    with pytest.raises(UserError, match=r"no Inception weights at .*; fetch https://"):
+    with pytest.raises(UserError, match=r"no weights at .*; fetch https://"):
         weights.load(tmp_path / name)
     (tmp_path / name).write_text("something else")
     with pytest.raises(UserError, match=message):
