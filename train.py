@@ -18,7 +18,6 @@ from bitdance_jax.errors import Interrupted, UserError
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config, only_run
-from bitdance_jax.train.tasks import make_task, with_classes_of_data
 
 
 def launch() -> None:
@@ -39,11 +38,11 @@ def launch() -> None:
         mesh = make_mesh(config.mesh)
         check_batch(mesh, config.data.batch_size, config.run.accumulate)
         if not is_given("model.num-classes", flags):
-            config = with_classes_of_data(config)
+            config = config.with_classes_of_data()
         with only_run(config):
             check_config(config)
         initial = initial_params(config)
-        train(make_task(config), config, mesh, initial)
+        train(config.make_task(), config, mesh, initial)
 
 
 def main() -> int:

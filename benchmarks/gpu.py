@@ -35,7 +35,6 @@ import numpy as np
 from bitdance_jax.cli.command_line import parse, run
 from bitdance_jax.config import (
     ClassConditionalConfig,
-    DataConfig,
     FlowHeadConfig,
     ImageTokens,
     MeshConfig,
@@ -45,7 +44,7 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
-from bitdance_jax.config.imagenet import imagenet_training
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import batch_sharding, make_mesh
 from bitdance_jax.errors import UserError
@@ -68,7 +67,7 @@ from bitdance_jax.pipelines.prompt_programs import Programs, kept
 from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.train.objectives import make_objective
+from bitdance_jax.train.imagenet import imagenet_training
 from bitdance_jax.train.performance import training_flops
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
@@ -317,7 +316,7 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
             data=DataConfig(source="tokens", path="made up", batch_size=size),
         )
         mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1])
-        objective = make_objective(config)
+        objective = config.make_objective()
         schedule = learning_rate_schedule(config.optimizer, config.run.steps)
         optimizer = make_optimizer(config.optimizer, schedule, objective)
         decay = config.optimizer.ema_decay

@@ -22,9 +22,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from bitdance_jax.cli.command_line import parse, run
-from bitdance_jax.config import AugmentConfig, DataConfig, TokenizerConfig
+from bitdance_jax.config import AugmentConfig, TokenizerConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.sources import open_source
 from bitdance_jax.data.token_writer import write_shard
 from bitdance_jax.data.tokens import Manifest, Versions, serialize, shards
 from bitdance_jax.errors import UserError
@@ -192,7 +192,7 @@ def measure(config: DataConfig, workers: int, arguments: Arguments) -> tuple[flo
     """Images a second, and milliseconds of this process's own computing an image: the medians over the timed parts."""
     batch_size = arguments.batch_size * (8 if config.source == "tokens" else 1)
     batches = make_loader(
-        open_source(config, "all"),
+        config.open_split("all"),
         batch_size=batch_size,
         seed=0,
         image_size=arguments.image_size,

@@ -6,8 +6,6 @@ About an hour on 2 CPU cores. A trial in two minutes: add `--run.steps 50 --run.
 from bitdance_jax.config import (
     AugmentConfig,
     ClassConditionalConfig,
-    ClassConditionalTraining,
-    DataConfig,
     FlowHeadConfig,
     OptimizerConfig,
     RunConfig,
@@ -15,6 +13,8 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 
 
 def get_config() -> ClassConditionalTraining:

@@ -5,13 +5,13 @@ About 40 minutes on 2 CPU cores. A trial in a minute: add `--run.steps 50 --run.
 
 from bitdance_jax.config import (
     AugmentConfig,
-    DataConfig,
     OptimizerConfig,
     RunConfig,
     TokenizerConfig,
     TokenizerLossConfig,
-    TokenizerTraining,
 )
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 
 def get_config() -> TokenizerTraining:

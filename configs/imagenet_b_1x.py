@@ -11,8 +11,8 @@ A trial in two minutes, of a small model on the embedded emoji:
         --preview.head-steps 10
 """
 
-from bitdance_jax.config import ClassConditionalTraining
-from bitdance_jax.config.imagenet import imagenet_training
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
+from bitdance_jax.train.imagenet import imagenet_training
 
 
 def get_config() -> ClassConditionalTraining:

@@ -1,14 +1,18 @@
-"""A config file: Python that says how to train, `get_config() -> TokenizerTraining | ClassConditionalTraining`."""
+"""Config files: Python files whose `get_config()` returns a TrainingConfig."""
 
 import importlib.util
 
-from bitdance_jax.config.training import ClassConditionalTraining, TokenizerTraining, Training
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import paths, readers
+from bitdance_jax.train.task import TrainingConfig
 
 
-def load_config(path: str) -> Training:
-    """What the file's `get_config()` returns; whatever is wrong with the file is a UserError."""
+def load_config(path: str) -> TrainingConfig:
+    """The config that the file's `get_config()` returns.
+
+    Raises:
+      UserError: the file is missing, raises an error, or returns something else.
+    """
     path = paths.expand(path)
     try:
         readers.check_file(path)
@@ -27,8 +31,8 @@ def load_config(path: str) -> Training:
         raise
     except BaseException as error:  # SystemExit too: a script in place of a config
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, TokenizerTraining | ClassConditionalTraining):
+    if not isinstance(config, TrainingConfig):
         raise UserError(
-            f"{path}: get_config() must return a TokenizerTraining or ClassConditionalTraining, got {type(config).__name__}"
+            f"{path}: get_config() must return a TrainingConfig, got {type(config).__name__}"
         )
     return config

@@ -3,7 +3,7 @@
 A config is plain data: it turns to and from JSON (`to_dict`, `from_dict`) and is what `config.json` of a model folder holds.
 """
 
-from bitdance_jax.config.data import AugmentConfig, DataConfig
+from bitdance_jax.config.data import AugmentConfig
 from bitdance_jax.config.model import (
     ClassConditionalConfig,
     FlowHeadConfig,
@@ -14,15 +14,11 @@ from bitdance_jax.config.model import (
 from bitdance_jax.config.plain import Config, from_dict, to_dict
 from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (
-    ClassConditionalTraining,
     HostsConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
     TokenizerLossConfig,
-    TokenizerTraining,
-    Training,
-    TrainingConfig,
 )
 from bitdance_jax.errors import ConfigError
 
@@ -30,10 +26,8 @@ from bitdance_jax.errors import ConfigError
 __all__ = [
     "AugmentConfig",
     "ClassConditionalConfig",
-    "ClassConditionalTraining",
     "Config",
     "ConfigError",
-    "DataConfig",
     "FlowHeadConfig",
     "HostsConfig",
     "ImageTokens",
@@ -45,9 +39,6 @@ __all__ = [
     "TextToImageConfig",
     "TokenizerConfig",
     "TokenizerLossConfig",
-    "TokenizerTraining",
-    "Training",
-    "TrainingConfig",
     "TransformerConfig",
     "from_dict",
     "to_dict",

@@ -1,11 +1,9 @@
-"""Training runs: optimizer, run, mesh; a file in `configs/` returns one of these."""
+"""The parts of every training run's config (`bitdance_jax.train.task.TrainingConfig`)."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from bitdance_jax.config.data import DataConfig
-from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig, TokenizerConfig
 from bitdance_jax.config.plain import (
     Config,
     Count,
@@ -16,7 +14,6 @@ from bitdance_jax.config.plain import (
     Positive,
     Range,
     Seed,
-    Size,
     require,
 )
 
@@ -27,9 +24,10 @@ class OptimizerConfig(Config):
 
     Attributes:
       learning_rate: peak value, reached after `warmup_steps` from 0.
-      schedule: after the warm-up, "constant", or "cosine" to `end_learning_rate` at the last step, starting at `decay_start` (None: right
-        after the warm-up).
-      weight_decay: on tensors of two or more dimensions, less the connector, class embedding and query tokens.
+      schedule: after the warm-up, "constant", or "cosine" to `end_learning_rate` at the last step,
+        starting at `decay_start` (None: right after the warm-up).
+      weight_decay: of tensors with two or more dimensions, except connector, class embedding and
+        query tokens.
       clip_norm: global gradient norm; None: no clipping.
       ema_decay: of the exponential moving average kept in float32, started from the initial weights.
     """
@@ -48,22 +46,29 @@ class OptimizerConfig(Config):
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """What every training run shares: length, precision, and when it logs, saves and draws.
+    """Length, precision and folders of a training run, and the intervals of its outputs.
 
     Attributes:
-      workdir: local folder of the run: checkpoints, metrics, images, and at the end the model folder `model/`.
-      steps: optimizer steps in all.
-      seed: of the initial weights, the order of the data and every noise.
-      compute_dtype: of activations; parameters, EMA and optimizer state stay float32.
-      gradient_dtype: in which gradients are summed over images and devices: "float32", or "compute", the compute type.
-      export_dtype: of the finished model folder's weights.
-      remat: what the backward pass keeps of a transformer layer: all of it ("none"), the products with weights ("dots"), or "nothing".
-      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA GPUs in bfloat16, "auto" the faster one.
-      accumulate: parts that a batch is cut into; their gradients are summed one after the other, which saves memory.
-      spike: the run stops when a step's loss is this many times the usual one (the median of the last hundred); None: it never does.
+      workdir: local folder of the run: checkpoints, metrics, images, and at the end the model folder
+        `model/`.
+      steps: total number of optimizer steps.
+      seed: of the initial weights, the order of the data and all noise.
+      compute_dtype: of activations; parameters, EMA and optimizer state are float32.
+      gradient_dtype: of the sums of gradients over images and devices: "float32", or "compute" for
+        the compute type.
+      export_dtype: of the weights in the finished model folder.
+      remat: what is stored of a transformer layer for the backward pass: everything ("none"), the
+        products with weights ("dots"), or "nothing".
+      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA GPUs in bfloat16, "auto"
+        the faster one.
+      accumulate: number of micro-batches that a batch is split into; their gradients are summed one
+        after the other, which saves memory.
+      spike: the run stops when the loss of a step exceeds this many times the median of the last
+        hundred losses; None: never.
       log_every, save_every, preview_every: in steps.
-      keep: newest checkpoints kept.
-      checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. Several hosts need one that all of them see.
+      keep: number of checkpoints to keep, the newest ones.
+      checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. On several hosts
+        all must have access to it.
     """
 
     workdir: PathName
@@ -87,25 +92,27 @@ class RunConfig(Config):
         require(
             "://" not in self.workdir,
             f"workdir must be a local folder, got {self.workdir}; only checkpoints can go there",
+            "workdir",
         )
         require(
             self.attention != "cudnn" or self.compute_dtype == "bfloat16",
-            "attention cudnn computes in bfloat16; add --run.compute-dtype bfloat16",
+            "attention cudnn computes in bfloat16; set run.compute_dtype bfloat16",
+            "attention",
         )
 
     @property
     def checkpoint_folder(self) -> str:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.checkpoints or os.path.join(self.workdir, "checkpoints")
 
 
 @dataclass(frozen=True)
 class TokenizerLossConfig(Config):
-    """Weights of the tokenizer's training terms (paper 3.1): reconstruction + entropy + commitment.
+    """Weights of the tokenizer's losses (paper 3.1): reconstruction, entropy, commitment.
 
     Attributes:
       l1, l2: weights of the mean absolute and mean squared pixel error.
-      entropy: weight of per-sample minus codebook entropy.
+      entropy: weight of the per-sample entropy minus the codebook entropy.
       commitment: weight of mean((z - code)^2).
       temperature: of the codebook logits.
     """
@@ -119,12 +126,14 @@ class TokenizerLossConfig(Config):
 
 @dataclass(frozen=True)
 class MeshConfig(Config):
-    """How the devices are laid out (`bitdance_jax.distributed.mesh`). The product must be their number; -1, once, stands for the rest.
+    """Sizes of the mesh axes (`bitdance_jax.distributed.mesh`).
+
+    Their product must be the number of devices; one of them may be -1: whatever remains.
 
     Attributes:
-      data: copies of the weights; each reads its own part of the batch.
-      fsdp: parts that weights, optimizer state and EMA are cut into; each reads its own part of the batch too.
-      tensor: parts that each layer's width is cut into; these read the same part of the batch.
+      data: copies of the weights; each has its own part of the batch.
+      fsdp: parts of the weights, optimizer state and EMA; each has its own part of the batch too.
+      tensor: parts of each layer's width; all of them have the same part of the batch.
     """
 
     data: int = -1
@@ -143,12 +152,14 @@ class MeshConfig(Config):
 
 @dataclass(frozen=True)
 class HostsConfig(Config):
-    """How this process finds those on other hosts. Cloud TPUs, Slurm and Open MPI tell JAX by themselves; these are for elsewhere.
+    """How this process finds those on other hosts.
+
+    JAX knows these values on Cloud TPUs and under Slurm and Open MPI; elsewhere they must be set.
 
     Attributes:
       coordinator: host:port of process 0.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+      num_processes: number of processes.
+      process_id: number of this one, from 0.
     """
 
     coordinator: str | None = None
@@ -162,81 +173,13 @@ class HostsConfig(Config):
         ]
         require(
             all(given) or not any(given),
-            "hosts.coordinator, hosts.num_processes and hosts.process_id go together",
+            "hosts.coordinator, hosts.num_processes and hosts.process_id must be set together",
+            "hosts",
         )
         if self.num_processes is not None and self.process_id is not None:
             last = self.num_processes - 1
             require(
                 self.process_id <= last,
                 f"hosts.process_id must be from 0 to {last}, got {self.process_id}",
+                "hosts.process_id",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Config):
-    """What every training run has.
-
-    Attributes:
-      mesh: how the devices are laid out; a run may be resumed on another mesh.
-      hosts: how the processes find each other.
-      profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's folder; None: no trace.
-      init: model folder, or folder of a run, whose weights a new run starts from; "emoji" is the embedded model. None: drawn from the
-        seed.
-    """
-
-    run: RunConfig
-    data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    mesh: MeshConfig = MeshConfig()
-    hosts: HostsConfig = HostsConfig()
-    profile: tuple[Count, Count] | None = None
-    init: PathName | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        first, last = self.profile or (1, 1)
-        require(
-            first <= last and first <= self.run.steps,
-            f"profile must be two steps in order, from 1 to run.steps ({self.run.steps}), got {self.profile}",
-        )
-        batch, accumulate = self.data.batch_size, self.run.accumulate
-        require(
-            batch % accumulate == 0,
-            f"data.batch_size must be a multiple of run.accumulate, got {batch} and {accumulate}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerTraining(TrainingConfig):
-    """One tokenizer training run: what a file in `configs/` returns."""
-
-    model: TokenizerConfig
-    image_size: Size
-    loss: TokenizerLossConfig = TokenizerLossConfig()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        down = self.model.downsampling
-        require(
-            self.image_size % down == 0,
-            f"image_size must be a multiple of the downsampling {down}, got {self.image_size}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassConditionalTraining(TrainingConfig):
-    """One class-conditional training run: what a file in `configs/` returns.
-
-    Attributes:
-      tokenizer: a model folder with the trained tokenizer (frozen here); its sizes must be `model.tokenizer`.
-      preview: how the sample grids are drawn while it trains.
-    """
-
-    model: ClassConditionalConfig
-    tokenizer: PathName
-    preview: SamplerConfig = field(
-        default_factory=lambda: SamplerConfig(head_steps=20, guidance_scale=2.0)
-    )
-
-
-Training = TokenizerTraining | ClassConditionalTraining

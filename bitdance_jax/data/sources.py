@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_jax.config import DataConfig
 from bitdance_jax.data import listing
-from bitdance_jax.data.imagenet_tar import ImagenetTarSource
-from bitdance_jax.data.records import ImageSource, Names, Split, reading, select, split_indices
-from bitdance_jax.data.tfds import TfdsSource
-from bitdance_jax.data.tokens import Manifest, TokensSource
+from bitdance_jax.data.records import ImageSource, Names, Split, reading, split_indices
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import SUFFIXES, load_image
 
@@ -64,7 +60,7 @@ class FolderSource:
 
     def __init__(self, path: str | os.PathLike[str]):
         root = Path(path)
-        self.class_names = _class_folders(root)
+        self.class_names = class_folders(root)
         self.left_out: Counter[str] = Counter()
         paths: list[str] = []
         counts = []
@@ -92,54 +88,6 @@ class FolderSource:
         return {"image": load_image(self._paths[index]), "label": self._labels[index]}
 
 
-def open_source(config: DataConfig, split: Split) -> ImageSource:
-    """One split of the source that a config names; for both, `open_sources` opens what they share once.
-
-    "all" is the whole of `config.path`. Where `config.held_out` is given, "train" is that too, and "heldout" the whole of the other;
-    otherwise see `split_indices`.
-
-    Raises:
-      UserError: the data is missing, unreadable or laid out in another way; or the held-out data has other classes.
-    """
-    if config.source == "emoji":
-        return EmojiSource(split)
-    if config.held_out is None:
-        return select(_open(config), split)
-    if split != "heldout":
-        return _open(config)
-    return open_sources(config)[1]
-
-
-def open_sources(config: DataConfig) -> tuple[ImageSource, ImageSource]:
-    """Training records and held-out ones; see `open_source`."""
-    if config.source == "emoji":
-        return EmojiSource("train"), EmojiSource("heldout")
-    whole = _open(config)
-    if config.held_out is None:
-        return select(whole, "train"), select(whole, "heldout")
-    held_out = _open_held_out(config)
-    if held_out.class_names != whole.class_names:
-        names = sorted(set(held_out.class_names) ^ set(whole.class_names))
-        raise UserError(
-            f"the held-out data {config.held_out} has {len(held_out.class_names)} classes and the training data "
-            f"{len(whole.class_names)}, or in another order; the first that only one of them has: {(names or ['none'])[0]}"
-        )
-    return whole, held_out
-
-
-def count_classes(config: DataConfig) -> int | None:
-    """Classes of a source; None where only opening it would tell."""
-    if config.source == "emoji":
-        return len(EmojiSource("heldout").class_names)
-    if config.source == "tokens":
-        assert config.path is not None  # checked by DataConfig
-        return len(Manifest.read(config.path).class_names)
-    if config.source == "folder":
-        assert config.path is not None
-        return len(_class_folders(Path(config.path)))
-    return len(_open(config).class_names) if config.source == "tfds" else None
-
-
 def summary(train: ImageSource, held_out: ImageSource | None = None) -> str:
     """One line for the user: how many records and classes, held out, and what was left out by its ending."""
     what = f"{len(train):,} images in {len(train.class_names):,} classes"
@@ -153,33 +101,7 @@ def summary(train: ImageSource, held_out: ImageSource | None = None) -> str:
     return f"{what}; {listing.left_out_text(left_out)}".removesuffix("; ")
 
 
-def _open(config: DataConfig) -> ImageSource:
-    if config.source == "tfds":
-        return TfdsSource(config.dataset, config.path, "train")
-    assert config.path is not None  # checked by DataConfig
-    if config.source == "folder":
-        return FolderSource(config.path)
-    return (
-        ImagenetTarSource(config.path)
-        if config.source == "imagenet_tar"
-        else TokensSource(config.path)
-    )
-
-
-def _open_held_out(config: DataConfig) -> ImageSource:
-    assert config.held_out is not None
-    if config.source == "tfds":
-        return TfdsSource(config.dataset, config.path, config.held_out)
-    if config.source == "tokens":
-        return TokensSource(config.held_out)
-    return (
-        ImagenetTarSource(config.held_out)
-        if os.path.isfile(config.held_out)
-        else FolderSource(config.held_out)
-    )
-
-
-def _class_folders(root: Path) -> tuple[str, ...]:
+def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the sub-folders, sorted."""
     if not root.is_dir():
         raise UserError(f"no image folder at {root}; give a folder with one sub-folder a class")

@@ -15,9 +15,10 @@ from typing import Annotated
 import jax
 
 from bitdance_jax.cli.command_line import Flags, parse, run
-from bitdance_jax.config import DataConfig, HostsConfig
+from bitdance_jax.config import HostsConfig
 from bitdance_jax.config.plain import BatchSize, ImageSide, PathName, Range, Seed
-from bitdance_jax.data.sources import open_source, summary
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.sources import summary
 from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.distributed import multihost
@@ -73,7 +74,7 @@ def main() -> None:
 
 def _tokenize(arguments: Arguments) -> None:
     versions = Versions(arguments.flips, arguments.crops, arguments.data.augment, arguments.seed)
-    source = open_source(arguments.data, "all")
+    source = arguments.data.open_split("all")
     if jax.process_index() == 0:
         print(summary(source), file=sys.stderr)
     tokenizer = load(arguments.tokenizer)

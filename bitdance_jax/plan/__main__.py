@@ -22,7 +22,7 @@ import jax
 
 from bitdance_jax.cli.command_line import Flags, parse, run
 from bitdance_jax.cli.config_file import load_config
-from bitdance_jax.config import ClassConditionalTraining, TextToImageConfig, Training
+from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.config.plain import BatchSize, Natural, PathName, Size
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
@@ -33,6 +33,8 @@ from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
 from bitdance_jax.plan.programs import Program, sampling, training_step
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
+from bitdance_jax.train.task import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
     return parts
 
 
-def describe(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
+def describe(
+    arguments: Arguments, config: TrainingConfig, devices: list[jax.Device]
+) -> dict[str, Any]:
     """Prints one plan; returns it for the JSON file."""
     mesh = make_mesh(config.mesh, devices)
     print(
@@ -143,7 +147,9 @@ def describe(arguments: Arguments, config: Training, devices: list[jax.Device]) 
     return {"plan": report.to_dict(plan, arguments.top)}
 
 
-def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -> dict[str, Any]:
+def compare(
+    arguments: Arguments, config: TrainingConfig, devices: list[jax.Device]
+) -> dict[str, Any]:
     """Prints the plans that fit, best first, and why the others do not; returns both for the JSON file."""
     if arguments.sample:
         mesh = make_mesh(config.mesh, devices)
@@ -166,7 +172,7 @@ def compare(arguments: Arguments, config: Training, devices: list[jax.Device]) -
 
 
 def sampler(
-    arguments: Arguments, config: Training, per_device: int, mesh: jax.sharding.Mesh
+    arguments: Arguments, config: TrainingConfig, per_device: int, mesh: jax.sharding.Mesh
 ) -> Program:
     if not isinstance(config, ClassConditionalTraining):
         raise UserError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, Training
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.distributed.mesh import batch_sharding, check_batch
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
 from bitdance_jax.perf.flops import traced_flops
@@ -17,10 +17,10 @@ from bitdance_jax.pipelines.class_conditional import draw_images, sample_labels,
 from bitdance_jax.pipelines.data_parallel import on_each_device
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.tokenizer import autoencoder
-from bitdance_jax.train.objectives import make_objective
 from bitdance_jax.train.performance import training_flops
 from bitdance_jax.train.state import abstract_state, learning_rate_schedule, make_optimizer, on_mesh
 from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.task import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Program:
         return self.function.lower(*self.arguments, **self.static).compile()
 
 
-def training_step(config: Training, mesh: Mesh) -> Program:
+def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
     """The step of `train.py`, for the config's batch.
 
     Raises:
@@ -59,7 +59,7 @@ def training_step(config: Training, mesh: Mesh) -> Program:
     """
     run, batch_size = config.run, config.data.batch_size
     check_batch(mesh, batch_size, run.accumulate)
-    objective = make_objective(config)
+    objective = config.make_objective()
     if mesh.devices.flat[0].platform != "gpu":  # the kernel is chosen for this machine's devices
         objective = objective.without_fused_kernels()
     schedule = learning_rate_schedule(config.optimizer, run.steps)

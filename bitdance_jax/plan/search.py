@@ -8,12 +8,13 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
-from bitdance_jax.config import MeshConfig, Training
+from bitdance_jax.config import MeshConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.plan.analysis import DoesNotFit, Plan, make_plan, resident_bytes
 from bitdance_jax.plan.programs import Program, training_step
+from bitdance_jax.train.task import TrainingConfig
 
 
 REMATS: tuple[Literal["none", "dots", "nothing"], ...] = ("none", "dots", "nothing")
@@ -41,7 +42,7 @@ it, in the variant of the same number."""
 
 
 def training_candidates(
-    config: Training,
+    config: TrainingConfig,
     devices: list[jax.Device],
     batch_sizes: Sequence[int],
     fsdps: Sequence[int],

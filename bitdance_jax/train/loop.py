@@ -10,7 +10,6 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from bitdance_jax.config import TrainingConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.consistency import check_same_config, fingerprint
 from bitdance_jax.distributed.mesh import check_batch, local_rows, put_batch
@@ -32,7 +31,7 @@ from bitdance_jax.train.state import (
 )
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.stopping import StopSignals
-from bitdance_jax.train.task import Batch, Batches, Params, Task
+from bitdance_jax.train.task import Batch, Batches, Params, Task, TrainingConfig
 
 
 def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None = None) -> None:
@@ -77,7 +76,7 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
         params = on_host(state.ema, mesh)
         if jax.process_index() == 0:
             _say(f"writing the model folder {workdir / 'model'}")
-            task.export(params, figures, str(workdir / "model"))
+            task.export(params, str(workdir / "model"), step=int(state.step), metrics=figures)
     _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
 
 

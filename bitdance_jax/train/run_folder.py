@@ -10,13 +10,14 @@ from typing import Any
 
 from flax import traverse_util
 
-from bitdance_jax.config import TrainingConfig, to_dict
+from bitdance_jax.config import to_dict
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError, short
 from bitdance_jax.io import model_folder, readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.locks import LOCK, writer_lock
 from bitdance_jax.io.paths import make_folder
+from bitdance_jax.train.task import TrainingConfig
 
 
 # What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).

@@ -1,77 +1,100 @@
-"""What training needs to know of the thing it trains: an objective, which is pure, and a task, which has data and weights."""
+"""What the training loop needs: an objective (pure functions of arrays), a task (an objective with
+data and weights), and the config of a run, which makes both."""
 
+import abc
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
+from bitdance_jax.config import HostsConfig, MeshConfig, OptimizerConfig, RunConfig
+from bitdance_jax.config.plain import Config, Count, PathName, require
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.distributed.sharding import Rules
+from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import RunRecord
 
 
 Params = Any
 """Parameters: nested dicts of arrays."""
 Batch = dict[str, Any]
-"""A batch: name -> array; the first axis of every array is the batch's. Numpy from the loader, jax arrays inside an objective."""
+"""Name -> array whose first axis is the batch's: numpy arrays from the loader, jax arrays inside an
+objective."""
+Metrics = dict[str, jax.Array]
+"""Name -> float32 scalar."""
 
 
 @runtime_checkable
 class Batches(Iterator[Batch], Protocol):
-    """An endless iterator over batches that can be put back to any place it has been at (a grain iterator)."""
+    """An endless iterator over batches whose state can be saved and restored (a grain iterator)."""
 
     def get_state(self) -> dict[str, Any]:
-        """The place of the next batch, as JSON-ready data."""
+        """The position of the next batch, as JSON-ready data."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a place that `get_state` gave, here or in an earlier process."""
+        """Continues at a position that `get_state` returned, in this process or an earlier one."""
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """What a training step computes: pure functions of arrays, traced inside jit. It needs neither data nor saved weights."""
+class Objective(abc.ABC):
+    """What a training step computes: pure functions of arrays, traced inside jit, without data.
 
+    Attributes:
+      sharding_rules: rules for the objective's own parameters; they come before the table in
+        `bitdance_jax.distributed.sharding`.
+    """
+
+    sharding_rules: Rules = ()
+
+    @abc.abstractmethod
     def init(self, key: jax.Array) -> Params:
         """Initial parameters, float32."""
 
+    @abc.abstractmethod
     def loss(
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss, a mean over the batch's rows, and further scalar metrics.
+    ) -> tuple[jax.Array, Metrics]:
+        """The scalar loss, a mean over the batch's rows, and other scalar metrics.
 
         Args:
-          params: what trains.
-          frozen: weights that do not, as `abstract_frozen`.
+          params: the trained parameters.
+          frozen: the weights that are not trained, as `abstract_frozen`.
           batch: as `abstract_batch`.
-          keys: one for each row; all of a row's randomness comes from its own.
+          keys: one per row; all randomness of a row comes from its own key.
         """
 
-    def evaluate(
-        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Scalar figures of a held-out batch."""
-
-    def no_decay(self, path: tuple[str, ...]) -> bool:
-        """Whether the parameter at `path` gets no weight decay, besides biases and the scales of norms."""
-
+    @abc.abstractmethod
     def abstract_batch(self, batch_size: int) -> Batch:
         """Shapes and dtypes of a batch."""
 
+    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
+        """Scalar metrics of a held-out batch; the arguments are those of `loss`."""
+        loss, metrics = self.loss(params, frozen, batch, keys)
+        return {"loss": loss, **metrics}
+
+    def no_decay(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at `path` has no weight decay. Biases and scales never have any."""
+        return False
+
     def abstract_frozen(self) -> Params:
-        """Shapes and dtypes of the frozen weights."""
+        """Shapes and dtypes of the weights that are not trained."""
+        return {}
 
     def without_fused_kernels(self) -> "Objective":
-        """The same computation, of operations that can be looked into and counted."""
+        """The same computation without fused kernels, so that its operations can be counted."""
+        return self
 
 
 @runtime_checkable
 class Task(Protocol):
-    """An objective with its data and frozen weights, and what comes out of a run.
+    """An objective with its data and frozen weights, and what a run produces.
 
     Attributes:
-      frozen: weights that do not train, as `objective.abstract_frozen()`.
+      frozen: the weights that are not trained, as `objective.abstract_frozen()`.
       batch_size: rows of a batch, over all processes.
-      steps_per_epoch: steps in one pass over the training images, for the `epoch` column of the metrics.
-      held_out_size: images kept back for evaluation.
+      steps_per_epoch: steps in one pass over the training data.
+      held_out_size: number of held-out records.
     """
 
     frozen: Params
@@ -81,20 +104,102 @@ class Task(Protocol):
 
     @property
     def record(self) -> RunRecord:
-        """What the run's model folder will hold, but for weights and figures."""
+        """What the run's model folder will contain besides weights and metrics."""
 
     @property
     def objective(self) -> Objective:
         """What a step computes."""
 
     def batches(self, rows: np.ndarray) -> Batches:
-        """The training batches from the start; of each only the given rows, this process's."""
+        """Training batches from the start; of each only the given rows (this process's)."""
 
     def held_out(self, rows: np.ndarray) -> Batches:
-        """The held-out batches, likewise, in a fixed order that starts again after the last image."""
+        """Held-out batches, likewise, in a fixed order that repeats after the last record."""
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        """Images to look at while it trains: name -> uint8 [H, W, 3]. The parameters lie whole on one local device."""
+        """Images for the run's folder: name -> uint8 [H, W, 3]. The parameters are on one device."""
 
-    def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
-        """Writes the finished model folder; `figures` are the last held-out ones. The parameters are numpy arrays."""
+    def export(
+        self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]
+    ) -> None:
+        """Writes the model folder.
+
+        Args:
+          ema_params: numpy arrays.
+          folder: to be written, or replaced.
+          step: number of steps trained.
+          metrics: of the held-out records.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """A training run; a file in `configs/` returns one. A subclass says what is trained.
+
+    Attributes:
+      run: length, precision, intervals and folders.
+      data: the images.
+      optimizer: AdamW and its schedule.
+      mesh: device layout; a run may be resumed on another mesh.
+      hosts: how the processes find each other.
+      profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's
+        folder; None: no trace.
+      init: model folder, or folder of a run, with the weights that a new run starts from; "emoji" is
+        the embedded model. None: random weights.
+    """
+
+    run: RunConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
+    profile: tuple[Count, Count] | None = None
+    init: PathName | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first, last = self.profile or (1, 1)
+        require(
+            first <= last and first <= self.run.steps,
+            "profile must be two steps in order, from 1 to run.steps "
+            f"({self.run.steps}), got {self.profile}",
+            "profile",
+        )
+        batch, accumulate = self.data.batch_size, self.run.accumulate
+        require(
+            batch % accumulate == 0,
+            f"data.batch_size must be a multiple of run.accumulate, got {batch} and {accumulate}",
+            "data.batch_size",
+        )
+
+    def make_objective(self) -> Objective:
+        """The objective alone: opens no data and reads no weights."""
+        raise NotImplementedError(f"{type(self).__name__} has no objective")
+
+    def make_task(self) -> Task:
+        """The objective with its data and frozen weights.
+
+        Raises:
+          UserError: data or weights are missing, or do not fit the model.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no task")
+
+    def with_classes_of_data(self) -> "TrainingConfig":
+        """The config with the number of classes of its data, if that is known without opening it.
+
+        Raises:
+          UserError: the data is missing or has another layout.
+        """
+        return self
+
+    def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
+        """The weights of a model folder that a new run starts from (`init`).
+
+        Returns:
+          Parameters of the objective, and the paths ("a/b") of those that the run initializes
+          randomly instead.
+
+        Raises:
+          UserError: there is no such model, or one of another kind.
+        """
+        return model_lookup.load(folder).params, frozenset()

@@ -22,9 +22,11 @@ import pytest
 import tyro
 
 from bitdance_jax.cli.command_line import parse, run
-from bitdance_jax.config import ClassConditionalTraining, DataConfig, SamplerConfig
+from bitdance_jax.config import SamplerConfig
 from bitdance_jax.config.plain import PathName
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ import jax
 import pytest
 
 from bitdance_jax.config import RunConfig
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.run_folder import record_config
+from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """
-from bitdance_jax.config import RunConfig, TokenizerConfig, TokenizerTraining
+from bitdance_jax.config import RunConfig, TokenizerConfig
+from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 def get_config():
     model = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 2), num_res_blocks=1)
@@ -71,7 +74,7 @@ def test_flags_override_the_file(command, config_file):
         ("import sys; sys.exit()", "SystemExit"),
         (
             "def get_config(): return 3",
-            "get_config() must return a TokenizerTraining or ClassConditionalTraining, got int",
+            "get_config() must return a TrainingConfig, got int",
         ),
         (CONFIG.replace("steps=3", "steps=0"), "steps must be positive, got 0"),
     ],
@@ -116,7 +119,7 @@ def test_a_bad_value_is_named(command, monkeypatch, capsys, config_file, flags, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--mesh.tensor", "64"], "--mesh.tensor"),
+        (["--mesh.tensor", "64"], "mesh.tensor"),
         (
             ["--data.batch-size", "6", "--run.accumulate", "4"],
             "data.batch_size must be a multiple of run.accumulate, got 6 and 4",
@@ -125,7 +128,7 @@ def test_a_bad_value_is_named(command, monkeypatch, capsys, config_file, flags, 
             ["--profile", "7", "5"],
             "profile must be two steps in order, from 1 to run.steps (3), got (7, 5)",
         ),
-        (["--data.source", "folder"], "needs --data.path"),
+        (["--data.source", "folder"], "data.path"),
         (["--data.source", "folder", "--data.path", "no/such"], "no/such"),
     ],
 )
@@ -150,7 +153,7 @@ def test_a_run_of_another_config_is_found_before_data_and_weights_are_opened(
             command.load_config(str(config_file)), run=RunConfig(workdir=str(tmp_path), steps=3)
         )
     )
-    monkeypatch.setattr(command, "make_task", refuse)
+    monkeypatch.setattr(TokenizerTraining, "make_task", refuse)
     code, error = run(
         command,
         monkeypatch,
@@ -173,7 +176,7 @@ def classes_of(command, monkeypatch, tmp_path):
     for name in ("bird", "cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
     seen = []
-    monkeypatch.setattr(command, "make_task", lambda config: config)
+    monkeypatch.setattr(ClassConditionalTraining, "make_task", lambda config: config)
     monkeypatch.setattr(
         command, "train", lambda task, config, *_: seen.append(config.model.num_classes)
     )

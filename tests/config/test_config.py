@@ -14,10 +14,8 @@ from bitdance_jax import config as config_package
 from bitdance_jax.config import (
     AugmentConfig,
     ClassConditionalConfig,
-    ClassConditionalTraining,
     Config,
     ConfigError,
-    DataConfig,
     FlowHeadConfig,
     HostsConfig,
     MeshConfig,
@@ -26,14 +24,16 @@ from bitdance_jax.config import (
     SamplerConfig,
     TextToImageConfig,
     TokenizerConfig,
-    TokenizerTraining,
     TransformerConfig,
     from_dict,
     to_dict,
 )
 from bitdance_jax.config.plain import Range
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.errors import UserError
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
+from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 
 TOY = ClassConditionalConfig(
@@ -110,7 +110,7 @@ TOY = ClassConditionalConfig(
             "guidance_scale must be a finite number, got nan",
         ),
         (AugmentConfig(), {"min_crop": 0.0}, "min_crop must be in (0, 1], got 0.0"),
-        (AugmentConfig(), {"decay_start": 3.0}, "decay_start and decay_end go together"),
+        (AugmentConfig(), {"decay_start": 3.0}, "decay_start and decay_end must be set together"),
         (
             AugmentConfig(),
             {"decay_start": 3.0, "decay_end": 2.0},
@@ -120,7 +120,7 @@ TOY = ClassConditionalConfig(
         (
             DataConfig(),
             {"source": "folder"},
-            "data.source folder needs --data.path, a folder with one sub-folder a class",
+            "data.source folder needs data.path, a folder with one sub-folder per class",
         ),
         (OptimizerConfig(), {"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         (OptimizerConfig(), {"ema_decay": 1.0}, "ema_decay must be in [0, 1), got 1.0"),

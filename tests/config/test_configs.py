@@ -9,15 +9,9 @@ import pytest
 
 import bitdance_jax
 from bitdance_jax.cli.command_line import parse
-from bitdance_jax.config import (
-    ClassConditionalConfig,
-    ClassConditionalTraining,
-    SamplerConfig,
-    TokenizerTraining,
-    from_dict,
-    to_dict,
-)
-from bitdance_jax.data.sources import open_source
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, from_dict, to_dict
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
+from bitdance_jax.train.task import TrainingConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +45,7 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(path):
     module, config = read(path)
     assert f"`python train.py configs/{path.name}" in module.__doc__
     assert "A trial in" in module.__doc__
-    assert isinstance(config, TokenizerTraining | ClassConditionalTraining)
+    assert isinstance(config, TrainingConfig)
     assert from_dict(type(config), to_dict(config)) == config
     assert config.run.workdir == f"runs/{path.stem}"
     assert config.optimizer.warmup_steps < config.run.steps
@@ -62,7 +56,7 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(path):
 )
 def test_an_emoji_config_fits_the_images(path):
     _, config = read(path)
-    source = open_source(config.data, "train")
+    source = config.data.open_split("train")
     if isinstance(config, ClassConditionalTraining):
         assert config.model.num_classes == len(source.class_names)
         assert config.model.image_size == source[0]["image"].shape[0]

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance_jax.config import DataConfig
 from bitdance_jax.data import imagenet_tar
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource, index_places
-from bitdance_jax.data.sources import open_sources
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import DamagedImage
 
@@ -214,12 +213,12 @@ def test_a_image_of_gigabytes_is_not_read(tar, monkeypatch):
 
 
 def test_as_a_data_source(tar, tmp_path):
-    train, held_out = open_sources(DataConfig(source="imagenet_tar", path=str(tar)))
+    train, held_out = DataConfig(source="imagenet_tar", path=str(tar)).open_splits()
     assert (len(train), len(held_out)) == (25, 1) and held_out[0]["label"] == 1
     for wnid in CLASSES:
         (tmp_path / "val" / wnid).mkdir(parents=True)
         (tmp_path / "val" / wnid / "a.JPEG").write_bytes(jpeg(9))
-    train, held_out = open_sources(
-        DataConfig(source="imagenet_tar", path=str(tar), held_out=str(tmp_path / "val"))
-    )
+    train, held_out = DataConfig(
+        source="imagenet_tar", path=str(tar), held_out=str(tmp_path / "val")
+    ).open_splits()
     assert (len(train), len(held_out)) == (26, 3) and train.class_names == held_out.class_names

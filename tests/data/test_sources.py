@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance_jax.config import DataConfig
 from bitdance_jax.data import sources
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import DamagedImage
 
@@ -56,15 +56,15 @@ def test_folder_classes_labels_and_order(folder):
         assert record["label"] == (i >= 20)
 
 
-def test_open_source(folder):
+def test_open_split(folder):
     config = DataConfig(source="folder", path=str(folder))
-    train, held_out = sources.open_source(config, "train"), sources.open_source(config, "heldout")
-    assert (len(train), len(held_out), len(sources.open_source(config, "all"))) == (36, 2, 38)
+    train, held_out = config.open_split("train"), config.open_split("heldout")
+    assert (len(train), len(held_out), len(config.open_split("all"))) == (36, 2, 38)
     assert train.class_names == held_out.class_names == ("cats", "dogs")
     assert (held_out[0]["label"], held_out[1]["label"]) == (0, 1)
-    assert [len(source) for source in sources.open_sources(config)] == [36, 2]
-    assert len(sources.open_source(DataConfig(), "heldout")) == 100
-    assert [len(source) for source in sources.open_sources(DataConfig())] == [1806, 100]
+    assert [len(source) for source in config.open_splits()] == [36, 2]
+    assert len(DataConfig().open_split("heldout")) == 100
+    assert [len(source) for source in DataConfig().open_splits()] == [1806, 100]
 
 
 def test_held_out_images_of_their_own(folder, tmp_path):
@@ -76,9 +76,9 @@ def test_held_out_images_of_their_own(folder, tmp_path):
     for name in ("cats", "dogs"):
         (folder / "images").mkdir(exist_ok=True)
         (folder / name).rename(folder / "images" / name)
-    train, held_out = sources.open_sources(config)
+    train, held_out = config.open_splits()
     assert (len(train), len(held_out)) == (38, 2) and held_out[1]["label"] == 1
-    assert [len(sources.open_source(config, split)) for split in ("train", "heldout", "all")] == [
+    assert [len(config.open_split(split)) for split in ("train", "heldout", "all")] == [
         38,
         2,
         38,
@@ -87,7 +87,7 @@ def test_held_out_images_of_their_own(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"held-out data .*other has 2 classes and the training data 2.*: birds"
     ):
-        sources.open_sources(config)
+        config.open_splits()
 
 
 def test_the_first_line_says_what_there_is(folder):
@@ -95,9 +95,9 @@ def test_the_first_line_says_what_there_is(folder):
     expected = (
         "36 images in 2 classes to train on, 2 held out; files left out by their ending: 1 (.txt 1)"
     )
-    assert sources.summary(*sources.open_sources(config)) == expected
+    assert sources.summary(*config.open_splits()) == expected
     assert (
-        sources.summary(*sources.open_sources(DataConfig()))
+        sources.summary(*DataConfig().open_splits())
         == "1,806 images in 9 classes to train on, 100 held out"
     )
 
@@ -125,7 +125,7 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
         sources.FolderSource(tmp_path / "flat")
     write(tmp_path / "few" / "birds" / "a.jpg")
     with pytest.raises(UserError, match="only 1 images; every 19th is held out"):
-        sources.open_source(DataConfig(source="folder", path=str(tmp_path / "few")), "heldout")
+        DataConfig(source="folder", path=str(tmp_path / "few")).open_split("heldout")
 
 
 def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):

@@ -1,5 +1,6 @@
 """A small dataset prepared by TFDS itself, without TensorFlow."""
 
+import dataclasses
 import io
 import pickle
 import subprocess
@@ -10,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitdance_jax.config import DataConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.sources import open_sources
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import DamagedImage
@@ -73,11 +73,9 @@ def test_images_and_labels(data_dir):
 
 def test_as_a_data_source(data_dir):
     config = DataConfig(source="tfds", dataset="small_images", path=str(data_dir))
-    train, held_out = open_sources(config)
+    train, held_out = config.open_splits()
     assert (len(train), len(held_out)) == (38, 2)
-    train, held_out = open_sources(
-        DataConfig(source="tfds", dataset="small_images", path=str(data_dir), held_out="validation")
-    )
+    train, held_out = dataclasses.replace(config, held_out="validation").open_splits()
     assert (len(train), len(held_out)) == (40, 6)
     batch = next(make_loader(train, batch_size=40, seed=0, image_size=8))
     assert batch["image"].shape == (40, 8, 8, 3)

@@ -12,10 +12,11 @@ import pytest
 import tiny_models
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from bitdance_jax.config import AugmentConfig, ConfigError, DataConfig
+from bitdance_jax.config import AugmentConfig, ConfigError
 from bitdance_jax.data import token_writer, transforms
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.sources import ArraySource, open_sources
+from bitdance_jax.data.sources import ArraySource
 from bitdance_jax.data.token_shards import Seal
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
 from bitdance_jax.data.tokens import (
@@ -231,7 +232,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_shard(tmp_path, source, monkeypat
 
 def test_as_a_data_source(whole):
     config = DataConfig(source="tokens", path=str(whole))
-    train, held_out = open_sources(config)
+    train, held_out = config.open_splits()
     assert (len(train), len(held_out)) == (22, 1)
     again = pickle.loads(pickle.dumps(train))
     batch = next(make_loader(again, batch_size=4, seed=0))
@@ -240,7 +241,7 @@ def test_as_a_data_source(whole):
         and batch["codes"].dtype == np.uint8
         and batch["label"].dtype == np.int32
     )
-    train, held_out = open_sources(dataclasses.replace(config, held_out=str(whole)))
+    train, held_out = dataclasses.replace(config, held_out=str(whole)).open_splits()
     assert (len(train), len(held_out)) == (23, 23)
 
 

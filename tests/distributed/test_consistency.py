@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from bitdance_jax.config import DataConfig, HostsConfig, OptimizerConfig, RunConfig, TrainingConfig
+from bitdance_jax.config import HostsConfig, OptimizerConfig, RunConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import consistency
 from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import UserError
+from bitdance_jax.train.task import TrainingConfig
 
 
 CONFIG = TrainingConfig(

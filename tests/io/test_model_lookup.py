@@ -11,19 +11,20 @@ import pytest
 import tiny_models
 
 import bitdance_jax
-from bitdance_jax.config import ClassConditionalTraining, DataConfig, MeshConfig, RunConfig
+from bitdance_jax.config import MeshConfig, RunConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.train import loop
 from bitdance_jax.train.checkpoint import Checkpoints
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.state import (
     TrainState,
     abstract_state,
     learning_rate_schedule,
     make_optimizer,
 )
-from bitdance_jax.train.tasks import make_task
 
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -144,7 +145,7 @@ def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path):
         data=DataConfig(batch_size=8),
         preview=tiny_models.SAMPLER,
     )
-    make_task(config).record.write(run)
+    config.make_task().record.write(run)
     params = tiny_models.model_params()
     with Checkpoints(run / "checkpoints", 2) as checkpoints:
         checkpoints.save(2, TrainState(np.int32(2), {}, jax.tree.map(jnp.asarray, params), {}), {})

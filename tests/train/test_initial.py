@@ -9,10 +9,13 @@ import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig, TokenizerTraining
-from bitdance_jax.errors import UserError
+from bitdance_jax.config import RunConfig
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder, model_lookup
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.initial import initial_params
+from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +71,13 @@ def test_the_embedded_model_may_be_given(tokenizer_config):
     assert_same(params, jax.tree.map(lambda x: x.astype(np.float32), saved.params["tokenizer"]))
 
 
-def test_other_classes_start_their_embedding_anew(config, capsys):
+def test_the_class_embedding_of_other_classes_is_random(config, capsys):
     model = dataclasses.replace(config.model, num_classes=12)
     params = initial_params(dataclasses.replace(config, model=model))
     whole = tiny_models.model_params()
     assert set(whole) - set(params) == {"class_embedding"}
     assert_same(params, {name: whole[name] for name in params})
-    assert (
-        capsys.readouterr().err
-        == f"{config.init} has 9 classes and this run 12: the class embedding starts anew\n"
-    )
+    assert f"{config.init} has 9 classes and this run 12" in capsys.readouterr().err
 
 
 def test_all_that_does_not_fit_is_one_error(config):
@@ -88,13 +88,10 @@ def test_all_that_does_not_fit_is_one_error(config):
     other = dataclasses.replace(
         config, model=dataclasses.replace(config.model, transformer=transformer, head=head)
     )
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ConfigError) as caught:
         initial_params(other)
     message = str(caught.value)
-    assert (
-        message.startswith(f"the weights of --init {config.init} do not fit this model: ")
-        and "\n" not in message
-    )
+    assert caught.value.field == "init" and "\n" not in message
     shapes = {
         "/".join(path): x.shape
         for path, x in traverse_util.flatten_dict(tiny_models.model_params()).items()
@@ -106,12 +103,12 @@ def test_all_that_does_not_fit_is_one_error(config):
 def test_another_kind_of_model(config, tokenizer_config, folders):
     with pytest.raises(
         UserError,
-        match=r"^--init .* holds a tokenizer model, and this run trains a class_conditional one$",
+        match=r"^init .* holds a tokenizer model, and this run trains a class_conditional one$",
     ):
         initial_params(dataclasses.replace(config, init=str(folders / "tokenizer")))
 
 
-def test_weights_for_the_bits_of_another_tokenizer_are_told(config, tmp_path, capsys):
+def test_weights_for_the_bits_of_another_tokenizer_are_reported(config, tmp_path, capsys):
     params = jax.tree.map(lambda x: -x, tiny_models.tokenizer_params())
     data = model_lookup.read_config(config.tokenizer).config
     model_folder.save(tmp_path / "other", kind="tokenizer", config=data, params=params, metadata={})
@@ -119,7 +116,7 @@ def test_weights_for_the_bits_of_another_tokenizer_are_told(config, tmp_path, ca
     assert "trained on the bits of another tokenizer" in capsys.readouterr().err
 
 
-def test_a_run_that_goes_on_needs_the_folder_no_more(config):
+def test_a_resumed_run_does_not_need_the_folder(config):
     assert initial_params(dataclasses.replace(config, init=None)) is None
     Path(config.run.checkpoint_folder, "500").mkdir(parents=True)
     assert initial_params(dataclasses.replace(config, init="gone")) is None

@@ -11,8 +11,6 @@ import pytest
 
 from bitdance_jax.config import (
     ClassConditionalConfig,
-    ClassConditionalTraining,
-    DataConfig,
     FlowHeadConfig,
     MeshConfig,
     OptimizerConfig,
@@ -20,9 +18,10 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
-from bitdance_jax.train.objectives import make_objective
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.state import (
     abstract_state,
     init_state,
@@ -55,7 +54,7 @@ def losses(mesh_config: MeshConfig, accumulate: int = 1) -> list[float]:
     mesh = make_mesh(
         mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor]
     )
-    objective = make_objective(CONFIG)
+    objective = CONFIG.make_objective()
     schedule = learning_rate_schedule(CONFIG.optimizer, STEPS)
     optimizer = make_optimizer(CONFIG.optimizer, schedule, objective)
     step = make_train_step(objective, optimizer, schedule, 0.99, mesh, accumulate)

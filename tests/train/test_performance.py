@@ -8,34 +8,28 @@ import jax.numpy as jnp
 import pytest
 from tiny_models import MODEL, TOKENIZER
 
-from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
+from bitdance_jax.config import RunConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.perf import hardware
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import performance
-from bitdance_jax.train.objectives import make_objective
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.performance import Speedometer, memory, peak_flops, training_flops
+from bitdance_jax.train.task import Objective
 
 
-class TwoLayers:
-    """A trained layer of 8 x 16 on a frozen one of 4 x 8, rematerialised, scanned three times; and a product of two trained factors."""
+class TwoLayers(Objective):
+    """A trained layer of 8 x 16 on a frozen one of 4 x 8, rematerialized and scanned three times, and
+    a product of two trained factors."""
 
     def init(self, key):
         return {"kernel": jnp.zeros((8, 16)), "bias": jnp.zeros(16)}
 
     def abstract_frozen(self):
         return {"kernel": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
-
-    def without_fused_kernels(self):
-        return self
-
-    def no_decay(self, path):
-        return False
-
-    def evaluate(self, params, frozen, batch, keys):
-        return {}
 
     def abstract_batch(self, batch_size):
         return {"x": jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)}
@@ -58,11 +52,10 @@ def test_what_trains_counts_three_times_less_the_gradients_that_nobody_asks_for(
 
 
 def class_conditional(data=DataConfig(), **run):
-    return make_objective(
-        ClassConditionalTraining(
-            run=RunConfig(workdir="", steps=1, **run), model=MODEL, tokenizer="", data=data
-        )
+    config = ClassConditionalTraining(
+        run=RunConfig(workdir="", steps=1, **run), model=MODEL, tokenizer="", data=data
     )
+    return config.make_objective()
 
 
 def test_what_a_step_computes_twice_or_in_a_fused_kernel_counts_once():

@@ -8,10 +8,12 @@ import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax.config import ClassConditionalTraining, RunConfig, TrainingConfig, to_dict
+from bitdance_jax.config import RunConfig, to_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.run_folder import check_config, record_config
+from bitdance_jax.train.task import TrainingConfig
 
 
 def config(workdir, **changes) -> TrainingConfig:

@@ -60,6 +60,9 @@ class LinearObjective(Objective):
     def loss(self, params, frozen, batch, keys):
         return sum((batch["scale"].mean() * x).sum() for x in jax.tree.leaves(params)), {}
 
+    def abstract_batch(self, batch_size):
+        return {"scale": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
+
     def no_decay(self, path):
         return path == ("class_embedding", "embedding")
 

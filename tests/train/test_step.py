@@ -5,10 +5,12 @@ import pytest
 import tiny_models
 from jaxprs import operations
 
-from bitdance_jax.config import ClassConditionalTraining, DataConfig, RunConfig
+from bitdance_jax.config import RunConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.nn.stack import STACKED
 from bitdance_jax.plan.programs import training_step
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 
 
 CONFIG = ClassConditionalTraining(

@@ -15,15 +15,13 @@ import bitdance_jax
 from bitdance_jax.config import (
     AugmentConfig,
     ClassConditionalConfig,
-    ClassConditionalTraining,
-    DataConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
     SamplerConfig,
-    TokenizerTraining,
     to_dict,
 )
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, Versions
 from bitdance_jax.data.transforms import centre_crop
@@ -35,13 +33,20 @@ from bitdance_jax.nn.stack import unstack
 from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.sampling.solvers import EulerMaruyama
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.train import objectives, tasks
+from bitdance_jax.train import class_conditional_training
+from bitdance_jax.train.class_conditional_training import (
+    ClassConditionalTask,
+    ClassConditionalTraining,
+)
 from bitdance_jax.train.evaluation import Evaluation
-from bitdance_jax.train.objectives import TokenizerObjective, make_objective
 from bitdance_jax.train.state import init_state, make_optimizer
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.task import Batches, Objective, Task
-from bitdance_jax.train.tasks import ClassConditionalTask, TokenizerTask, make_task
+from bitdance_jax.train.tokenizer_training import (
+    TokenizerObjective,
+    TokenizerTask,
+    TokenizerTraining,
+)
 
 
 SIZE = 16
@@ -108,7 +113,10 @@ def trained_tokenizer(tokenizer_task):
 def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / "model"
     tokenizer_task.export(
-        trained_tokenizer[0].ema, evaluate(tokenizer_task, trained_tokenizer[0].ema), str(folder)
+        trained_tokenizer[0].ema,
+        str(folder),
+        step=STEPS,
+        metrics=evaluate(tokenizer_task, trained_tokenizer[0].ema),
     )
     return folder
 
@@ -119,7 +127,7 @@ def held_out():
 
 
 def test_make_task(tokenizer_task):
-    assert isinstance(make_task(TOKENIZER), TokenizerTask)
+    assert isinstance(TOKENIZER.make_task(), TokenizerTask)
     assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(ROWS), Batches)
     assert isinstance(tokenizer_task.objective, Objective)
     assert tokenizer_task.steps_per_epoch == 1806 / 16
@@ -189,7 +197,7 @@ def test_tokenizer_preview_shows_originals_over_reconstructions(
 
 def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_out):
     task = TokenizerTask(replace_run(TOKENIZER, export_dtype="bfloat16"))
-    task.export(trained_tokenizer[0].ema, {}, str(tmp_path / "model"))
+    task.export(trained_tokenizer[0].ema, str(tmp_path / "model"), step=STEPS, metrics={})
     assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
     exact, rounded = bitdance_jax.load(tokenizer_folder), bitdance_jax.load(tmp_path / "model")
     codes = exact.encode(held_out[:8])
@@ -288,7 +296,7 @@ def test_the_images_are_counted_before_they_are_encoded(config, tmp_path, monkey
         said.append(capsys.readouterr().err)
         return source
 
-    monkeypatch.setattr(tasks, "cached_latents", encode)
+    monkeypatch.setattr(class_conditional_training, "cached_latents", encode)
     data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
     ClassConditionalTask(dataclasses.replace(config, data=data))
     left_out = "files left out by their ending: 9 (.heic 9)"
@@ -318,13 +326,13 @@ def test_the_encoder_may_work_on_a_part_of_the_batch_at_a_time(uncached_task, tr
         )
 
     at_once = loss()
-    monkeypatch.setattr(objectives, "ENCODER_PIXELS", 4 * SIZE**2)
+    monkeypatch.setattr(class_conditional_training, "ENCODER_PIXELS", 4 * SIZE**2)
     np.testing.assert_allclose(loss(), at_once, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def exported(task, trained, folder):
-    task.export(trained[0].ema, {"loss": 0.5}, str(folder / "model"))
+    task.export(trained[0].ema, str(folder / "model"), step=STEPS, metrics={"loss": 0.5})
     return folder / "model"
 
 
@@ -392,13 +400,13 @@ def test_class_conditional_in_bfloat16(config, task, trained):
 
 def test_export_of_the_class_conditional_model_in_bfloat16(config, trained, tmp_path):
     task = ClassConditionalTask(replace_run(config, export_dtype="bfloat16"))
-    task.export(trained[0].ema, {}, str(tmp_path / "model"))
+    task.export(trained[0].ema, str(tmp_path / "model"), step=STEPS, metrics={})
     assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
 
 
 @pytest.mark.parametrize("remat", ["dots", "nothing"])
 def test_remat_changes_no_shape(config, remat):
-    objective = make_objective(replace_run(config, remat=remat))
+    objective = replace_run(config, remat=remat).make_objective()
     params, keys = (
         jax.eval_shape(objective.init, jax.random.key(0)),
         jax.random.split(jax.random.key(0), 16),
@@ -451,7 +459,7 @@ def test_weight_decay_of_the_tokenizer(tokenizer_task):
 
 def complaint(config):
     with pytest.raises(UserError) as caught:
-        make_task(config)
+        config.make_task()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -459,7 +467,7 @@ def complaint(config):
 def test_another_number_of_classes(config):
     other = dataclasses.replace(config.model, num_classes=10)
     message = complaint(uncached(dataclasses.replace(config, model=other)))
-    assert message == "the images have 9 classes and the model 10; set --model.num-classes 9"
+    assert message == "the images have 9 classes and the model 10; set model.num_classes 9"
 
 
 def test_another_tokenizer_size(config, folder):
@@ -526,7 +534,7 @@ def test_tokens_without_the_mirror_images_that_training_asks_for_are_told(capsys
         (Versions(crops=2), fading, True),
         (Versions(flips=True, crops=2), fading, False),
     ):
-        tasks._note_missing_flips("tokens", versions, augment)
+        class_conditional_training._note_missing_flips("tokens", versions, augment)
         assert (
             "note: the tokens in tokens hold no mirror images" in capsys.readouterr().err
         ) == told

@@ -13,20 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax.cli.command_line import run
-from bitdance_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
+from bitdance_jax.config import MeshConfig, OptimizerConfig, RunConfig
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.model_lookup import RunRecord
 from bitdance_jax.train.loop import train
-from bitdance_jax.train.task import Batch, Params
+from bitdance_jax.train.task import Batch, Objective, Params, TrainingConfig
 
 
 ROWS, BATCH = 40, 8
 
 
-class ToyObjective:
+class ToyObjective(Objective):
     """Regression of a fixed function with a noisy loss: it shows any slip of the data's order or of the noise."""
 
     def __init__(self, width: int) -> None:
@@ -60,12 +61,6 @@ class ToyObjective:
 
     def abstract_batch(self, batch_size: int) -> Batch:
         return {"x": jax.ShapeDtypeStruct((batch_size, 8), jnp.float32)}
-
-    def abstract_frozen(self) -> Params:
-        return {}
-
-    def without_fused_kernels(self) -> "ToyObjective":
-        return self
 
 
 class ToyBatches:
@@ -119,9 +114,12 @@ class ToyTask:
         grey = np.clip(np.asarray(ema_params["fc1"]["kernel"]) * 50 + 128, 0, 255).astype(np.uint8)
         return {"kernel": np.repeat(grey[..., None], 3, -1)}
 
-    def export(self, ema_params: Params, figures: dict[str, float], folder: str) -> None:
+    def export(
+        self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]
+    ) -> None:
+        metadata = {"steps": step, "held_out": metrics}
         model_folder.save(
-            folder, kind="tokenizer", config={}, params=ema_params, metadata=figures, force=True
+            folder, kind="tokenizer", config={}, params=ema_params, metadata=metadata, force=True
         )
 
 

@@ -1,13 +1,15 @@
-"""The paper's training recipe for ImageNet at 256 pixels (paper 4.2), which the files `configs/imagenet_*.py` share."""
+"""The paper's training recipe for ImageNet at 256 pixels (section 4.2), for `configs/imagenet_*.py`."""
 
-from bitdance_jax.config.data import AugmentConfig, DataConfig
-from bitdance_jax.config.model import ClassConditionalConfig, SamplerConfig
-from bitdance_jax.config.training import (
-    ClassConditionalTraining,
+from bitdance_jax.config import (
+    AugmentConfig,
+    ClassConditionalConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
+    SamplerConfig,
 )
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 
 
 TRAIN_IMAGES = 1_281_167
@@ -16,24 +18,27 @@ BATCH_SIZE = 1024
 
 
 def imagenet_training(model: str, guidance_scale: float) -> ClassConditionalTraining:
-    """Trains a model of `ClassConditionalConfig.imagenet` on the official training tar.
+    """The config that trains a model of `ClassConditionalConfig.imagenet` on the official tar.
 
     Args:
-      model: "b_1x", for example.
-      guidance_scale: the paper's for this model, linear; the grids are drawn with it, and it goes into the finished model folder.
+      model: for example "b_1x".
+      guidance_scale: the paper's for this model, with its linear schedule: for the image grids while
+        training, and for the exported model.
     """
     return ClassConditionalTraining(
         run=RunConfig(
             workdir=f"runs/imagenet_{model}",
             steps=EPOCHS * TRAIN_IMAGES // BATCH_SIZE,
             compute_dtype="bfloat16",
-            remat="nothing",  # The fastest on TPUs by the plan (README): what is kept costs more to write than to compute again.
+            # The fastest on TPUs according to the plan (README): storing activations costs more than
+            # computing them again.
+            remat="nothing",
             log_every=100,
             save_every=5_000,
             preview_every=10_000,
         ),
         model=ClassConditionalConfig.imagenet(model),
-        # BitDance-ImageNet/ae_d16c32.pt. The general one of BitDance-Tokenizer has its sizes and other weights.
+        # BitDance-ImageNet/ae_d16c32.pt. BitDance-Tokenizer has another one of the same sizes.
         tokenizer="models/ae_d16c32_imagenet",
         data=DataConfig(
             source="imagenet_tar",
@@ -42,9 +47,9 @@ def imagenet_training(model: str, guidance_scale: float) -> ClassConditionalTrai
             augment=AugmentConfig(min_crop=0.8, flip=0.5, decay_start=700, decay_end=750),
             workers=8,
         ),
-        # On one device or a thousand; README's plan says what is better on a large slice.
+        # Works on any number of devices; README's plan shows what is faster on many.
         mesh=MeshConfig(data=1, fsdp=-1),
-        # The cosine is the release's default too; it begins right after the warm-up.
+        # The cosine schedule is the release's default too; it starts right after the warm-up.
         optimizer=OptimizerConfig(
             learning_rate=6e-4,
             warmup_steps=20_000,

@@ -1,0 +1,281 @@
+"""Training the class-conditional model on the bits of a frozen tokenizer (paper section 4.2)."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from bitdance_jax.config import AugmentConfig, ClassConditionalConfig, SamplerConfig, to_dict
+from bitdance_jax.config.plain import PathName
+from bitdance_jax.data.records import ImageSource
+from bitdance_jax.data.tokens import Versions, check_tokens, encoder_fingerprint
+from bitdance_jax.distributed.constraints import map_rows
+from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.io import image_files, model_lookup
+from bitdance_jax.io.model_lookup import RunRecord, fingerprint
+from bitdance_jax.models.class_conditional import (
+    ClassConditional,
+    class_conditional_loss,
+    draw,
+    init_params,
+)
+from bitdance_jax.nn.attention import choose_kernel
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.tokenizer import autoencoder, lfq
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.train.frozen_tokenizer import load_tokenizer
+from bitdance_jax.train.image_task import (
+    ImageTask,
+    TaskData,
+    abstract_images,
+    open_splits,
+    save_model,
+)
+from bitdance_jax.train.latents import cached_latents, unpack
+from bitdance_jax.train.task import Batch, Metrics, Objective, Params, TrainingConfig
+
+
+ENCODER_PIXELS = 2**19
+"""Pixels that a device encodes at a time (8 images of 256 x 256): the activations of the finest
+level fill the memory."""
+PREVIEW_CLASSES = 10
+PREVIEW_COLUMNS = 8
+PREVIEW_TOKENS = 5120
+"""Tokens of the previews that are sampled at a time, to bound the KV cache beside the training
+state: for H-1x, 20 images of 256 tokens need 2.6 GB."""
+
+CLASS_EMBEDDING = "class_embedding/embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConditionalTraining(TrainingConfig):
+    """A training run of the class-conditional model.
+
+    Attributes:
+      model: its sizes.
+      tokenizer: model folder of the trained tokenizer, which is frozen here; its sizes must be
+        `model.tokenizer`.
+      preview: the sampler of the image grids while training, and of the exported model.
+    """
+
+    model: ClassConditionalConfig
+    tokenizer: PathName
+    preview: SamplerConfig = field(
+        default_factory=lambda: SamplerConfig(head_steps=20, guidance_scale=2.0)
+    )
+
+    def make_objective(self) -> "ClassConditionalObjective":
+        return ClassConditionalObjective(self)
+
+    def make_task(self) -> "ClassConditionalTask":
+        return ClassConditionalTask(self)
+
+    def with_classes_of_data(self) -> "ClassConditionalTraining":
+        classes = self.data.count_classes() or self.model.num_classes
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, num_classes=classes))
+
+    def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
+        kind = model_lookup.read_config(folder).kind
+        if kind != "class_conditional":
+            raise UserError(
+                f"init {folder} holds a {kind} model, and this run trains a class_conditional one"
+            )
+        saved = model_lookup.load(folder).params
+        self._compare_tokenizers(folder, saved["tokenizer"])
+        params = dict(saved["model"])
+        classes = len(params["class_embedding"]["embedding"]) - 1
+        if classes == self.model.num_classes:
+            return params, frozenset()
+        _report(
+            f"{folder} has {classes} classes and this run {self.model.num_classes}: "
+            "the class embedding is initialized randomly"
+        )
+        del params["class_embedding"]
+        return params, frozenset([CLASS_EMBEDDING])
+
+    def _compare_tokenizers(self, folder: str, params: Params) -> None:
+        """Reports if the weights in `folder` were trained on another tokenizer's bits."""
+
+        def encoder(params: Params) -> str:
+            # Exported weights may be rounded.
+            rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params["encoder"])
+            return encoder_fingerprint(self.model.tokenizer, {"encoder": rounded})
+
+        tokenizer = load_tokenizer(self.tokenizer, self.model.tokenizer)
+        if encoder(tokenizer.params) != encoder(params):
+            _report(
+                f"note: the weights of {folder} were trained on the bits of another tokenizer "
+                f"than {self.tokenizer}"
+            )
+
+
+class ClassConditionalObjective(Objective):
+    """The head's velocity loss on bits, which a batch holds or the frozen encoder makes."""
+
+    def __init__(self, config: ClassConditionalTraining) -> None:
+        self._config = config
+        dtype = jnp.dtype(config.run.compute_dtype)
+        remat = None if config.run.remat == "none" else config.run.remat
+        kernel = choose_kernel(config.run.attention, dtype)
+        self._encoder = Autoencoder(config.model.tokenizer, dtype)
+        self._model = ClassConditional(
+            config.model, scan=True, remat=remat, dtype=dtype, kernel=kernel
+        )
+
+    def init(self, key: jax.Array) -> Params:
+        return init_params(self._model, key)
+
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        codes = self.codes(frozen, batch)
+        draws = draw(keys, self._config.model)
+        return class_conditional_loss(self._model, params, batch["label"], codes, draws), {}
+
+    def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
+        return {"loss": self.loss(params, frozen, batch, keys)[0]}
+
+    def no_decay(self, path: tuple[str, ...]) -> bool:
+        return path[0] in ("connector", "class_embedding", "query_tokens")
+
+    def abstract_batch(self, batch_size: int) -> Batch:
+        model = self._config.model
+        batch = abstract_images(batch_size, model.image_size)
+        if self._config.data.gives_codes:
+            del batch["image"]
+            packed = (batch_size, model.grid, model.grid, -(-model.tokenizer.bits // 8))
+            batch["codes"] = jax.ShapeDtypeStruct(packed, jnp.uint8)
+        return batch
+
+    def abstract_frozen(self) -> Params:
+        if self._config.data.gives_codes:
+            return {}
+        encoder = autoencoder.abstract_params(self._config.model.tokenizer)["encoder"]
+        dtype = self._encoder.dtype
+        return {"encoder": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), encoder)}
+
+    def without_fused_kernels(self) -> "ClassConditionalObjective":
+        run = dataclasses.replace(self._config.run, attention="xla")
+        return type(self)(dataclasses.replace(self._config, run=run))
+
+    def codes(self, frozen: Params, batch: Batch) -> jax.Array:
+        """The bits of a batch in {-1, 1}, float32 [B, h, w, K]."""
+        if "codes" in batch:
+            return unpack(batch["codes"], self._config.model.tokenizer.bits)
+
+        def encode(images: jax.Array) -> jax.Array:
+            pixels = image_files.to_model(images)
+            z: Any = self._encoder.apply({"params": frozen}, pixels, method="encode")
+            return lfq.quantize(z)
+
+        rows = max(1, ENCODER_PIXELS // self._config.model.image_size**2)
+        return map_rows(encode, batch["image"], rows)
+
+
+class ClassConditionalTask(ImageTask):
+    """Trains transformer and head on a frozen tokenizer; its previews are samples."""
+
+    def __init__(self, config: ClassConditionalTraining) -> None:
+        self._config = config
+        self.objective = config.make_objective()
+        self._tokenizer = load_tokenizer(config.tokenizer, config.model.tokenizer)
+        data, size = config.data, config.model.image_size
+        super().__init__(TaskData(data, config.run.seed, size, *self._open_splits()))
+        # From here on the tokenizer is in host memory: the step has a copy of its encoder, and the
+        # devices' memory is full.
+        self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
+        abstract = self.objective.abstract_frozen()
+        self.frozen = jax.tree.map(
+            lambda array, shape: array.astype(shape.dtype),
+            {name: self._tokenizer.params[name] for name in abstract},
+            abstract,
+        )
+        self._class_names = self._data.train.class_names
+        self._pipeline: ClassConditionalPipeline | None = None
+        self.record = self._record()
+
+    def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
+        config, names = self._config, self._class_names
+        if self._pipeline is None:
+            dtype = jnp.dtype(config.run.compute_dtype)
+            self._pipeline = ClassConditionalPipeline(
+                config.model, {}, self._tokenizer, sampler=config.preview, dtype=dtype
+            )
+        self._pipeline.set_params(ema_params)
+        # Spread over all classes: neighbouring classes of ImageNet look alike.
+        classes = np.unique(np.linspace(0, len(names) - 1, PREVIEW_CLASSES).astype(int))
+        labels = np.repeat(classes, PREVIEW_COLUMNS).tolist()
+        batch_size = max(1, PREVIEW_TOKENS // config.model.num_tokens)
+        samples = self._pipeline.sample(
+            labels, config.run.seed, batch_size=batch_size, progress=False
+        )
+        self._pipeline.set_params({})
+        titles = [names[label] for label in classes]
+        return {"samples": image_files.grid(samples, PREVIEW_COLUMNS, titles)}
+
+    def export(
+        self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]
+    ) -> None:
+        params = {"model": ema_params, "tokenizer": self._tokenizer.params}
+        dtype = self._config.run.export_dtype
+        save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
+
+    def _record(self) -> RunRecord:
+        config = self._config
+        metadata = {
+            "class_names": list(self._class_names),
+            "sampler": to_dict(config.preview),
+        }
+        tokenizer = (config.tokenizer, fingerprint(config.tokenizer))
+        return RunRecord(
+            "class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer
+        )
+
+    def _open_splits(self) -> tuple[ImageSource, ImageSource]:
+        """Training and held-out records: images, or the tokens of the tokenizer."""
+        config, data = self._config, self._config.data
+        if data.source == "tokens":
+            self._check_tokens()
+        train, held_out = open_splits(data)
+        classes = len(train.class_names)
+        if classes != config.model.num_classes:
+            raise ConfigError(
+                f"the images have {classes} classes and the model {config.model.num_classes}; "
+                f"set model.num_classes {classes}",
+                "model.num_classes",
+            )
+        if not data.cache_latents:
+            return train, held_out
+        workdir, size, flips = Path(config.run.workdir), config.model.image_size, data.augment.flip
+        return (
+            cached_latents(workdir / "tokens_train", train, self._tokenizer, size, flips > 0),
+            cached_latents(workdir / "tokens_heldout", held_out, self._tokenizer, size, flips > 0),
+        )
+
+    def _check_tokens(self) -> None:
+        data, size = self._config.data, self._config.model.image_size
+        for folder in filter(None, (data.path, data.held_out)):
+            manifest = check_tokens(folder, self._tokenizer.config, self._tokenizer.params, size)
+            if folder == data.path:
+                _note_missing_flips(folder, manifest.versions, data.augment)
+
+
+def _note_missing_flips(folder: str, versions: Versions, augment: AugmentConfig) -> None:
+    """Reports tokens of unflipped centre crops, if training asks for flipped ones."""
+    shows_centre = not versions.crops or augment.decay_start is not None
+    if augment.flip and shows_centre and not versions.flips:
+        _report(
+            f"note: the tokens in {folder} hold no mirror images, so centre crops are not flipped; "
+            "make the tokens with --flips"
+        )
+
+
+def _report(message: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)
