@@ -1,4 +1,4 @@
-"""Several processes do the same thing only if they were told the same: they compare before they begin."""
+"""Checks that all processes were started with the same configuration and data."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from bitdance_jax.errors import UserError
 
 
-# Where things lie may differ between hosts, but not whether it is said. How many work at loading changes nothing.
-_PLACES = {
+# Paths may differ between hosts, but either all processes are given one or none is.
+_PATHS = {
     "checkpoint",
     "checkpoints",
     "compilation_cache",
@@ -29,14 +29,17 @@ _PLACES = {
     "tokenizer",
     "workdir",
 }
+# The number of loader processes does not change the data.
 _MAY_DIFFER = {"workers"}
 
 
-def check_same_config(config: Any, **facts: Any) -> None:
-    """`check_same` on the fields of a dataclass, those inside it included, and on further facts; places and `hosts` may differ.
+def check_same_config(config: Any, **values: Any) -> None:
+    """`check_same` for a dataclass, with all its nested fields, and for further values.
+
+    Paths, the number of workers and `hosts` may differ.
 
     Raises:
-      UserError: on all processes alike; it names the fields.
+      UserError: in all processes; it names the fields that differ.
     """
     fields = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     compared = {}
@@ -44,43 +47,46 @@ def check_same_config(config: Any, **facts: Any) -> None:
         last = name.rsplit(".", 1)[-1]
         if name.startswith("hosts.") or last in _MAY_DIFFER:
             continue
-        compared[name] = ("given" if value is not None else None) if last in _PLACES else value
-    check_same(compared | facts)
+        compared[name] = ("given" if value is not None else None) if last in _PATHS else value
+    check_same(compared | values)
 
 
-def check_same(facts: Mapping[str, Any]) -> None:
-    """Compares named facts, plain data, between all processes. Every process calls this.
+def check_same(values: Mapping[str, Any]) -> None:
+    """Compares named JSON-ready values between all processes. Every process calls this.
 
     Raises:
-      UserError: on all processes alike; it names those that differ.
+      UserError: in all processes; it names the values that differ.
     """
     if jax.process_count() == 1:
         return
-    said = _exchange({name: json.dumps(value, sort_keys=True) for name, value in facts.items()})
-    for number, theirs in enumerate(said):
-        differing = sorted(
-            name for name in said[0].keys() | theirs.keys() if said[0].get(name) != theirs.get(name)
-        )
-        if differing:
+    gathered = _gather({name: json.dumps(value, sort_keys=True) for name, value in values.items()})
+    first = gathered[0]
+    for process_id, other in enumerate(gathered):
+        names = sorted(first.keys() | other.keys())
+        differences = [name for name in names if first.get(name) != other.get(name)]
+        if differences:
             details = "; ".join(
-                f"{name} is {said[0].get(name)} and {theirs.get(name)}" for name in differing
+                f"{name} is {first.get(name)} and {other.get(name)}" for name in differences
             )
             raise UserError(
-                f"processes 0 and {number} were told different things ({details}); start all with the same command"
+                f"processes 0 and {process_id} were started differently ({details}); "
+                "start all with the same command"
             )
 
 
 def fingerprint(arrays: Any) -> int:
-    """A checksum of all arrays of a tree; 0 where there is nobody to compare it with."""
+    """A checksum of all arrays of a tree, for `check_same`; 0 if there is only one process."""
+    if jax.process_count() == 1:
+        return 0
     checksum = 0
-    for array in jax.tree.leaves(arrays) if jax.process_count() > 1 else []:
+    for array in jax.tree.leaves(arrays):
         checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
     return checksum
 
 
-def _exchange(facts: dict[str, str]) -> list[dict[str, str]]:
-    """Those of every process, by number."""
-    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+def _gather(values: dict[str, str]) -> list[dict[str, str]]:
+    """The values of every process, by process id."""
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(text)] = text

@@ -1,7 +1,8 @@
-"""How the processes of one job fall together: a failure or a death anywhere ends all of them at once, with one line that says why.
+"""Ends all processes of a job, with one line that says why, when any of them fails or dies.
 
-A collective waits for ever for a process that is gone, and JAX's own watch takes minutes and then aborts with a stack trace. So each
-process holds a connection to process 0 and a thread that reads it: a line is the reason to stop, an end without a farewell is a death.
+A collective waits for ever for a process that is gone; JAX's own watchdog takes minutes and then
+aborts with a stack trace. So each process has a connection to process 0 and a thread that reads it:
+a line is the reason to stop, and an end of the stream without a goodbye is a death.
 """
 
 import contextlib
@@ -14,76 +15,84 @@ import time
 from typing import BinaryIO, NoReturn
 
 
-GONE = "process {} is gone (killed, or its host is down); start all of them again: the same command goes on from what is saved"
-FAREWELL = b"\n"
+GONE = (
+    "process {} is gone (killed, or its host is down); "
+    "start all processes again: the same command resumes from what is saved"
+)
+GOODBYE = b"\n"
 EXIT_CODE = 2
 
 
 class Watchdog:
-    """This process's connections to the others: process 0 has one to each, the others have one to process 0."""
+    """Watches the connections of this process, from the moment it is made."""
 
-    def __init__(self, connections: dict[int, socket.socket], number: int) -> None:
-        """`connections`: by the process at the other end; `number`: this one's. The watch starts at once."""
-        self._connections, self._number = connections, number
-        self._ending = threading.Lock()  # Taken by whoever ends this process, and never given back.
-        for connection in connections.values():
-            _notice_lost_hosts(connection)
+    def __init__(self, sockets: dict[int, socket.socket], process_id: int) -> None:
+        """`sockets`: as in `rendezvous.Connections`; `process_id`: of this process."""
+        self._sockets = sockets
+        self._process_id = process_id
+        # Taken by the thread that ends this process, and never released.
+        self._ending = threading.Lock()
+        for connection in sockets.values():
+            _enable_keepalive(connection)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self, reason: str) -> NoReturn:
         """Ends all processes: each prints "error: REASON" and exits with status 2."""
-        self._end(f"process {self._number}: {reason}", reason)
+        self._end(reason, sent=f"process {self._process_id}: {reason}")
 
     def close(self) -> None:
-        """Says farewell: from here on this process may end, and the others too."""
+        """Says goodbye: from now on this process and the others may exit."""
         if self._ending.acquire(blocking=False):
-            self._send(FAREWELL)
+            self._send(GOODBYE)
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
-            for number, connection in self._connections.items():
-                selector.register(
-                    connection, selectors.EVENT_READ, (number, connection.makefile("rb"))
-                )
+            for process_id, connection in self._sockets.items():
+                data = (process_id, connection.makefile("rb"))
+                selector.register(connection, selectors.EVENT_READ, data)
             while selector.get_map():
                 for key, _ in selector.select():
-                    number, stream = key.data
+                    process_id, stream = key.data
                     line = _read_line(stream)
-                    if line == FAREWELL:
+                    if line == GOODBYE:
                         selector.unregister(key.fileobj)
                         continue
-                    reason = line.decode(errors="replace").strip() or GONE.format(number)
-                    self._end(reason, reason)
+                    reason = line.decode(errors="replace").strip() or GONE.format(process_id)
+                    self._end(reason, sent=reason)
 
-    def _end(self, reason: str, own_reason: str) -> NoReturn:
-        """Tells the others the one reason, and prints the other here."""
+    def _end(self, printed: str, *, sent: str) -> NoReturn:
+        """Prints a reason here, sends a reason to the others, and exits."""
         with self._ending:
             sys.stdout.flush()
-            # Not by way of sys.stderr, which the main thread may be holding. A progress bar has no line end of its own.
-            os.write(2, f"\nerror: {own_reason}\n".encode())
-            self._send(" ".join(reason.split()).encode() + b"\n")
-            if self._number == 0:
-                self._wait_for_the_others()
-            # The main thread may be waiting in a collective, and JAX's exit for all processes.
+            # os.write, because the main thread may hold sys.stderr's lock. The first newline ends
+            # the line of a progress bar.
+            os.write(2, f"\nerror: {printed}\n".encode())
+            self._send(" ".join(sent.split()).encode() + b"\n")
+            if self._process_id == 0:
+                self._wait_for_others()
+            # The main thread may wait in a collective, and JAX's exit handler for all processes.
             os._exit(EXIT_CODE)
 
     def _send(self, line: bytes) -> None:
-        for connection in self._connections.values():
+        for connection in self._sockets.values():
             with contextlib.suppress(OSError):
                 connection.sendall(line)
 
-    def _wait_for_the_others(self, seconds: float = 5) -> None:
-        """JAX's coordinator lives in process 0: without it the others abort before they have said why."""
+    def _wait_for_others(self, seconds: int = 5) -> None:
+        """Until the others have exited.
+
+        JAX's coordinator runs in process 0: without it the others abort before they print why.
+        """
         deadline = time.monotonic() + seconds
-        for connection in self._connections.values():
+        for connection in self._sockets.values():
             with contextlib.suppress(OSError):
                 connection.settimeout(max(deadline - time.monotonic(), 0.01))
                 while connection.recv(4096):
                     pass
 
 
-def _notice_lost_hosts(connection: socket.socket) -> None:
-    """A host that loses its power or its network closes nothing: it is gone once it has left 4 probes in 40 s unanswered."""
+def _enable_keepalive(connection: socket.socket) -> None:
+    """Detects a host without power or network, which closes no connection, after 40 s."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):

@@ -1,4 +1,4 @@
-"""That a lone process is left in peace. Two that train together are in tests/train/test_multi_host.py."""
+"""One process without others. tests/train/test_multi_host.py has two that train together."""
 
 import contextlib
 import os
@@ -17,12 +17,11 @@ from bitdance_jax.errors import UserError
 VARIABLES = ("JAX_", "SLURM_", "OMPI_", "TPU_", "CUDA_VISIBLE_DEVICES")
 
 
-def python(code: str, **variables: str) -> subprocess.CompletedProcess:
-    """Runs it in a process in which JAX has not been used yet."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
-    environment = (
-        kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])} | variables
-    )
+def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
+    """Runs code in a process that has not used JAX yet."""
+    root = str(Path(__file__).parents[2])
+    others = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
+    environment = others | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root} | variables
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )
@@ -33,24 +32,25 @@ def python(code: str, **variables: str) -> subprocess.CompletedProcess:
     [{}, {"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0"}],
     ids=["laptop", "srun"],
 )
-def test_a_lone_process_starts_nothing(variables):
+def test_a_process_alone_starts_nothing(variables):
     code = (
         "import jax; from bitdance_jax.distributed import multihost; "
         "assert not multihost.initialize(); assert not jax.distributed.is_initialized()"
     )
-    result = python(code, **variables)
+    result = run_python(code, **variables)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_alone_all_agree():
+def test_collectives_of_one_process():
     assert multihost.on_process_0(lambda: 7) == 7
-    assert multihost.all_true(True) and not multihost.all_true(False)
+    assert multihost.all_true(True)
+    assert not multihost.all_true(False)
     assert multihost.gather(jnp.arange(3)).tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match=r"^no room$"), multihost.stop_all_on_error():
-        raise UserError("no room")
+    with pytest.raises(UserError, match=r"^no space$"), multihost.stop_all_on_error():
+        raise UserError("no space")
 
 
-def test_the_first_process_alone_enters(monkeypatch):
+def test_process_0_alone_enters(monkeypatch):
     events = []
 
     @contextlib.contextmanager

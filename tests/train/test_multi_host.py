@@ -152,8 +152,7 @@ def test_a_killed_process_stops_the_other_with_one_line(workdir, victim, step, l
     wait_until(processes, workdir, (workdir / f"checkpoints/{step}").exists)
     processes[victim].kill()
     assert ends(processes, 20)[1 - victim] == 2
-    line = f"error: process {victim} is gone (killed, or its host is down); start all of them again: the same command goes on"
-    assert line in said(workdir, 1 - victim)
+    assert f"error: process {victim} is gone (" in said(workdir, 1 - victim)
     assert "Traceback" not in said(workdir, 1 - victim)
 
 
