@@ -1,4 +1,4 @@
-"""Writes files and folders atomically: a reader sees the old content or the new, never a part of it."""
+"""Writes files and folders atomically: readers see the old content or the new, never a part."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, ResourceError, UserError
 from bitdance_jax.io.locks import writer_lock
 
 
@@ -24,7 +24,7 @@ def replace_file(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]
       kind: a prefix of the path in the error message, for example "the image ".
 
     Raises:
-      UserError: the file cannot be written (permissions, full disk).
+      FileError: the file cannot be written (permissions, full disk).
     """
     target = Path(os.path.realpath(path))
     # Random, because processes on several hosts, or in containers with equal process ids, may share
@@ -32,7 +32,7 @@ def replace_file(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]
     temporary = target.with_name(f".bitdance_jax.{secrets.token_hex(8)}")
     with write_errors(f"{kind}{path}"):
         if target.exists() and not (target.is_file() or target.is_dir()):
-            raise UserError(f"cannot write {kind}{path}: it is a device or a pipe; name a file")
+            raise FileError(f"cannot write {kind}{path}: it is a device or a pipe; name a file")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -63,12 +63,13 @@ def replace_folder(folder: str | os.PathLike[str], num_bytes: int = 0) -> Iterat
       num_bytes: size of what the block will write.
 
     Raises:
-      UserError: it cannot be written, the disk is too full, or another process is writing it.
+      FileError: it cannot be written, or another process is writing it.
+      ResourceError: the disk has too little space.
     """
     target = Path(os.path.realpath(folder))
     with write_errors(str(folder)):
         if os.path.ismount(target):
-            raise UserError(f"{folder} is a disk of its own; choose a folder on it")
+            raise FileError(f"{folder} is a disk of its own; choose a folder on it")
         new, old, discarded = _siblings(target)
         with writer_lock(target, is_folder=False):
             recover_folder(target)
@@ -105,7 +106,7 @@ def write_errors(what: str) -> Iterator[None]:
     """Turns errors of the system and of TensorStore into one line that says why writing failed.
 
     Raises:
-      UserError: `what` cannot be written (permissions, full disk).
+      FileError: `what` cannot be written (permissions, full disk).
     """
     try:
         yield
@@ -115,7 +116,7 @@ def write_errors(what: str) -> Iterator[None]:
         if isinstance(error, UserError) or not (isinstance(error, OSError) or code):
             raise
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {what}: {reason}") from error
+        raise FileError(f"cannot write {what}: {reason}") from error
 
 
 def _siblings(target: Path) -> tuple[Path, Path, Path]:
@@ -152,7 +153,7 @@ def _discard(old: Path, discarded: Path) -> None:
 def _check_space(folder: str | os.PathLike[str], new: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(new).free
     if free < num_bytes:
-        raise UserError(
+        raise ResourceError(
             f"{folder} needs {num_bytes / 2**20:,.1f} MiB, and its disk has"
             f" {free / 2**20:,.1f} MiB free; free some space"
         )

@@ -1,4 +1,4 @@
-"""Images in and out: reading, writing, the models' number range, and grids of samples."""
+"""Image files: reading, writing, conversion to the models' range, and grids of images."""
 
 import io
 import os
@@ -16,24 +16,28 @@ from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_metadata import without_metadata
 
 
-# numpy stays numpy and JAX stays JAX.
+# A numpy array gives a numpy array, a JAX array a JAX array.
 T = TypeVar("T", Array, np.ndarray)
 
-MARGIN = 2  # pixels of white around each image of a grid
+MARGIN = 2
+"""Pixels of white around each image of a grid."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What is opened, by its contents. Pillow knows more: for one of them it starts another program, Ghostscript."""
+"""Formats that are read, recognised by content. For others, Pillow may start Ghostscript."""
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of their names."""
+"""Suffixes of image files."""
 
 MAX_GRID_PIXELS = 2**28
-"""Of a grid of images; that many take 2 GB while it is made."""
+"""Size limit of a grid of images. Making the largest takes 2 GB."""
 
 MAX_PIXELS = 2**30 // 12
-"""Of an image that is opened. One of 89 megapixels takes 1 GB while it is decoded; its file may have a thousandth of that."""
+"""Size limit of an image that is read.
 
-_UPRIGHT = {
+Decoding 89 megapixels takes 1 GB, and their file may have a thousandth of that.
+"""
+
+_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,7 +46,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""The operation that turns an image upright, by its EXIF orientation."""
 
 
 def to_model(image: UInt8[T, "*B H W C"]) -> Float32[T, "*B H W C"]:
@@ -51,50 +55,54 @@ def to_model(image: UInt8[T, "*B H W C"]) -> Float32[T, "*B H W C"]:
 
 
 def to_uint8(image: Float[T, "*B H W C"]) -> UInt8[T, "*B H W C"]:
-    """Model range [-1, 1] (what lies outside is clipped) to bytes, as the release does: clip(127.5 y + 128, 0, 255) truncated."""
-    # By way of int32: XLA for CPUs drops the truncation of a float that becomes a byte and a float again in one program (jax 0.10.2).
+    """The models' range [-1, 1] to bytes: clip(127.5 y + 128, 0, 255), truncated, as released."""
+    # By way of int32: XLA for CPUs drops the truncation of a float that becomes a byte and a float
+    # again in one program (jax 0.10.2).
     return (127.5 * image + 128).clip(0, 255).astype("int32").astype("uint8")
 
 
 class DamagedImage(FileError):
-    """An image that cannot be read; the loader of training images goes on without it."""
+    """An image that cannot be read. The loader of training images skips it."""
 
 
 def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """An image file as RGB: turned upright by its EXIF orientation, transparency on white. Of several frames the first.
+    """An image file as RGB.
+
+    It is turned upright by its EXIF orientation, transparency becomes white, and an animation gives
+    its first frame.
 
     Raises:
-      DamagedImage: the file is missing, damaged, too large or no image of `FORMATS`.
+      DamagedImage: the file is missing, damaged, too large, or not in one of the `FORMATS`.
     """
-    if os.path.exists(path) and not os.path.isfile(
-        path
-    ):  # to open a pipe would wait for its writer
-        what = "folder" if os.path.isdir(path) else "pipe or a device"
-        raise DamagedImage(f"cannot read the image {os.fspath(path)} (it is a {what}); remove it")
+    # Opening a pipe would wait for its writer.
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "folder" if os.path.isdir(path) else "pipe or a device"
+        reason = f"cannot read the image {os.fspath(path)} (it is a {kind}); remove it"
+        raise DamagedImage(reason, path)
     return decode_image(path, os.fspath(path))
 
 
 def decode_image(
     file: str | os.PathLike[str] | io.BytesIO, name: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """As `load_image`, also of a file in memory; `name` stands in the message."""
+    """Like `load_image`, also for a file in memory. `name` names it in the error message."""
     try:
         try:
             return _decode(file)
         except Exception:
-            bare = without_metadata(
-                file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
-            )
-            if bare is None:
+            data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+            stripped = without_metadata(data)
+            if stripped is None:
                 raise
-        return _decode(io.BytesIO(bare))
+        return _decode(io.BytesIO(stripped))
     except UnidentifiedImageError:
-        what = "it is no BMP, GIF, JPEG, PNG, TIFF or WebP"
-        raise DamagedImage(f"cannot read the image {name} ({what}); remove or replace it") from None
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise DamagedImage(
-            f"cannot read the image {name} ({error}); remove or replace it"
-        ) from error
+        reason = "it is not a BMP, GIF, JPEG, PNG, TIFF or WebP"
+        cause = None
+    except Exception as error:  # Pillow's decoders raise many types for damaged files.
+        reason = str(error)
+        cause = error
+    line = f"cannot read the image {name} ({reason}); remove or replace it"
+    raise DamagedImage(line, name) from cause
 
 
 def _decode(file: str | os.PathLike[str] | io.BytesIO) -> UInt8[np.ndarray, "H W 3"]:
@@ -104,7 +112,7 @@ def _decode(file: str | os.PathLike[str] | io.BytesIO) -> UInt8[np.ndarray, "H W
                 f"{opened.width} x {opened.height} are more than {MAX_PIXELS:,} pixels"
             )
         image = _upright(opened)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -113,24 +121,25 @@ def _decode(file: str | os.PathLike[str] | io.BytesIO) -> UInt8[np.ndarray, "H W
 
 
 def _upright(opened: Image.Image) -> Image.Image:
-    """The decoded pixels, turned by the orientation, if the metadata can be read and name one."""
+    """The decoded pixels, turned by the EXIF orientation if it can be read."""
     if opened.format == "PNG":
         opened.load()  # Its EXIF may follow the pixels.
     try:
-        turn = _UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # whatever Pillow raises for metadata that are none
-        turn = None
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        transpose = _TRANSPOSE.get(orientation)
+    except Exception:  # Pillow raises many types for damaged metadata.
+        transpose = None
     # Pillow would read the metadata of a TIFF once more while it decodes, and fail.
     opened.getexif = Image.Exif  # type: ignore[method-assign]
     opened.load()
-    return opened if turn is None else opened.transpose(turn)
+    return opened if transpose is None else opened.transpose(transpose)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Tries to write where an image shall lie, before long work rather than after it, and leaves nothing there.
+    """Checks before a long computation that its image can be written. Leaves no file behind.
 
     Raises:
-      UserError: no file can be written there.
+      FileError: the image cannot be written.
     """
     path = Path(path)
     try:
@@ -138,27 +147,27 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise IsADirectoryError(None, "it is a folder")
         if path.exists() and not path.is_file():
             raise OSError(None, "it is a device or a pipe; name a file")
-        # Folders that are missing are made with the image: by then its model and its prompt are known to be good.
-        with tempfile.TemporaryFile(
-            dir=next(folder for folder in path.absolute().parents if folder.exists())
-        ):
+        # Missing folders are made later, with the image.
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write the image {path}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise FileError(f"cannot write the image {path}: {reason}", path) from error
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes a PNG whole or not at all, making its folder if needed.
+    """Writes a PNG atomically and makes its folder if it is missing.
 
     Raises:
-      UserError: it cannot be written (permissions, full disk).
+      FileError: it cannot be written (permissions, full disk).
     """
     with replace_file(path, "the image ") as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
 def check_grid(count: int, height: int, width: int) -> None:
-    """Raises a UserError if so many images of a size are too many for one grid."""
+    """Raises a UserError if a grid of this many images would be too large."""
     if count * height * width > MAX_GRID_PIXELS:
         most = MAX_GRID_PIXELS // (height * width)
         raise UserError(
@@ -173,28 +182,28 @@ def grid(
     *,
     enlarge: int = 1,
 ) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
-    """Images side by side on white, row by row; a last row that is not full ends in white.
+    """Images side by side on white, row by row.
 
     Args:
       images: the images.
       columns: images in a row.
       captions: one label for each row, written to its left.
-      enlarge: whole factor by which each image grows.
+      enlarge: integer factor by which each image is enlarged.
     """
     count, height, width, _ = images.shape
     rows = -(-count // columns)
     if captions is not None and len(captions) != rows:
         raise ValueError(f"{rows} rows need as many captions, got {len(captions)}")
-    cell_height, cell_width = height * enlarge + 2 * MARGIN, width * enlarge + 2 * MARGIN
+    cell_height = height * enlarge + 2 * MARGIN
+    cell_width = width * enlarge + 2 * MARGIN
     font = ImageFont.load_default(size=max(10, min(20, cell_height // 4)))
     left = max((int(font.getlength(caption)) + 4 * MARGIN for caption in captions or ()), default=0)
 
     canvas = Image.new("RGB", (left + columns * cell_width, rows * cell_height), "white")
     draw = ImageDraw.Draw(canvas)
     for row, caption in enumerate(captions or ()):
-        draw.text(
-            (2 * MARGIN, (row + 0.5) * cell_height), caption, fill="black", font=font, anchor="lm"
-        )
+        position = (2 * MARGIN, (row + 0.5) * cell_height)
+        draw.text(position, caption, fill="black", font=font, anchor="lm")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         image = Image.fromarray(image)

@@ -1,49 +1,57 @@
-"""Images without their metadata, for the pixels of files whose metadata Pillow cannot read."""
+"""Removes metadata from JPEG and PNG files, to decode files whose metadata Pillow cannot read."""
 
-JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8"
+PNG = b"\x89PNG\r\n\x1a\n"
 
-_FILL, _START_OF_SCAN = 0xFF, 0xDA
-_APPLICATION, _ADOBE, _COMMENT = range(0xE0, 0xF0), 0xEE, 0xFE
+_FILL = 0xFF
+_START_OF_SCAN = 0xDA
+_ADOBE = 0xEE
+_METADATA = (*range(0xE0, 0xF0), 0xFE)
+"""Markers of a JPEG's application segments and comments."""
+
 _CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+"""Chunks of a PNG that determine its pixels."""
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """What decides the pixels of a JPEG or a PNG, as a file; None if that is all of it, or if it is neither.
+    """A JPEG or PNG file without its metadata; None if it has none, or is of another format.
 
-    A JPEG's Adobe segment says how its colours are stored, and stays.
+    A JPEG's Adobe segment remains, because it says how the colours are stored.
     """
     if data.startswith(JPEG):
-        bare = _bare_jpeg(data)
+        stripped = _strip_jpeg(data)
     elif data.startswith(PNG):
-        bare = _bare_png(data)
+        stripped = _strip_png(data)
     else:
         return None
-    return None if len(bare) == len(data) else bare
+    return None if len(stripped) == len(data) else stripped
 
 
-def _bare_jpeg(data: bytes) -> bytes:
-    kept, place = [JPEG], len(JPEG)
+def _strip_jpeg(data: bytes) -> bytes:
+    parts = [JPEG]
+    start = len(JPEG)
     while (
-        data[place : place + 1] == b"\xff"
-        and place + 4 <= len(data)
-        and data[place + 1] != _START_OF_SCAN
+        data[start : start + 1] == b"\xff"
+        and start + 4 <= len(data)
+        and data[start + 1] != _START_OF_SCAN
     ):
-        marker = data[place + 1]
+        marker = data[start + 1]
         if marker == _FILL:
-            place += 1
+            start += 1
             continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == _ADOBE or not (marker in _APPLICATION or marker == _COMMENT):
-            kept.append(data[place:end])
-        place = end
-    return b"".join([*kept, data[place:]])
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if marker == _ADOBE or marker not in _METADATA:
+            parts.append(data[start:end])
+        start = end
+    return b"".join([*parts, data[start:]])
 
 
-def _bare_png(data: bytes) -> bytes:
-    kept, place = [PNG], len(PNG)
-    while place + 12 <= len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] in _CRITICAL:
-            kept.append(data[place:end])
-        place = end
-    return b"".join(kept)
+def _strip_png(data: bytes) -> bytes:
+    parts = [PNG]
+    start = len(PNG)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] in _CRITICAL:
+            parts.append(data[start:end])
+        start = end
+    return b"".join(parts)

@@ -1,4 +1,4 @@
-"""Arrays that are read only when they are needed, and an Orbax handler that writes them in parts."""
+"""Arrays that are read when they are needed, and an Orbax handler that writes them in parts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from absl import logging
 
 
 BATCH_BYTES = 64 * 2**20
-"""Bytes written at once. Each batch is one commit with files of its own, so small arrays share one."""
+"""Bytes written at once. A batch is one commit with files of its own, so small arrays share one."""
 
 CHUNK_BYTES = 16 * 2**20
 """Largest chunk of a stored array: a host can read its shard of an array and little else."""
@@ -29,7 +29,7 @@ class LazyArray:
     Attributes:
       shape: known without reading.
       dtype: known without reading.
-      read: reads the array; of a stack, the layer at the indices that are its arguments, one for each
+      read: reads the array, or the layer of a stack at the indices given as arguments, one for each
         stacked axis.
       stacked_axes: number of leading axes that are stacked; 0 for a single array.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 
 
 LOCK = ".bitdance_jax.lock"
@@ -27,7 +27,7 @@ def writer_lock(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
     system does not support locks, this prints a warning and locks nothing.
 
     Raises:
-      UserError: another process holds the lock, or the lock file cannot be written.
+      FileError: another process holds the lock, or the lock file cannot be written.
     """
     path = Path(path)
     folder = path if is_folder else path.parent
@@ -44,12 +44,12 @@ def writer_lock(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
             stack.callback(_remove_file, file)
         except Timeout:
             kind = "folder" if is_folder else "name"
-            raise UserError(
-                f"another process is writing {path}; wait for it, or give another {kind}"
+            raise FileError(
+                f"another process is writing {path}; wait for it, or give another {kind}", path
             ) from None
         except OSError as error:
             if error.errno not in UNSUPPORTED:
-                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+                raise FileError(f"cannot write {path}: {error.strerror or error}", path) from error
             _remove_file(file)
             print(
                 f"warning: {folder} cannot be locked ({error.strerror});"

@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 from etils import epath
 
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import FileError, short
 from bitdance_jax.io import model_folder_hints, paths, readers
 
 
 FILE = "config.json"
 FORMAT = "bitdance_jax"
 VERSION = 1
+
+REFETCH = "fetch or write the folder again"
 
 UNFINISHED = 0
 """The version of a folder under gs:// that is still being written."""
@@ -55,7 +57,7 @@ def read(folder: epath.Path) -> Manifest:
     """Reads config.json.
 
     Raises:
-      UserError: the folder is missing, not a model folder, unfinished, or of a newer version.
+      FileError: the folder is missing, not a model folder, unfinished, or of a newer version.
     """
     paths.check_path(folder)
     if not folder.exists():
@@ -73,11 +75,13 @@ def read(folder: epath.Path) -> Manifest:
         reason = f"{folder} is not a model folder: its {FILE} is not one of {FORMAT}"
         raise _not_a_model(folder, reason)
     if not isinstance(content["config"], dict) or not isinstance(content["metadata"], dict):
-        raise UserError(f"{file} is damaged: config and metadata must be objects")
+        raise FileError(f"{file} is damaged: config and metadata must be objects", file)
     if content["version"] == UNFINISHED:
-        raise UserError(f"{folder} is incomplete: writing it was interrupted; write it again")
+        raise FileError(
+            f"{folder} is incomplete: writing it was interrupted; write it again", folder
+        )
     if content["version"] != VERSION:
-        raise UserError(
+        raise FileError(
             f"{folder} has format version {short(content['version'])}, and this bitdance_jax reads"
             f" version {VERSION}; update it"
         )
@@ -91,7 +95,7 @@ def read_ours(folder: epath.Path) -> dict[str, Any] | None:
     """The raw content of config.json if it is of this format, even if damaged in other respects."""
     try:
         content = readers.read_json(folder / FILE, Any)
-    except UserError:
+    except FileError:
         return None
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 
@@ -111,16 +115,14 @@ def check_files(folder: epath.Path, entries: dict[str, tuple[int, int]]) -> None
     under gs:// it compares the sizes alone.
 
     Raises:
-      UserError: a file is missing, truncated or altered, or is not a regular file in the folder.
+      FileError: a file is missing, truncated or altered, or is not a regular file in the folder.
     """
     if outside := [name for name in entries if {"/", ".."} & set(PurePosixPath(name).parts)]:
-        raise UserError(f"{folder / FILE} names {outside[0]}, which is outside of the folder")
+        raise FileError(f"{folder / FILE} names {outside[0]}, which is outside of the folder")
     files = {folder / name: entry for name, entry in entries.items()}
     for file, (size, _) in files.items():
         if not file.exists():
-            raise UserError(
-                f"the model folder is incomplete: {file} is missing; fetch or write the folder again"
-            )
+            raise FileError(f"the model folder is incomplete: {file} is missing; {REFETCH}", file)
         if file.stat().length != size:
             raise _damaged(file)
     if paths.is_remote(folder):
@@ -140,14 +142,15 @@ def list_files(folder: epath.Path) -> list[epath.Path]:
     ]
 
 
-def _not_a_model(folder: epath.Path, reason: str) -> UserError:
+def _not_a_model(folder: epath.Path, reason: str) -> FileError:
     hint = model_folder_hints.hint(folder)
-    return UserError(f"{reason}; {hint}" if hint else reason)
+    return FileError(f"{reason}; {hint}" if hint else reason, folder)
 
 
-def _damaged(file: epath.Path) -> UserError:
-    return UserError(
-        f"the model folder is damaged: {file} is not as it was written; fetch or write the folder again"
+def _damaged(file: epath.Path) -> FileError:
+    return FileError(
+        f"the model folder is damaged: {file} is not as it was written; {REFETCH}",
+        file,
     )
 
 

@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from flax import traverse_util
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io import atomic, lazy_array, manifest, orbax_weights, paths
 from bitdance_jax.io.manifest import Kind, Manifest
 from bitdance_jax.io.orbax_weights import StoredArray
@@ -55,8 +55,8 @@ def save(
 ) -> None:
     """Writes a model folder.
 
-    A local folder is replaced atomically. Under gs://, where nothing can be renamed, config.json has
-    the version UNFINISHED until everything else is written.
+    A local folder is replaced atomically. Under gs://, where nothing can be renamed, config.json
+    has the version UNFINISHED until everything else is written.
 
     Args:
       folder: local or gs://.
@@ -68,7 +68,7 @@ def save(
       force: replace an existing model; see `check_writable`.
 
     Raises:
-      UserError: the folder exists and may not be replaced, or cannot be written. The old content
+      FileError: the folder exists and may not be replaced, or cannot be written. The old content
         remains, unless it was under gs://.
     """
     check_writable(folder, force=force)
@@ -90,8 +90,8 @@ def check_writable(folder: str | os.PathLike[str], *, force: bool = False) -> No
     """Checks that `save` may write to a folder: it is new or empty, or with `force` a model folder.
 
     Raises:
-      UserError: it holds something else, a model without `force`, or files that are not the model's;
-        or Orbax cannot write to a path of this name.
+      FileError: it holds something else, a model without `force`, or files of other programs; or
+        Orbax cannot write to a path of this name.
     """
     paths.check_checkpoint_path(folder)
     path = _recovered(folder)
@@ -99,20 +99,18 @@ def check_writable(folder: str | os.PathLike[str], *, force: bool = False) -> No
         return
     header = manifest.read_ours(path)
     if header is None:
-        raise UserError(f"{folder} exists and is not a model folder; choose another path")
+        raise FileError(f"{folder} exists and is not a model folder; choose another path")
     if header.get("version") != manifest.UNFINISHED and not force:
-        raise UserError(
-            f"{folder} holds a model already; choose another path, or --force (force=True)"
-        )
+        raise FileError(f"{folder} holds a model already; choose another path, or force=True")
     if not paths.is_remote(path) and (foreign := _foreign_file(path, header)):
-        raise UserError(f"{folder} holds {foreign}, which is not of its model; move it elsewhere")
+        raise FileError(f"{folder} holds {foreign}, which is not of its model; move it elsewhere")
 
 
 def read_config(folder: str | os.PathLike[str], expect: Kind | None = None) -> ModelFolder:
     """A model folder without its params, which are neither checked nor read.
 
     Raises:
-      UserError: no such folder, not a model folder, or another kind of model.
+      FileError: no such folder, not a model folder, or another kind of model.
     """
     return _described(_recovered(folder), expect)[0]
 
@@ -138,8 +136,8 @@ def load(
         `nn.stack.unstack` gives it.
 
     Raises:
-      UserError: no such folder, not a model folder, another kind of model, damaged weights, or other
-        names or shapes than `abstract`.
+      FileError: no such folder, not a model folder, another kind of model, damaged weights, or
+        other names or shapes than `abstract`.
     """
     path = _recovered(folder)
     described, header = _described(path, expect)
@@ -163,7 +161,7 @@ def is_model_folder(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder has the config.json of a model folder, complete or not."""
     try:
         manifest.read(_recovered(folder))
-    except UserError:
+    except FileError:
         return False
     return True
 
@@ -172,7 +170,7 @@ def check_shapes(path: str | os.PathLike[str], params: Params, abstract: Any) ->
     """Checks that params have the names and shapes of `abstract`.
 
     Raises:
-      UserError: it names the first parameter that is missing, unknown or of another shape.
+      FileError: it names the first parameter that is missing, unknown or of another shape.
     """
     found = _shapes(params)
     expected = _shapes(abstract)
@@ -180,7 +178,7 @@ def check_shapes(path: str | os.PathLike[str], params: Params, abstract: Any) ->
     wrong = [name for name in names if found.get(name) != expected.get(name)]
     if wrong:
         name = wrong[0]
-        raise UserError(
+        raise FileError(
             f"the weights in {path} do not fit the model: {name} is {found.get(name, 'missing')}"
             f" there and {expected.get(name, 'missing')} in the model; {len(wrong) - 1} more differ"
         )
@@ -208,7 +206,7 @@ def _read_arrays(params: Params, read_array: ReadArray, unrolled: bool) -> Param
 def _described(path: epath.Path, expect: Kind | None) -> tuple[ModelFolder, Manifest]:
     header = manifest.read(path)
     if expect is not None and header.kind != expect:
-        raise UserError(f"{path} holds a {header.kind} model, and a {expect} model is needed here")
+        raise FileError(f"{path} holds a {header.kind} model, and a {expect} model is needed here")
     return ModelFolder(header.kind, header.config, header.metadata, {}), header
 
 

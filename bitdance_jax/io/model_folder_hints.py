@@ -1,4 +1,4 @@
-"""What to do about a path that is not a model folder: usually the command that converts it to one."""
+"""Hints for a path that is not a model folder: usually the command that converts it to one."""
 
 import os
 import re

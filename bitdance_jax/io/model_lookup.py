@@ -1,8 +1,8 @@
-"""Finds the model that a user names: a model folder, the embedded model, or a training run's folder.
+"""Finds the model that a user names: a model folder, the embedded model, or a training run.
 
-For a training run this is the finished model, or the newest EMA weights while the run is unfinished.
+The model of a training run is the finished one, or the newest EMA weights while it is unfinished.
 At its start a run writes `model.json`, which describes its future model folder, so that its
-checkpoints can be used without its data. This module only reads a run: it may be training meanwhile.
+checkpoints can be used without its data. This module only reads a run: it may be training.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from etils import epath
 from flax import traverse_util
 from tqdm import tqdm
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io import atomic, model_folder, paths, readers
 from bitdance_jax.io.model_folder import ModelFolder, Params
 
@@ -85,7 +85,7 @@ class UnfinishedRun:
         """A model folder of the EMA weights in the newest checkpoint that can be read.
 
         Raises:
-          UserError: no checkpoint can be read, or the tokenizer is missing.
+          FileError: no checkpoint can be read, or the tokenizer is missing.
         """
         for step in self.steps:
             weights = _read_ema(checkpoint_folder(self.folder, self.record) / str(step))
@@ -104,14 +104,15 @@ class UnfinishedRun:
                 params = {"model": weights, "tokenizer": self._tokenizer(*self.record.tokenizer)}
             metadata = self.record.metadata | {"steps": step}
             return dataclasses.replace(self.described, metadata=metadata, params=params)
-        raise UserError(
-            f"no checkpoint of {self.folder} can be read; start the run again, or give another model"
+        raise FileError(
+            f"no checkpoint of {self.folder} can be read; restart the run, or give another model",
+            self.folder,
         )
 
     def _tokenizer(self, folder: str, expected: str) -> Params:
         saved = load(folder)
         if fingerprint(folder) != expected:
-            raise UserError(
+            raise FileError(
                 f"the tokenizer in {folder} is not the one that {self.folder} trains on; restore it"
             )
         return saved.params["tokenizer"] if saved.kind == "class_conditional" else saved.params
@@ -121,11 +122,11 @@ def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | Unfinishe
     """Resolves what a user names as a model.
 
     Returns:
-      of "emoji", the embedded model folder; of a finished run, its model folder; of another run, the
-      UnfinishedRun; any other folder unchanged.
+      for "emoji", the embedded model folder; for a finished run, its model folder; for another run,
+      the UnfinishedRun; any other folder unchanged.
 
     Raises:
-      UserError: the run has not saved anything yet.
+      FileError: the run has not saved anything yet.
     """
     if str(folder) == EMBEDDED:
         return Path(__file__).parents[1] / "assets" / "emoji" / "model"
@@ -142,7 +143,7 @@ def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | Unfinishe
         if not steps or steps[0] <= finished_steps:
             return finished
     elif not steps:
-        raise UserError(
+        raise FileError(
             f"the run {run} has saved nothing yet; wait for its first checkpoint,"
             " or lower --run.save-every"
         )
@@ -164,11 +165,11 @@ def load(folder: str | os.PathLike[str]) -> ModelFolder:
 def fingerprint(folder: str | os.PathLike[str]) -> str:
     """12 hex digits that identify a model.
 
-    They hash a model folder's config.json, which holds the checksums of the weights. Each checkpoint
-    of an unfinished run has another fingerprint.
+    They hash a model folder's config.json, which holds the checksums of the weights. An unfinished
+    run has another fingerprint with each checkpoint.
 
     Raises:
-      UserError: there is no such model.
+      FileError: there is no such model.
     """
     found = locate(folder)
     if isinstance(found, UnfinishedRun):
@@ -180,9 +181,9 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
 
 
 def check_unchanged(folder: str | os.PathLike[str], before: str) -> None:
-    """Raises a UserError if the `fingerprint` is not the one taken before the weights were read."""
+    """Raises a FileError if the `fingerprint` is not the one taken before the weights were read."""
     if fingerprint(folder) != before:
-        raise UserError(
+        raise FileError(
             f"{os.fspath(folder)} changed while its weights were read; run the same command again"
         )
 

@@ -16,7 +16,7 @@ import tensorstore
 from etils import epath
 from flax import traverse_util
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, ResourceError, UserError
 from bitdance_jax.io import lazy_array
 from bitdance_jax.nn.stack import STACKED, stacked_axes
 from bitdance_jax.perf import hardware
@@ -42,7 +42,7 @@ class StoredArray:
         """The values at non-negative integers, slices or `...`, as of a numpy array.
 
         Raises:
-          UserError: they are damaged.
+          FileError: they are damaged.
         """
         part = self._store[index]
         with _read_errors(self._weights):
@@ -64,7 +64,8 @@ def read(weights: epath.Path) -> dict[str, Any]:
     """All arrays as numpy arrays, whatever devices they were saved from.
 
     Raises:
-      UserError: they cannot be read, or do not fit into memory.
+      FileError: they cannot be read.
+      ResourceError: they do not fit into memory.
     """
     with _read_errors(weights), _checkpointer() as checkpointer:
         described = checkpointer.metadata(weights).item_metadata.tree
@@ -77,7 +78,7 @@ def open_arrays(weights: epath.Path) -> dict[str, Any]:
     """All arrays as StoredArrays.
 
     Raises:
-      UserError: they cannot be opened.
+      FileError: they cannot be opened.
     """
     scheme, _, path = str(weights).rpartition("://")
     # In a URL, "#", "%" and "?" must be escaped.
@@ -129,7 +130,7 @@ def _check_memory(weights: epath.Path, arrays: Sequence[Any]) -> None:
     needed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
     available = hardware.host_memory()
     if available is not None and needed > available:
-        raise UserError(
+        raise ResourceError(
             f"the weights in {weights} take {needed / 2**30:,.1f} GiB,"
             f" and this machine has {available / 2**30:,.1f} GiB left"
         )
@@ -137,15 +138,15 @@ def _check_memory(weights: epath.Path, arrays: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def _read_errors(weights: epath.Path) -> Iterator[None]:
-    """Turns errors of Orbax and TensorStore, which have many types, into a UserError."""
+    """Turns errors of Orbax and TensorStore, which have many types, into a FileError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if missing := hardware.missing_devices():  # Orbax asks JAX for its devices.
-            raise UserError(missing) from error
+            raise ResourceError(missing) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
+        raise FileError(
             f"the weights in {weights} cannot be read ({reason}); fetch or write the folder again"
         ) from error

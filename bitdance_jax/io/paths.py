@@ -5,7 +5,7 @@ import os
 
 from etils import epath
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError
 
 
 PathLike = str | os.PathLike[str]
@@ -22,8 +22,8 @@ def expand(path: str) -> str:
     """A path that a user gave, local or under gs://, with `~` replaced by the home folder.
 
     Raises:
-      UserError: the path has another scheme, the library for Google Storage is not installed, or the
-        path is not valid UTF-8.
+      FileError: the path has another scheme, the library for Google Storage is not installed, or
+        the path is not valid UTF-8.
     """
     check_path(path)
     scheme = path.partition("://")[0]
@@ -31,52 +31,57 @@ def expand(path: str) -> str:
         hint = ""
         if scheme == "hf":
             hint = " with: python -m bitdance_jax.convert OWNER/REPOSITORY OUT"
-        raise UserError(f"{path} is neither a local path nor under gs://; download it first{hint}")
+        raise FileError(f"{path} is neither a local path nor one under gs://; fetch it first{hint}")
     if is_remote(path) and not any(
         importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")
     ):
-        raise UserError(f"{path} needs {GCS_EXTRA}")
+        raise FileError(f"{path} needs {GCS_EXTRA}")
     return os.path.expanduser(path)
 
 
 def check_path(path: PathLike) -> None:
-    """Raises a UserError for a path with a NUL or not UTF-8, which no library here can open."""
+    """Raises a FileError for a path with a NUL or not UTF-8, which no library here can open."""
     if "\0" in str(path):
-        raise UserError(f"{str(path)!r} cannot be the name of a file")
+        raise FileError(f"{str(path)!r} cannot be the name of a file")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the name {path} is not UTF-8; rename it, or set PYTHONUTF8=1") from error
+        raise FileError(f"the name {path} is not UTF-8; rename it, or set PYTHONUTF8=1") from error
 
 
 def check_checkpoint_path(path: PathLike) -> None:
-    """Raises a UserError for a path that Orbax cannot write or read: it takes "[" and "*" for patterns."""
+    """Raises a FileError for a path with "[" or "*", which Orbax takes for patterns."""
     name = str(path) if is_remote(path) else os.path.realpath(path)
     check_path(name)
     for letter in "[*":
         if letter in name:
-            raise UserError(
-                f"no checkpoint can be written to {name}, because of the {letter}; choose another path"
+            raise FileError(
+                f"no checkpoint can be written to {name} because of the {letter}; choose another"
             )
 
 
-def check_suffix(path: str, suffix: str, flag: str) -> None:
-    """Raises a UserError unless the path is local and has the suffix, so that no other file is overwritten."""
-    if is_remote(path) or not path.lower().endswith(suffix):
-        raise UserError(f"{flag} must be a local file that ends in {suffix}, got {path}")
+def check_suffix(path: str | None, suffix: str, field: str) -> None:
+    """Checks a path that will be overwritten, if one is given.
+
+    Raises:
+      ConfigError: about the field: the path is not local or has another suffix.
+    """
+    if path is not None and (is_remote(path) or not path.lower().endswith(suffix)):
+        line = f"{field} must be a local file that ends in {suffix}, got {path}"
+        raise ConfigError(line, field)
 
 
 def make_folder(path: PathLike) -> epath.Path:
     """Makes a folder if it does not exist. A local path becomes absolute.
 
     Raises:
-      UserError: it cannot be made: no library for gs://, or no permission.
+      FileError: it cannot be made: no library for gs://, or no permission.
     """
     folder = epath.Path(path if is_remote(path) else os.path.abspath(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except ImportError as error:
-        raise UserError(f"{path} needs {GCS_EXTRA}") from error
+        raise FileError(f"{path} needs {GCS_EXTRA}") from error
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        raise FileError(f"cannot make the folder {path}: {error.strerror or error}") from error
     return folder

@@ -1,4 +1,4 @@
-"""Progress bars that say what is being done, and whose rate is that of the work alone."""
+"""Progress bars that name the current activity, and whose rate excludes compilation."""
 
 import sys
 import threading
@@ -8,21 +8,31 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 
-SECOND = 1.0
+REFRESH_SECONDS = 1.0
+
 SLOW_COMPILATION = 110
-"""Seconds; ten more, and XLA asks for a bug report."""
+"""Seconds after which a note is printed. Ten seconds later XLA asks for a bug report."""
 
 
 class Progress(tqdm):
-    """A bar that begins with "compiling": what comes before the first units are done counts neither as time nor for the rate.
+    """A progress bar that starts as "compiling".
 
-    The same goes for what is done inside `doing`. On a terminal the seconds go on meanwhile.
+    The time before the first units are done, and the time inside `doing`, do not count for the
+    elapsed time and the rate. On a terminal the bar is refreshed meanwhile.
     """
 
     def __init__(
         self, total: int, unit: str, work: str, *, initial: int = 0, shown: bool = True
     ) -> None:
-        """`total` units, `initial` of them done already; `work` is what is being done once it is compiled."""
+        """Starts the bar.
+
+        Args:
+          total: number of units.
+          unit: name of a unit.
+          work: description of the work after compilation.
+          initial: number of units that are done already.
+          shown: False: prints nothing.
+        """
         super().__init__(
             total=total,
             initial=initial,
@@ -31,70 +41,74 @@ class Progress(tqdm):
             disable=not shown,
             dynamic_ncols=True,
         )
-        self._work, self._started = work, False
-        self._clock = _Clock(self, compiles=True)
+        self._work = work
+        self._started = False
+        self._refresher = _Refresher(self, compiling=True)
 
     def advance(self, units: int) -> None:
-        """So many units more are done."""
+        """Adds finished units."""
         if self._started:
             self.update(units)
             return
         self._started = True
         self.n += units
-        self.initial = self.last_print_n = (
-            self.n
-        )  # `update` would take the time since the start for theirs
-        self._clock.stop()
+        # `update` would attribute the time since the start to these units.
+        self.initial = self.n
+        self.last_print_n = self.n
+        self._refresher.stop()
         self.unpause()
         self.set_description_str(self._work)
 
     @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Something else is done inside, such as saving."""
+    def doing(self, activity: str) -> Iterator[None]:
+        """Shows another activity, such as "saving", for the `with` block."""
         if self.disable:
             yield
             return
-        self._clock.stop()
-        self._clock = _Clock(self)
-        self.set_description_str(what)
+        self._refresher.stop()
+        self._refresher = _Refresher(self)
+        self.set_description_str(activity)
         start = self._time()
         try:
             yield
         finally:
-            self._clock.stop()
-            away = (
-                self._time() - start
-            )  # not `unpause`, which would leave out what was done since the bar was last drawn
-            self.start_t += away
-            self.last_print_t += away
+            self._refresher.stop()
+            # `unpause` would drop the time since the bar was last printed.
+            elapsed = self._time() - start
+            self.start_t += elapsed
+            self.last_print_t += elapsed
             self.set_description_str(self._work)
 
     def close(self) -> None:
-        self._clock.stop()
+        self._refresher.stop()
         super().close()
 
 
-class _Clock:
-    """Shows a bar anew every second, and explains what XLA says of slow compilations."""
+class _Refresher:
+    """A thread that refreshes a bar every second, and prints a note on slow compilations."""
 
-    def __init__(self, bar: Progress, compiles: bool = False) -> None:
-        self._bar, self._compiles = bar, compiles
-        self._over = threading.Event()
+    def __init__(self, bar: Progress, compiling: bool = False) -> None:
+        self._bar = bar
+        self._compiling = compiling
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         if not bar.disable:
             self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
         seconds = 0
-        while not self._over.wait(SECOND):
+        while not self._stopped.wait(REFRESH_SECONDS):
             seconds += 1
-            if self._compiles and seconds == SLOW_COMPILATION:
-                note = "still compiling, which takes minutes for a large model; XLA's question about a very slow compile is no error"
-                self._bar.write(note, file=sys.stderr)
+            if self._compiling and seconds == SLOW_COMPILATION:
+                self._bar.write(
+                    "still compiling, which takes minutes for a large model;"
+                    " XLA's message about a very slow compile is not an error",
+                    file=sys.stderr,
+                )
             if sys.stderr.isatty():
                 self._bar.refresh()

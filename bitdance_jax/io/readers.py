@@ -1,4 +1,4 @@
-"""Reads files that may be damaged or come from elsewhere: regular files of bounded size, and typed JSON.
+"""Reads files that may be damaged or hostile: regular files of bounded size, and typed JSON.
 
 Whatever is in a file, the result is its content or a FileError of one line.
 """
@@ -59,13 +59,13 @@ def check_file(path: PathLike) -> epath.Path:
 
     Raises:
       MissingFile: the file does not exist.
-      FileError: it is a folder, a pipe, a device or a pointer of Git LFS; there is no permission; or
-        no file can have this name.
+      FileError: it is a folder, a pipe, a device or a pointer of Git LFS; there is no permission;
+        or no file can have this name.
     """
     file = epath.Path(path)
     try:
         if "://" not in str(file) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise FileError(f"{file} is not a file, but a folder, a pipe or a device")
+            raise FileError(f"{file} is not a file, but a folder, a pipe or a device", file)
         with file.open("rb") as stream:
             start = stream.read(len(LFS_POINTER))
     except FileError:
@@ -73,12 +73,13 @@ def check_file(path: PathLike) -> epath.Path:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFile(f"there is no file {file}", file) from error
     except OSError as error:
-        raise FileError(f"{file} cannot be read ({error.strerror or error})") from error
+        raise FileError(f"{file} cannot be read ({error.strerror or error})", file) from error
     except ValueError as error:  # of os.stat, for NUL characters
         raise FileError(f"{str(file)!r} cannot be the name of a file") from error
     if start == LFS_POINTER:
         raise FileError(
-            f"{file} is a pointer of Git LFS and not the file itself; fetch it with: git lfs pull"
+            f"{file} is a pointer of Git LFS and not the file itself; fetch it with: git lfs pull",
+            file,
         )
     return file
 
@@ -94,9 +95,9 @@ def read_bytes(path: PathLike, limit: int = MAX_BYTES) -> bytes:
         with file.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        raise FileError(f"{file} cannot be read ({error.strerror or error})") from error
+        raise FileError(f"{file} cannot be read ({error.strerror or error})", file) from error
     if len(data) > limit:
-        raise FileError(f"{file} is larger than such files are: more than {limit:,} bytes")
+        raise FileError(f"{file} is larger than such files are: more than {limit:,} bytes", file)
     return data
 
 

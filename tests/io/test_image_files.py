@@ -1,3 +1,5 @@
+"""Image files: reading, writing, number ranges and grids."""
+
 import io
 import os
 import struct
@@ -12,15 +14,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io import image_files
 
 
-RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+RED = (255, 0, 0)
+BLUE = (0, 0, 255)
+WHITE = (255, 255, 255)
 
 
 @pytest.mark.parametrize("module", [np, jnp])
-def test_every_byte_survives_the_model_range(module):
+def test_every_byte_round_trips_through_the_model_range(module):
     image = module.arange(256, dtype=module.uint8).reshape(1, 8, 32, 1)
     values = image_files.to_model(image)
     assert values.dtype == module.float32
@@ -54,7 +58,7 @@ def test_png_round_trip_leaves_nothing_else(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["image.png"]
 
 
-def test_failed_write_is_one_line_and_keeps_the_old_image(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_image(tmp_path, monkeypatch):
     image = np.zeros((2, 2, 3), np.uint8)
     path = tmp_path / "image.png"
     image_files.save_png(path, image)
@@ -64,7 +68,7 @@ def test_failed_write_is_one_line_and_keeps_the_old_image(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(UserError, match=r"image\.png: No space left on device"):
+    with pytest.raises(FileError, match=r"image\.png: No space left on device"):
         image_files.save_png(path, image + 1)
     np.testing.assert_array_equal(image_files.load_image(path), image)
     assert len(list(tmp_path.iterdir())) == 1
@@ -74,14 +78,14 @@ def test_load_turns_upright_by_exif(tmp_path):
     stored = np.zeros((2, 3, 3), np.uint8)
     stored[0, 0] = RED
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(
         image_files.load_image(tmp_path / "turned.png"), np.rot90(stored, -1)
     )
 
 
-def test_load_puts_transparency_on_white(tmp_path):
+def test_load_composes_transparency_on_white(tmp_path):
     image = np.array([[[*RED, 255], [*RED, 0], [*BLUE, 0]]], np.uint8)
     Image.fromarray(image).save(tmp_path / "rgba.png")
     np.testing.assert_array_equal(
@@ -95,7 +99,7 @@ def test_load_puts_transparency_on_white(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 256)])
-def test_load_turns_grey_to_rgb(tmp_path, dtype, scale):
+def test_load_converts_grey_to_rgb(tmp_path, dtype, scale):
     grey = np.array([[0, 100, 255]])
     Image.fromarray((grey * scale).astype(dtype)).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(
@@ -106,19 +110,19 @@ def test_load_turns_grey_to_rgb(tmp_path, dtype, scale):
 @pytest.mark.parametrize("content", [b"", b"no image", None])
 def test_unreadable_image_is_named(tmp_path, content):
     path = tmp_path / "broken.png"
-    if content is None:  # a file cut short
+    if content is None:  # a truncated file
         Image.fromarray(
             np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         ).save(path)
         content = path.read_bytes()[:2000]
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read the image .*broken\.png .*remove or replace"):
+    with pytest.raises(FileError, match=r"broken\.png"):
         image_files.load_image(path)
-    with pytest.raises(UserError, match=r"absent\.png"):
+    with pytest.raises(FileError, match=r"absent\.png"):
         image_files.load_image(tmp_path / "absent.png")
 
 
-def test_grid_places_images_row_by_row():
+def test_grid_positions():
     images = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)])
     image = image_files.grid(images, columns=2)
     margin = image_files.MARGIN
@@ -139,20 +143,20 @@ def test_grid_captions_and_enlarging():
     assert plain.shape == (2 * (24 + 2 * image_files.MARGIN), 2 * (24 + 2 * image_files.MARGIN), 3)
     np.testing.assert_array_equal(labelled[:, left:], plain)
     top, bottom = np.split(labelled[:, :left], 2)
-    assert top.min() < 128 and bottom.min() < 128  # there is ink in both
-    with pytest.raises(ValueError, match="2 rows need as many captions, got 1"):
+    assert top.min() < 128 and bottom.min() < 128  # both rows have a caption
+    with pytest.raises(ValueError, match="captions"):
         image_files.grid(images, columns=2, captions=["cats"])
 
 
-def test_check_writable_leaves_nothing(tmp_path):
+def test_check_writable_leaves_no_files(tmp_path):
     image_files.check_writable(tmp_path / "new" / "folder" / "grid.png")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_writable_says_what_is_in_the_way(tmp_path):
+def test_check_writable_refuses(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "grid.png"):
-        with pytest.raises(UserError, match="cannot write the image"):
+        with pytest.raises(FileError, match=str(path)):
             image_files.check_writable(path)
 
 
@@ -167,7 +171,9 @@ def exif(kind, count, value, tag=0x0112):
     return b"II*\0" + struct.pack("<IHHHI", 8, 1, tag, kind, count) + value + bytes(4)
 
 
-SHORT, ASCII, RATIONAL = 3, 2, 5
+ASCII = 2
+SHORT = 3
+RATIONAL = 5
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
@@ -183,7 +189,7 @@ SHORT, ASCII, RATIONAL = 3, 2, 5
         exif(ASCII, 4, b"abc\0", tag=0x8769),
     ],
 )
-def test_odd_metadata_leave_the_image_as_it_lies(form, block):
+def test_damaged_metadata_are_ignored(form, block):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     options = {"lossless": True} if form == "WEBP" else {}
     plain = image_files.decode_image(encoded(image, form, **options), "plain")
@@ -197,14 +203,14 @@ def test_odd_metadata_leave_the_image_as_it_lies(form, block):
 @pytest.mark.parametrize(
     "segment", [b"\xff\xe0\0\x08JFIF\0\x01", b"\xff\xed\0\x18Photoshop 3.0\x008BIM\x04\x04\xff\xff"]
 )
-def test_a_jpeg_with_an_odd_segment(segment):
+def test_a_jpeg_with_a_damaged_segment(segment):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     data = encoded(image, "JPEG").getvalue()
     odd = image_files.decode_image(io.BytesIO(data[:2] + segment + data[2:]), "odd")
     np.testing.assert_array_equal(odd, image_files.decode_image(io.BytesIO(data), "plain"))
 
 
-def test_a_tiff_with_an_orientation_or_an_odd_one():
+def test_a_tiff_with_a_good_or_damaged_orientation():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     for kind, value, turns in ((SHORT, 6, -1), (ASCII, "six", 0)):
         fields = ImageFileDirectory_v2()
@@ -217,20 +223,18 @@ def test_a_tiff_with_an_orientation_or_an_odd_one():
 
 
 @pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
-def test_formats_that_are_opened(form):
+def test_supported_formats(form):
     image = np.full((4, 6, 3), 255, np.uint8)
     np.testing.assert_array_equal(image_files.decode_image(encoded(image, form), "x.png"), image)
 
 
 @pytest.mark.parametrize("form", ["EPS", "PPM", "ICO", "PCX"])
-def test_other_formats_are_not(form):
-    with pytest.raises(
-        image_files.DamagedImage, match="it is no BMP, GIF, JPEG, PNG, TIFF or WebP"
-    ):
+def test_other_formats(form):
+    with pytest.raises(image_files.DamagedImage, match=r"x\.png"):
         image_files.decode_image(encoded(np.full((16, 16, 3), 255, np.uint8), form), "x.png")
 
 
-def test_a_long_text_or_colour_profile_in_a_png_is_no_damage():
+def test_a_png_with_a_long_text_or_colour_profile():
     image = np.zeros((2, 2, 3), np.uint8)
     text = PngInfo()
     text.add_text("prompt", "x" * 2_000_000, zip=True)
@@ -240,8 +244,8 @@ def test_a_long_text_or_colour_profile_in_a_png_is_no_damage():
         )
 
 
-def test_a_image_that_would_fill_the_memory():
-    """Its file is small: a bit a pixel, all alike. The header is enough."""
+def test_an_image_that_would_fill_the_memory():
+    """Its file is small, because all pixels are equal. The header is enough."""
 
     def chunk(name, data):
         return (
@@ -260,10 +264,6 @@ def test_pipes_devices_and_folders_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "device.png").symlink_to("/dev/zero")
-    for name, what in (
-        ("pipe", "a pipe or a device"),
-        ("device", "a pipe or a device"),
-        ("folder", "a folder"),
-    ):
-        with pytest.raises(image_files.DamagedImage, match=rf"{name}\.png \(it is {what}\)"):
+    for name in ("pipe", "device", "folder"):
+        with pytest.raises(image_files.DamagedImage, match=rf"{name}\.png"):
             image_files.load_image(tmp_path / f"{name}.png")

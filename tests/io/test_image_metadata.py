@@ -1,4 +1,4 @@
-"""Files without their metadata show the same pixels."""
+"""Files without their metadata have the same pixels."""
 
 import io
 
@@ -25,7 +25,7 @@ def pixels(data):
     ("form", "mode"),
     [("JPEG", "RGB"), ("JPEG", "CMYK"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P")],
 )
-def test_the_pixels_stay(form, mode):
+def test_pixels_do_not_change(form, mode):
     image = Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     ).convert(mode)
@@ -45,11 +45,11 @@ def test_the_pixels_stay(form, mode):
 @pytest.mark.parametrize(
     "data", [b"", b"GIF89a", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]
 )
-def test_where_there_is_nothing_to_leave_out(data):
+def test_no_metadata(data):
     assert without_metadata(data) is None
 
 
-def test_any_bytes_end():
+def test_arbitrary_bytes():
     rng = np.random.default_rng(0)
     for start in (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"):
         for _ in range(200):

@@ -1,4 +1,4 @@
-"""Arrays that Orbax reads only when it writes them."""
+"""Arrays that are read only while Orbax writes them."""
 
 import jax
 import numpy as np
@@ -7,8 +7,8 @@ from bitdance_jax.io import lazy_array, model_folder
 from bitdance_jax.io.lazy_array import LazyArray
 
 
-def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
-    """Each array is read once, however the batches fall, and the checkpoint is like one of numpy arrays."""
+def test_batches_are_saved_like_numpy_arrays(tmp_path, monkeypatch):
+    """Each array is read once, and the checkpoint is the same as one of numpy arrays."""
     rng = np.random.default_rng(0)
     arrays = {
         f"a{i}": {"kernel": rng.standard_normal((size, 3)).astype(np.float32)}
@@ -37,25 +37,27 @@ def test_batches_are_saved_like_arrays(tmp_path, monkeypatch):
     assert trees[0] == trees[1]
 
 
-def test_orbax_still_calls_what_lazy_replaces(tmp_path, monkeypatch):
-    """`_open_and_write` is private to Orbax: without it a whole array is in memory at once."""
+def test_orbax_still_calls_the_overridden_method(tmp_path, monkeypatch):
+    """`_open_and_write` is private to Orbax: without it a complete array is in memory at once."""
     written: list[tuple[int, ...]] = []
-    replaced = lazy_array._BatchWriter._open_and_write
+    original = lazy_array._BatchWriter._open_and_write
 
     async def spy(self, value, *arguments):
         written.append(value.shape)
-        await replaced(self, value, *arguments)
+        await original(self, value, *arguments)
 
     monkeypatch.setattr(lazy_array._BatchWriter, "_open_and_write", spy)
     array = LazyArray((3, 5), np.dtype(np.float32), lambda: np.ones((3, 5), np.float32))
     model_folder.save(
         tmp_path / "model", kind="tokenizer", config={}, params={"a": array}, metadata={}
     )
-    hint = "this Orbax writes arrays by another method: find it in type_handlers.NumpyHandler.serialize and rename _BatchWriter's"
-    assert written == [(3, 5)], hint
+    assert written == [(3, 5)], (
+        "this Orbax writes arrays by another method:"
+        " find it in type_handlers.NumpyHandler.serialize and rename that of _BatchWriter"
+    )
 
 
-def test_batches_hold_what_fits(monkeypatch):
+def test_batch_sizes(monkeypatch):
     monkeypatch.setattr(lazy_array, "BATCH_BYTES", 10)
     assert list(lazy_array._batches([4, 6, 1, 30, 9, 1])) == [
         slice(0, 2),
@@ -65,8 +67,8 @@ def test_batches_hold_what_fits(monkeypatch):
     ]
 
 
-def test_stacks_are_written_part_by_part(tmp_path, monkeypatch):
-    """Large arrays are cut into blocks, and each of a stack's parts is read once, when the one before has been written."""
+def test_stacks_are_written_layer_by_layer(tmp_path, monkeypatch):
+    """Large arrays are split into chunks. Each layer of a stack is read once, in order."""
     monkeypatch.setattr(lazy_array, "BATCH_BYTES", 100)
     monkeypatch.setattr(lazy_array, "CHUNK_BYTES", 64)
     rng = np.random.default_rng(0)

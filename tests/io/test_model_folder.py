@@ -1,4 +1,4 @@
-"""Model folders: what is saved comes back, and whatever is wrong with one is a single clear line."""
+"""Model folders: loading returns what was saved, and a damaged folder is an error of one line."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, ResourceError
 from bitdance_jax.io import manifest, model_folder, paths
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.perf import hardware
@@ -45,7 +45,7 @@ def assert_same(params: object) -> None:
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
-def test_what_is_saved_comes_back(tmp_path, convert):
+def test_round_trip(tmp_path, convert):
     save(tmp_path / "model", jax.tree.map(convert, PARAMS))
     model = model_folder.load(tmp_path / "model", expect="tokenizer", abstract=PARAMS)
     assert (model.kind, model.config, model.metadata) == ("tokenizer", {"bits": 8}, {"steps": 3})
@@ -54,17 +54,15 @@ def test_what_is_saved_comes_back(tmp_path, convert):
     assert (header["format"], header["version"]) == ("bitdance_jax", 1)
 
 
-def test_a_relative_path_will_do(tmp_path, monkeypatch):
+def test_relative_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(Path("runs/model"))
     assert_same(model_folder.load("runs/model").params)
 
 
-def test_saving_replaces_the_folder_when_asked_and_leaves_nothing_beside_it(tmp_path):
+def test_force_replaces_a_model_and_leaves_no_other_folder(tmp_path):
     save(tmp_path / "model", bits=8)
-    with pytest.raises(
-        UserError, match=r"model holds a model already; choose another path, or --force"
-    ):
+    with pytest.raises(FileError, match=r"model holds a model already.*force=True"):
         save(tmp_path / "model", bits=16)
     assert model_folder.load(tmp_path / "model").config == {"bits": 8}
     save(tmp_path / "model", bits=16, force=True)
@@ -72,39 +70,39 @@ def test_saving_replaces_the_folder_when_asked_and_leaves_nothing_beside_it(tmp_
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_nothing_but_a_model_is_ever_replaced(tmp_path):
+def test_only_a_model_is_replaced(tmp_path):
     save(tmp_path / "model")
-    places = {
-        "thesis.tex": "is not a model folder",
-        "config.json": "is not a model folder",
-        "model/notes.txt": r"model holds notes\.txt, which is not of its model",
+    named = {
+        "thesis.tex": "mine",
+        "config.json": "mine",
+        "model/notes.txt": r"model holds notes\.txt",
         "model/weights/notes.txt": r"model holds weights/notes\.txt",
     }
-    for name, message in places.items():
+    for name, message in named.items():
         file = (tmp_path if name.startswith("model/") else tmp_path / "mine") / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(FileError, match=message):
             save(tmp_path / file.relative_to(tmp_path).parts[0], force=True)
         assert file.read_text() == "{}"
         file.unlink()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="is not a model folder"):
+    with pytest.raises(FileError, match=str(tmp_path / "file")):
         save(tmp_path / "file", force=True)
     save(tmp_path / "mine")  # It is empty now.
     assert_same(model_folder.load(tmp_path / "mine").params)
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
+def test_a_failed_save_leaves_no_partial_model(tmp_path, monkeypatch, remote):
     save(tmp_path / "model", bits=8)
     monkeypatch.setattr(paths, "is_remote", lambda path: remote)
     monkeypatch.setattr(manifest, "_crc32", lambda file: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(tmp_path / "model", bits=16, force=True)
     monkeypatch.undo()
-    if remote:  # Nothing can be renamed there, so the old model is gone, and what is there is not taken for one.
-        with pytest.raises(UserError, match="is incomplete"):
+    if remote:  # Nothing can be renamed there: the old model is gone and the new one incomplete.
+        with pytest.raises(FileError, match="is incomplete"):
             model_folder.load(tmp_path / "model")
         monkeypatch.setattr(paths, "is_remote", lambda path: True)
         save(tmp_path / "model", bits=32)
@@ -118,8 +116,8 @@ def test_a_failed_save_leaves_no_half_model(tmp_path, monkeypatch, remote):
 
 
 @pytest.mark.parametrize("largest", [1000, 300_000])
-def test_a_disk_that_takes_no_more_is_one_line(tmp_path, largest):
-    """The system refuses files larger than a limit: all of them, or some while others are written."""
+def test_a_full_disk(tmp_path, largest):
+    """The system refuses files above a limit: all of them, or some while others are written."""
     rng = np.random.default_rng(0)
     params = {f"layer_{i}": {"kernel": rng.standard_normal((100, 100))} for i in range(8)} | {
         "large": rng.standard_normal((300, 300))
@@ -128,27 +126,27 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path, largest):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"^cannot write .*model: File too large$"):
+        with pytest.raises(FileError, match=r"^cannot write .*model: File too large$"):
             save(tmp_path / "model", params, force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    time.sleep(0.2)  # for writes that would still go on
+    time.sleep(0.2)  # for writes that would still be running
     assert os.listdir(tmp_path) == ["model"]
     assert_same(model_folder.load(tmp_path / "model").params)
 
 
-def test_what_a_kill_between_two_renames_left_is_found(tmp_path):
+def test_a_folder_is_recovered_after_a_kill_between_two_renames(tmp_path):
     """`test_atomic` kills at every step."""
     save(tmp_path / "model")
     os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
     assert_same(model_folder.load(tmp_path / "model").params)
     assert os.listdir(tmp_path) == ["model"]
     os.rename(tmp_path / "model", tmp_path / ".model.bitdance_jax_old")
-    with pytest.raises(UserError, match="holds a model already"):
+    with pytest.raises(FileError, match="holds a model already"):
         save(tmp_path / "model")
 
 
-def test_paths_are_no_urls(tmp_path):
+def test_special_characters_in_paths(tmp_path):
     names = ["my model", "my%20model", "a#b", "a?b=c", "100%", "ä&+;:"]
     for bits, name in enumerate(names):
         save(tmp_path / name, {"kernel": np.full(3, bits)}, bits=bits)
@@ -158,26 +156,26 @@ def test_paths_are_no_urls(tmp_path):
             assert model.config == {"bits": bits}
             np.testing.assert_array_equal(model.params["kernel"], np.full(3, bits))
     (tmp_path / "a[b]").mkdir()
-    with pytest.raises(
-        UserError, match=r"^no checkpoint can be written to .*a\[b\]/model, because of the \["
-    ):
-        save(tmp_path / "a[b]" / "model")  # Orbax would write what it does not find again.
+    with pytest.raises(FileError, match=r"a\[b\]/model"):
+        save(tmp_path / "a[b]" / "model")  # Orbax would not find what it wrote.
 
 
-def test_a_remote_folder_reads_back(tmp_path, monkeypatch):
+def test_round_trip_of_a_remote_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "is_remote", lambda path: True)
     save(tmp_path / "model")
     assert_same(model_folder.load(tmp_path / "model").params)
 
 
-def test_it_loads_whatever_the_number_of_devices(tmp_path):
+def test_loading_on_another_number_of_devices(tmp_path):
     """Saved sharded over four devices, read by a process that has one."""
     code = f"""
 import jax, numpy as np
 from bitdance_jax.io import model_folder
 mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-kernel = jax.device_put(np.arange(32.0, dtype=np.float32).reshape(8, 4), jax.NamedSharding(mesh, jax.P("x")))
-model_folder.save({str(tmp_path / "model")!r}, kind="tokenizer", config={{}}, params={{"kernel": kernel}}, metadata={{}})
+kernel = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+params = {{"kernel": jax.device_put(kernel, jax.NamedSharding(mesh, jax.P("x")))}}
+folder = {str(tmp_path / "model")!r}
+model_folder.save(folder, kind="tokenizer", config={{}}, params=params, metadata={{}})
 """
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
@@ -189,11 +187,11 @@ model_folder.save({str(tmp_path / "model")!r}, kind="tokenizer", config={{}}, pa
     np.testing.assert_array_equal(params["kernel"], np.arange(32.0).reshape(8, 4))
 
 
-def test_what_is_no_model_folder_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"^no model folder .*absent$"):
+def test_folders_of_other_content(tmp_path):
+    with pytest.raises(FileError, match="absent"):
         model_folder.load(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no config\\.json"):
+    with pytest.raises(FileError, match="no config\\.json"):
         model_folder.load(tmp_path / "empty")
     for text, message in [
         ("{", "cannot be read"),
@@ -205,65 +203,58 @@ def test_what_is_no_model_folder_is_one_line(tmp_path):
         ),
     ]:
         (tmp_path / "empty/config.json").write_text(text)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(FileError, match=message):
             model_folder.load(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"files": []}, "files of .*config.json cannot be read: Expected object, got array"),
-        (
-            {"files": {"weights/x": 3}},
-            "files of .*config.json cannot be read: .*Expected array, got int",
-        ),
-        ({"files": {"weights/x": [3]}}, "files of .*config.json cannot be read: .*length 2"),
-        ({"kind": ["tokenizer"]}, "kind of .*config.json cannot be read: Expected str, got array"),
-        ({"kind": "image"}, "kind of .*config.json cannot be read: Invalid enum value 'image'"),
-        ({"version": [1]}, r"has format version \[1\]"),
+        ({"files": []}, r"files of .*config\.json"),
+        ({"files": {"weights/x": 3}}, r"files of .*config\.json"),
+        ({"files": {"weights/x": [3]}}, r"files of .*config\.json"),
+        ({"kind": ["tokenizer"]}, r"kind of .*config\.json"),
+        ({"kind": "image"}, r"kind of .*config\.json .*'image'"),
+        ({"version": [1]}, r"version \[1\]"),
     ],
 )
-def test_a_header_that_nobody_wrote(tmp_path, change, message):
+def test_a_damaged_header(tmp_path, change, message):
     save(tmp_path / "model")
     header = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(header | change))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(FileError, match=message):
         model_folder.load(tmp_path / "model")
 
 
-def test_weights_that_say_they_are_more_than_the_memory(tmp_path, monkeypatch):
+def test_weights_larger_than_the_memory(tmp_path, monkeypatch):
     save(tmp_path / "model")
     size = sum(
         array.nbytes for array in jax.tree.leaves(model_folder.load(tmp_path / "model").params)
     )
     monkeypatch.setattr(hardware, "host_memory", lambda: size - 1.0)
-    with pytest.raises(
-        UserError, match=r"the weights in .*weights take .* GiB, and this machine has"
-    ):
+    with pytest.raises(ResourceError, match=r"weights take .* GiB"):
         model_folder.load(tmp_path / "model")
     monkeypatch.setattr(hardware, "host_memory", lambda: float(size))
     model_folder.load(tmp_path / "model")
 
 
-def test_another_kind_is_one_line(tmp_path):
+def test_another_kind_of_model(tmp_path):
     save(tmp_path / "model")
-    with pytest.raises(
-        UserError, match="holds a tokenizer model, and a class_conditional model is needed"
-    ):
+    with pytest.raises(FileError, match=r"tokenizer .* class_conditional"):
         model_folder.load(tmp_path / "model", expect="class_conditional")
 
 
-def test_other_shapes_are_one_line(tmp_path):
+def test_other_shapes(tmp_path):
     save(tmp_path / "model")
     other = PARAMS | {
         "scale": jax.ShapeDtypeStruct((3,), np.float32),
         "shift": jax.ShapeDtypeStruct((2,), np.float32),
     }
-    with pytest.raises(UserError, match=r"scale is \(2,\) there and \(3,\) in the model; 1 more"):
+    with pytest.raises(FileError, match=r"scale is \(2,\) .* \(3,\) .* 1 more"):
         model_folder.load(tmp_path / "model", abstract=other)
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
 def test_damage_to_any_file_is_found(tmp_path, damage):
     save(tmp_path / "model")
     for file in sorted((tmp_path / "model/weights").rglob("*")):
@@ -276,26 +267,24 @@ def test_damage_to_any_file_is_found(tmp_path, damage):
         else:
             file.write_bytes(
                 good[:middle]
-                if damage == "cut"
+                if damage == "truncated"
                 else good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
             )
-        with pytest.raises(
-            UserError, match=f"the model folder is (damaged|incomplete): .*{file.name}"
-        ):
+        with pytest.raises(FileError, match=f"(damaged|incomplete): .*{file.name}"):
             model_folder.load(tmp_path / "model")
         file.write_bytes(good)
     assert_same(model_folder.load(tmp_path / "model").params)
 
 
-def test_weights_that_orbax_cannot_read_are_one_line(tmp_path):
-    """A folder without checksums, for instance written by hand."""
+def test_weights_that_orbax_cannot_read(tmp_path):
+    """A folder without checksums, for example one written by hand."""
     save(tmp_path / "model")
     header = json.loads((tmp_path / "model/config.json").read_text())
     del header["files"]
     (tmp_path / "model/config.json").write_text(json.dumps(header))
     assert_same(model_folder.load(tmp_path / "model").params)
     (tmp_path / "model/weights/manifest.ocdbt").unlink()
-    with pytest.raises(UserError, match=r"cannot be read \(.*\); fetch"):
+    with pytest.raises(FileError, match="weights cannot be read"):
         model_folder.load(tmp_path / "model")
 
 
@@ -307,8 +296,8 @@ STACKED = {
 }
 
 
-def test_arrays_are_placed_one_by_one(tmp_path):
-    """As they lie on the disk, and read by parts: sharded arrays without a whole copy, and some not at all."""
+def test_read_array(tmp_path):
+    """Parts of stored arrays are read, for sharded arrays; None omits an array."""
     save(tmp_path / "model", STACKED)
     read = []
 
@@ -332,7 +321,7 @@ def test_arrays_are_placed_one_by_one(tmp_path):
     )
 
 
-def test_stacked_layers_are_placed_one_by_one(tmp_path):
+def test_read_array_of_each_layer(tmp_path):
     save(tmp_path / "model", STACKED)
     params = model_folder.load(
         tmp_path / "model", read_array=lambda _, array: array[...], unrolled=True
@@ -340,8 +329,8 @@ def test_stacked_layers_are_placed_one_by_one(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, unstack(STACKED)))
 
 
-def test_damage_found_on_the_way_is_one_line(tmp_path, monkeypatch):
-    """Under gs://, where the bytes are not summed before."""
+def test_damage_found_while_reading(tmp_path, monkeypatch):
+    """Under gs://, where the checksums are not compared first."""
     rng = np.random.default_rng(0)
     save(tmp_path / "model", {"kernel": rng.standard_normal((64, 64))})
     data = max(
@@ -351,7 +340,7 @@ def test_damage_found_on_the_way_is_one_line(tmp_path, monkeypatch):
     content = data.read_bytes()
     data.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
     monkeypatch.setattr(paths, "is_remote", lambda path: True)
-    with pytest.raises(UserError, match=r"weights cannot be read \(.*\); fetch"):
+    with pytest.raises(FileError, match="weights cannot be read"):
         model_folder.load(tmp_path / "model", read_array=lambda _, array: array[...])
 
 
@@ -361,7 +350,7 @@ def test_files_outside_the_folder_are_not_read(tmp_path, name):
     header = json.loads((tmp_path / "model/config.json").read_text())
     header["files"] |= {name: [0, 0]}
     (tmp_path / "model/config.json").write_text(json.dumps(header))
-    with pytest.raises(UserError, match=f"names {name}, which is outside of the folder"):
+    with pytest.raises(FileError, match=name):
         model_folder.load(tmp_path / "model")
 
 
@@ -370,7 +359,7 @@ def test_files_outside_the_folder_are_not_read(tmp_path, name):
 )
 @pytest.mark.parametrize("kind", ["device", "pipe"])
 def test_devices_and_pipes_are_not_read(tmp_path, name, kind):
-    """They would give bytes for ever, or none."""
+    """Reading them would never end."""
     files = {"text_tokenizer/tokenizer.json": b""}
     model_folder.save(
         tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files
@@ -381,18 +370,16 @@ def test_devices_and_pipes_are_not_read(tmp_path, name, kind):
         file.symlink_to("/dev/zero")
     else:
         os.mkfifo(file)
-    with pytest.raises(UserError, match=file.name):
+    with pytest.raises(FileError, match=file.name):
         model_folder.load(tmp_path / "model")
 
 
-def test_further_files_are_kept_and_checked(tmp_path):
+def test_further_files_are_checked(tmp_path):
     files = {"text_tokenizer/tokenizer.json": b"{}"}
     model_folder.save(
         tmp_path / "model", kind="text_to_image", config={}, params=PARAMS, metadata={}, files=files
     )
     model_folder.load(tmp_path / "model")
     (tmp_path / "model/text_tokenizer/tokenizer.json").write_bytes(b"[]")
-    with pytest.raises(
-        UserError, match=r"the model folder is damaged: .*text_tokenizer/tokenizer\.json"
-    ):
+    with pytest.raises(FileError, match=r"damaged: .*text_tokenizer/tokenizer\.json"):
         model_folder.load(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Files from elsewhere: what is not a file, text or JSON of the expected type is a FileError of one line."""
+"""Files from elsewhere: unexpected content is a FileError of one line."""
 
 import json
 import os
