@@ -1,7 +1,7 @@
-"""What the chips can do: peak arithmetic, memory and interconnect of the TPUs and GPUs that this package is likely to meet.
+"""Peak arithmetic, memory and interconnect of TPUs and GPUs, and the memory of this machine.
 
-Figures are the manufacturers', for one JAX device: a whole chip, except for TPU v2, v3 and 7x, whose chips are two devices each.
-TPUs: docs.cloud.google.com/tpu/docs; NVIDIA GPUs: data sheets, dense (without sparsity).
+The values are the manufacturers', for one JAX device: one chip, but half a chip of TPU v2, v3 and
+7x. TPUs: docs.cloud.google.com/tpu/docs; NVIDIA GPUs: data sheets, dense (without sparsity).
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ResourceError
 
 
 GB, GIB, TERA = 1e9, 2.0**30, 1e12
@@ -21,18 +21,18 @@ GB, GIB, TERA = 1e9, 2.0**30, 1e12
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak figures of one JAX device.
+    """Peak rates and memory of one JAX device.
 
     Attributes:
       name: short name; for TPUs also the first part of a topology ("v5e" of "v5e:4x4").
-      kinds: what `jax.Device.device_kind` begins with.
-      flops: bfloat16 operations a second, a multiply-add being two.
-      memory: bytes of HBM.
-      bandwidth: of HBM, bytes a second.
-      link: bytes a second that the device sends over one of its links, one way: a TPU's link to a neighbour (ICI) or a GPU's NVLink or
-        PCIe to all others of its host.
-      torus: axes of the TPU's network, 2 or 3; 0 where a switch joins all devices.
-      clock: hertz, by which the TPU compiler's cycles are seconds; None where the compiler tells none.
+      kinds: prefixes of `jax.Device.device_kind`.
+      flops: bfloat16 operations a second; a multiply-add is two.
+      memory: bytes of device memory.
+      bandwidth: of that memory, bytes a second.
+      link: bytes a second in one direction over one link: a TPU's ICI link to a neighbour, or a
+        GPU's NVLink or PCIe to all others of its host.
+      torus: dimensions of the TPU's network, 2 or 3; 0 for GPUs, which a switch connects.
+      clock: hertz, to convert the TPU compiler's cycles to seconds; None for GPUs.
     """
 
     name: str
@@ -75,28 +75,25 @@ CHIPS = (
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The figures of a jax.Device, real or of a topology; None where they are not known (a CPU, a newer chip)."""
-    named = [
+    """The chip of a jax.Device, real or of a topology; None for a CPU or an unknown chip."""
+    matches = [
         (len(kind), chip)
         for chip in CHIPS
         for kind in chip.kinds
         if device.device_kind.startswith(kind)
     ]
-    return max(named, key=lambda pair: pair[0])[1] if named else None
+    return max(matches, key=lambda pair: pair[0])[1] if matches else None
 
 
 def host_memory() -> float | None:
-    """Bytes of this machine's memory that are free or can be freed; None where that is not known."""
-    found = (
-        re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-        if Path("/proc/meminfo").exists()
-        else None
-    )
+    """Bytes of this machine's memory that are free or can be freed; None if unknown."""
+    file = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", file.read_text()) if file.exists() else None
     return 1024 * float(found[1]) if found else None
 
 
 def device_memory(device: Any) -> float | None:
-    """Bytes that a program may use; None where that is not known."""
+    """Bytes of a device's memory that a program may use; None if unknown."""
     if device.platform == "cpu":
         available = host_memory()
         return available and available / jax.local_device_count()
@@ -107,30 +104,30 @@ def device_memory(device: Any) -> float | None:
 
 
 def check_fits(abstract: Any, what: str) -> None:
-    """Refuses, before anything is allocated, arrays that are more than a device of this process can hold.
+    """Checks that arrays fit the memory of a device of this process, before they are allocated.
 
     Args:
-      abstract: pytree of jax.ShapeDtypeStruct; those with a sharding count as the part that a device holds.
-      what: names them in the message.
+      abstract: pytree of jax.ShapeDtypeStruct; of a sharded one only a device's shard counts.
+      what: name of the arrays in the message.
 
     Raises:
-      UserError: they do not fit.
+      ResourceError: they do not fit.
     """
     needed = float(sum(_bytes_on_a_device(leaf) for leaf in jax.tree.leaves(abstract)))
     device = jax.local_devices()[0]
     available = device_memory(device)
     if available is not None and needed > available:
-        raise UserError(
-            f"{what} takes {_gib(needed)} on each device, and {device.device_kind} has {_gib(available)}; take a smaller model, "
-            "or more devices (training cuts it over them by --mesh.fsdp)"
+        raise ResourceError(
+            f"{what} takes {_gib(needed)} on each device, and {device.device_kind} has "
+            f"{_gib(available)}; use a smaller model, or more devices (mesh.fsdp shards it over "
+            "them in training)"
         )
 
 
 def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    size = (
-        leaf.dtype.itemsize if isinstance(leaf.dtype, np.dtype) else 4
-    )  # keys of random numbers have types of their own
+    # Random keys have dtypes without an itemsize.
+    size = leaf.dtype.itemsize if isinstance(leaf.dtype, np.dtype) else 4
     return math.prod(shape) * size
 
 
@@ -139,11 +136,14 @@ def _gib(count: float) -> str:
 
 
 def missing_devices() -> str | None:
-    """What to tell the user if JAX shall use devices, by JAX_PLATFORMS for example, that are not there; None if they are."""
+    """An error message if JAX cannot find the devices of JAX_PLATFORMS; None if it can."""
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["JAX finds none"])[0]
-        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
-        return f"there is no device of JAX_PLATFORMS={wanted} ({reason}); install JAX for it, or unset JAX_PLATFORMS"
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        return (
+            f"there is no device of JAX_PLATFORMS={platforms} ({reason}); "
+            "install JAX for it, or unset JAX_PLATFORMS"
+        )
     return None

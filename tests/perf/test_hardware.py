@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ResourceError
 from bitdance_jax.perf import hardware
 from bitdance_jax.perf.hardware import CHIPS, check_fits, chip_of
 
@@ -26,11 +26,11 @@ from bitdance_jax.perf.hardware import CHIPS, check_fits, chip_of
         ("NVIDIA L4", "l4"),
     ],
 )
-def test_the_longest_kind_that_fits_is_meant(kind, name):
+def test_the_longest_prefix_decides(kind, name):
     assert chip_of(SimpleNamespace(device_kind=kind)).name == name
 
 
-def test_unknown_devices_have_no_figures():
+def test_unknown_devices():
     assert chip_of(jax.devices("cpu")[0]) is None
 
 
@@ -41,7 +41,7 @@ def test_names_and_kinds_are_unique():
 
 
 def test_a_tpus_clock_and_its_matrix_units_give_its_peak():
-    """A matrix unit of 128 x 128 makes 2^15 operations a cycle, and a chip has 1, 2, 4, ... of them."""
+    """A matrix unit does 128 x 128 multiply-adds a cycle, and a chip has 1, 2, 4, ... of them."""
     for chip in CHIPS:
         assert (chip.clock is not None) == (chip.torus > 0)
         if chip.clock is not None:
@@ -49,23 +49,21 @@ def test_a_tpus_clock_and_its_matrix_units_give_its_peak():
             assert units == pytest.approx(2 ** round(math.log2(units)), rel=0.03)
 
 
-def test_what_does_not_fit_a_device_is_one_line(monkeypatch):
-    """Also where the product of the sizes is more than any integer of the machine; a sharding tells a device's part."""
+def test_arrays_that_do_not_fit_a_device(monkeypatch):
+    """Also where the number of bytes exceeds 64 bits; of a sharded array a shard counts."""
     check_fits({"a": jax.ShapeDtypeStruct((2**20,), np.float32)}, "it")
-    with pytest.raises(
-        UserError, match=r"it takes 7\.2e\+16 GiB on each device, and cpu has .*; take"
-    ):
+    with pytest.raises(ResourceError, match=r"it takes 7\.2e\+16 GiB on each device, and cpu has "):
         check_fits([jax.ShapeDtypeStruct((2**42, 2**42), np.float32)], "it")
 
     monkeypatch.setattr(hardware, "device_memory", lambda _: 1000.0)
     check_fits(jax.ShapeDtypeStruct((250,), np.float32), "it")
-    with pytest.raises(UserError, match="it takes"):
+    with pytest.raises(ResourceError, match="it takes"):
         check_fits(jax.ShapeDtypeStruct((251,), np.float32), "it")
-    place = NamedSharding(jax.make_mesh((jax.device_count(),), ("fsdp",)), PartitionSpec("fsdp"))
-    abstract = jax.ShapeDtypeStruct((512, 512), np.float32, sharding=place)
+    sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("fsdp",)), PartitionSpec("fsdp"))
+    abstract = jax.ShapeDtypeStruct((512, 512), np.float32, sharding=sharding)
     part = 512 * 512 * 4 / jax.device_count()
     monkeypatch.setattr(hardware, "device_memory", lambda _: part)
     check_fits(abstract, "it")
     monkeypatch.setattr(hardware, "device_memory", lambda _: part - 1)
-    with pytest.raises(UserError, match="it takes"):
+    with pytest.raises(ResourceError, match="it takes"):
         check_fits(abstract, "it")

@@ -1,4 +1,4 @@
-"""Where there is no TPU libtpu is told what it would complain not to know; where there may be one, nothing is set."""
+"""libtpu's settings are set where there is no TPU, and only there."""
 
 import os
 
@@ -33,7 +33,7 @@ def test_without_a_tpu(environment, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("sign", ["dev/accel0", "dev/vfio/0", "sys/bus/pci/devices/7/vendor"])
-def test_a_tpu_is_left_to_complain(environment, tmp_path, sign):
+def test_with_a_tpu_nothing_is_set(environment, tmp_path, sign):
     (tmp_path / sign).parent.mkdir(parents=True)
     (tmp_path / sign).write_text("0x1ae0\n")
     (tmp_path / sign).with_name("class").write_text("0x088000\n")
@@ -42,7 +42,7 @@ def test_a_tpu_is_left_to_complain(environment, tmp_path, sign):
 
 
 @pytest.mark.parametrize("given", [{"TPU_WORKER_ID": "0"}, {"JAX_PLATFORMS": "tpu,cpu"}])
-def test_whoever_asks_for_a_tpu_hears_what_is_wrong(environment, monkeypatch, tmp_path, given):
+def test_variables_that_ask_for_a_tpu_stay(environment, monkeypatch, tmp_path, given):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     quiet_libtpu(tmp_path)
