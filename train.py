@@ -1,57 +1,7 @@
-"""Trains a model: `python train.py configs/NAME.py [--run.steps 100 ...]`; `--help` after the file lists every override."""
+"""Trains a model: `bitdance train`, without installation."""
 
-import signal
-import sys
-
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Until `run`, Ctrl-C ends the imports without a traceback.
-
-from bitdance_jax.cli.command_line import is_given, parse, run
-from bitdance_jax.cli.config_file import load_config
-from bitdance_jax.distributed import multihost
-from bitdance_jax.distributed.consistency import check_same_config
-from bitdance_jax.distributed.mesh import check_batch, make_mesh
-from bitdance_jax.errors import Interrupted, UserError
-from bitdance_jax.train.initial import initial_params
-from bitdance_jax.train.loop import train
-from bitdance_jax.train.run_folder import check_config, only_run
-
-
-def launch() -> None:
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        if sys.argv[1:] not in (["-h"], ["--help"]):
-            raise UserError(
-                "give a config file first: python train.py configs/NAME.py [--run.steps 100 ...]"
-            )
-        print(__doc__)
-        return
-    path, *flags = sys.argv[1:]
-    default = load_config(path)
-    config = parse(type(default), flags, default, prog=f"train.py {path}")
-    multihost.initialize(config.hosts)
-    with multihost.stop_all_on_error():
-        check_same_config(config)
-        # What takes a moment to find comes before what takes minutes: indexing images, loading weights, compiling.
-        mesh = make_mesh(config.mesh)
-        check_batch(mesh, config.data.batch_size, config.run.accumulate)
-        if not is_given("model.num-classes", flags):
-            config = config.with_classes_of_data()
-        with only_run(config):
-            check_config(config)
-        initial = initial_params(config)
-        train(config.make_task(), config, mesh, initial)
-
-
-def main() -> int:
-    try:
-        return run(launch)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
+from bitdance_jax.cli.main import start
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(start("train", "train.py"))

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax.cli.command_line import parse, run
+from bitdance_jax.cli.command_line import run
+from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import (
     ClassConditionalConfig,
     FlowHeadConfig,

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bitdance_jax.cli.command_line import parse, run
+from bitdance_jax.cli.command_line import run
+from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import AugmentConfig, TokenizerConfig
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader

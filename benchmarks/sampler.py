@@ -16,7 +16,8 @@ import numpy as np
 from arithmetic import minimal_sampler_flops
 from tqdm import tqdm
 
-from bitdance_jax.cli.command_line import parse, run
+from bitdance_jax.cli.command_line import run
+from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params

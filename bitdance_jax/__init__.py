@@ -10,29 +10,40 @@
 >>> images = model.generate("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
 """
 
-import signal
-import sys
+import importlib
+from typing import TYPE_CHECKING, Any
 
-
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # `python -m bitdance_jax.NAME`: until `command_line.run`, Ctrl-C ends the imports without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from bitdance_jax.config import (
-    ClassConditionalConfig,
-    MeshConfig,
-    SamplerConfig,
-    TextToImageConfig,
-    TokenizerConfig,
-)
-from bitdance_jax.errors import ConfigError, FileError, ResourceError, UserError
 from bitdance_jax.perf.libtpu import quiet_libtpu
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
-from bitdance_jax.pipelines.load import load
-from bitdance_jax.pipelines.text_to_image import TextToImage
+from bitdance_jax.version import __version__
 
 
-quiet_libtpu()  # before anything asks JAX for devices
+if TYPE_CHECKING:
+    from bitdance_jax.config import (
+        ClassConditionalConfig,
+        MeshConfig,
+        SamplerConfig,
+        TextToImageConfig,
+        TokenizerConfig,
+    )
+    from bitdance_jax.errors import ConfigError, FileError, ResourceError, UserError
+    from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
+    from bitdance_jax.pipelines.load import load
+    from bitdance_jax.pipelines.text_to_image import TextToImage
+
+_MODULES = {
+    "bitdance_jax.config": (
+        "ClassConditionalConfig",
+        "MeshConfig",
+        "SamplerConfig",
+        "TextToImageConfig",
+        "TokenizerConfig",
+    ),
+    "bitdance_jax.errors": ("ConfigError", "FileError", "ResourceError", "UserError"),
+    "bitdance_jax.pipelines.class_conditional": ("ClassConditionalPipeline", "Tokenizer"),
+    "bitdance_jax.pipelines.load": ("load",),
+    "bitdance_jax.pipelines.text_to_image": ("TextToImage",),
+}
+"""Where the names of `__all__` are; imported on first use, so that `bitdance --help` is quick."""
 
 __all__ = [
     "ClassConditionalConfig",
@@ -47,5 +58,21 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "UserError",
+    "__version__",
     "load",
 ]
+
+quiet_libtpu()  # before anything asks JAX for devices
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

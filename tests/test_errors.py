@@ -38,7 +38,11 @@ def test_a_path_is_text():
     assert FileError("no", Path("a.pt")).path == "a.pt"
 
 
-@pytest.mark.parametrize("value", ["x" * 10**6, [[[[[1]]]]], 10**5000, "a\nb"])
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**6, [[[[[1]]]]], 10**5000, "a\nb"],
+    ids=["long", "deep", "many digits", "two lines"],
+)
 def test_short_fits_on_a_line(value):
     text = short(value)
     assert "\n" not in text

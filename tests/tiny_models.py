@@ -6,7 +6,6 @@ from pathlib import Path
 import jax.numpy as jnp
 from random_params import random_params
 
-from bitdance_jax import toy_text_to_image
 from bitdance_jax.config import (
     ClassConditionalConfig,
     FlowHeadConfig,
@@ -17,6 +16,7 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.io import model_folder
 from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 

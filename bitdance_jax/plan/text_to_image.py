@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,10 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from bitdance_jax.cli.command_line import Flags
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
-from bitdance_jax.config.plain import BatchSize, HeadSteps, Natural, PathName, Size
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
-from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.nn.quantize import quantize
@@ -45,48 +42,26 @@ BOUNDS = {
 
 
 @dataclass(frozen=True)
-class Arguments(Flags):
-    """Plans how a text-to-image model draws a batch of prompts.
+class Setting:
+    """How a text-to-image model generates a batch of prompts.
 
     Attributes:
-      topology: a TPU slice, as for other plans.
       size: WIDTHxHEIGHT in pixels.
-      batch_size: images drawn at a time, on all devices together.
-      weights: the type that the weights are kept in.
+      batch_size: images generated at a time, on all devices together.
+      weights: the type of the weights in memory.
       dtype: compute type.
       prompt_tokens: length of the longest prompt, with its template.
-      head_steps, guidance_scale: as for sample.py.
+      sampler: steps and guidance.
       mesh: how the devices share the work.
-      search: try every way to share it between `--mesh.data` and `--mesh.tensor`, and rank them.
-      top: lines of each list of findings.
-      json: file to write everything to.
     """
 
-    topology: str | None = None
     size: str = "1024x1024"
-    batch_size: BatchSize = 1
+    batch_size: int = 1
     weights: Weights = "bfloat16"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    prompt_tokens: Size = 60
-    head_steps: HeadSteps = RELEASED_SAMPLER.head_steps
-    guidance_scale: float = RELEASED_SAMPLER.guidance_scale
+    dtype: str = "bfloat16"
+    prompt_tokens: int = 60
+    sampler: SamplerConfig = RELEASED_SAMPLER
     mesh: MeshConfig = ALL_DEVICES
-    search: bool = False
-    top: Natural = 10
-    json: PathName | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.json is not None:
-            check_suffix(self.json, ".json", "--json")
-
-    @property
-    def sampler(self) -> SamplerConfig:
-        return SamplerConfig(
-            head_steps=self.head_steps,
-            guidance_scale=self.guidance_scale,
-            guidance_schedule="constant",
-        )
 
 
 class Drawing(NamedTuple):
@@ -129,40 +104,40 @@ def find_model(name: str) -> TextToImageConfig | None:
     )
 
 
-def check(arguments: Arguments, config: TextToImageConfig) -> None:
+def check(setting: Setting, config: TextToImageConfig) -> None:
     """Raises a UserError for what the model cannot draw."""
-    model.check_size(config, *parse_size(arguments.size))
+    model.check_size(config, *parse_size(setting.size))
 
 
 def describe(
-    arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]
+    setting: Setting, config: TextToImageConfig, devices: list[jax.Device], top: int = 10
 ) -> dict[str, Any]:
     """Prints the plan of a batch; returns it for a JSON file."""
-    check(arguments, config)
-    mesh = make_mesh(arguments.mesh, devices)
+    check(setting, config)
+    mesh = make_mesh(setting.mesh, devices)
     print(
         f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes",
         file=sys.stderr,
     )
-    drawing = plan_drawing(arguments, config, mesh)
+    drawing = plan_drawing(setting, config, mesh)
     for plan in drawing.plans:
-        print(report.to_text(plan, arguments.top) + "\n")
+        print(report.to_text(plan, top) + "\n")
     print("\n".join(summary(drawing)))
     return {
-        "programs": [report.to_dict(plan, arguments.top) for plan in drawing.plans],
+        "programs": [report.to_dict(plan, top) for plan in drawing.plans],
         **_figures(drawing),
     }
 
 
 def compare(
-    arguments: Arguments, config: TextToImageConfig, devices: list[jax.Device]
+    setting: Setting, config: TextToImageConfig, devices: list[jax.Device]
 ) -> dict[str, Any]:
     """Prints how fast each mesh draws a batch, the fastest first; returns it for a JSON file."""
-    check(arguments, config)
+    check(setting, config)
     drawings: list[tuple[str, Drawing]] = []
     decoder: Plan | None = None
     refused: dict[str, str] = {}
-    rows = arguments.batch_size * rows_of_image(arguments.sampler)
+    rows = setting.batch_size * rows_of_image(setting.sampler)
     meshes = [
         MeshConfig(data=data, tensor=len(devices) // data)
         for data in range(1, len(devices) + 1)
@@ -172,7 +147,7 @@ def compare(
         name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
         try:
             drawings.append(
-                (name, plan_drawing(arguments, config, make_mesh(mesh, devices), decoder))
+                (name, plan_drawing(setting, config, make_mesh(mesh, devices), decoder))
             )
             decoder = drawings[-1][1].plans[2]  # it is cut over all devices alike
         except UserError as error:
@@ -230,7 +205,7 @@ def _figures(drawing: Drawing) -> dict[str, Any]:
 
 
 def plan_drawing(
-    arguments: Arguments, config: TextToImageConfig, mesh: Mesh, decoder: Plan | None = None
+    setting: Setting, config: TextToImageConfig, mesh: Mesh, decoder: Plan | None = None
 ) -> Drawing:
     """Compiles what `TextToImage.generate` runs for a batch; the decoder only if its plan is not given.
 
@@ -238,35 +213,35 @@ def plan_drawing(
       UserError: a mesh that does not divide the model, or the batch.
       DoesNotFit: it needs more memory than a device has.
     """
-    batch = _Batch(arguments, config, mesh)
+    batch = _Batch(setting, config, mesh)
     begin = make_plan(batch.begin())
     plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
-    calls = (1, 1, -(-arguments.batch_size // plans[2].program.images))
+    calls = (1, 1, -(-setting.batch_size // plans[2].program.images))
     read = _bytes_read(batch.weights["model"], batch.patches, batch.solver.num_evaluations)
     return Drawing(
-        plans, calls, arguments.batch_size, read / begin.chip.bandwidth if begin.chip else None
+        plans, calls, setting.batch_size, read / begin.chip.bandwidth if begin.chip else None
     )
 
 
 class _Batch:
     """The programs of one batch, with the shapes and places of what they take."""
 
-    def __init__(self, arguments: Arguments, config: TextToImageConfig, mesh: Mesh) -> None:
-        height, width = parse_size(arguments.size)
+    def __init__(self, setting: Setting, config: TextToImageConfig, mesh: Mesh) -> None:
+        height, width = parse_size(setting.size)
         self._config, self._mesh, self._sampler, self._images = (
             config,
             mesh,
-            arguments.sampler,
-            arguments.batch_size,
+            setting.sampler,
+            setting.batch_size,
         )
-        self._dtype = jnp.dtype(arguments.dtype)
+        self._dtype = jnp.dtype(setting.dtype)
         self._compiled = Programs(config, mesh, self._dtype)
         self._size, self._grid = (height, width), height // config.tokenizer.downsampling
         self._tokens = model.token_positions(config, height, width)
         self.patches = len(self._tokens) // config.tokens_per_step
-        self.weights = abstract_weights(config, mesh, self._dtype, arguments.weights)
+        self.weights = abstract_weights(config, mesh, self._dtype, setting.weights)
         rows = self._images * rows_of_image(self._sampler)
-        one = model.prefix_rows(config, [[0] * arguments.prompt_tokens], height, width)
+        one = model.prefix_rows(config, [[0] * setting.prompt_tokens], height, width)
         tokens, padding = (
             self._whole((rows, one.tokens.shape[1]), jnp.int32),
             self._whole((rows,), jnp.int32),

@@ -19,9 +19,11 @@ import pytest
 import tiny_models
 from PIL import Image
 
-from bitdance_jax import UserError, app, toy_text_to_image
+from bitdance_jax import UserError
 from bitdance_jax.app import page as page_module
+from bitdance_jax.app import serve as app
 from bitdance_jax.app.page import Wish, draw
+from bitdance_jax.pipelines import toy_text_to_image
 
 
 WISH = Wish(subject=[0, 3], size="16x16", images=2, seed=5, steps=3, guidance=2.0)

@@ -1,6 +1,5 @@
 """`python sample.py`: images in a file, one clear line for bad input, and the whole way from training to images."""
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -12,11 +11,11 @@ import tiny_models
 from PIL import Image
 from processes import python, start_job
 
-from bitdance_jax import toy_text_to_image
+from bitdance_jax.cli import sample as sample_command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.io import image_files
-from bitdance_jax.pipelines import memory
+from bitdance_jax.pipelines import memory, toy_text_to_image
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.text_to_image import TextToImage
 
@@ -54,13 +53,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch):
-    """sample.py as a module, to be run in this process."""
-    spec = importlib.util.spec_from_file_location("sample_command", ROOT / "sample.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # tyro looks up the source of its classes
-    spec.loader.exec_module(module)
-    return module
+def command():
+    """The command, to be run in this process."""
+    return sample_command
 
 
 @pytest.fixture
@@ -257,7 +252,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
             "tokens with its template, and at most 1022 fit; shorten it",
         ),
         (["--head-steps", "0"], "--head-steps must be positive, got 0"),
-        (["--guidance-scale", "-1"], "guidance_scale must not be negative, got -1.0"),
+        (["--guidance-scale", "-1"], "--guidance-scale must not be negative, got -1.0"),
         (["--per-label", "0"], "--per-label must be positive, got 0"),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (

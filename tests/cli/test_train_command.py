@@ -1,7 +1,6 @@
 """`python train.py`: overrides, and one clear line for whatever is wrong."""
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from bitdance_jax.cli import command_line
+from bitdance_jax.cli import train as train_command
 from bitdance_jax.config import RunConfig
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.run_folder import record_config
@@ -30,12 +31,9 @@ def get_config():
 
 @pytest.fixture
 def command(monkeypatch):
-    """train.py as a module, to be run in this process, which looks for no others: JAX is up already."""
-    spec = importlib.util.spec_from_file_location("train_command", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module.multihost, "initialize", lambda config: False)
-    return module
+    """The command, for this process, which joins no others: JAX is initialized already."""
+    monkeypatch.setattr(train_command.multihost, "initialize", lambda config: False)
+    return train_command
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def config_file(tmp_path):
 
 def run(command, monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    code = command.main()
+    code = command_line.run(command.main)
     return code, capsys.readouterr().err
 
 
@@ -122,11 +120,11 @@ def test_a_bad_value_is_named(command, monkeypatch, capsys, config_file, flags, 
         (["--mesh.tensor", "64"], "mesh.tensor"),
         (
             ["--data.batch-size", "6", "--run.accumulate", "4"],
-            "data.batch_size must be a multiple of run.accumulate, got 6 and 4",
+            "--data.batch-size must be a multiple of --run.accumulate, got 6 and 4",
         ),
         (
             ["--profile", "7", "5"],
-            "profile must be two steps in order, from 1 to run.steps (3), got (7, 5)",
+            "--profile must be two steps in order, from 1 to --run.steps (3), got (7, 5)",
         ),
         (["--data.source", "folder"], "data.path"),
         (["--data.source", "folder", "--data.path", "no/such"], "no/such"),
@@ -164,9 +162,7 @@ def test_a_run_of_another_config_is_found_before_data_and_weights_are_opened(
         "--model.bits",
         "16",
     )
-    message = (
-        "holds a run with another config (model.bits was 8, now 16); give this one another workdir"
-    )
+    message = "holds a run with another config (--model.bits was 8, now 16); give this one another workdir"
     assert (code, error) == (2, f"error: {tmp_path} {message}\n")
 
 
@@ -186,7 +182,7 @@ def classes_of(command, monkeypatch, tmp_path):
         monkeypatch.setattr(
             sys, "argv", ["train.py", str(ROOT / "configs" / "emoji_4x.py"), *workdir, *flags]
         )
-        assert command.main() == 0
+        assert command_line.run(command.main) == 0
         return seen.pop()
 
     return classes
@@ -208,7 +204,7 @@ def refuse(*arguments, **keywords):
 
 def test_without_a_config_file_it_says_how(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    assert command.main() == 2
+    assert command_line.run(command.main) == 2
     assert "python train.py configs/NAME.py" in capsys.readouterr().err
 
 

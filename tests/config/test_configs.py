@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bitdance_jax
-from bitdance_jax.cli.command_line import parse
+from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, from_dict, to_dict
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.task import TrainingConfig

@@ -14,8 +14,8 @@ import safetensors.numpy
 import tiny_models
 import torch_writer
 
+from bitdance_jax.cli.convert import main
 from bitdance_jax.config import ClassConditionalConfig, from_dict, to_dict
-from bitdance_jax.convert.__main__ import main
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import UserError

@@ -17,11 +17,11 @@ import pytest
 import torch_writer
 from torch_writer import Tensor
 
-from bitdance_jax import toy_text_to_image
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.convert import keys, parameters, sizes
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.models import text_to_image
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.tokenizer import autoencoder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from golden_models import TEXT_TO_IMAGE
 
-from bitdance_jax import toy_text_to_image
+from bitdance_jax.cli.convert import main
 from bitdance_jax.config import TextToImageConfig, TokenizerConfig, from_dict
 from bitdance_jax.convert import (
     export,
@@ -22,12 +22,12 @@ from bitdance_jax.convert import (
     sizes,
     text_to_image,
 )
-from bitdance_jax.convert.__main__ import main
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image as text_to_image_model
 from bitdance_jax.nn.stack import unstack
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
 

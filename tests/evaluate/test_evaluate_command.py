@@ -11,9 +11,9 @@ from golden_models import read
 from inception_weights import state_dict
 from PIL import Image
 
+from bitdance_jax.cli import evaluate as command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.evaluate import __main__ as command
 from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.evaluate.statistics import gaussian

@@ -12,13 +12,14 @@ import pytest
 import tiny_models
 from processes import start_job
 
-from bitdance_jax import toy_text_to_image
+from bitdance_jax.cli import prompts as prompts_command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.evaluate import prompts
+from bitdance_jax.evaluate import prompt_images as prompts
 from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
 from bitdance_jax.io import image_files
 from bitdance_jax.io.locks import writer_lock
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.text_to_image import TextToImage
 
 
@@ -45,7 +46,7 @@ def command(folder):
 
         def command(*flags: str, checkpoint: Path = folder) -> int:
             patch.setattr(sys, "argv", ["prompts", "--checkpoint", str(checkpoint), *flags])
-            return run(prompts.main)
+            return run(prompts_command.main)
 
         yield command
 
@@ -104,7 +105,7 @@ def test_geneval_and_going_on(command, capsys):
     first = contents("parts")
     assert set(first) == {f"00000/{file}" for file in files}
     assert command(*flags, "--out", "parts") == 0
-    assert "3 images of each of 3 prompts in parts (2 drawn now)\n" in capsys.readouterr().out
+    assert "3 images of each of 3 prompts in parts (2 generated now)\n" in capsys.readouterr().out
     Path("parts/00001/samples/0001.png").unlink()
     before = contents("parts")
     Path("parts/00001/samples/.bitdance_jax.0123456789abcdef").touch()  # as a kill leaves it
@@ -117,7 +118,7 @@ def test_geneval_and_going_on(command, capsys):
         name: before[name] for name in first
     } == first
     assert command(*flags, "--out", "parts") == 0
-    assert "(0 drawn now)" in capsys.readouterr().out and contents("parts") == after
+    assert "(0 generated now)" in capsys.readouterr().out and contents("parts") == after
 
 
 @pytest.fixture
@@ -385,12 +386,12 @@ def test_a_image_that_cannot_be_written_ends_it(command, quick, monkeypatch, cap
         (
             ["--dpg", "x", "--size", "128x64"],
             b'{"1": "a"}',
-            "DPG-Bench's scorer takes up to 4 images a prompt, squares, got",
+            "DPG-Bench scores at most 4 square images",
         ),
         (
             ["--dpg", "x", "--per-prompt", "5"],
             b'{"1": "a"}',
-            "DPG-Bench's scorer takes up to 4 images a prompt, squares, got",
+            "DPG-Bench scores at most 4 square images",
         ),
         (["--geneval", "x", "--limit", "0"], LINES[0], "--limit must be positive, got 0"),
         (
@@ -423,7 +424,7 @@ def test_a_image_that_cannot_be_written_ends_it(command, quick, monkeypatch, cap
         (
             ["--geneval", "x", "--out", "gs://bucket/x"],
             LINES[0],
-            "--out must be a local folder, which the scorers read",
+            "--out must be a local folder",
         ),
         (
             ["--geneval", "x", "--size", "12x8", "--out", "x"],

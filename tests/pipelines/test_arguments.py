@@ -8,9 +8,9 @@ import pytest
 import tiny_models
 
 import bitdance_jax
-from bitdance_jax import toy_text_to_image
 from bitdance_jax.errors import UserError
 from bitdance_jax.pipelines import class_conditional as pipeline
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.pipelines.data_parallel import DataParallelSampler
 from bitdance_jax.pipelines.text_to_image import TextToImage

@@ -16,12 +16,12 @@ from flax import traverse_util
 from processes import python
 
 import bitdance_jax
-from bitdance_jax import SamplerConfig, toy_text_to_image
+from bitdance_jax import SamplerConfig
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.models import text_to_image
 from bitdance_jax.nn.quantize import Int8Kernel
-from bitdance_jax.pipelines import memory
+from bitdance_jax.pipelines import memory, toy_text_to_image
 from bitdance_jax.pipelines.class_conditional import decode_codes, image_keys
 from bitdance_jax.pipelines.text_to_image import TextToImage, parse_size
 from bitdance_jax.sampling import next_patch

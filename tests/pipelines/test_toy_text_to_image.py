@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from bitdance_jax import toy_text_to_image
+from bitdance_jax.cli import toy_text_to_image as command
 from bitdance_jax.config import TextToImageConfig, from_dict
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.tokenizer import autoencoder
 
@@ -19,7 +20,7 @@ def test_the_command_writes_a_whole_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["toy", str(tmp_path / "toy"), "--tokens-per-step", "16", "--seed", "1"]
     )
-    toy_text_to_image.main()
+    command.main()
     assert "text_to_image model with random weights" in capsys.readouterr().out
     saved = model_folder.load(tmp_path / "toy", expect="text_to_image")
     config = from_dict(TextToImageConfig, saved.config)
@@ -40,7 +41,7 @@ def test_the_command_removes_nobodys_files(tmp_path, monkeypatch):
     for place in (".", str(tmp_path)):
         monkeypatch.setattr(sys, "argv", ["toy", place, "--force"])
         with pytest.raises(UserError, match="is not a model folder"):
-            toy_text_to_image.main()
+            command.main()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -7,13 +7,13 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bitdance_jax.cli import plan as command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.perf.hardware import CHIPS
-from bitdance_jax.plan import __main__ as command
 from bitdance_jax.plan import analysis, report, search
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan, resident_bytes
 from bitdance_jax.plan.programs import Program

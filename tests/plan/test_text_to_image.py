@@ -11,12 +11,13 @@ import pytest
 import tiny_models
 from flax import traverse_util
 
-from bitdance_jax import TextToImage, toy_text_to_image
+from bitdance_jax import TextToImage
+from bitdance_jax.cli import plan as command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import FlowHeadConfig, TokenizerConfig
 from bitdance_jax.models.text_to_image import abstract_params
 from bitdance_jax.perf.hardware import CHIPS
-from bitdance_jax.plan import __main__ as command
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.plan import analysis, text_to_image
 from bitdance_jax.plan.analysis import DoesNotFit
 from bitdance_jax.plan.estimate import Estimate, Memory
@@ -108,14 +109,14 @@ def test_a_search_ranks_meshes_and_says_why_the_others_are_out(monkeypatch, caps
     monkeypatch.setattr(text_to_image, "make_mesh", lambda config, devices: config)
     config = find_model("14b_64x")
     both = text_to_image.compare(
-        text_to_image.Arguments(weights="int8"), config, jax.devices()[:1] * 4
+        text_to_image.Setting(weights="int8"), config, jax.devices()[:1] * 4
     )
     assert [drawing["name"] for drawing in both["drawings"]] == [
         "--mesh.data 2 --mesh.tensor 2",
         "--mesh.data 1 --mesh.tensor 4",
     ]
     assert "6.00 (6.0 x)" in capsys.readouterr().out.splitlines()[2]
-    one = text_to_image.compare(text_to_image.Arguments(), config, jax.devices()[:1] * 4)
+    one = text_to_image.compare(text_to_image.Setting(), config, jax.devices()[:1] * 4)
     assert len(one["drawings"]) == 1 and one["refused"] == {
         "--mesh.data 1 --mesh.tensor 4": "it needs 17.0 GiB of a device's 16.0"
     }

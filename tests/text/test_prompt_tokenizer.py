@@ -6,9 +6,9 @@ import time
 import pytest
 import tokenizers
 
-from bitdance_jax import toy_text_to_image
 from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import UserError
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.text import byte_pairs
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer, read_files
 

@@ -1,0 +1,175 @@
+"""Flags from a dataclass, and the names of its fields as flags in error messages."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from bitdance_jax.config.plain import IS_PATH, field_types
+from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.io import paths
+
+
+T = TypeVar("T")
+
+
+_known_flags: dict[str, str] = {}
+"""The flag of each field that this process has parsed flags for."""
+
+
+def parse(
+    arguments: type[T],
+    flags: Sequence[str] | None = None,
+    default: T | None = None,
+    prog: str | None = None,
+) -> T:
+    """The dataclass with the values of the command line.
+
+    Args:
+      arguments: fields of type `config.plain.PathName` pass through `paths.expand`. `ALIASES` of the
+        class maps library names to the fields that set them, for messages.
+      flags: the command line; None: that of this process.
+      default: gives the fields without a flag.
+      prog: what the help calls the command.
+
+    Raises:
+      ConfigError: an unknown flag, with the nearest known one, or a missing or bad value.
+    """
+    flags = sys.argv[1:] if flags is None else flags
+    known = {name: _flag(name, hint) for name, hint in _fields(arguments)}
+    _known_flags.update(known)
+    for alias, name in getattr(arguments, "ALIASES", {}).items():
+        _known_flags[alias] = known[name]
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):  # tyro prints a box of several lines
+            parsed, unknown = tyro.cli(
+                arguments, args=list(flags), prog=prog, return_unknown_args=True, **extra
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise _bad_flags(_one_line(complaint.getvalue()), stop) from None
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0], known.values(), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ConfigError(f"unknown flag {unknown[0]}{hint} (--help lists them all)")
+    return _with_paths(parsed)
+
+
+def is_given(name: str, flags: Sequence[str]) -> bool:
+    """Whether a flag such as "model.num-classes" is on a command line."""
+    return any(flag.partition("=")[0].replace("_", "-") == f"--{name}" for flag in flags)
+
+
+def with_flags(error: UserError, config: str = "") -> str:
+    """The message of an error, with the names of fields as the flags of this command.
+
+    `mesh.tensor` becomes `--mesh.tensor`, `force=True` `--force` and `weights='int8'`
+    `--weights int8`. A name without a dot or underscore is replaced only if it is the error's
+    `field` or has a value.
+
+    Args:
+      config: the field that holds the config whose fields the message names, such as "run".
+    """
+    prefix = f"{config}." if config else ""
+    inner = {
+        name.removeprefix(prefix): flag
+        for name, flag in _known_flags.items()
+        if name.startswith(prefix)
+    }
+    flags = _known_flags | inner
+    field = getattr(error, "field", None)
+    names = sorted(flags, key=len, reverse=True)
+    words = [name for name in names if name == field or "." in name or "_" in name]
+    if not names:
+        return str(error)
+    value = r"('[^']*'|[\w.]*\w)"
+    pattern = rf"(?<![\w./-])(?:({_any(names)})={value}|({_any(words)}))(?![\w/=])(?!\.\w)"
+
+    def flag(match: re.Match[str]) -> str:
+        name, value, word = match.groups()
+        if word:
+            return flags[word]
+        if value == "True":
+            return flags[name]
+        if value == "False":
+            return re.sub(r"([^.-]+(?:-[^.-]+)*)$", r"no-\1", flags[name])
+        return f"{flags[name]} {value.strip(chr(39))}"
+
+    return re.sub(pattern, flag, str(error))
+
+
+def _any(names: Sequence[str]) -> str:
+    return "|".join(map(re.escape, names)) or r"(?!)"
+
+
+def _fields(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass and of those in it, by their full names, with their types."""
+    for name, hint in field_types(config).items():
+        kinds = [hint, *typing.get_args(hint)]
+        classes = (kind for kind in kinds if isinstance(kind, type))
+        nested = next(filter(dataclasses.is_dataclass, classes), None)
+        if nested is None:
+            yield prefix + name, hint
+        else:
+            yield from _fields(nested, f"{prefix}{name}.")
+
+
+def _flag(name: str, hint: Any) -> str:
+    if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        return name.upper()
+    return "--" + name.replace("_", "-")
+
+
+def _bad_flags(line: str, stop: SystemExit) -> UserError:
+    """The error of flags that tyro refuses: of a config in the arguments, if one raised it."""
+    cause: BaseException | None = stop
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__context__
+    if cause is None:
+        return ConfigError(line)
+    if not isinstance(cause, ConfigError):
+        return cause
+    match = re.match(r"Error parsing ([\w.]+): ", line)
+    config = match[1] if match else ""
+    if not any(name.startswith(f"{config}.") for name in _known_flags):
+        config = ""
+    field = f"{config}.{cause.field}" if config and cause.field else cause.field
+    return ConfigError(with_flags(cause, config), field)
+
+
+def _with_paths(config: Any) -> Any:
+    hints = field_types(type(config))  # type: ignore[arg-type]
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        hint = hints[field.name]
+        kinds = (hint, *typing.get_args(hint))
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _with_paths(value)
+        elif isinstance(value, str) and any(
+            IS_PATH in getattr(kind, "__metadata__", ()) for kind in kinds
+        ):
+            changes[field.name] = paths.expand(value)
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def _one_line(complaint: str) -> str:
+    """The text of tyro's box, without its title, its frame and its pointer to --help."""
+    _, *lines = (line.strip("│╭╮╰╯ ") for line in complaint.splitlines())
+    words = " ".join(line for line in lines if line.strip("─-"))  # "-" on terminals without UTF-8
+    line = re.split("For full helptext|Argument helptext", words)[0].strip() or complaint.strip()
+    # For a flag that may be None, tyro explains in Python's words why neither type fits.
+    either = (
+        r"no type matching \{None\}\|(\S+) could be instantiated from \[(.*?)\]\. Got errors:.*"
+    )
+    return re.sub(either, r"\2 is no \1", line)

@@ -1,0 +1,109 @@
+"""`bitdance evaluate-prompts`: the images that GenEval and DPG-Bench score.
+
+    bitdance evaluate-prompts --checkpoint MODEL --geneval evaluation_metadata_long.jsonl --out geneval
+    bitdance evaluate-prompts --checkpoint MODEL --dpg dpg_bench/prompts --out dpg
+
+The benchmark's own scorer then reads the folder.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from bitdance_jax.cli.command_line import keep_compiled
+from bitdance_jax.cli.flags import parse
+from bitdance_jax.cli.processes import together
+from bitdance_jax.config import MeshConfig
+from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range
+from bitdance_jax.errors import ConfigError
+from bitdance_jax.evaluate.prompt_images import MAX_PER_PROMPT, Setting, generate_images
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, Weights
+
+
+@dataclass(frozen=True)
+class Arguments(Config):
+    """Generates the images of the prompts of GenEval or DPG-Bench, as the released models did.
+
+    The same command resumes: prompts whose files are complete are skipped. OUT.settings.json
+    records the settings.
+
+    Attributes:
+      checkpoint: text-to-image model folder, local or gs://.
+      out: the folder.
+      geneval: evaluation_metadata_long.jsonl, the rewritten prompts of the released results,
+        GenEval's own evaluation_metadata.jsonl, or lines like theirs: objects with a "prompt".
+      dpg: DPG-Bench's folder of ID.txt, or a .json of {id: prompt}.
+      size: WIDTHxHEIGHT in pixels.
+      seed: image j of prompt i depends on seed, i and j alone, up to rounding.
+      per_prompt: images of each prompt.
+      guidance_scale: default: 13.0 for GenEval and 7.5 for DPG-Bench.
+      head_steps: N of the head's solver.
+      limit: only the first prompts; a later run may raise it.
+      batch_size: images generated at a time by each copy of the model (--mesh.data times
+        --mesh.fsdp), each of another prompt.
+      weights: the type of the weights in memory.
+      mesh: the devices; default: each layer is sharded over all, with --multi-host over those of a
+        host.
+      compilation_cache: folder, local or gs://, for compiled programs, which makes the next start
+        faster. Of several hosts only the first writes, and all read.
+      multi_host: this is one of several processes, on as many hosts, that generate together
+        (bitdance_jax/distributed/multihost.py); all get the same flags, and process 0 writes.
+    """
+
+    checkpoint: PathName
+    out: PathName
+    geneval: PathName | None = None
+    dpg: PathName | None = None
+    size: str = "1024x1024"
+    seed: int = 0
+    per_prompt: Annotated[int, Range(1, MAX_PER_PROMPT)] = 4
+    guidance_scale: float | None = None
+    head_steps: HeadSteps = 50
+    limit: Count | None = None
+    batch_size: BatchSize = 4
+    weights: Weights | None = None
+    mesh: MeshConfig = ALL_DEVICES
+    compilation_cache: PathName | None = None
+    multi_host: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.geneval is None) == (self.dpg is None):
+            raise ConfigError(
+                "give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS, "
+                "a folder of ID.txt or a .json"
+            )
+        self.setting()
+
+    def setting(self, mesh: MeshConfig | None = None) -> Setting:
+        return Setting(
+            benchmark="DPG-Bench" if self.geneval is None else "GenEval",
+            prompts=self.geneval or self.dpg or "",
+            checkpoint=self.checkpoint,
+            out=self.out,
+            size=self.size,
+            seed=self.seed,
+            per_prompt=self.per_prompt,
+            guidance_scale=self.guidance_scale,
+            head_steps=self.head_steps,
+            limit=self.limit,
+            batch_size=self.batch_size,
+            weights=self.weights,
+            mesh=mesh or self.mesh,
+        )
+
+
+def main() -> int:
+    arguments = parse(Arguments)
+    with together(arguments, arguments.multi_host) as processes:
+        mesh = arguments.mesh
+        if processes > 1 and mesh == ALL_DEVICES:
+            mesh = MeshConfig(data=processes, tensor=-1)
+        if arguments.compilation_cache is not None:
+            keep_compiled(arguments.compilation_cache)
+        try:
+            generate_images(arguments.setting(mesh))
+        except KeyboardInterrupt:
+            print("stopped; the same command resumes", file=sys.stderr)
+            return 130
+    return 0

@@ -1,0 +1,114 @@
+"""Tokens of all images of a source, so that training need not run the tokenizer's encoder.
+
+    python -m bitdance_jax.data.tokenize --tokenizer MODEL_FOLDER --data.source imagenet_tar --data.path ILSVRC2012_img_train.tar \
+        --image-size 256 --flips --out tokens/imagenet256
+
+Killed at any moment, the same command goes on after the last whole shard. See `bitdance_jax.data.tokens` for the files.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+
+from bitdance_jax.cli.flags import parse
+from bitdance_jax.config import HostsConfig
+from bitdance_jax.config.plain import BatchSize, Config, ImageSide, PathName, Range, Seed
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.sources import summary
+from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare, tokenize
+from bitdance_jax.data.tokens import Versions
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.consistency import check_same_config
+from bitdance_jax.errors import UserError
+from bitdance_jax.io.atomic import remove_temporary_files
+from bitdance_jax.io.locks import writer_lock
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
+
+
+@dataclass(frozen=True)
+class Arguments(Config):
+    """Write the tokens of a source's images to files.
+
+    Attributes:
+      tokenizer: a model folder, of a tokenizer or of a class-conditional model; "emoji" is the embedded one.
+      out: folder for the tokens.
+      data: where the images come from; its augment says how random crops are drawn, its workers how many processes load.
+      image_size: in pixels.
+      flips: keep the mirror image of each centre crop as well; without it centre crops are trained on unflipped.
+      crops: keep so many random crops of each image as well, flipped by --data.augment.flip.
+      seed: of the random crops.
+      batch_size: images that each device encodes at a time.
+      dtype: of the encoder's arithmetic.
+      hosts: how several processes find each other, see HostsConfig; each writes shards of its own, and they share the folder.
+    """
+
+    tokenizer: PathName
+    out: PathName
+    data: DataConfig = DataConfig()
+    image_size: ImageSide = 256
+    flips: bool = False
+    crops: Annotated[int, Range(0, 1000)] = 0
+    seed: Seed = 0
+    batch_size: BatchSize = BATCH_SIZE
+    dtype: Dtype = "float32"
+    hosts: HostsConfig = HostsConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Versions(self.flips, self.crops, seed=self.seed)  # complains of bad values
+        if self.data.source == "tokens":
+            raise UserError("data.source tokens is tokens already; give the images")
+
+
+def main() -> None:
+    arguments = parse(Arguments)
+    multihost.initialize(arguments.hosts)
+    with multihost.stop_all_on_error():
+        check_same_config(arguments)
+        _tokenize(arguments)
+
+
+def _tokenize(arguments: Arguments) -> None:
+    versions = Versions(arguments.flips, arguments.crops, arguments.data.augment, arguments.seed)
+    source = arguments.data.open_split("all")
+    if jax.process_index() == 0:
+        print(summary(source), file=sys.stderr)
+    tokenizer = load(arguments.tokenizer)
+    if isinstance(tokenizer, ClassConditionalPipeline):
+        tokenizer = tokenizer.tokenizer
+    size, dtype, folder = arguments.image_size, arguments.dtype, Path(arguments.out)
+    manifest = describe(
+        source, tokenizer.config, tokenizer.params, image_size=size, versions=versions, dtype=dtype
+    )
+    start = time.perf_counter()
+
+    def begin() -> None:
+        remove_temporary_files(folder, recursive=False)
+        prepare(folder, manifest)
+
+    with multihost.entered_on_process_0(writer_lock(folder, is_folder=True)):
+        multihost.on_process_0(begin)
+        if jax.process_index() > 0:
+            prepare(
+                folder, manifest
+            )  # Finds that the folder is not shared, or that this process has other images.
+        count = tokenize(
+            source,
+            tokenizer.params,
+            folder,
+            manifest,
+            batch_size=arguments.batch_size,
+            workers=arguments.data.workers,
+        )
+    speed = (
+        f", {count / (time.perf_counter() - start):.1f} images/s on {jax.local_device_count()} devices"
+        if count
+        else ""
+    )
+    print(
+        f"{folder}: tokens of {len(source):,} images, {count:,} of them made by this process now{speed}"
+    )

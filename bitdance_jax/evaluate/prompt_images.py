@@ -1,0 +1,222 @@
+"""Generates the images that GenEval and DPG-Bench score.
+
+All processes generate, each on its own devices. Process 0 finds out what is missing, and writes the
+folder for the benchmark's own scorer (`bitdance_jax.evaluate.prompt_files`).
+"""
+
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
+from bitdance_jax.distributed import multihost
+from bitdance_jax.distributed.mesh import batch_parts
+from bitdance_jax.errors import ConfigError, FileError, UserError
+from bitdance_jax.evaluate.prompt_files import (
+    ImageFolder,
+    Prompt,
+    geneval_figure,
+    read_dpg,
+    read_geneval,
+)
+from bitdance_jax.io.model_lookup import fingerprint
+from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
+from bitdance_jax.pipelines.class_conditional import check_seed
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
+from bitdance_jax.text import prompt_tokenizer
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+
+
+Benchmark = Literal["GenEval", "DPG-Bench"]
+
+GUIDANCE: dict[Benchmark, float] = {"GenEval": 13.0, "DPG-Bench": 7.5}
+"""Guidance scales with which the released models were scored."""
+
+DPG_IMAGES = 4
+"""The most that DPG-Bench's scorer reads of a prompt: it crops them from a grid of 2 by 2 squares."""
+
+STRIDE = 2**20
+"""Image j of prompt i is number j * STRIDE + i of the seed, whatever the number of either."""
+
+MAX_PER_PROMPT = 2**32 // STRIDE
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is generated, and how.
+
+    Attributes:
+      benchmark: whose prompts and files.
+      prompts: for GenEval a .jsonl, for DPG-Bench a folder of ID.txt or a .json.
+      checkpoint: text-to-image model folder, local or gs://.
+      out: local folder.
+      size: WIDTHxHEIGHT in pixels.
+      seed: of all images.
+      per_prompt: images of each prompt.
+      guidance_scale: None: the one of `GUIDANCE`.
+      head_steps: N of the head's solver.
+      limit: only the first prompts; None: all.
+      batch_size: prompts at a time for each copy of the model.
+      weights: the type of the weights in memory.
+      mesh: the devices.
+
+    Raises:
+      ConfigError: `out` is not local, or DPG-Bench cannot score such images.
+    """
+
+    benchmark: Benchmark
+    prompts: str
+    checkpoint: str
+    out: str
+    size: str = "1024x1024"
+    seed: int = 0
+    per_prompt: int = 4
+    guidance_scale: float | None = None
+    head_steps: int = 50
+    limit: int | None = None
+    batch_size: int = 4
+    weights: Weights | None = None
+    mesh: MeshConfig = ALL_DEVICES
+
+    def __post_init__(self) -> None:
+        if "://" in self.out:
+            raise ConfigError(f"out must be a local folder for the scorers, got {self.out}", "out")
+        height, width = parse_size(self.size)
+        if self.benchmark == "DPG-Bench" and (height != width or self.per_prompt > DPG_IMAGES):
+            raise ConfigError(
+                f"DPG-Bench scores at most {DPG_IMAGES} square images of a prompt, "
+                f"got per_prompt={self.per_prompt} of {self.size}",
+                "size" if height != width else "per_prompt",
+            )
+
+
+def generate_images(setting: Setting) -> None:
+    """Generates and writes the images that are missing in the folder."""
+    is_geneval = setting.benchmark == "GenEval"
+    prompts = read_geneval(setting.prompts) if is_geneval else read_dpg(setting.prompts)
+    model = TextToImage(setting.checkpoint, mesh=setting.mesh, weights=setting.weights)
+    _check_lengths(prompts, setting.checkpoint)
+    scale = setting.guidance_scale
+    sampler = replace(
+        model.sampler,
+        head_steps=setting.head_steps,
+        guidance_scale=GUIDANCE[setting.benchmark] if scale is None else scale,
+    )
+    check_size(model.config, *parse_size(setting.size))
+    check_seed(setting.seed)
+    folder = ImageFolder(setting.out, _recorded(setting, prompts, sampler), setting.per_prompt)
+    limit = min(setting.limit or len(prompts), len(prompts))
+    is_first = jax.process_index() == 0
+    with multihost.entered_on_process_0(folder.open()):
+        if is_geneval and is_first:
+            print(f"note: {geneval_figure(prompts)}", file=sys.stderr)
+        count = _generate_missing(folder, model, prompts, limit, setting, sampler)
+    if is_first:
+        now = f" ({count} generated now)" if count < limit else ""
+        print(f"{setting.per_prompt} images of each of {limit} prompts in {setting.out}{now}")
+
+
+def _generate_missing(
+    folder: ImageFolder,
+    model: TextToImage,
+    prompts: list[Prompt],
+    limit: int,
+    setting: Setting,
+    sampler: SamplerConfig,
+) -> int:
+    """Generates and writes what is missing of the first `limit` prompts; returns of how many."""
+    at_once = setting.batch_size * batch_parts(model.mesh)
+    groups = {
+        start: prompts[start : min(start + at_once, limit)] for start in range(0, limit, at_once)
+    }
+    finished = {
+        start: multihost.on_process_0(functools.partial(folder.finished, group))
+        for start, group in groups.items()
+    }
+    missing = limit - sum(finished.values())
+    is_first = jax.process_index() == 0
+    # It appears with the first images. Until then the model shows its own bar.
+    counts: dict[str, Any] = {
+        "total": limit * setting.per_prompt,
+        "initial": (limit - missing) * setting.per_prompt,
+        "unit": "image",
+        "delay": 1e-6,
+    }
+    with tqdm(**counts, disable=not is_first, dynamic_ncols=True) as bar:
+        for start, group in groups.items():
+            if finished[start] == len(group):
+                continue
+            images = []
+            show = is_first and bar.n == bar.initial
+            for batch in _generate_batch(model, prompts, start, at_once, setting, sampler, show):
+                images.append(batch)
+                bar.update(len(group) - finished[start])
+            multihost.on_process_0(functools.partial(folder.write, group, np.stack(images, axis=1)))
+    multihost.on_process_0(folder.wait)
+    return missing
+
+
+def _generate_batch(
+    model: TextToImage,
+    prompts: list[Prompt],
+    start: int,
+    at_once: int,
+    setting: Setting,
+    sampler: SamplerConfig,
+    show: bool,
+) -> Iterator[UInt8[np.ndarray, "Q H W 3"]]:
+    """The first image of each of `at_once` prompts from number `start`, then the second, and so on.
+
+    Prompts that are complete or past the limit are included, and past the end the last is repeated,
+    so that programs and batches, and therefore the rounding, do not depend on what was skipped.
+    """
+    texts = [prompts[min(i, len(prompts) - 1)].text for i in range(start, start + at_once)]
+    options: dict[str, Any] = {
+        "size": setting.size,
+        "seed": setting.seed,
+        "sampler": sampler,
+        "batch_size": at_once,
+    }
+    for j in range(setting.per_prompt):
+        yield model.generate(
+            texts, first_index=j * STRIDE + start, progress=show and j == 0, **options
+        )
+
+
+def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:
+    """Checks all prompts before the weights are read.
+
+    Raises:
+      FileError: one is empty or too long.
+    """
+    tokenizer = PromptTokenizer(epath.Path(checkpoint) / prompt_tokenizer.FOLDER)
+    for prompt in prompts:
+        try:
+            tokenizer.encode(prompt.text, MAX_PROMPT)
+        except UserError as error:
+            raise FileError(f"{prompt.where}: {error}") from error
+
+
+def _recorded(setting: Setting, prompts: list[Prompt], sampler: SamplerConfig) -> dict[str, Any]:
+    """All that the images depend on."""
+    given = repr([(prompt.name, prompt.text, prompt.line) for prompt in prompts])
+    height, width = parse_size(setting.size)
+    return {
+        "benchmark": setting.benchmark,
+        "prompts": hashlib.sha256(given.encode()).hexdigest()[:12],
+        "checkpoint": fingerprint(setting.checkpoint),
+        "weights": setting.weights,
+        "size": f"{width}x{height}",
+        "seed": setting.seed,
+        "per_prompt": setting.per_prompt,
+        **to_dict(sampler),
+    }
