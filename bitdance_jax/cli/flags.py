@@ -73,8 +73,8 @@ def is_given(name: str, flags: Sequence[str]) -> bool:
 def with_flags(error: UserError, config: str = "") -> str:
     """The message of an error, with the names of fields as the flags of this command.
 
-    `mesh.tensor` becomes `--mesh.tensor`, `force=True` `--force` and `weights='int8'`
-    `--weights int8`. A name without a dot or underscore is replaced only if it is the error's
+    `mesh.tensor` becomes `--mesh.tensor`, `force=True` `--force` and `ch_mult=(1, 2)`
+    `--ch-mult 1 2`. A name without a dot or underscore is replaced only if it is the error's
     `field` or has a value.
 
     Args:
@@ -92,7 +92,7 @@ def with_flags(error: UserError, config: str = "") -> str:
     words = [name for name in names if name == field or "." in name or "_" in name]
     if not names:
         return str(error)
-    value = r"('[^']*'|[\w.]*\w)"
+    value = r"('[^']*'|\([\d., ]*\)|[\w.]*\w)"
     pattern = rf"(?<![\w./-])(?:({_any(names)})={value}|({_any(words)}))(?![\w/=])(?!\.\w)"
 
     def flag(match: re.Match[str]) -> str:
@@ -103,7 +103,8 @@ def with_flags(error: UserError, config: str = "") -> str:
             return flags[name]
         if value == "False":
             return re.sub(r"([^.-]+(?:-[^.-]+)*)$", r"no-\1", flags[name])
-        return f"{flags[name]} {value.strip(chr(39))}"
+        words = value.strip("'").strip("()").replace(",", " ").split()
+        return " ".join([flags[name], *words])
 
     return re.sub(pattern, flag, str(error))
 

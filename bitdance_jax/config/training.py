@@ -143,10 +143,9 @@ class MeshConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = (self.data, self.fsdp, self.tensor)
-        require(
-            all(n > 0 or n == -1 for n in sizes),
-            f"mesh axes must be positive, or -1 for the rest, got {sizes}",
-        )
+        for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
+            line = f"{name} must be positive, or -1 for the remaining devices, got {size}"
+            require(size > 0 or size == -1, line, name)
         require(sizes.count(-1) <= 1, f"only one mesh axis can be -1, got {sizes}")
 
 

@@ -18,7 +18,7 @@ from bitdance_jax.config import (
 from bitdance_jax.convert import keys, parameters, sizes, sources
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.sources import OwnRecord, Source
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.lazy_array import LazyArray
 from bitdance_jax.models import class_conditional, text_to_image
@@ -64,12 +64,8 @@ def convert(
     model_folder.check_writable(out, force=force)
     opened = sources.open_source(source, weights)
     if tokenizer is not None and (tokenizer_only or opened.kind == "tokenizer"):
-        alone = (
-            "--tokenizer-only takes a file's own"
-            if tokenizer_only
-            else f"{opened.path} is a tokenizer itself"
-        )
-        raise UserError(f"{alone}; --tokenizer goes with a model that has one")
+        reason = "tokenizer_only is set" if tokenizer_only else f"{opened.path} is a tokenizer"
+        raise ConfigError(f"tokenizer replaces the tokenizer of a model, but {reason}", "tokenizer")
     if tokenizer_only and opened.kind != "tokenizer":
         opened = _its_tokenizer(opened, None, weights)
     if opened.kind == "tokenizer":
@@ -86,7 +82,7 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
     if tokenizer is not None:
         given = sources.open_source(tokenizer, weights)
         if given.kind != "tokenizer":
-            raise UserError(f"--tokenizer {tokenizer} is no tokenizer")
+            raise ConfigError(f"tokenizer {tokenizer} is a {given.kind} model", "tokenizer")
         return given
     prefix = sources.INNER_TOKENIZER[source.kind]
     inner = {
@@ -100,8 +96,10 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
             if source.kind == "text_to_image"
             else "ae_d16c32.pt of BitDance-ImageNet"
         )
-        raise UserError(
-            f"{source.path} has no tokenizer inside (no keys under {prefix}); add --tokenizer, such as {released}"
+        raise ConfigError(
+            f"{source.path} contains no tokenizer (no keys under {prefix}); "
+            f"set tokenizer, for example to {released}",
+            "tokenizer",
         )
     own = source.own and OwnRecord(
         config=source.own["config"].get("tokenizer", {}), metadata={"source": _name(source)}

@@ -17,7 +17,7 @@ from bitdance_jax.convert import keys, parameters, release_folder, safetensors_f
 from bitdance_jax.convert import text_to_image as release_sizes
 from bitdance_jax.convert.parameters import Tensors
 from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.io import atomic, model_folder
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_folder import ModelFolder
@@ -47,7 +47,7 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
     """
     saved = model_folder.load(folder, read_array=lambda _, array: array)
     if "://" in out:
-        raise UserError(f"--to torch writes to a local disk, got {out}")
+        raise ConfigError(f"out must be a local path for to='torch', got {out}", "out")
     if saved.kind == "text_to_image":
         tensors = _export_text_to_image(folder, saved, Path(out))
     else:
@@ -58,13 +58,13 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
 
 def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> Tensors:
     if target.suffix != ".safetensors":
-        raise UserError(
-            f"--to torch writes a {saved.kind} model as a .safetensors file, got {target}; name it NAME.safetensors"
+        raise ConfigError(
+            f"out must be a .safetensors file for a {saved.kind} model, got {target}", "out"
         )
     config_file = target.with_name(f"{target.stem}_config.json")
     for file in (target, config_file):
         if file.exists() and not force:
-            raise UserError(f"{file} is there already; give another place, or --force (force=True)")
+            raise FileError(f"{file} exists; choose another, or force=True", file)
     where = f"{folder}/config.json: config"
     if saved.kind == "tokenizer":
         config = from_dict(TokenizerConfig, saved.config, where)

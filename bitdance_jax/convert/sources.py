@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.io import readers
 from bitdance_jax.io.lazy_array import LazyArray
 
@@ -87,8 +87,8 @@ def _open_path(path: Path, weights: Weights) -> Source:
 
 def _open_folder(path: Path) -> Source:
     if (path / "config.json").is_file() and (path / "weights").is_dir():
-        raise UserError(
-            f"{path} is a model folder already; --to torch writes it in the release's form"
+        raise FileError(
+            f"{path} is a model folder already; to='torch' writes it in the release's form", path
         )
     if layout := release_folder.layout(
         {f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}
@@ -146,9 +146,8 @@ def _open_torch(path: Path, weights: Weights) -> Source:
     notes: tuple[str, ...] = ()
     if "ema" in content or "model" in content:
         if weights not in content:
-            raise UserError(
-                f"{path} has no {weights} weights; try --weights {'model' if weights == 'ema' else 'ema'}"
-            )
+            other = "model" if weights == "ema" else "ema"
+            raise ConfigError(f"{path} has no {weights} weights; try weights='{other}'", "weights")
         tensors = _tensors(path, content[weights])
     elif "state_dict" in content:
         tensors = _tensors(path, content["state_dict"])

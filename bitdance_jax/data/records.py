@@ -81,7 +81,7 @@ def select(source: ImageSource, split: Split) -> ImageSource:
     if len(indices) == 0:
         raise UserError(
             f"there are only {len(source)} images; every {HELD_OUT_STRIDE}th is held out, so give at least {HELD_OUT_STRIDE}, "
-            "or others with --data.held-out"
+            "or set data.held_out"
         )
     return Subset(source, indices)
 

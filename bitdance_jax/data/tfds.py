@@ -35,7 +35,7 @@ class TfdsSource:
             source = tfds.data_source(dataset, split=split, data_dir=data_dir, download=False)
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(
-                f"TFDS knows no dataset {dataset!r}; see tensorflow.org/datasets, or --data.dataset imagenet2012"
+                f"TFDS knows no dataset {dataset!r}; see tensorflow.org/datasets, or set data.dataset='imagenet2012'"
             ) from error
         except (NotImplementedError, AssertionError, OSError) as error:
             command = f"tfds build {dataset.split(':')[0]} --file_format=array_record"

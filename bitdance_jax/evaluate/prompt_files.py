@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bitdance_jax.config import SamplerConfig, to_dict
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import FileError, UserError, short
 from bitdance_jax.io import image_files, readers
 from bitdance_jax.io.atomic import remove_temporary_files, replace_file
 from bitdance_jax.io.locks import writer_lock
@@ -145,16 +145,17 @@ class ImageFolder:
 
     def _check_settings(self) -> None:
         file, settings = self._settings_file, self._settings
-        mend = "give another --out"
+        mend = "choose another folder"
         there: dict[str, Any] = readers.read_json(file, fix=mend) if file.exists() else settings
         if not there.keys() & settings.keys():
-            raise UserError(f"{file} is none of this command's; {mend}")
+            raise FileError(f"{file} is not of this command; {mend}", file)
         if all(child.name.startswith(".") for child in self._path.iterdir()):
             file.unlink(missing_ok=True)  # Of images that were since removed.
             return
         if not file.exists():
-            raise UserError(
-                f"{self._path} is not empty, and no {file.name} beside it says how what is there was drawn; give another --out"
+            raise FileError(
+                f"{self._path} is not empty and has no {file.name} beside it; choose another folder",
+                self._path,
             )
         # Earlier versions did not write down what they did not let choose.
         defaults = to_dict(SamplerConfig()).items()
@@ -166,8 +167,10 @@ class ImageFolder:
             if there.get(name) != settings.get(name)
         ]
         if differ:
-            raise UserError(
-                f"{self._path} was begun otherwise ({'; '.join(differ)}); give the same again, or another --out"
+            raise FileError(
+                f"{self._path} was begun with other settings ({'; '.join(differ)}); "
+                "use the same again, or choose another folder",
+                self._path,
             )
 
 

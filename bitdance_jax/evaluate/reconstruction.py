@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.images import Images
@@ -74,8 +74,10 @@ def evaluate_tokenizer(
     down = tokenizer.config.downsampling
     if any(side % down for side in images.size):
         height, width = images.size
-        raise UserError(
-            f"the tokenizer needs sides divisible by {down}, and the images are {height} x {width}; set --image-size"
+        raise ConfigError(
+            f"the tokenizer needs sides divisible by {down}, and the images are {height} x {width};"
+            " set image_size",
+            "image_size",
         )
     similarity = jax.jit(ssim)
     psnrs, ssims, pairs = [], [], []

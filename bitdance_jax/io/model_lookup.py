@@ -145,7 +145,7 @@ def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | Unfinishe
     elif not steps:
         raise FileError(
             f"the run {run} has saved nothing yet; wait for its first checkpoint,"
-            " or lower --run.save-every"
+            " or lower run.save_every"
         )
     return UnfinishedRun(run, record, tuple(steps))
 

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import AXES, batch_parts, num_parts
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ResourceError
 from bitdance_jax.heads import binary_diffusion as head
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.nn.quantize import QUANTIZED
@@ -72,9 +72,9 @@ def check(setting: Setting, device: Any) -> None:
     hint = (
         f"what fits: {', or '.join(fit[:3])}"
         if fit
-        else "take more devices, or larger ones, and cut the model over them by --mesh.tensor"
+        else "use more or larger devices, and shard the model over them with mesh.tensor"
     )
-    raise UserError(
+    raise ResourceError(
         f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, drawing {held}, decoder {images}), and "
         f"{device.device_kind} has {_gib(available)}; {hint}"
     )
@@ -84,14 +84,14 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
     """Settings that need less, in the order in which to try them."""
     height, width = setting.size
     small = dataclasses.replace(setting, weights="int8")
-    yield "--weights int8", small
+    yield "weights='int8'", small
     if setting.images > 1:
-        yield "--batch-size 1", dataclasses.replace(setting, images=1)
-        yield "--weights int8 --batch-size 1", dataclasses.replace(small, images=1)
+        yield "batch_size=1", dataclasses.replace(setting, images=1)
+        yield "weights='int8' and batch_size=1", dataclasses.replace(small, images=1)
     for devices in (2, 4, 8):
         if devices > math.prod(setting.mesh):
             yield (
-                f"--mesh.tensor {devices} on {devices} such devices",
+                f"mesh.tensor={devices} on {devices} such devices",
                 dataclasses.replace(setting, mesh=(1, 1, devices)),
             )
     if height and width:

@@ -25,7 +25,7 @@ from jaxtyping import Int64, UInt8
 from bitdance_jax.config import Config, SamplerConfig, to_dict
 from bitdance_jax.config.plain import Seed
 from bitdance_jax.distributed import multihost
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.io import readers
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.io.progress import Progress
@@ -33,7 +33,7 @@ from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, c
 from bitdance_jax.pipelines.data_parallel import DataParallelSampler, balanced_labels
 
 
-_ANEW = "draw it anew with --overwrite"
+_ANEW = "generate it again with overwrite=True"
 
 BLOCK = 1 << 24
 """Bytes that a checksum is computed of at a time."""
@@ -61,7 +61,7 @@ class Request(Config):
         check_seed(self.seed)
         super().__post_init__()
         if self.num_images < 1:
-            raise UserError(f"--num-images must be positive, got {self.num_images}")
+            raise ConfigError(f"num_images must be positive, got {self.num_images}", "num_images")
 
 
 def sample_to_npz(
@@ -298,14 +298,18 @@ class NpzWriter:
 
     def _check_request(self, path: Path, there: dict[str, Any] | None) -> None:
         if there is None:
-            raise UserError(
-                f"{path} is there already and not a file of samples of ours; give another name or --overwrite"
+            raise FileError(
+                f"{path} exists and was not written by this command; "
+                "choose another name or overwrite=True",
+                path,
             )
         for name, here in _flat(self._request).items():
             other = _flat(there).get(name, _DEFAULTS.get(name))
             if other != here:
-                raise UserError(
-                    f"{path} holds other samples ({name} {other}, asked for {here}); give another name or --overwrite"
+                raise FileError(
+                    f"{path} holds other samples ({name} {other}, asked for {here}); "
+                    "choose another name or overwrite=True",
+                    path,
                 )
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.perf.hardware import CHIPS
 from bitdance_jax.perf.libtpu import ENVIRONMENT
 
@@ -37,7 +37,7 @@ def find_devices(topology: str | None) -> list[jax.Device]:
             f"unknown topology {topology!r}; a chip and its layout, such as v5e:4x4 or v5p:4x4x8; chips: {', '.join(chips)}"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--topology needs the TPU compiler: pip install libtpu")
+        raise ConfigError("topology needs the TPU compiler: pip install libtpu", "topology")
     os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
     jax.config.update("jax_platforms", "cpu")
     options = (
@@ -48,4 +48,5 @@ def find_devices(topology: str | None) -> list[jax.Device]:
             topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
         )
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"topology {topology}: {reason}", "topology") from None

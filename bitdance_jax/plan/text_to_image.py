@@ -144,7 +144,7 @@ def compare(
         if len(devices) % data == 0
     ]
     for mesh in tqdm([mesh for mesh in meshes if rows % mesh.data == 0], dynamic_ncols=True):
-        name = f"--mesh.data {mesh.data} --mesh.tensor {mesh.tensor}"
+        name = f"mesh.data={mesh.data} mesh.tensor={mesh.tensor}"
         try:
             drawings.append(
                 (name, plan_drawing(setting, config, make_mesh(mesh, devices), decoder))

@@ -218,7 +218,7 @@ def _check_own(folder: epath.Path) -> None:
             names = {path.name for path in step.iterdir()}
             if names and not names & {"_CHECKPOINT_METADATA", "state", "place", "checksums"}:
                 raise UserError(
-                    f"{step} is not a checkpoint; give --run.checkpoints another folder"
+                    f"{step} is not a checkpoint; choose another folder for run.checkpoints"
                 )
 
 
@@ -247,7 +247,8 @@ def _check_shared(folder: epath.Path) -> None:
         left.unlink()
     if not shared:
         raise UserError(
-            f"not all processes see the same {folder}; give --run.checkpoints a folder that all hosts share, or gs://BUCKET/FOLDER"
+            f"not all processes see the same {folder}; "
+            "set run.checkpoints to a folder that all hosts share, or to gs://BUCKET/FOLDER"
         )
 
 

@@ -272,7 +272,7 @@ def _note_missing_flips(folder: str, versions: Versions, augment: AugmentConfig)
     if augment.flip and shows_centre and not versions.flips:
         _report(
             f"note: the tokens in {folder} hold no mirror images, so centre crops are not flipped; "
-            "make the tokens with --flips"
+            "write the tokens with flips=True"
         )
 
 

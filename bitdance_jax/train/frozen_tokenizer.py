@@ -6,7 +6,7 @@ import os
 from etils import epath
 
 from bitdance_jax.config import TokenizerConfig, from_dict
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder_hints, model_lookup
 from bitdance_jax.io.model_folder_hints import CONVERT
 from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
@@ -37,12 +37,13 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
             ", ".join(f"{name} {getattr(sizes, name)}" for name in names)
             for sizes in (tokenizer.config, config)
         )
-        flags = " ".join(
-            f"--model.tokenizer.{name.replace('_', '-')} {_words(getattr(tokenizer.config, name))}"
-            for name in names
+        settings = ", ".join(
+            f"model.tokenizer.{name}={getattr(tokenizer.config, name)}" for name in names
         )
-        raise UserError(
-            f"the tokenizer in {folder} has {there}, and model.tokenizer {here}; give another tokenizer, or {flags}"
+        raise ConfigError(
+            f"the tokenizer in {folder} has {there}, and model.tokenizer {here}; "
+            f"choose another tokenizer, or set {settings}",
+            "tokenizer",
         )
     return tokenizer
 
@@ -58,12 +59,4 @@ def _how_to_get(folder: str, config: TokenizerConfig) -> str:
         advice = model_folder_hints.hint(folder)
     embedded = from_dict(TokenizerConfig, model_lookup.read_config(EMBEDDED).config["tokenizer"])
     fits = embedded == config
-    return (
-        f"{advice}, or take the one that comes with the package: --tokenizer {EMBEDDED}"
-        if fits
-        else advice
-    )
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{advice}, or use the embedded one: tokenizer='{EMBEDDED}'" if fits else advice

@@ -83,7 +83,7 @@ def check_config(config: TrainingConfig) -> None:
         what = (
             f"{workdir} has no config.json of a run, which would write over its {', '.join(there)}"
         )
-        raise UserError(f"{what}; restore config.json, or give another --run.workdir")
+        raise UserError(f"{what}; restore config.json, or choose another run.workdir")
     model_folder.check_writable(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
         return

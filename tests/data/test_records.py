@@ -34,7 +34,7 @@ def test_a_subset_keeps_its_order():
 def test_too_few_records_to_hold_any_out():
     with pytest.raises(
         UserError,
-        match=r"only 18 images; every 19th is held out, so give at least 19, or others with --data\.held-out",
+        match=r"only 18 images; every 19th is held out, so give at least 19, or set data\.held_out",
     ):
         select(ArraySource({"label": np.arange(18)}, ("a",)), "heldout")
 

@@ -239,26 +239,25 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
     assert command(*flags, "--seed", "4", checkpoint=tmp_path / "other") == 2
     error = capsys.readouterr().err
     assert (
-        "error: out was begun otherwise (checkpoint " in error
-        and "; give the same again, or another --out\n" in error
+        "error: out was begun with other settings (checkpoint " in error
+        and "; use the same again, or choose another folder\n" in error
     )
     assert "seed 0, asked for 4; guidance_scale 3.0, asked for 13.0" in error
     Path("geneval.jsonl").write_bytes(LINES[1])
     assert command(*flags, "--guidance-scale", "3") == 2
-    assert "out was begun otherwise (prompts " in capsys.readouterr().err
+    assert "out was begun with other settings (prompts " in capsys.readouterr().err
     Path("out.settings.json").write_text("[")
     assert command(*flags) == 2 and "out.settings.json cannot be read: " in capsys.readouterr().err
     shutil.move("out.settings.json", "kept")
     assert (
         command(*flags) == 2
-        and "out is not empty, and no out.settings.json beside it says how"
-        in capsys.readouterr().err
+        and "out is not empty and has no out.settings.json beside it" in capsys.readouterr().err
     )
     shutil.rmtree("out")
     Path("out.settings.json").write_text('{"mine": 1}')
     assert (
         command(*flags) == 2
-        and "is none of this command's; give another --out" in capsys.readouterr().err
+        and "is not of this command; choose another folder" in capsys.readouterr().err
     )
     Path("out.settings.json").write_text('{"seed": 4}')  # of images that were removed
     assert command(*flags) == 0

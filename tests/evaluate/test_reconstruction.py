@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.images import ArrayImages
@@ -55,7 +55,5 @@ def test_without_a_feature_network_there_is_no_rfid(tokenizer):
 
 
 def test_sides_that_the_tokenizer_cannot_take(tokenizer):
-    with pytest.raises(
-        UserError, match=r"sides divisible by 2, and the images are 15 x 12; set --image-size"
-    ):
+    with pytest.raises(ConfigError, match=r"images are 15 x 12; set image_size"):
         evaluate_tokenizer(tokenizer, ArrayImages(IMAGES[:, :15]), None, batch_size=3, show=4)

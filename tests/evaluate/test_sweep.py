@@ -188,9 +188,7 @@ def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_im
     expected = frechet(features(images_of(SAMPLER, 4, 70)), features(real))
     value = float((tmp_path / "sweep.csv").read_text().strip().rpartition(",")[2])
     np.testing.assert_allclose(value, expected, rtol=1e-4)
-    assert (
-        f"no --inception: the score is the {OWN}; it compares settings of this model only" in error
-    )
+    assert f"the score is the {OWN}" in error
     assert out.count("FID") == out.count("not ImageNet FID") == 2
 
 

@@ -134,7 +134,7 @@ def test_another_request_is_refused_unless_it_may_overwrite(path, whole, until):
     name = "out.npz" if until == 10 else "out.npz.partial"
     with pytest.raises(
         UserError,
-        match=rf"{name} holds other samples \(head_steps 3, asked for 4\); give another name or --overwrite$",
+        match=rf"{name} holds other samples \(head_steps 3, asked for 4\); choose another name or overwrite=True$",
     ):
         write(path, other)
     assert write(path, other, until=3, overwrite=True) == 0
@@ -157,7 +157,7 @@ def test_another_file_of_that_name_is_refused(path):
         save()
         with pytest.raises(
             UserError,
-            match="is there already and not a file of samples of ours; give another name or --overwrite",
+            match="exists and was not written by this command",
         ):
             write(path)
     write(path, overwrite=True)
@@ -213,7 +213,7 @@ def test_what_the_journal_does_not_vouch_for_is_not_gone_on_with(path, whole, da
     damage(partial, journal)
     before = partial.read_bytes()
     with pytest.raises(
-        UserError, match=rf"out\.npz\.partial.*{message}.*; draw it anew with --overwrite$"
+        UserError, match=rf"out\.npz\.partial.*{message}.*; generate it again with overwrite=True$"
     ):
         write(path)
     assert partial.read_bytes() == before
@@ -245,7 +245,7 @@ def test_a_finished_file_is_checked_when_its_command_is_repeated(path, whole, wh
     }
     flip(path, places[where])
     with pytest.raises(
-        UserError, match=r"out\.npz is damaged \(.*\); draw it anew with --overwrite$"
+        UserError, match=r"out\.npz is damaged \(.*\); generate it again with overwrite=True$"
     ):
         write(path)
     assert write(path, overwrite=True) == 0
@@ -261,7 +261,7 @@ def test_a_finished_files_damaged_directory_is_one_line(path, whole, fault):
     else:
         data[entry + 16 : entry + 28] = bytes(12)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"out\.npz is (damaged|there already).* --overwrite$"):
+    with pytest.raises(UserError, match=r"out\.npz (is damaged|exists).* overwrite=True$"):
         write(path)
 
 

@@ -112,13 +112,13 @@ def test_a_search_ranks_meshes_and_says_why_the_others_are_out(monkeypatch, caps
         text_to_image.Setting(weights="int8"), config, jax.devices()[:1] * 4
     )
     assert [drawing["name"] for drawing in both["drawings"]] == [
-        "--mesh.data 2 --mesh.tensor 2",
-        "--mesh.data 1 --mesh.tensor 4",
+        "mesh.data=2 mesh.tensor=2",
+        "mesh.data=1 mesh.tensor=4",
     ]
     assert "6.00 (6.0 x)" in capsys.readouterr().out.splitlines()[2]
     one = text_to_image.compare(text_to_image.Setting(), config, jax.devices()[:1] * 4)
     assert len(one["drawings"]) == 1 and one["refused"] == {
-        "--mesh.data 1 --mesh.tensor 4": "it needs 17.0 GiB of a device's 16.0"
+        "mesh.data=1 mesh.tensor=4": "it needs 17.0 GiB of a device's 16.0"
     }
 
 

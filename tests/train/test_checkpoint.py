@@ -180,7 +180,7 @@ def test_folders_of_something_else_are_not_taken_for_checkpoints(toy, tmp_path):
         (tmp_path / year).mkdir()
         (tmp_path / year / "beach.jpg").touch()
     with pytest.raises(
-        UserError, match=r"20\d\d is not a checkpoint; give --run\.checkpoints another folder"
+        UserError, match=r"20\d\d is not a checkpoint; choose another folder for run\.checkpoints"
     ):
         Checkpoints(tmp_path, keep=2)
     assert len(list(tmp_path.rglob("beach.jpg"))) == 3

@@ -477,7 +477,7 @@ def test_another_tokenizer_size(config, folder):
     message = complaint(dataclasses.replace(config, model=other))
     assert message == (
         f"the tokenizer in {folder / 'tokenizer'} has bits 8, ch_mult (1, 1), and model.tokenizer bits 16, ch_mult (1, 2); "
-        "give another tokenizer, or --model.tokenizer.bits 8 --model.tokenizer.ch-mult 1 1"
+        "choose another tokenizer, or set model.tokenizer.bits=8, model.tokenizer.ch_mult=(1, 1)"
     )
 
 
@@ -503,7 +503,7 @@ def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
         config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64
     )
     offered = complaint(dataclasses.replace(config, tokenizer=name, model=embedded))
-    assert offered == f"{message}, or take the one that comes with the package: --tokenizer emoji"
+    assert offered == f"{message}, or use the embedded one: tokenizer='emoji'"
 
 
 def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
