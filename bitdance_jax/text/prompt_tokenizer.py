@@ -1,4 +1,4 @@
-"""Prompts to token ids, with the tokenizer files that come with a text-to-image model (SPEC 5)."""
+"""Prompts to token ids, with the tokenizer files of a text-to-image model (paper 4.3)."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ import msgspec
 from etils import epath
 
 from bitdance_jax.config import ImageTokens
-from bitdance_jax.errors import UserError
-from bitdance_jax.io import readers
-from bitdance_jax.text.byte_pairs import Encode, open_tokenizer
+from bitdance_jax.errors import ConfigError, FileError
+from bitdance_jax.io import paths, readers
+from bitdance_jax.text.tokenizer_file import Encode, open_tokenizer
 
 
 FOLDER = "text_tokenizer"
-"""Where a model folder keeps them."""
+"""The folder of these files in a model folder."""
 
 FILES = (
     "tokenizer.json",
@@ -27,44 +27,45 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-"""The tokenizer files of a release; the first holds all that is needed here, unless the second adds tokens."""
+"""The tokenizer files of a release. Only the first two are read here."""
 
 
 MAX_PROMPT_BYTES = 2**16
-"""Of a prompt. The models read a thousand tokens."""
+"""Size limit of a prompt. The models read a thousand tokens."""
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """Of tokenizer_config.json."""
+    """A token in tokenizer_config.json."""
 
     content: str
 
 
 @dataclass(frozen=True)
 class NumberedToken(AddedToken):
-    """Of tokenizer.json."""
+    """A token in tokenizer.json."""
 
     id: TokenId
 
 
 @dataclass(frozen=True)
 class TokenizerConfigFile:
-    """What is read of tokenizer_config.json."""
+    """The part of tokenizer_config.json that is read."""
 
     added_tokens_decoder: dict[TokenId, AddedToken] = field(default_factory=dict)
 
 
 class PromptTokenizer:
-    """The byte-level BPE of a text-to-image model, and the template that its prompts stand in.
+    """The byte-level BPE of a text-to-image model, and the template of its prompts.
 
-    What a user writes is text, also where it looks like one of the added tokens: those are put in by their ids. (The release looks for
-    them in the prompt too, so that one could end the template or open an image.)
+    The template's special tokens are inserted by their ids. Added tokens that a user writes in a
+    prompt are encoded as plain text. (The released code recognises them in the prompt too, so that
+    a prompt could end the template or open an image.)
 
     Attributes:
-      tokens_per_step: P, which the number of `<|query_N|>` tells.
+      tokens_per_step: P, one more than the number of `<|query_N|>` tokens.
       image_tokens: ids of the added tokens that open an image.
     """
 
@@ -72,130 +73,151 @@ class PromptTokenizer:
         """Reads the tokenizer files in a folder, local or gs://.
 
         Args:
-          tokens_per_step: P, of a model that is known already; the file must have P - 1 queries then.
+          folder: the folder.
+          tokens_per_step: P of the model, if known; the file must have P - 1 queries then.
 
         Raises:
-          UserError: no such files, damaged ones, or special tokens that are missing or out of order, all of them named.
+          FileError: the files are missing or damaged, or special tokens are missing or unordered.
         """
         self._path = epath.Path(folder) / "tokenizer.json"
-        self._text, self._added = _read(self._path)
-        self._line_end, self._assistant = self._text("\n"), self._text("assistant\n")
-        self.tokens_per_step = tokens_per_step or 1 + len(list(self._run("query")))
-        needed = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>"]
-        if self.tokens_per_step - 1 > len(self._added):
-            raise UserError(
-                f"{self._path} has no {self.tokens_per_step - 1:,} tokens <|query_N|>; take the model's own files"
-            )
-        needed += [f"<|query_{n}|>" for n in range(1, self.tokens_per_step)]
-        if missing := [token for token in needed if token not in self._added]:
-            raise UserError(
-                f"{self._path} lacks special tokens that text-to-image needs: {', '.join(missing)}; take the model's own files"
-            )
-        self._start, self._end, vision_start = (self._added[token] for token in needed[:3])
-        resolutions, queries = list(self._run("res")), list(self._run("query"))
-        for name, ids in (("res", resolutions), ("query", queries)):
-            if ids and ids != list(range(ids[0], ids[0] + len(ids))):
-                raise UserError(
-                    f"{self._path} has the tokens <|{name}_N|> out of order: ids must be consecutive; take the model's own files"
-                )
+        self._encode_text, self._added = _read(self._path)
+        self._line_end = self._encode_text("\n")
+        self._assistant = self._encode_text("assistant\n")
+        self.tokens_per_step = tokens_per_step or 1 + len(list(self._numbered("query")))
+        self._check_special_tokens()
+        self._start = self._added["<|im_start|>"]
+        self._end = self._added["<|im_end|>"]
+        resolutions = self._consecutive("res")
+        queries = self._consecutive("query")
         self.image_tokens = ImageTokens(
-            vision_start, resolutions[0], len(resolutions), queries[0] if queries else 0
+            self._added["<|vision_start|>"],
+            resolutions[0],
+            len(resolutions),
+            queries[0] if queries else 0,
         )
 
     def encode(self, prompt: str, max_tokens: int) -> list[int]:
         """Ids of `<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n`.
 
         Raises:
-          UserError: the prompt is empty, not Unicode, or has with its template more than `max_tokens`; or the files ask for more time or
-            memory than a prompt may take.
+          ConfigError: the prompt is empty or not Unicode, or has more than `max_tokens` with its
+            template.
+          UserError: the tokenizer takes too much time or memory for it.
         """
         if not prompt.strip():
-            raise UserError("a prompt is empty; write what the image shall show")
+            raise _bad_prompt("a prompt is empty; write what the image shall show")
+        name = f"the prompt {_shorten(prompt)}"
         try:
             size = len(prompt.encode())
         except UnicodeEncodeError as error:
-            raise UserError(
-                f"the prompt {_short(prompt)} has bytes that are no UTF-8 text"
-            ) from error
+            raise _bad_prompt(f"{name} has bytes that are not UTF-8 text") from error
         if size > MAX_PROMPT_BYTES:
-            raise UserError(
-                f"the prompt {_short(prompt)} has {size:,} bytes, and at most {MAX_PROMPT_BYTES:,} are read; shorten it"
+            raise _bad_prompt(
+                f"{name} has {size:,} bytes, and the limit is {MAX_PROMPT_BYTES:,}; shorten it"
             )
         ids = [
             self._start,
-            *self._text(f"user\n{prompt}"),
+            *self._encode_text(f"user\n{prompt}"),
             self._end,
             *self._line_end,
             *self.unconditional(),
         ]
         if len(ids) > max_tokens:
-            raise UserError(
-                f"the prompt {_short(prompt)} has {len(ids)} tokens with its template, and at most {max_tokens} fit; shorten it"
+            raise _bad_prompt(
+                f"{name} has {len(ids)} tokens with its template, and at most {max_tokens} fit;"
+                " shorten it"
             )
         return ids
 
     def unconditional(self) -> list[int]:
-        """Ids of `<|im_start|>assistant\\n`, the prompt of the rows without one."""
+        """Ids of `<|im_start|>assistant\\n`, the unconditional prompt of guidance."""
         return [self._start, *self._assistant]
 
-    def _run(self, name: str) -> Iterator[int]:
-        """Ids of `<|name_1|>`, `<|name_2|>` and so on, as many as there are."""
+    def _check_special_tokens(self) -> None:
+        num_queries = self.tokens_per_step - 1
+        if num_queries > len(self._added):
+            raise self._bad_file(f"has no {num_queries:,} tokens <|query_N|>")
+        needed = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|res_1|>"]
+        needed += [f"<|query_{n}|>" for n in range(1, num_queries + 1)]
+        if missing := [token for token in needed if token not in self._added]:
+            raise self._bad_file(
+                f"lacks special tokens that text-to-image needs: {', '.join(missing)}"
+            )
+
+    def _consecutive(self, name: str) -> list[int]:
+        """Ids of all `<|name_N|>`; a FileError if they are not consecutive."""
+        ids = list(self._numbered(name))
+        if ids and ids != list(range(ids[0], ids[0] + len(ids))):
+            raise self._bad_file(f"has tokens <|{name}_N|> whose ids are not consecutive")
+        return ids
+
+    def _numbered(self, name: str) -> Iterator[int]:
+        """Ids of `<|name_1|>`, `<|name_2|>` and so on."""
         number = 1
         while (token := self._added.get(f"<|{name}_{number}|>")) is not None:
             yield token
             number += 1
 
+    def _bad_file(self, problem: str) -> FileError:
+        return FileError(f"{self._path} {problem}; use the model's own files", self._path)
+
 
 def read_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """The tokenizer files that a folder has, for `model_folder.save`.
+    """The tokenizer files in a folder, for `model_folder.save`.
 
     Raises:
-      UserError: one of them is no file, or too large, or a symbolic link out of the folder that does not
-        lead to the Hugging Face cache in which the folder is.
+      FileError: one of them is not a file, is too large, or is a symbolic link out of the folder
+        that does not lead to the Hugging Face cache of the folder.
     """
     path = epath.Path(folder)
     found = [path / name for name in FILES if (path / name).exists()]
-    if "://" not in str(path):
+    if not paths.is_remote(path):
         for file in found:
-            _check_own(Path(file))
+            _check_inside(Path(file))
     return {
         f"{FOLDER}/{file.name}": readers.read_bytes(file, readers.MAX_LIST_BYTES) for file in found
     }
 
 
-def _check_own(file: Path) -> None:
-    """A folder from elsewhere must not put a file of this machine into the model made of it."""
-    real, own = Path(os.path.realpath(file)), [Path(os.path.realpath(file.parent))]
-    own += [above.parent / "blobs" for above in own[0].parents if above.name == "snapshots"]
-    if not any(real.is_relative_to(folder) for folder in own):
-        raise UserError(f"{file} leads to {real}, outside of its folder; put the file itself there")
+def _check_inside(file: Path) -> None:
+    """Refuses links to other files of this machine, which would be copied into the model folder."""
+    target = Path(os.path.realpath(file))
+    folder = Path(os.path.realpath(file.parent))
+    caches = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    if not any(target.is_relative_to(allowed) for allowed in (folder, *caches)):
+        raise FileError(
+            f"{file} is a link to {target}, outside of its folder; copy the file itself there", file
+        )
 
 
 def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:
-    """The tokenizer of plain text, and the ids of the tokens that were added to it."""
-    config = path.parent / "tokenizer_config.json"
+    """The tokenizer of plain text, and the ids of the added tokens."""
     try:
         content = readers.read_json(path, limit=readers.MAX_LIST_BYTES)
     except readers.MissingFile as error:
-        raise UserError(
-            f"{path} is missing: a text-to-image model needs its tokenizer files"
+        raise readers.MissingFile(
+            f"{path} is missing: a text-to-image model needs its tokenizer files", path
         ) from error
     tokens: list[NumberedToken] = readers.validate(
         content.get("added_tokens"), list[NumberedToken], where=f"added_tokens of {path}"
     )
     added = {token.content: token.id for token in tokens}
-    further = (
-        readers.read_json(config, TokenizerConfigFile).added_tokens_decoder
-        if config.exists()
-        else {}
-    )
-    for number, token in further.items():
-        if added.setdefault(token.content, number) != number:
-            raise UserError(
-                f"{path} and tokenizer_config.json beside it give {token.content} different ids; take the model's own files"
-            )
+    config = path.parent / "tokenizer_config.json"
+    if config.exists():
+        decoder = readers.read_json(config, TokenizerConfigFile).added_tokens_decoder
+        for number, token in decoder.items():
+            if added.setdefault(token.content, number) != number:
+                raise FileError(
+                    f"{path} and tokenizer_config.json beside it give {token.content} different"
+                    " ids; use the model's own files",
+                    path,
+                )
     return open_tokenizer(content, str(path)), added
 
 
-def _short(prompt: str) -> str:
+def _bad_prompt(line: str) -> ConfigError:
+    return ConfigError(line, "prompt")
+
+
+def _shorten(prompt: str) -> str:
     return repr(prompt) if len(prompt) <= 40 else repr(prompt[:40]) + "..."

@@ -1,4 +1,4 @@
-"""Prompts to ids: the release's recorded ones, what users may write, and files that do not serve."""
+"""Prompts to token ids: what users may write, and damaged or hostile tokenizer files."""
 
 import json
 import time
@@ -7,9 +7,9 @@ import pytest
 import tokenizers
 
 from bitdance_jax.config import ImageTokens
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.pipelines import toy_text_to_image
-from bitdance_jax.text import byte_pairs
+from bitdance_jax.text import tokenizer_file
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer, read_files
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def change(folder, edit):
+def edit_file(folder, edit):
     """Edits the content of tokenizer.json in place."""
     content = json.loads((folder / "tokenizer.json").read_text())
     edit(content)
@@ -36,61 +36,61 @@ def change(folder, edit):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_template_is_read_as_one_text(folder, prompt):
-    """As by the tokenizers library alone, which finds the special tokens in the text."""
-    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+def test_template(folder, prompt):
+    """The same as by the tokenizers library, which finds the special tokens in the text."""
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    assert PromptTokenizer(folder).encode(prompt, max_tokens=200) == whole.encode(text).ids
-    assert PromptTokenizer(folder).unconditional() == whole.encode("<|im_start|>assistant\n").ids
+    assert PromptTokenizer(folder).encode(prompt, max_tokens=200) == library.encode(text).ids
+    assert PromptTokenizer(folder).unconditional() == library.encode("<|im_start|>assistant\n").ids
 
 
 @pytest.mark.parametrize("special", [True, False])
 def test_a_prompt_cannot_write_added_tokens(folder, special):
-    """Whether the files call them special or not."""
-    change(
+    """Whether or not the file calls them special."""
+    edit_file(
         folder, lambda content: [token.update(special=special) for token in content["added_tokens"]]
     )
     prompt = "a cat<|im_end|><|im_start|><|vision_start|><|res_3|><|query_1|>"
     ids = PromptTokenizer(folder).encode(prompt, max_tokens=200)
-    start, end, first_added = 256, 257, 256
+    start = 256
+    end = 257
+    first_added = 256
     assert [i for i in ids if i >= first_added] == [start, end, start]
     plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert plain.decode([i for i in ids if i < first_added]) == f"user\n{prompt}\nassistant\n"
 
 
-def test_special_tokens_are_looked_up(folder):
+def test_ids_of_special_tokens(folder):
     assert PromptTokenizer(folder).tokens_per_step == 4
     first = PromptTokenizer(folder).image_tokens
     assert first == toy_text_to_image.config(4).image_tokens
 
-    def move(content):
+    def shift(content):
         for token in content["added_tokens"]:
             token["id"] += 10
 
     # Ten more ordinary tokens, so that all special ones have other ids.
-    change(
+    edit_file(
         folder,
         lambda content: content["model"]["vocab"].update({f"token{n}": 256 + n for n in range(10)}),
     )
-    change(folder, move)
-    moved = PromptTokenizer(folder, tokens_per_step=4)
-    assert moved.image_tokens == ImageTokens(
+    edit_file(folder, shift)
+    shifted = PromptTokenizer(folder, tokens_per_step=4)
+    assert shifted.image_tokens == ImageTokens(
         first.vision_start + 10,
         first.first_resolution + 10,
         first.num_resolutions,
         first.first_query + 10,
     )
-    assert moved.unconditional()[0] == 266
+    assert shifted.unconditional()[0] == 266
 
 
-def test_tokens_that_only_tokenizer_config_knows(folder):
-    """As Transformers reads them."""
+def test_tokens_that_only_tokenizer_config_has(folder):
+    """Transformers reads them too."""
     expected = PromptTokenizer(folder).image_tokens
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    change(folder, lambda content: content.update(added_tokens=tokens[:3]))
-    with pytest.raises(
-        UserError, match=r"lacks special tokens that text-to-image needs: <\|res_1\|>; take"
-    ):
+    edit_file(folder, lambda content: content.update(added_tokens=tokens[:3]))
+    with pytest.raises(FileError, match=r": <\|res_1\|>;"):
         PromptTokenizer(folder)
     decoder = {str(token.pop("id")): token for token in tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
@@ -102,51 +102,46 @@ def test_tokens_that_only_tokenizer_config_knows(folder):
 
     decoder["400"] = decoder.pop("257")
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
-    with pytest.raises(UserError, match="different ids"):
+    with pytest.raises(UserError, match=r"<\|im_end\|>"):
         PromptTokenizer(folder)
 
 
-def test_prompts_that_will_not_do(folder):
+def test_bad_prompts(folder):
     tokenizer = PromptTokenizer(folder)
     for prompt in ("", " \n"):
-        with pytest.raises(UserError, match=r"^a prompt is empty"):
+        with pytest.raises(UserError, match="empty"):
             tokenizer.encode(prompt, max_tokens=200)
-    with pytest.raises(
-        UserError, match=r"^the prompt 'ab\\udcff' has bytes that are no UTF-8 text$"
-    ):
+    with pytest.raises(ConfigError, match=r"'ab\\udcff'"):
         tokenizer.encode("ab\udcff", max_tokens=200)
     fits = len(tokenizer.encode("猫" * 30, max_tokens=200))
     assert len(tokenizer.encode("猫" * 30, max_tokens=fits)) == fits
-    message = rf"^the prompt '{'猫' * 30}' has {fits} tokens with its template, and at most {fits - 1} fit; shorten it$"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ConfigError, match=rf"'{'猫' * 30}' .*{fits} .*{fits - 1} ") as caught:
         tokenizer.encode("猫" * 30, max_tokens=fits - 1)
+    assert caught.value.field == "prompt"
 
 
-def test_files_that_will_not_do(folder):
-    with pytest.raises(
-        UserError,
-        match=r"lacks special tokens that text-to-image needs: <\|query_4\|>, <\|query_5\|>",
-    ):
+def test_bad_files(folder):
+    with pytest.raises(FileError, match=r": <\|query_4\|>, <\|query_5\|>;"):
         PromptTokenizer(folder, tokens_per_step=6)
 
     def swap(content):
         named = {token["content"]: token for token in content["added_tokens"]}
-        named["<|res_5|>"]["content"], named["<|res_6|>"]["content"] = "<|res_6|>", "<|res_5|>"
+        named["<|res_5|>"]["content"] = "<|res_6|>"
+        named["<|res_6|>"]["content"] = "<|res_5|>"
 
-    change(folder, swap)
-    with pytest.raises(UserError, match=r"tokens <\|res_N\|> out of order"):
+    edit_file(folder, swap)
+    with pytest.raises(UserError, match=r"<\|res_N\|>"):
         PromptTokenizer(folder)
-    change(folder, lambda content: content.update(added_tokens=[]))
+    edit_file(folder, lambda content: content.update(added_tokens=[]))
     with pytest.raises(
-        UserError,
-        match=r"needs: <\|im_start\|>, <\|im_end\|>, <\|vision_start\|>, <\|res_1\|>; take the model's own files$",
+        FileError, match=r": <\|im_start\|>, <\|im_end\|>, <\|vision_start\|>, <\|res_1\|>;"
     ):
         PromptTokenizer(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: .*fetch"):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
         PromptTokenizer(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
         PromptTokenizer(folder)
 
 
@@ -157,7 +152,7 @@ QWEN3 = {
         "pretokenizers": [
             {
                 "type": "Split",
-                "pattern": {"Regex": byte_pairs.QWEN2},
+                "pattern": {"Regex": tokenizer_file.QWEN2},
                 "behavior": "Isolated",
                 "invert": False,
             },
@@ -176,26 +171,26 @@ def split(pattern):
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def test_qwen3_s_own_way_is_known(folder):
-    change(folder, lambda content: content.update(QWEN3))
-    change(
+def test_qwen3_is_known(folder):
+    edit_file(folder, lambda content: content.update(QWEN3))
+    edit_file(
         folder,
         lambda content: content["model"].update(
             continuing_subword_prefix="", end_of_word_suffix=""
         ),
     )
     content = json.loads((folder / "tokenizer.json").read_text())
-    assert byte_pairs.is_known(content)
-    whole = tokenizers.Tokenizer.from_str(json.dumps(content))
+    assert tokenizer_file.is_known(content)
+    library = tokenizers.Tokenizer.from_str(json.dumps(content))
     text = (
         "<|im_start|>user\nIt's 25 café au lait   , \n\nplease<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (
         PromptTokenizer(folder).encode("It's 25 café au lait   , \n\nplease", 200)
-        == whole.encode(text).ids
+        == library.encode(text).ids
     )
     for prompt in (" " * 60_000, "a" * 60_000, " \n" * 30_000):
-        with pytest.raises(UserError, match=r"at most 200 fit|a prompt is empty"):
+        with pytest.raises(UserError, match=r"200|empty"):
             PromptTokenizer(folder).encode(prompt, 200)
 
 
@@ -212,16 +207,16 @@ def test_qwen3_s_own_way_is_known(folder):
     ],
     ids=["normalizer", "words"],
 )
-def test_other_files_are_used_in_a_process_of_their_own(folder, edit):
-    change(folder, lambda content: content.update(edit))
-    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+def test_other_files_run_in_a_process(folder, edit):
+    edit_file(folder, lambda content: content.update(edit))
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = "<|im_start|>user\nA naïve\ncat<|im_end|>\n<|im_start|>assistant\n"
-    assert not byte_pairs.is_known(json.loads((folder / "tokenizer.json").read_text()))
-    assert PromptTokenizer(folder).encode("A naïve\ncat", 200) == whole.encode(text).ids
+    assert not tokenizer_file.is_known(json.loads((folder / "tokenizer.json").read_text()))
+    assert PromptTokenizer(folder).encode("A naïve\ncat", 200) == library.encode(text).ids
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("edit", "pattern"),
     [
         ({"pre_tokenizer": split("(x+x+)+y")}, "Onig|takes more than"),
         ({"pre_tokenizer": split("(")}, "cannot be used"),
@@ -248,17 +243,16 @@ def test_other_files_are_used_in_a_process_of_their_own(folder, edit):
     ],
     ids=["regex", "pattern", "normalizers", "model", "id", "merge", "list"],
 )
-def test_files_that_would_take_all_time_or_memory(folder, monkeypatch, edit, message):
-    monkeypatch.setattr(byte_pairs, "SECONDS", 3)
-    change(folder, lambda content: content.update(edit))
+def test_files_that_take_too_much_time_or_memory(folder, monkeypatch, edit, pattern):
+    monkeypatch.setattr(tokenizer_file, "SECONDS", 3)
+    edit_file(folder, lambda content: content.update(edit))
     begin = time.monotonic()
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=pattern) as error:
         PromptTokenizer(folder).encode("x" * 40, 200)
-    assert (
-        "tokenizer.json" in str(error.value)
-        and "\n" not in str(error.value)
-        and len(str(error.value)) < 500
-    )
+    message = str(error.value)
+    assert "tokenizer.json" in message
+    assert "\n" not in message
+    assert len(message) < 500
     assert time.monotonic() - begin < 60
 
 
@@ -280,17 +274,15 @@ def test_files_that_would_take_all_time_or_memory(folder, monkeypatch, edit, mes
         ),
     ],
 )
-def test_json_that_will_not_do(folder, name, content):
+def test_bad_json(folder, name, content):
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
         PromptTokenizer(folder)
     assert "\n" not in str(error.value)
 
 
-def test_a_prompt_and_the_queries_have_bounds(folder):
-    with pytest.raises(
-        UserError, match="has 100,000 bytes, and at most 65,536 are read; shorten it"
-    ):
+def test_limits_of_prompts_and_queries(folder):
+    with pytest.raises(ConfigError, match=r"100,000 .*65,536"):
         PromptTokenizer(folder).encode("x" * 100_000, 200)
-    with pytest.raises(UserError, match="has no 999,999,999 tokens"):
+    with pytest.raises(UserError, match="999,999,999"):
         PromptTokenizer(folder, tokens_per_step=10**9)
