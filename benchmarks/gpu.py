@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax.cli.command_line import run
+from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import (
     ClassConditionalConfig,
@@ -68,7 +69,6 @@ from bitdance_jax.pipelines.prompt_programs import Programs, kept
 from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.train.imagenet import imagenet_training
 from bitdance_jax.train.performance import training_flops
 from bitdance_jax.train.state import init_state, learning_rate_schedule, make_optimizer
 from bitdance_jax.train.step import make_train_step
@@ -307,7 +307,7 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
     """A training step from tokens, in bfloat16 with float32 weights, as in the paper's recipe."""
 
     def part(trial: bool) -> Result:
-        config = imagenet_training(name, GUIDANCE[name])
+        config: Any = load_config(f"imagenet_{name}")[0]
         size = 2 if trial else batch_size
         run_config = dataclasses.replace(config.run, attention="xla" if trial else attention)
         config = dataclasses.replace(

@@ -1,6 +1,5 @@
 """The model that ships with the package: its size, its figures, and that its images are of their labels."""
 
-import importlib.util
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 import bitdance_jax
+from bitdance_jax.configs import emoji_4x
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.evaluate.psnr import psnr
 
@@ -27,10 +27,7 @@ def model():
 
 
 def test_it_is_the_model_of_the_committed_config_in_12_megabytes(model):
-    spec = importlib.util.spec_from_file_location("emoji_4x", ROOT / "configs" / "emoji_4x.py")
-    config = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(config)
-    assert model.config == config.get_config().model
+    assert model.config == emoji_4x.get_config().model
     assert model.class_names == EmojiSource("all").class_names
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 12e6
 

@@ -26,6 +26,7 @@ ROOMS = (
     "data",
     "pipelines",
     "train",
+    "configs",
     "evaluate",
     "plan",
     "cli",

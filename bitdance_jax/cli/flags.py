@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -65,9 +65,26 @@ def parse(
     return _with_paths(parsed)
 
 
-def is_given(name: str, flags: Sequence[str]) -> bool:
-    """Whether a flag such as "model.num-classes" is on a command line."""
-    return any(flag.partition("=")[0].replace("_", "-") == f"--{name}" for flag in flags)
+def is_given(field: str, flags: Sequence[str]) -> bool:
+    """Whether a command line sets a field such as "model.num_classes"."""
+    return any(_field_of(flag) == field for flag in flags)
+
+
+def split(flags: Sequence[str], fields: Collection[str]) -> tuple[list[str], list[str]]:
+    """The flags of these fields with their values, and all others."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    is_own = False
+    for flag in flags:
+        if flag.startswith("-"):
+            is_own = _field_of(flag) in fields
+        parts[0 if is_own else 1].append(flag)
+    return parts
+
+
+def _field_of(flag: str) -> str | None:
+    if flag == "-h":
+        return "help"
+    return flag[2:].partition("=")[0].replace("-", "_") if flag.startswith("--") else None
 
 
 def with_flags(error: UserError, config: str = "") -> str:

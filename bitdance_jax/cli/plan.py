@@ -15,7 +15,6 @@ the times assume.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import jax
 
 from bitdance_jax.cli.config_file import load_config
-from bitdance_jax.cli.flags import parse
+from bitdance_jax.cli.flags import parse, split
 from bitdance_jax.config import MeshConfig, TextToImageConfig
 from bitdance_jax.config.plain import BatchSize, Config, HeadSteps, Natural, PathName, Size
 from bitdance_jax.distributed.mesh import make_mesh
@@ -135,9 +134,10 @@ def main() -> None:
     if model := text_to_image.find_model(name):
         plan_prompts(name, model, parse(PromptArguments, flags, prog=program))
         return
-    own, others = split_flags(flags)
+    fields = [field.name for field in dataclasses.fields(Arguments)]
+    own, others = split(flags, [*fields, "help"])
     arguments = parse(Arguments, own, prog=f"{sys.argv[0]} CONFIG")
-    default = load_config(name)
+    default, others = load_config(name, others)
     config = parse(type(default), others, default, prog=program)
     devices = find_devices(arguments.topology)
     make = compare if arguments.search else describe
@@ -159,19 +159,6 @@ def write_json(path: str | None, result: dict[str, Any]) -> None:
     if path is not None:
         with replace_file(path) as temporary:
             Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def split_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags of `Arguments` with their values, and all others, which are the config's."""
-    fields = dataclasses.fields(Arguments)
-    names = {"--" + field.name.replace("_", "-") for field in fields} | {"--help", "-h"}
-    parts: tuple[list[str], list[str]] = ([], [])
-    is_own = False
-    for flag in flags:
-        if flag.startswith("-"):
-            is_own = flag.partition("=")[0].replace("_", "-") in names
-        parts[0 if is_own else 1].append(flag)
-    return parts
 
 
 def describe(

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_jax.config import AugmentConfig, ClassConditionalConfig, SamplerConfig, to_dict
+from bitdance_jax.config import (
+    AugmentConfig,
+    ClassConditionalConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    from_dict,
+    to_dict,
+)
 from bitdance_jax.config.plain import PathName
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.tokens import Versions, check_tokens, encoder_fingerprint
 from bitdance_jax.distributed.constraints import map_rows
@@ -75,6 +83,29 @@ class ClassConditionalTraining(TrainingConfig):
 
     def make_task(self) -> "ClassConditionalTask":
         return ClassConditionalTask(self)
+
+    def trial(self) -> "ClassConditionalTraining":
+        embedded = model_lookup.read_config(model_lookup.EMBEDDED).config["tokenizer"]
+        replace = dataclasses.replace
+        model = replace(
+            self.model,
+            tokenizer=from_dict(TokenizerConfig, embedded),
+            transformer=replace(self.model.transformer, num_layers=2, dim=128, num_heads=4),
+            head=replace(self.model.head, width=128),
+            num_classes=9,
+            image_size=64,
+        )
+        return replace(
+            self,
+            run=self.trial_run(steps=20),
+            data=DataConfig(batch_size=8, augment=self.data.augment),
+            model=model,
+            tokenizer=model_lookup.EMBEDDED,
+            optimizer=replace(self.optimizer, warmup_steps=5, decay_start=None),
+            preview=replace(self.preview, head_steps=10),
+            profile=None,
+            init=None,
+        )
 
     def with_classes_of_data(self) -> "ClassConditionalTraining":
         classes = self.data.count_classes() or self.model.num_classes

@@ -2,6 +2,7 @@
 data and weights), and the config of a run, which makes both."""
 
 import abc
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from bitdance_jax.config import HostsConfig, MeshConfig, OptimizerConfig, RunCon
 from bitdance_jax.config.plain import Config, Count, PathName, require
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed.sharding import Rules
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import RunRecord
 
@@ -134,7 +136,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
-    """A training run; a file in `configs/` returns one. A subclass says what is trained.
+    """A training run; a config file returns one. A subclass says what is trained.
 
     Attributes:
       run: length, precision, intervals and folders.
@@ -183,6 +185,27 @@ class TrainingConfig(Config):
           UserError: data or weights are missing, or do not fit the model.
         """
         raise NotImplementedError(f"{type(self).__name__} has no task")
+
+    def trial(self) -> "TrainingConfig":
+        """A run of two minutes on two CPU cores: a small model and the embedded images.
+
+        Raises:
+          ConfigError: this kind of run has none.
+        """
+        raise ConfigError(f"{type(self).__name__} has no trial", "trial")
+
+    def trial_run(self, steps: int) -> "RunConfig":
+        """The run of a trial, in another folder."""
+        return dataclasses.replace(
+            self.run,
+            workdir=f"{self.run.workdir}_trial",
+            checkpoints=None,
+            steps=steps,
+            accumulate=1,
+            log_every=5,
+            save_every=steps,
+            preview_every=steps // 2,
+        )
 
     def with_classes_of_data(self) -> "TrainingConfig":
         """The config with the number of classes of its data, if that is known without opening it.

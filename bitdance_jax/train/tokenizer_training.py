@@ -1,5 +1,6 @@
 """Training the tokenizer: reconstruction, entropy and commitment losses (paper section 3.1)."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from bitdance_jax.config import TokenizerConfig, TokenizerLossConfig, to_dict
 from bitdance_jax.config.plain import Size, require
+from bitdance_jax.data.config import DataConfig
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import RunRecord
@@ -56,6 +58,18 @@ class TokenizerTraining(TrainingConfig):
 
     def make_task(self) -> "TokenizerTask":
         return TokenizerTask(self)
+
+    def trial(self) -> "TokenizerTraining":
+        return dataclasses.replace(
+            self,
+            run=self.trial_run(steps=50),
+            data=DataConfig(batch_size=8, augment=self.data.augment),
+            image_size=64,
+            model=dataclasses.replace(self.model, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1),
+            optimizer=dataclasses.replace(self.optimizer, warmup_steps=5, decay_start=None),
+            profile=None,
+            init=None,
+        )
 
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
         kind = model_lookup.read_config(folder).kind

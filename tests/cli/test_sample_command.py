@@ -407,12 +407,12 @@ def test_from_training_to_images(tmp_path):
     run = "--run.steps 3 --run.log-every 1 --run.preview-every 3 --data.batch-size 8"
     command(
         "train.py",
-        f"{ROOT}/configs/emoji_tokenizer.py {run} --run.workdir tokenizer --image-size 16",
+        f"emoji_tokenizer {run} --run.workdir tokenizer --image-size 16",
         "--model.bits 8 --model.ch-mult 1 1 --model.num-codebooks 2",
     )
     command(
         "train.py",
-        f"{ROOT}/configs/emoji_4x.py {run} --run.workdir run --tokenizer tokenizer/model --model.image-size 16 --preview.head-steps 2",
+        f"emoji_4x {run} --run.workdir run --tokenizer tokenizer/model --model.image-size 16 --preview.head-steps 2",
         "--model.tokenizer.bits 8 --model.tokenizer.ch-mult 1 1 --model.tokenizer.num-codebooks 2",
         "--model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2",
         "--model.head.width 32 --model.head.num-blocks 1 --model.head.head-dim 16",

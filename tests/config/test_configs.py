@@ -1,61 +1,49 @@
-"""Every file in configs/ is a run that can start."""
+"""Every shipped config is a run that can start, and has a trial."""
 
-import importlib.util
-import re
-import shlex
-from pathlib import Path
+import importlib
 
 import pytest
 
-import bitdance_jax
-from bitdance_jax.cli.flags import parse
+from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, from_dict, to_dict
+from bitdance_jax.configs import SHIPPED
+from bitdance_jax.errors import ConfigError, FileError
+from bitdance_jax.pipelines.load import load
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.task import TrainingConfig
 
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "configs").glob("*.py"))
 IMAGENET = {
     "b_1x": 3.2,
     "b_4x": 3.9,
     "b_16x": 6.1,
     "l_1x": 4.0,
     "h_1x": 4.55,
-}  # guidance scales (paper 4.2)
-
-
-def read(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module, module.get_config()
+}  # guidance scales (paper section 4.2)
 
 
 def test_there_are_configs():
-    assert {path.stem for path in FILES} == {
-        "emoji_tokenizer",
-        "emoji_4x",
-        *(f"imagenet_{name}" for name in IMAGENET),
-    }
+    names = {f"imagenet_{name}" for name in IMAGENET}
+    assert SHIPPED.keys() == {"emoji_tokenizer", "emoji_4x", "imagenet"} | names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_config_opens_with_its_launch_command_and_is_valid(path):
-    module, config = read(path)
-    assert f"`python train.py configs/{path.name}" in module.__doc__
-    assert "A trial in" in module.__doc__
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_opens_with_its_launch_command_and_is_valid(name):
+    file, _ = SHIPPED[name]
+    module = importlib.import_module(f"bitdance_jax.configs.{file}")
+    assert f"    bitdance train {file}" in module.__doc__
+    assert "`--trial`" in module.__doc__
+    config, rest = load_config(name, ["--run.steps", "7"])
+    assert rest == ["--run.steps", "7"]
     assert isinstance(config, TrainingConfig)
     assert from_dict(type(config), to_dict(config)) == config
-    assert config.run.workdir == f"runs/{path.stem}"
+    assert config.run.workdir == f"runs/{'imagenet_b_1x' if name == 'imagenet' else name}"
     assert config.optimizer.warmup_steps < config.run.steps
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if path.name.startswith("emoji")], ids=lambda path: path.stem
-)
-def test_an_emoji_config_fits_the_images(path):
-    _, config = read(path)
+@pytest.mark.parametrize("name", ["emoji_tokenizer", "emoji_4x"])
+def test_an_emoji_config_fits_the_images(name):
+    config, _ = load_config(name)
     source = config.data.open_split("train")
     if isinstance(config, ClassConditionalTraining):
         assert config.model.num_classes == len(source.class_names)
@@ -65,8 +53,8 @@ def test_an_emoji_config_fits_the_images(path):
 
 
 def test_the_emoji_model_takes_the_emoji_tokenizer():
-    _, tokenizer = read(ROOT / "configs" / "emoji_tokenizer.py")
-    _, model = read(ROOT / "configs" / "emoji_4x.py")
+    tokenizer, _ = load_config("emoji_tokenizer")
+    model, _ = load_config("emoji_4x")
     assert model.model.tokenizer == tokenizer.model
     assert model.model.image_size == tokenizer.image_size
     assert model.tokenizer == f"{tokenizer.run.workdir}/model"
@@ -74,7 +62,7 @@ def test_the_emoji_model_takes_the_emoji_tokenizer():
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_an_imagenet_config_is_the_papers_recipe(name):
-    _, config = read(ROOT / "configs" / f"imagenet_{name}.py")
+    config, _ = load_config(f"imagenet_{name}")
     assert config.model == ClassConditionalConfig.imagenet(name)
     assert config.preview == SamplerConfig(
         head_steps=100, guidance_scale=IMAGENET[name], guidance_schedule="linear"
@@ -110,22 +98,46 @@ def test_an_imagenet_config_is_the_papers_recipe(name):
     ) == (0.9, 0.95, 0.05, 1.0, 0.9999)
 
 
-def trial(name):
-    """The config of the trial that the file's docstring gives."""
-    module, config = read(ROOT / "configs" / f"imagenet_{name}.py")
-    assert (
-        f"convert shallowdream204/BitDance-ImageNet/ae_d16c32.pt {config.tokenizer}`"
-        in module.__doc__
-    )
-    (command,) = re.findall(
-        rf"    python train.py configs/imagenet_{name}.py (.*)", module.__doc__, re.DOTALL
-    )
-    return parse(type(config), shlex.split(command.replace("\\\n", "")), config)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_trial_is_small_and_on_the_embedded_images(name):
+    config, _ = load_config(name)
+    trial = config.trial()
+    assert trial.data.source == "emoji"
+    assert trial.run.steps <= 50
+    assert trial.run.workdir == f"{config.run.workdir}_trial"
+    if isinstance(trial, ClassConditionalTraining):
+        assert trial.tokenizer == "emoji"
+        assert trial.model.tokenizer == load("emoji").tokenizer.config
+        assert trial.model.tokens_per_step == config.model.tokens_per_step
 
 
-@pytest.mark.parametrize("name", IMAGENET)
-def test_an_imagenet_config_has_a_trial_on_the_emoji(name):
-    config = trial(name)
-    assert config.data.source == config.tokenizer == "emoji"
-    assert config.model.tokens_per_step == ClassConditionalConfig.imagenet(name).tokens_per_step
-    assert config.model.tokenizer == bitdance_jax.load("emoji").tokenizer.config
+def test_another_kind_of_run_has_no_trial():
+    config, _ = load_config("emoji_tokenizer")
+    with pytest.raises(ConfigError, match="trial"):
+        TrainingConfig(run=config.run).trial()
+
+
+def test_parameters_of_a_config_are_flags():
+    flags = ["--model", "l", "--tokens-per-step=4", "--model.num-classes", "3"]
+    config, rest = load_config("imagenet", flags)
+    assert config.model == ClassConditionalConfig.imagenet("l_4x")
+    assert rest == ["--model.num-classes", "3"]
+    config, _ = load_config("imagenet_h_1x", ["--tokens-per-step", "16"])
+    assert config.model == ClassConditionalConfig.imagenet("h_16x")
+    with pytest.raises(ConfigError, match="--model"):
+        load_config("imagenet", ["--model", "xl"])
+
+
+def test_a_path_in_configs_is_a_shipped_config_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/emoji_4x.py") == load_config("emoji_4x")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "emoji_4x.py").write_text("")
+    with pytest.raises(FileError, match="no function get_config") as caught:
+        load_config("configs/emoji_4x.py")
+    assert caught.value.path == "configs/emoji_4x.py"
+
+
+def test_an_unknown_config_names_the_nearest():
+    with pytest.raises(FileError, match="imagenet_l_2x; did you mean imagenet_l_1x"):
+        load_config("imagenet_l_2x")

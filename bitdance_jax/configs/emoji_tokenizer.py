@@ -1,6 +1,8 @@
-"""The embedded tokenizer: 64px emoji to 8x8 tokens of 32 bits. `python train.py configs/emoji_tokenizer.py`.
+"""The embedded tokenizer: emoji of 64 pixels to 8x8 tokens of 32 bits.
 
-About 40 minutes on 2 CPU cores. A trial in a minute: add `--run.steps 50 --run.preview-every 25 --run.workdir runs/trial`.
+    bitdance train emoji_tokenizer
+
+About 40 minutes on 2 CPU cores, with `--trial` one.
 """
 
 from bitdance_jax.config import (

@@ -1,6 +1,10 @@
-"""The embedded model: class-conditional emoji, 4 tokens a step. `python train.py configs/emoji_4x.py` after `configs/emoji_tokenizer.py`.
+"""The embedded model: class-conditional emoji, 4 tokens a step.
 
-About an hour on 2 CPU cores. A trial in two minutes: add `--run.steps 50 --run.preview-every 25 --run.workdir runs/trial`.
+    bitdance train emoji_tokenizer
+    bitdance train emoji_4x
+
+About an hour on 2 CPU cores, after the tokenizer. `--trial` takes two minutes, and the embedded
+tokenizer.
 """
 
 from bitdance_jax.config import (
