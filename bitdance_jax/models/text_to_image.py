@@ -84,7 +84,7 @@ class TextToImage(nn.Module):
         return self.text.embed(tokens)
 
     def embed_bits(
-        self, bits: Float[Array, "B S K"], xy: Int[Array, "S 2"]
+        self, bits: Float[Array, "B S K"], xy: Int[Array, "*#B S 2"]
     ) -> Float[Array, "B S D"]:
         """Visual tokens at (x, y) of the grid as the language model reads them."""
         residual = residual_dtype(self.config.text.residual_dtype, self.dtype)
@@ -130,12 +130,12 @@ class TextToImage(nn.Module):
         return self.head(x_t, t, patches), self.text.logits(hidden[:, :length])
 
 
-def sinusoidal_2d(xy: Int[Array, "S 2"], dim: int) -> Float[Array, "S D"]:
+def sinusoidal_2d(xy: Int[Array, "*B S 2"], dim: int) -> Float[Array, "*B S D"]:
     """The position embedding, float32: dim / 2 features of x, then of y; each has the sines first, base 10000."""
     frequencies = (10000.0 ** -(np.arange(dim // 4) / (dim // 4))).astype(np.float32)
     angles = xy[..., None].astype(jnp.float32) * frequencies
     return rearrange(
-        jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), "s xy d -> s (xy d)"
+        jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), "... xy d -> ... (xy d)"
     )
 
 

@@ -14,6 +14,8 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from bitdance_jax.nn.packed_attention import PackedMask, attend_packed
+
 
 Kernel = Literal["xla", "cudnn"]
 """Which implementation of attention runs: XLA's own products, or cuDNN's fused kernel on CUDA GPUs."""
@@ -46,7 +48,7 @@ class BlockCausal:
         return block_causal_mask(total, self.prefix, self.block)
 
 
-Mask = Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"] | BlockCausal
+Mask = Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"] | BlockCausal | PackedMask
 """Which of T keys each of S queries sees: the same for all rows of a batch, or a row each."""
 
 
@@ -98,7 +100,7 @@ def attend_through_cache(
 ) -> tuple[Float[Array, "B N S D"], KVCache | None]:
     """`attend` of S new tokens to themselves, or to the first T slots of a cache, which they enter first, from slot `start` on."""
     if cache is not None:
-        if isinstance(mask, BlockCausal):
+        if isinstance(mask, BlockCausal | PackedMask):
             raise ValueError("a cache takes its mask as an array: which slots each new token sees")
         cache = write_cache(cache, k, v, start)
         visible = mask.shape[-1]
@@ -119,6 +121,8 @@ def attend(
 
     Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16.
     """
+    if isinstance(mask, PackedMask):
+        return attend_packed(q, k, v, mask)
     if kernel == "cudnn":
         return _attend_by_cudnn(q, k, v, mask)
     if isinstance(mask, BlockCausal):

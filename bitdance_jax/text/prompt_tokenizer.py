@@ -115,13 +115,7 @@ class PromptTokenizer:
             raise _bad_prompt(
                 f"{name} has {size:,} bytes, and the limit is {MAX_PROMPT_BYTES:,}; shorten it"
             )
-        ids = [
-            self._start,
-            *self._encode_text(f"user\n{prompt}"),
-            self._end,
-            *self._line_end,
-            *self.unconditional(),
-        ]
+        ids = [self._start, *self._encode_text(f"user\n{prompt}"), *self.after_caption()]
         if len(ids) > max_tokens:
             raise _bad_prompt(
                 f"{name} has {len(ids)} tokens with its template, and at most {max_tokens} fit;"
@@ -132,6 +126,25 @@ class PromptTokenizer:
     def unconditional(self) -> list[int]:
         """Ids of `<|im_start|>assistant\\n`, the unconditional prompt of guidance."""
         return [self._start, *self._assistant]
+
+    def after_caption(self) -> list[int]:
+        """Ids of `<|im_end|>\\n<|im_start|>assistant\\n`, the template after a prompt."""
+        return [self._end, *self._line_end, *self.unconditional()]
+
+    def end_of_image(self) -> list[int]:
+        """Ids of `<|vision_end|><|im_end|>`, which follow a generated image in training.
+
+        Raises:
+          FileError: the tokenizer has no `<|vision_end|>`.
+        """
+        if "<|vision_end|>" not in self._added:
+            raise self._bad_file("lacks <|vision_end|>, which training needs")
+        return [self._added["<|vision_end|>"], self._end]
+
+    @property
+    def caption_start(self) -> int:
+        """Number of tokens before the caption in what `encode` returns."""
+        return 1 + len(self._encode_text("user\n"))
 
     def _check_special_tokens(self) -> None:
         num_queries = self.tokens_per_step - 1

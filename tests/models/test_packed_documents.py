@@ -1,4 +1,4 @@
-"""The recorded training step of text to image: two documents in one row (paper 3.3), through our language model and head."""
+"""The recorded training step of text to image: two documents in one row (paper 3.3)."""
 
 import json
 from collections.abc import Callable
@@ -14,9 +14,19 @@ from flax.traverse_util import flatten_dict
 from golden_models import GOLDEN, nhwc
 
 from bitdance_jax.convert import keys
+from bitdance_jax.data import packing
+from bitdance_jax.data.documents import NO_LABEL, Image, captioned_image
 from bitdance_jax.heads import binary_diffusion as head
-from bitdance_jax.heads import flow_matching as objective
-from bitdance_jax.models.text_to_image import TextToImage, sinusoidal_2d, token_positions
+from bitdance_jax.models.text_to_image import TextToImage
+from bitdance_jax.models.text_to_image_loss import (
+    Noise,
+    PackedBatch,
+    counts,
+    token_losses,
+    total_loss,
+)
+from bitdance_jax.nn.packed_attention import PackedMask
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.transformer import order
@@ -33,7 +43,7 @@ RENAMED = {
 
 
 class Losses(NamedTuple):
-    """Cross-entropy [tokens], the velocity's error [patches, P], the mean over bits, and 0.01 mean(text) + mean(vision)."""
+    """Cross-entropy [T], the velocity's error [N, P], and 0.01 mean(text) + mean(vision)."""
 
     text: Any
     vision: Any
@@ -41,7 +51,7 @@ class Losses(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What was recorded, computed in float32, exact, and in float32 RUNS times; gradients flat, by path."""
+    """What was recorded, ours in float32 and in float64, and RUNS others; gradients by path."""
 
     recorded: tuple[Losses, dict]
     ours: tuple[Losses, dict]
@@ -53,49 +63,66 @@ def layout() -> dict[str, Any]:
     return json.loads((GOLDEN / "t2i_4x" / "train_layout.json").read_text())
 
 
-def codes_of(image: np.ndarray) -> jax.Array:
-    """Bits in sequence order [T, K]."""
-    tokenizer = golden_models.tokenizer("tokenizer")
-    z = jax.jit(Autoencoder(tokenizer.config).apply, static_argnames="method")(
-        {"params": tokenizer.params}, nhwc(image), method="encode"
-    )
-    return order.grid_to_sequence(lfq.quantize(z), 2, "patch")[0]
-
-
 def packed_step(recorded: dict[str, np.ndarray]) -> Callable[[Any], tuple[Losses, Any]]:
+    """Losses and gradients of the recorded documents, as training computes them."""
     config, _, _ = golden_models.text_to_image("t2i_4x")
-    at, block = (
-        {name: jnp.asarray(array) for name, array in recorded.items()},
-        config.tokens_per_step,
-    )
-    xy = jnp.concatenate(
-        [jnp.asarray(token_positions(config, *size)) for _, size in layout()["docs"]]
-    )
-    bits = jnp.concatenate([codes_of(recorded[f"image{i}"]) for i in range(2)])
-    flipped = jnp.where(at["flip_u1"] < FLIP_RATE * at["flip_u2"], -bits, bits)
-    clean = bits.reshape(-1, block, bits.shape[-1])
-    t = objective.training_times(at["t_normal"], config.head)
-    x_t = objective.interpolate(clean, at["noise"], t)
+    row = recorded_row(recorded)
+    batch = to_batch([row])
+    noise = recorded_noise(recorded)
+    labelled = np.flatnonzero(row["labels"] != NO_LABEL)
 
     def losses(params: Any) -> tuple[jax.Array, Losses]:
-        bound = TextToImage(config).bind({"params": params})
-        x = jnp.zeros((1, len(at["mask"]), config.text.dim))
-        x = x.at[:, at["text_indexes"]].set(bound.embed_prefix(at["text_ids"][None]))
-        x = x.at[:, at["vision_indexes"]].set(bound.embed_bits(flipped[None], xy))
-        hidden, _ = bound.read(x, at["position_ids"][None], at["mask"][None])
-        condition = hidden[0, at["vision_loss_indexes"]] + sinusoidal_2d(xy, config.text.dim)
-        predicted = bound.head(x_t, t, condition.reshape(-1, block, config.text.dim))
-        vision = jnp.mean(objective.velocity_loss(predicted, clean, t), axis=-1)
-        logits = jax.nn.log_softmax(bound.text.logits(hidden[:, at["text_loss_indexes"]])[0])
-        text = -jnp.take_along_axis(logits, at["text_labels"][:, None], axis=-1)[:, 0]
-        total = 0.01 * jnp.mean(text) + jnp.mean(vision)
-        return total, Losses(text, vision, total)
+        tokens = token_losses(TextToImage(config), params, batch, noise, flip_rate=FLIP_RATE)
+        total, _ = total_loss(tokens, *counts(batch))
+        return total, Losses(tokens.text[0, labelled], tokens.vision[0], total)
 
     def step(params: Any) -> tuple[Losses, Any]:
         (_, parts), gradient = jax.value_and_grad(losses, has_aux=True)(params)
         return parts, gradient
 
     return step
+
+
+def recorded_row(recorded: dict[str, np.ndarray]) -> packing.Row:
+    config, _, _ = golden_models.text_to_image("t2i_4x")
+    block = config.tokens_per_step
+    tokenizer = PromptTokenizer(GOLDEN / "t2i_4x" / "model", block)
+    documents = [
+        captioned_image(
+            config, tokenizer, caption, Image(packed_bits(recorded[f"image{i}"]), tuple(size))
+        )
+        for i, (caption, size) in enumerate(layout()["docs"])
+    ]
+    patches = len(recorded["t_normal"])
+    return packing.pack(documents, len(recorded["mask"]), patches=patches, block=block)
+
+
+def packed_bits(image: np.ndarray) -> np.ndarray:
+    """Packed bits in sequence order of an image in NCHW."""
+    tokenizer = golden_models.tokenizer("tokenizer")
+    z = jax.jit(Autoencoder(tokenizer.config).apply, static_argnames="method")(
+        {"params": tokenizer.params}, nhwc(image), method="encode"
+    )
+    sequence = order.grid_to_sequence(lfq.quantize(z), 2, "patch")[0]
+    return np.packbits(np.asarray(sequence) > 0, axis=-1)
+
+
+def to_batch(rows: list[packing.Row]) -> PackedBatch:
+    bits = golden_models.tokenizer("tokenizer").config.bits
+    arrays = packing.stack(rows)
+    arrays["bits"] = 2.0 * np.unpackbits(arrays["bits"], axis=-1, count=bits) - 1
+    return PackedBatch(**{name: jnp.asarray(array) for name, array in arrays.items()})
+
+
+def recorded_noise(recorded: dict[str, np.ndarray]) -> Noise:
+    block, bits = recorded["noise"].shape[1:]
+    shape = (1, len(recorded["t_normal"]), block, bits)
+    return Noise(
+        jnp.reshape(jnp.asarray(recorded["flip_u1"]), shape),
+        jnp.reshape(jnp.asarray(recorded["flip_u2"]), shape),
+        jnp.reshape(jnp.asarray(recorded["t_normal"]), (1, 1, -1)),
+        jnp.reshape(jnp.asarray(recorded["noise"]), (1, *shape)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +177,22 @@ def test_gradients(case):
             rounding.assert_rounded(gradient, exact, others, "/".join(path))
 
 
+def test_documents_are_the_recorded_ones():
+    recorded = golden_models.read("t2i_4x/train")
+    row = recorded_row(recorded)
+    np.testing.assert_array_equal(row["positions"], recorded["position_ids"])
+    np.testing.assert_array_equal(row["tokens"][recorded["text_indexes"]], recorded["text_ids"])
+    np.testing.assert_array_equal(row["visual"].ravel(), recorded["vision_indexes"])
+    np.testing.assert_array_equal(row["conditions"].ravel(), recorded["vision_loss_indexes"])
+    labelled = np.flatnonzero(row["labels"] != NO_LABEL)
+    np.testing.assert_array_equal(labelled, recorded["text_loss_indexes"])
+    np.testing.assert_array_equal(row["labels"][labelled], recorded["text_labels"])
+    mask = PackedMask(row["documents"][None], row["limits"][None]).array()[0]
+    np.testing.assert_array_equal(mask, recorded["mask"])
+
+
 def test_mask_and_positions():
-    """Of its own document a token sees what is not later; past the two tokens that open an image also all of its own block of P."""
+    """A token sees what is not later in its document, and all of its own block of an image."""
     recorded, packed = golden_models.read("t2i_4x/train"), layout()
     document = np.repeat(np.arange(2), packed["document_lens"])
     segment = np.repeat(np.arange(6), packed["split_lens"])

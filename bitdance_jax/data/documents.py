@@ -1,0 +1,234 @@
+"""Documents of text-to-image training: a prompt, images, and what follows them (paper 3.3, 4.3).
+
+A document is a sequence of text tokens and images. A generated image is read as `<|vision_start|>`,
+`<|res_h|>`, `<|res_w|>`, P - 1 queries and its visual tokens; an image that only conditions what
+follows has no queries. Here images are their bits, in the order in which the model reads them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.errors import ConfigError
+from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size, token_positions
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+
+
+TextLoss = Literal["all", "caption", "none"]
+"""Which text tokens are predicted: "all" of the prompt with its template and `<|im_end|>` after an
+image; the "caption" with its `<|im_end|>` alone; or "none"."""
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Text:
+    """Consecutive text tokens, read causally.
+
+    Attributes:
+      tokens: ids.
+      predicted: whether the loss covers each of them, given the ones before it.
+    """
+
+    tokens: Int[np.ndarray, "T"]
+    predicted: Bool[np.ndarray, "T"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as packed bits.
+
+    Attributes:
+      bits: of the visual tokens in sequence order, packed as by `numpy.packbits`.
+      size: height and width in pixels.
+      generated: whether it is generated, patch by patch, or only read.
+    """
+
+    bits: UInt8[np.ndarray, "T bytes"]
+    size: tuple[int, int]
+    generated: bool = True
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document, position by position; N patches of all its images, each of P tokens.
+
+    Attributes:
+      tokens: ids, 0 at visual tokens.
+      limits: of the position that each token's attention ends before: its own successor's, or that
+        after the last token of its block.
+      labels: id of the next token where the loss covers it, else NO_LABEL.
+      visual: positions of the visual tokens.
+      conditions: positions whose outputs predict these tokens; those of the patch itself if it is
+        not generated.
+      bits: packed bits of the visual tokens.
+      xy: their column and row in the grid of tokens.
+      generated: whether each patch is generated.
+    """
+
+    tokens: Int[np.ndarray, "S"]
+    limits: Int[np.ndarray, "S"]
+    labels: Int[np.ndarray, "S"]
+    visual: Int[np.ndarray, "N P"]
+    conditions: Int[np.ndarray, "N P"]
+    bits: UInt8[np.ndarray, "N P bytes"]
+    xy: Int[np.ndarray, "N P 2"]
+    generated: Bool[np.ndarray, "N"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def captioned_image(
+    config: TextToImageConfig,
+    tokenizer: PromptTokenizer,
+    caption: str | None,
+    image: Image,
+    *,
+    text_loss: TextLoss = "all",
+    max_tokens: int = MAX_PROMPT,
+) -> Document:
+    """The document of a caption and its image.
+
+    Args:
+      config: of the model.
+      tokenizer: the model's.
+      caption: None for a dropped one: the unconditional prompt, which has no text loss.
+      image: its bits.
+      text_loss: which tokens the loss covers.
+      max_tokens: of the prompt with its template.
+
+    Raises:
+      ConfigError: an empty or too long caption, or an image that the model does not take.
+    """
+    if caption is None:
+        prompt = tokenizer.unconditional()
+        predicted = np.zeros(len(prompt), bool)
+    else:
+        prompt = tokenizer.encode(caption, max_tokens)
+        predicted = np.full(len(prompt), text_loss == "all")
+        if text_loss == "caption":
+            first = tokenizer.caption_start
+            # The template behind the caption begins with <|im_end|>.
+            behind = len(tokenizer.after_caption()) - 1
+            predicted[first : len(prompt) - behind] = True
+    end = tokenizer.end_of_image()
+    has_loss = caption is not None and text_loss == "all"
+    segments: list[Text | Image] = [
+        Text(np.array(prompt), predicted),
+        image,
+        Text(np.array(end), np.array([False, has_loss])),
+    ]
+    return make_document(config, segments)
+
+
+def make_document(config: TextToImageConfig, segments: Sequence[Text | Image]) -> Document:
+    """The document of text and images in order.
+
+    Args:
+      config: of the model.
+      segments: what the document consists of. Text has to follow a generated image: its last patch
+        is read only because something follows.
+
+    Raises:
+      ConfigError: an image has a size that the model does not take, or bits of another shape.
+    """
+    builder = _Builder(config)
+    for segment in segments:
+        if isinstance(segment, Text):
+            builder.add_text(segment)
+        else:
+            builder.add_image(segment)
+    return builder.document()
+
+
+class _Builder:
+    """A document's arrays while segments are appended."""
+
+    def __init__(self, config: TextToImageConfig) -> None:
+        self._config = config
+        self._tokens: list[int] = []
+        self._limits: list[int] = []
+        self._predicted: list[bool] = []
+        self._visual: list[np.ndarray] = []
+        self._conditions: list[np.ndarray] = []
+        self._bits: list[np.ndarray] = []
+        self._xy: list[np.ndarray] = []
+        self._generated: list[bool] = []
+
+    def add_text(self, text: Text) -> None:
+        self._append_causal([int(token) for token in text.tokens], text.predicted.tolist())
+
+    def add_image(self, image: Image) -> None:
+        config = self._config
+        height, width = image.size
+        check_size(config, height, width)
+        xy = token_positions(config, height, width)
+        expected = (len(xy), -(-config.tokenizer.bits // 8))
+        if image.bits.shape != expected:
+            raise ConfigError(
+                f"an image of {width}x{height} has packed bits of shape {list(expected)}, got"
+                f" {list(image.bits.shape)}; encode it with the model's tokenizer",
+                "bits",
+            )
+        ids = config.image_tokens
+        down = config.tokenizer.downsampling
+        resolution_h = ids.first_resolution - 1 + height // down
+        resolution_w = ids.first_resolution - 1 + width // down
+        self._append_causal([ids.vision_start, resolution_h], [False, False])
+        block = config.tokens_per_step
+        first = len(self._tokens)
+        if image.generated:
+            queries = range(ids.first_query, ids.first_query + block - 1)
+            self._append_blocks([resolution_w, *queries])
+        else:
+            self._append_causal([resolution_w], [False])
+        start = len(self._tokens)
+        if image.generated:
+            self._append_blocks([0] * len(xy))
+        else:
+            self._append_causal([0] * len(xy), [False] * len(xy))
+        visual = np.arange(start, start + len(xy)).reshape(-1, block)
+        self._visual.append(visual)
+        self._conditions.append(visual - start + first if image.generated else visual)
+        self._bits.append(image.bits.reshape(-1, block, image.bits.shape[-1]))
+        self._xy.append(xy.reshape(-1, block, 2))
+        self._generated += [image.generated] * len(visual)
+
+    def document(self) -> Document:
+        config = self._config
+        block = config.tokens_per_step
+        tokens = np.array(self._tokens, np.int32)
+        predicted = np.array(self._predicted, bool)
+        # A token's label is at the position before it.
+        labels = np.full(len(tokens), NO_LABEL, np.int32)
+        labels[:-1] = np.where(predicted[1:], tokens[1:], NO_LABEL)
+        no_bits = np.zeros((0, block, -(-config.tokenizer.bits // 8)), np.uint8)
+        none = np.zeros((0, block), np.int32)
+        return Document(
+            tokens=tokens,
+            limits=np.array(self._limits, np.int32),
+            labels=labels,
+            visual=np.concatenate([none, *self._visual]).astype(np.int32),
+            conditions=np.concatenate([none, *self._conditions]).astype(np.int32),
+            bits=np.concatenate([no_bits, *self._bits]),
+            xy=np.concatenate([np.zeros((0, block, 2), np.int32), *self._xy]).astype(np.int32),
+            generated=np.array(self._generated, bool),
+        )
+
+    def _append_causal(self, tokens: list[int], predicted: list[bool]) -> None:
+        start = len(self._tokens)
+        self._tokens += tokens
+        self._predicted += predicted
+        self._limits += range(start + 1, start + 1 + len(tokens))
+
+    def _append_blocks(self, tokens: list[int]) -> None:
+        block = self._config.tokens_per_step
+        start = len(self._tokens)
+        self._tokens += tokens
+        self._predicted += [False] * len(tokens)
+        self._limits += [start + (i // block + 1) * block for i in range(len(tokens))]

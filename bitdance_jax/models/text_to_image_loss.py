@@ -1,0 +1,203 @@
+"""The training loss of text to image on packed documents (paper 3.3, 4.3).
+
+S is the length of a row, N its patches of P tokens (`data.packing.Row`).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from bitdance_jax.heads import flow_matching
+from bitdance_jax.models.text_to_image import TextToImage, sinusoidal_2d
+from bitdance_jax.nn.packed_attention import PackedMask
+
+
+Params = Any
+
+LOGITS_CHUNK = 1024
+"""Positions whose logits, one for each token of the vocabulary, are in memory at a time."""
+
+
+class PackedBatch(NamedTuple):
+    """Rows of packed documents as `data.packing.Row`, but with bits in {-1, 1}."""
+
+    tokens: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    documents: Int[Array, "B S"]
+    limits: Int[Array, "B S"]
+    labels: Int[Array, "B S"]
+    visual: Int[Array, "B N P"]
+    conditions: Int[Array, "B N P"]
+    bits: Float[Array, "B N P K"]
+    xy: Int[Array, "B N P 2"]
+    generated: Bool[Array, "B N"]
+
+
+class Noise(NamedTuple):
+    """All random numbers of one training step; R repeats of the head.
+
+    Attributes:
+      flip_u1, flip_u2: uniform; a bit of a generated image flips where u1 < rate * u2.
+      time: standard normal, for the head's times.
+      noise: standard normal, the head's noise.
+    """
+
+    flip_u1: Float[Array, "B N P K"]
+    flip_u2: Float[Array, "B N P K"]
+    time: Float[Array, "B R N"]
+    noise: Float[Array, "B R N P K"]
+
+
+class TokenLosses(NamedTuple):
+    """The loss of every token; 0 where there is none.
+
+    Attributes:
+      vision: squared error of the velocity, averaged over bits and the head's repeats.
+      text: cross-entropy in nats.
+    """
+
+    vision: Float[Array, "B N P"]
+    text: Float[Array, "B S"]
+
+
+def sample_noise(keys: Array, *, patches: int, tokens: int, bits: int, repeats: int) -> Noise:
+    """The random numbers of one step, from a key for each row.
+
+    Args:
+      keys: [B].
+      patches, tokens, bits: N, P and K.
+      repeats: R.
+    """
+
+    def of_row(key: Array) -> Noise:
+        first, second, time, noise = jax.random.split(key, 4)
+        return Noise(
+            jax.random.uniform(first, (patches, tokens, bits)),
+            jax.random.uniform(second, (patches, tokens, bits)),
+            jax.random.normal(time, (repeats, patches)),
+            jax.random.normal(noise, (repeats, patches, tokens, bits)),
+        )
+
+    return jax.vmap(of_row)(keys)
+
+
+def token_losses(
+    model: TextToImage,
+    params: Params,
+    batch: PackedBatch,
+    noise: Noise,
+    *,
+    flip_rate: float = 0.1,
+) -> TokenLosses:
+    """Losses of rows of packed documents.
+
+    The language model reads the bits of generated images with some of them flipped; the targets are
+    clean. Images that are only read are not flipped and have no loss.
+    """
+    bound = model.bind({"params": params})
+    hidden = _read(bound, batch, _flipped(batch, noise, flip_rate))
+    vision = _vision_loss(bound, hidden, batch, noise)
+    return TokenLosses(vision, _text_loss(bound, hidden, batch.labels))
+
+
+def counts(batch: PackedBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """How many tokens have a vision loss, and how many a text loss."""
+    tokens = batch.visual.shape[-1]
+    vision = tokens * jnp.sum(batch.generated)
+    return vision.astype(jnp.float32), jnp.sum(batch.labels >= 0).astype(jnp.float32)
+
+
+def total_loss(
+    losses: TokenLosses,
+    vision_tokens: Float[Array, ""],
+    text_tokens: Float[Array, ""],
+    *,
+    vision_weight: float = 1.0,
+    text_weight: float = 0.01,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The weighted sum of both means, and the means; a mean over no tokens is 0.
+
+    Args:
+      losses: of some rows of the batch or of all.
+      vision_tokens, text_tokens: `counts` of the complete batch, so that neither packing nor the
+        number of devices or micro-batches matters.
+      vision_weight, text_weight: of the means.
+    """
+    vision = jnp.sum(losses.vision) / jnp.maximum(vision_tokens, 1)
+    text = jnp.sum(losses.text) / jnp.maximum(text_tokens, 1)
+    total = vision_weight * vision + text_weight * text
+    return total, {"vision_loss": vision, "text_loss": text}
+
+
+def _flipped(batch: PackedBatch, noise: Noise, rate: float) -> Float[Array, "B N P K"]:
+    flips = (noise.flip_u1 < rate * noise.flip_u2) & batch.generated[..., None, None]
+    return jnp.where(flips, -batch.bits, batch.bits)
+
+
+def _read(
+    bound: TextToImage, batch: PackedBatch, bits: Float[Array, "B N P K"]
+) -> Float[Array, "B S D"]:
+    """Hidden states of all positions, after the final norm."""
+    x = bound.embed_prefix(batch.tokens)
+    visual = bound.embed_bits(
+        rearrange(bits, "b n p k -> b (n p) k"), rearrange(batch.xy, "b n p c -> b (n p) c")
+    )
+    slots = rearrange(batch.visual, "b n p -> b (n p)")
+    rows = jnp.arange(len(x))[:, None]
+    # Patches that are not used have the slot S and are dropped.
+    x = x.at[rows, slots].set(visual.astype(x.dtype), mode="drop", unique_indices=False)
+    mask = PackedMask(batch.documents, batch.limits)
+    return bound.read(x, batch.positions, mask)[0]
+
+
+def _vision_loss(
+    bound: TextToImage, hidden: Float[Array, "B S D"], batch: PackedBatch, noise: Noise
+) -> Float[Array, "B N P"]:
+    config = bound.config
+    rows = jnp.arange(len(hidden))[:, None, None]
+    states = hidden.at[rows, batch.conditions].get(mode="fill", fill_value=0)
+    condition = states + sinusoidal_2d(batch.xy, config.text.dim).astype(states.dtype)
+    repeats = noise.time.shape[1]
+    clean = batch.bits[:, None]
+    t = flow_matching.training_times(noise.time, config.head)
+    x_t = flow_matching.interpolate(clean, noise.noise, t)
+    conditions = jnp.broadcast_to(condition[:, None], (len(hidden), repeats, *condition.shape[1:]))
+    flat_t = rearrange(t, "b r n -> (b r n)")
+    predicted = bound.head(
+        rearrange(x_t, "b r n p k -> (b r n) p k"),
+        flat_t,
+        rearrange(conditions, "b r n p d -> (b r n) p d"),
+    )
+    targets = jnp.broadcast_to(clean, x_t.shape)
+    error = flow_matching.velocity_loss(
+        predicted, rearrange(targets, "b r n p k -> (b r n) p k"), flat_t
+    )
+    per_token = jnp.mean(error, axis=-1).reshape(x_t.shape[:-1]).mean(axis=1)
+    return jnp.where(batch.generated[..., None], per_token, 0.0)
+
+
+def _text_loss(
+    bound: TextToImage, hidden: Float[Array, "B S D"], labels: Int[Array, "B S"]
+) -> Float[Array, "B S"]:
+    """Cross-entropy of each position that has a label."""
+    states = rearrange(hidden, "b s d -> (b s) d")
+    flat = labels.reshape(-1)
+    chunk = min(LOGITS_CHUNK, len(flat))
+    padding = -len(flat) % chunk
+    states = jnp.pad(states, ((0, padding), (0, 0)))
+    flat = jnp.pad(flat, (0, padding), constant_values=-1)
+
+    @jax.checkpoint
+    def chunk_loss(chunk: tuple[Array, Array]) -> Float[Array, "C"]:
+        states, labels = chunk
+        logits = bound.text.logits(states[None])[0].astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return jnp.where(labels >= 0, losses, 0.0)
+
+    chunks = (states.reshape(-1, chunk, states.shape[-1]), flat.reshape(-1, chunk))
+    losses = jax.lax.map(chunk_loss, chunks)
+    return losses.reshape(-1)[: labels.size].reshape(labels.shape)

@@ -1,0 +1,77 @@
+"""Rows of documents: full, without loss of any, and the same after resuming."""
+
+import dataclasses
+import json
+
+import numpy as np
+
+from bitdance_jax.data.documents import Document
+from bitdance_jax.data.packing import PADDING, Lengths, PackingState, RowPacker, pack
+
+
+BLOCK = 2
+LENGTHS = Lengths(target=90, row=100, document=60, buffer=10)
+
+
+def document(number: int) -> Document | None:
+    """One of 3 to 60 tokens, all of which are its number; every seventh is skipped."""
+    if number % 7 == 6:
+        return None
+    rng = np.random.default_rng(number)
+    length = int(rng.integers(3, LENGTHS.document + 1))
+    patches = length // 4
+    positions = np.arange(patches * BLOCK, dtype=np.int32).reshape(-1, BLOCK)
+    return Document(
+        tokens=np.full(length, number, np.int32),
+        limits=np.arange(1, length + 1, dtype=np.int32),
+        labels=np.full(length, -1, np.int32),
+        visual=positions,
+        conditions=positions,
+        bits=np.zeros((patches, BLOCK, 1), np.uint8),
+        xy=np.zeros((patches, BLOCK, 2), np.int32),
+        generated=np.ones(patches, bool),
+    )
+
+
+def numbers(row: list[Document]) -> list[int]:
+    return [int(each.tokens[0]) for each in row]
+
+
+def test_rows_are_full_and_no_document_is_lost_or_read_twice():
+    packer = RowPacker(document, LENGTHS)
+    rows = [packer.next_row() for _ in range(50)]
+    lengths = [sum(map(len, row)) for row in rows]
+    assert max(lengths) <= LENGTHS.row
+    assert np.mean(lengths) > 0.88 * LENGTHS.row
+    seen = [number for row in rows for number in numbers(row)]
+    assert len(seen) == len(set(seen))
+    expected = {n for n in range(packer.state.next_document) if n % 7 != 6}
+    assert set(seen) | set(packer.state.waiting) == expected
+    assert len(packer.state.waiting) <= LENGTHS.buffer
+
+
+def test_a_state_gives_the_same_rows():
+    packer = RowPacker(document, LENGTHS)
+    for _ in range(20):
+        packer.next_row()
+    saved = json.loads(json.dumps(dataclasses.asdict(packer.state)))
+    assert saved["waiting"]
+    again = RowPacker(document, LENGTHS, PackingState(**saved))
+    for _ in range(20):
+        assert numbers(again.next_row()) == numbers(packer.next_row())
+
+
+def test_a_packed_row():
+    documents = [document(1), document(2)]
+    row = pack(documents, 130, patches=40, block=BLOCK)
+    first, second = map(len, documents)
+    end = first + second
+    assert row["documents"].tolist() == [0] * first + [1] * second + [PADDING] * (130 - end)
+    assert row["positions"][:end].tolist() == [*range(first), *range(second)]
+    assert row["limits"].tolist() == list(range(1, 131))
+    patches = [len(each.visual) for each in documents]
+    assert row["generated"].sum() == sum(patches)
+    np.testing.assert_array_equal(
+        row["visual"][patches[0] : sum(patches)], documents[1].visual + first
+    )
+    assert (row["visual"][sum(patches) :] == 130).all()
