@@ -7,9 +7,9 @@ import reprlib
 class UserError(ValueError):
     """Base of the errors that a user can fix. The commands exit with status 2.
 
-    The message is one line that names the cause and the fix. It writes the names of arguments and of
-    config fields as in Python (`batch_size`, `mesh.tensor`, `force=True`); the commands print them as
-    flags (`--batch-size`, `--mesh.tensor`, `--force`).
+    The message is one line that names the cause and the fix. It writes the names of arguments and
+    of config fields as in Python (`batch_size`, `mesh.tensor`, `force=True`); the commands print
+    them as flags (`--batch-size`, `--mesh.tensor`, `--force`).
     """
 
 

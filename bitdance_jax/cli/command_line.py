@@ -55,7 +55,7 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def keep_compiled(folder: str) -> None:
-    """Makes JAX store the programs that it compiles in a folder, local or gs://, and load those there.
+    """Makes JAX store compiled programs in a folder, local or gs://, and load those stored there.
 
     Of several processes only the first writes and all read, so that they must share the folder.
 

@@ -1,4 +1,8 @@
-"""Released files to model folders and back: `python -m bitdance_jax.convert SOURCE OUT [--weights ema|model] [--to torch] [--force]`."""
+"""`bitdance convert`: released files to a model folder, and back.
+
+bitdance convert SOURCE OUT [--weights ema|model] [--force]
+bitdance convert MODEL_FOLDER OUT --to torch
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,22 +13,24 @@ from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import Config, PathName
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """Converts released BitDance weights to a model folder, or a model folder to a state dict of the release.
+    """Converts released weights to a model folder, or a model folder to the release's format.
 
     Attributes:
-      source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder in the plain or the diffusers layout, or a
-        Hugging Face id, owner/repository or owner/repository/file; with --to torch, a model folder.
-      out: the model folder, local or gs://; with --to torch, a .safetensors file, or a text-to-image model's new folder.
-      weights: of a .pt that has both: the averaged ones, or the raw ones.
-      tokenizer: take this tokenizer (.pt, .safetensors) instead of the model's own.
-      tokenizer_only: convert only the tokenizer that lies in a model's file or folder.
+      source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder in the
+        plain or the diffusers layout, or a Hugging Face id, OWNER/REPOSITORY or
+        OWNER/REPOSITORY/FILE; with --to torch, a model folder.
+      out: the model folder, local or gs://; with --to torch, a .safetensors file, or a new folder
+        for a text-to-image model.
+      weights: of a .pt with both: the exponential moving average, or the raw weights.
+      tokenizer: replaces the model's own tokenizer (.pt, .safetensors).
+      tokenizer_only: convert only the tokenizer in a model's file or folder.
       to: "jax" for a model folder, "torch" for the release's keys and layouts.
-      force: replace the model that is in OUT already.
+      force: replace a model in OUT.
     """
 
     source: Annotated[PathName, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -48,9 +54,10 @@ def main() -> None:
             force=arguments.force,
         )
     elif arguments.tokenizer is not None or arguments.tokenizer_only or arguments.weights != "ema":
-        flags = "--weights, --tokenizer and --tokenizer-only"
-        raise UserError(
-            f"{flags} are for released files; --to torch takes the model folder as it is"
+        raise ConfigError(
+            "weights, tokenizer and tokenizer_only are for released files; "
+            "to='torch' converts a complete model folder",
+            "weights",
         )
     else:
         export(arguments.source, arguments.out, force=arguments.force)

@@ -1,7 +1,8 @@
-"""Scores images, or a tokenizer.
+"""`bitdance evaluate`: scores of generated images, or of a tokenizer.
 
-python -m bitdance_jax.evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth
-python -m bitdance_jax.evaluate --reconstruction emoji emoji
+    bitdance evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz \
+        --inception pt_inception-2015-12-05-6726825d.pth
+    bitdance evaluate --reconstruction emoji emoji
 """
 
 import sys
@@ -17,7 +18,7 @@ from bitdance_jax.config.plain import BatchSize, Config, ImageSide, PathName, Ra
 from bitdance_jax.data.listing import left_out_text
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate import inception, metrics, weights
 from bitdance_jax.evaluate.features import BATCH, Extractor
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images, open_images
@@ -30,25 +31,30 @@ from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.class_conditional import Tokenizer, load
 
 
-PAIRS_A_ROW = 4
+PAIRS_PER_ROW = 4
 
 SORTED = 0.9
-"""Share of an Inception Score that is left where the samples' order is one of their classes; by chance it moves by a hundredth."""
+"""If the Inception Score in the order of the samples is below this share of the score in random
+order, the samples are sorted by class; otherwise the two differ by about a hundredth."""
 
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """FID, sFID, Inception Score, precision and recall by the rules of ADM's suite; or PSNR, SSIM and rFID of a tokenizer.
+    """FID, sFID, Inception Score, precision and recall as in ADM's suite; or PSNR, SSIM and rFID.
 
     Attributes:
-      images: an .npz with uint8 images in arr_0, or a folder; with --reconstruction also "emoji", the held-out ones.
-      reference: an .npz of ADM's suite (mu, sigma, mu_s, sigma_s, arr_0) or a folder of real images, centre-cropped to the samples' size.
-      inception: the published weights of the FID Inception-v3, pt_inception-2015-12-05-6726825d.pth, or the same tensors in a .safetensors.
+      images: an .npz with uint8 images in arr_0, or a folder; with --reconstruction also "emoji",
+        the held-out ones.
+      reference: an .npz of ADM's suite (mu, sigma, mu_s, sigma_s, arr_0), or a folder of real
+        images, which are centre-cropped to the size of the samples.
+      inception: the published weights of the FID Inception-v3,
+        pt_inception-2015-12-05-6726825d.pth, or the same tensors in a .safetensors.
       reconstruction: a model folder, or "emoji": encode and decode the images with its tokenizer.
-      image_size: crop the images of a folder to squares of this side; left out, a class-conditional model's, or they must have one size.
+      image_size: crop the images of a folder to squares of this side; default: the size of a
+        class-conditional model, otherwise all images must have the same size.
       batch_size: images at a time, over all devices.
       out: with --reconstruction, a PNG of originals beside reconstructions.
-      show: how many of them.
+      show: number of images in it.
     """
 
     images: Annotated[PathName, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -68,34 +74,35 @@ class Arguments(Config):
 def main() -> None:
     arguments = parse(Arguments)
     if arguments.reconstruction:
-        _reconstruction(arguments, arguments.reconstruction)
+        _evaluate_tokenizer(arguments, arguments.reconstruction)
     else:
-        _samples(arguments)
+        _evaluate_samples(arguments)
 
 
-def _samples(arguments: Arguments) -> None:
+def _evaluate_samples(arguments: Arguments) -> None:
     if arguments.reference is None:
-        raise UserError(
-            "give --reference, an .npz of ADM's suite or a folder of real images (or --reconstruction for a tokenizer)"
+        raise ConfigError(
+            "reference is missing: an .npz of ADM's suite or a folder of real images "
+            "(or --reconstruction for a tokenizer)",
+            "reference",
         )
     if arguments.inception is None:
-        raise UserError(
-            f"give --inception, the weights of the FID Inception-v3: {weights.PUBLISHED}"
+        raise ConfigError(
+            f"inception is missing: the weights of the FID Inception-v3, {weights.PUBLISHED}",
+            "inception",
         )
     if arguments.out is not None:
-        raise UserError("--out goes with --reconstruction")
+        raise ConfigError("out needs --reconstruction", "out")
     samples = open_images(arguments.images, arguments.image_size)
     reference = Reference(arguments.reference, samples.size)
     extractor = _inception(arguments.inception, min(arguments.batch_size, len(samples)))
-    _describe(arguments.images, samples)
+    _report_images(arguments.images, samples)
     sample_features = metrics.collect(extractor.stream(samples, "samples"))
     reference_features = reference.features(extractor)
-    for name, features in (
-        ("samples", sample_features),
-        ("reference images", reference_features),
-    ):
+    names = {"samples": sample_features, "reference images": reference_features}
+    for name, features in names.items():
         _warn_of_rank(features.pooled.count, name, "FID and sFID")
-    _say_damaged(samples)
+    _report_damaged(samples)
     for missing in reference.missing:
         print(f"note: {missing}", file=sys.stderr)
     scores = metrics.score(sample_features, reference_features, progress=True)
@@ -103,60 +110,60 @@ def _samples(arguments: Arguments) -> None:
     print(scores)
 
 
-def _reconstruction(arguments: Arguments, model: str) -> None:
+def _evaluate_tokenizer(arguments: Arguments, model: str) -> None:
     if arguments.reference is not None:
-        raise UserError(
-            "--reference does not go with --reconstruction, which compares the images with themselves"
+        raise ConfigError(
+            "reference cannot be used with --reconstruction, which compares with the images",
+            "reference",
         )
     if arguments.out is not None:
         image_files.check_writable(arguments.out)
     loaded = load(model)
-    tokenizer, size = (
-        (loaded, None)
-        if isinstance(loaded, Tokenizer)
-        else (loaded.tokenizer, loaded.config.image_size)
-    )
-    images = _open(arguments.images, arguments.image_size or size)
+    if isinstance(loaded, Tokenizer):
+        tokenizer = loaded
+        size = arguments.image_size
+    else:
+        tokenizer = loaded.tokenizer
+        size = arguments.image_size or loaded.config.image_size
+    images = _open(arguments.images, size)
     batch_size = min(arguments.batch_size, len(images))
     extractor = _inception(arguments.inception, batch_size) if arguments.inception else None
-    _describe(arguments.images, images)
+    _report_images(arguments.images, images)
     result = evaluate_tokenizer(
         tokenizer, images, extractor, batch_size=batch_size, show=arguments.show
     )
     if extractor:
         _warn_of_rank(result.count, "images", "rFID")
-    _say_damaged(images)
+    _report_damaged(images)
     print(result.scores)
     if arguments.out is not None:
         enlarge = max(1, 128 // max(images.size))
-        image_files.save_png(
-            arguments.out, image_files.grid(result.pairs, columns=2 * PAIRS_A_ROW, enlarge=enlarge)
-        )
-        print(
-            f"originals beside reconstructions of {len(result.pairs) // 2} images in {arguments.out}"
-        )
+        grid = image_files.grid(result.pairs, columns=2 * PAIRS_PER_ROW, enlarge=enlarge)
+        image_files.save_png(arguments.out, grid)
+        count = len(result.pairs) // 2
+        print(f"originals beside reconstructions of {count} images in {arguments.out}")
 
 
 def _open(path: str, size: int | None) -> Images:
     if path != EMBEDDED or Path(path).exists():
         return open_images(path, size)
-    emoji = EmojiSource("heldout").arrays["image"]
-    return ArrayImages(
-        emoji if size is None else np.stack([centre_crop(image, size) for image in emoji])
-    )
+    images = EmojiSource("heldout").arrays["image"]
+    if size is not None:
+        images = np.stack([centre_crop(image, size) for image in images])
+    return ArrayImages(images)
 
 
-def _describe(path: str, images: Images) -> None:
-    """How many images there are, and what else lies in their folder."""
+def _report_images(path: str, images: Images) -> None:
+    """Prints the number of images, and of the other files in their folder."""
     others = f"; {left_out_text(images.left_out)}" if isinstance(images, FolderImages) else ""
     print(f"{path}: {len(images):,} images{others.removesuffix('; ')}", file=sys.stderr)
 
 
-def _say_damaged(images: Images) -> None:
+def _report_damaged(images: Images) -> None:
     if isinstance(images, FolderImages) and images.damaged:
-        whole = len(images) - len(images.damaged)
         print(
-            f"note: {len(images.damaged):,} damaged images are left out; the scores are those of {whole:,}",
+            f"note: {len(images.damaged):,} damaged images are skipped; the scores are of the "
+            f"other {len(images) - len(images.damaged):,}",
             file=sys.stderr,
         )
 
@@ -166,23 +173,23 @@ def _inception(path: str, batch_size: int) -> Extractor:
 
 
 def _warn_of_order(samples: metrics.FeatureSet, scores: metrics.Scores) -> None:
-    """Samples sorted by class, whose Inception Score by ADM's rule, splits of the file's own order, is another."""
+    """Warns if the samples are sorted by class, because ADM's suite splits them in their order."""
     if samples.logits is None or scores.inception_score is None:
         return
     in_order = inception_score(samples.logits)
     if in_order < SORTED * scores.inception_score:
         print(
-            f"warning: the samples are sorted by class: in that order, which ADM's suite keeps, their Inception Score is {in_order:.4f}; "
-            "the one below is of an order drawn at random",
+            "warning: the samples are sorted by class. ADM's suite, which keeps their order, would "
+            f"report an Inception Score of {in_order:.4f}; the one below is in random order",
             file=sys.stderr,
         )
 
 
 def _warn_of_rank(count: int | None, name: str, scores: str) -> None:
-    """Too few features for a covariance of full rank (None: a file that does not say how many it is from)."""
+    """Warns of too few features for a covariance of full rank; None: their number is unknown."""
     if count is not None and count <= inception.POOLED:
         print(
-            f"warning: {count} {name} cannot fill the features' {inception.POOLED} dimensions: their covariance is singular, and {scores} "
-            "too large; published figures are from 50,000",
+            f"warning: the covariance of {count} {name} in {inception.POOLED} dimensions is "
+            f"singular, and {scores} too large; published results are from 50,000",
             file=sys.stderr,
         )

@@ -33,8 +33,8 @@ def parse(
     """The dataclass with the values of the command line.
 
     Args:
-      arguments: fields of type `config.plain.PathName` pass through `paths.expand`. `ALIASES` of the
-        class maps library names to the fields that set them, for messages.
+      arguments: fields of type `config.plain.PathName` pass through `paths.expand`. `ALIASES` of
+        the class maps library names to the fields that set them, for messages.
       flags: the command line; None: that of this process.
       default: gives the fields without a flag.
       prog: what the help calls the command.
@@ -91,8 +91,8 @@ def with_flags(error: UserError, config: str = "") -> str:
     """The message of an error, with the names of fields as the flags of this command.
 
     `mesh.tensor` becomes `--mesh.tensor`, `force=True` `--force` and `ch_mult=(1, 2)`
-    `--ch-mult 1 2`. A name without a dot or underscore is replaced only if it is the error's
-    `field` or has a value.
+    `--ch-mult 1 2`. A name that is a common word, without a dot or underscore, is replaced only if
+    it has a value, or is the error's `field` and starts the message.
 
     Args:
       config: the field that holds the config whose fields the message names, such as "run".
@@ -106,7 +106,7 @@ def with_flags(error: UserError, config: str = "") -> str:
     flags = _known_flags | inner
     field = getattr(error, "field", None)
     names = sorted(flags, key=len, reverse=True)
-    words = [name for name in names if name == field or "." in name or "_" in name]
+    words = [name for name in names if "." in name or "_" in name]
     if not names:
         return str(error)
     value = r"('[^']*'|\([\d., ]*\)|[\w.]*\w)"
@@ -123,7 +123,10 @@ def with_flags(error: UserError, config: str = "") -> str:
         words = value.strip("'").strip("()").replace(",", " ").split()
         return " ".join([flags[name], *words])
 
-    return re.sub(pattern, flag, str(error))
+    message = re.sub(pattern, flag, str(error))
+    if field in flags and re.match(rf"{field}\b(?![.=])", message):
+        message = flags[field] + message.removeprefix(field)
+    return message
 
 
 def _any(names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """`bitdance evaluate-prompts`: the images that GenEval and DPG-Bench score.
 
-    bitdance evaluate-prompts --checkpoint MODEL --geneval evaluation_metadata_long.jsonl --out geneval
-    bitdance evaluate-prompts --checkpoint MODEL --dpg dpg_bench/prompts --out dpg
+    bitdance evaluate-prompts --checkpoint MODEL --out geneval \
+        --geneval evaluation_metadata_long.jsonl
+    bitdance evaluate-prompts --checkpoint MODEL --out dpg --dpg dpg_bench/prompts
 
 The benchmark's own scorer then reads the folder.
 """

@@ -1,9 +1,10 @@
-"""Tokens of all images of a source, so that training need not run the tokenizer's encoder.
+"""`bitdance tokenize`: the tokens of a dataset, so that training need not run the encoder.
 
-    python -m bitdance_jax.data.tokenize --tokenizer MODEL_FOLDER --data.source imagenet_tar --data.path ILSVRC2012_img_train.tar \
-        --image-size 256 --flips --out tokens/imagenet256
+    bitdance tokenize --tokenizer MODEL_FOLDER --data.source imagenet_tar \
+        --data.path ILSVRC2012_img_train.tar --image-size 256 --flips --out tokens/imagenet256
 
-Killed at any moment, the same command goes on after the last whole shard. See `bitdance_jax.data.tokens` for the files.
+After an interruption the same command resumes behind the last complete shard.
+`bitdance_jax.data.tokens` describes the files.
 """
 
 import sys
@@ -23,7 +24,7 @@ from bitdance_jax.data.token_writer import BATCH_SIZE, Dtype, describe, prepare,
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.atomic import remove_temporary_files
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
@@ -31,19 +32,21 @@ from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, l
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """Write the tokens of a source's images to files.
+    """Writes the tokens of a dataset's images to files.
 
     Attributes:
-      tokenizer: a model folder, of a tokenizer or of a class-conditional model; "emoji" is the embedded one.
+      tokenizer: model folder of a tokenizer or a class-conditional model; "emoji" is the embedded
+        one.
       out: folder for the tokens.
-      data: where the images come from; its augment says how random crops are drawn, its workers how many processes load.
+      data: the images; its augment is for the random crops, its workers are loader processes.
       image_size: in pixels.
-      flips: keep the mirror image of each centre crop as well; without it centre crops are trained on unflipped.
-      crops: keep so many random crops of each image as well, flipped by --data.augment.flip.
+      flips: also store the mirror image of each centre crop; otherwise training cannot flip them.
+      crops: number of random crops to store of each image, flipped by --data.augment.flip.
       seed: of the random crops.
       batch_size: images that each device encodes at a time.
       dtype: of the encoder's arithmetic.
-      hosts: how several processes find each other, see HostsConfig; each writes shards of its own, and they share the folder.
+      hosts: how the processes find each other, see HostsConfig; each writes shards of its own to
+        the same folder.
     """
 
     tokenizer: PathName
@@ -59,9 +62,9 @@ class Arguments(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Versions(self.flips, self.crops, seed=self.seed)  # complains of bad values
+        Versions(self.flips, self.crops, seed=self.seed)  # checks its values
         if self.data.source == "tokens":
-            raise UserError("data.source tokens is tokens already; give the images")
+            raise ConfigError("data.source must be images, got tokens", "data.source")
 
 
 def main() -> None:
@@ -80,9 +83,14 @@ def _tokenize(arguments: Arguments) -> None:
     tokenizer = load(arguments.tokenizer)
     if isinstance(tokenizer, ClassConditionalPipeline):
         tokenizer = tokenizer.tokenizer
-    size, dtype, folder = arguments.image_size, arguments.dtype, Path(arguments.out)
+    folder = Path(arguments.out)
     manifest = describe(
-        source, tokenizer.config, tokenizer.params, image_size=size, versions=versions, dtype=dtype
+        source,
+        tokenizer.config,
+        tokenizer.params,
+        image_size=arguments.image_size,
+        versions=versions,
+        dtype=arguments.dtype,
     )
     start = time.perf_counter()
 
@@ -93,9 +101,8 @@ def _tokenize(arguments: Arguments) -> None:
     with multihost.entered_on_process_0(writer_lock(folder, is_folder=True)):
         multihost.on_process_0(begin)
         if jax.process_index() > 0:
-            prepare(
-                folder, manifest
-            )  # Finds that the folder is not shared, or that this process has other images.
+            # Checks that the folder is shared and that all processes have the same images.
+            prepare(folder, manifest)
         count = tokenize(
             source,
             tokenizer.params,
@@ -104,11 +111,11 @@ def _tokenize(arguments: Arguments) -> None:
             batch_size=arguments.batch_size,
             workers=arguments.data.workers,
         )
-    speed = (
-        f", {count / (time.perf_counter() - start):.1f} images/s on {jax.local_device_count()} devices"
-        if count
-        else ""
-    )
+    speed = ""
+    if count:
+        rate = count / (time.perf_counter() - start)
+        speed = f", {rate:.1f} images/s on {jax.local_device_count()} devices"
     print(
-        f"{folder}: tokens of {len(source):,} images, {count:,} of them made by this process now{speed}"
+        f"{folder}: tokens of {len(source):,} images, "
+        f"{count:,} of them written by this process now{speed}"
     )

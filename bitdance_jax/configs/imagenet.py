@@ -48,7 +48,7 @@ def get_config(
             workdir=f"runs/imagenet_{name}",
             steps=EPOCHS * TRAIN_IMAGES // BATCH_SIZE,
             compute_dtype="bfloat16",
-            # The fastest on TPUs according to the plan (README): storing activations costs more than
+            # The fastest on TPUs according to the plan: storing activations costs more than
             # computing them again.
             remat="nothing",
             log_every=100,

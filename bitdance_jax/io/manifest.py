@@ -1,7 +1,8 @@
 """The `config.json` of a model folder: its description, and the sizes and checksums of its files.
 
-It is `{"format": "bitdance_jax", "version": 1, "kind": ..., "config": {...}, "metadata": {...},
-"files": {name: [bytes, CRC-32]}}`.
+It is `{"format": "bitdance_jax", "version": 1, "package_version": ..., "kind": ..., "config": {...},
+"metadata": {...}, "files": {name: [bytes, CRC-32]}}`. The version of the package that wrote it is
+for people; nothing reads it.
 """
 
 import json
@@ -16,6 +17,7 @@ from etils import epath
 
 from bitdance_jax.errors import FileError, short
 from bitdance_jax.io import model_folder_hints, paths, readers
+from bitdance_jax.version import __version__
 
 
 FILE = "config.json"
@@ -49,7 +51,8 @@ class Manifest:
 
 def write(folder: epath.Path, manifest: Manifest, version: int = VERSION) -> None:
     """Writes config.json."""
-    content = {"format": FORMAT, "version": version, **vars(manifest)}
+    header = {"format": FORMAT, "version": version, "package_version": __version__}
+    content = header | vars(manifest)
     (folder / FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -371,7 +371,7 @@ def test_every_path_of_a_training_config_is_one():
     [
         ("cuda", ["sample.py"]),
         ("cuda", ["-m", "bitdance_jax.evaluate", "emoji", "--reconstruction", "emoji"]),
-        ("abacus", ["train.py", "configs/emoji_tokenizer.py"]),
+        ("abacus", ["train.py", "emoji_tokenizer"]),
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(tmp_path, platform, command):
@@ -389,7 +389,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, platform, command):
 
 @pytest.mark.parametrize(
     "command",
-    [["sample.py"], ["train.py"], ["-m", "bitdance_jax.evaluate"]],
+    [["sample.py"], ["train.py"], ["-m", "bitdance_jax.evaluate"], ["-m", "bitdance_jax", "app"]],
     ids=lambda command: command[-1],
 )
 def test_ctrl_c_during_the_imports(tmp_path, command):

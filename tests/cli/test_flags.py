@@ -45,6 +45,7 @@ def known():
         (ConfigError("batch_size must be 1", "batch_size"), "--batch-size must be 1"),
         (ConfigError("mesh.tensor of mesh.", "mesh.tensor"), "--mesh.tensor of mesh."),
         (ConfigError("out must be a file", "out"), "--out must be a file"),
+        (ConfigError("a source is empty", "source"), "a source is empty"),
         (ConfigError("source is empty", "source"), "SOURCE is empty"),
         (FileError("a/out exists; force=True", "a/out"), "a/out exists; --force"),
         (UserError("try weights='int8', batch_size=1."), "try --weights int8, --batch-size 1."),

@@ -112,11 +112,11 @@ def test_what_was_drawn_is_counted(sample, quick_samples, command, monkeypatch):
     monkeypatch.setattr(command, "sample_to_npz", lambda *_, **__: 0)
     assert (
         sample("--npz", "x.npz", "--num-images", "4")[1]
-        == "4 images of 4 labels in x.npz (0 drawn now)\n"
+        == "4 images of 4 labels in x.npz (0 generated now)\n"
     )
     assert (
         sample("--npz", "x.npz", "--num-images", "10")[1]
-        == "10 images of 9 labels in x.npz (0 drawn now)\n"
+        == "10 images of 9 labels in x.npz (0 generated now)\n"
     )
 
 
@@ -199,15 +199,15 @@ def test_prompts(sample, quick_prompts, tmp_path):
     [
         (
             ["--checkpoint", "{models}/prompts", "--labels", "3"],
-            "a text-to-image model, which takes --prompt; --labels belongs to class-",
+            "is a text-to-image model; --labels is for class-conditional models",
         ),
         (
             ["--checkpoint", "{models}/prompts"],
-            "is a text-to-image model; say what it shall draw: --prompt",
+            "--prompt is missing",
         ),
         (
             ["--prompt", "x", "--mesh.data", "2"],
-            "a class-conditional model, which takes --labels; --prompt, --mesh belongs to text-to-image",
+            "is a class-conditional model; --prompt, --mesh is for text-to-image models",
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "64"],
@@ -236,11 +236,11 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--checkpoint", "{models}"], "{models} is not a model folder: it has no config.json"),
         (
             ["--checkpoint", "{models}/tokenizer"],
-            "is a tokenizer, which draws nothing by itself; give a class-conditional model",
+            "is a tokenizer",
         ),
         (
             ["--checkpoint", "{models}/tokenizer", "--prompt", "x"],
-            "is a tokenizer, which draws nothing by itself",
+            "is a tokenizer",
         ),
         (["--checkpoint", "{models}/damaged"], "the model folder is damaged: "),
         (
@@ -275,11 +275,11 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
         (["--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'."),
         (["--label", "3"], "unknown flag --label; did you mean --labels?"),
-        (["--num-images", "9"], "--num-images belongs to --npz OUT.npz"),
-        (["--overwrite"], "--overwrite belongs to --npz OUT.npz"),
+        (["--num-images", "9"], "--num-images needs --npz OUT.npz"),
+        (["--overwrite"], "--overwrite needs --npz OUT.npz"),
         (
             ["--npz", "x.npz", "--labels", "3"],
-            "--labels are for a grid; an .npz holds all of them in turn",
+            "--labels are for a grid",
         ),
         (["--npz", "x.npz", "--num-images", "0"], "--num-images must be positive, got 0"),
         (["--npz", "x.npz", "--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
@@ -300,7 +300,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         ),
         (
             ["--multi-host"],
-            "--multi-host belongs to --npz OUT.npz and to --prompt; one process draws a grid of labels",
+            "--multi-host needs --npz OUT.npz or --prompt",
         ),
         (["--npz", "x.zip"], "the samples go into a local file that ends in .npz, got x.zip"),
         (

@@ -1,4 +1,4 @@
-"""python -m bitdance_jax.data.tokenize, as a user runs it."""
+"""`bitdance tokenize`, as a user runs it."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_the_emoji_on_four_devices(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert (
-        "tokens of 1,906 images, 1,906 of them made by this process now, " in done.stdout
+        "tokens of 1,906 images, 1,906 of them written by this process now, " in done.stdout
         and "images/s on 4 devices" in done.stdout
     )
     source = TokensSource(tmp_path / "tokens")
@@ -97,7 +97,7 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
         ),
         (
             ["--data.source", "tokens", "--data.path", "x"],
-            "data.source tokens is tokens already; give the images",
+            "--data.source must be images",
         ),
         (
             ["--data.path", "images"],
