@@ -9,6 +9,7 @@ the config is a flag. With --trial, a small model trains for two minutes on the 
 """
 
 import sys
+from collections.abc import Sequence
 
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import is_given, parse
@@ -17,12 +18,14 @@ from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.distributed.mesh import check_batch, make_mesh
 from bitdance_jax.errors import ConfigError
+from bitdance_jax.train.hooks import Hook
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config, only_run
 
 
-def main() -> None:
+def main(hooks: Sequence[Hook] = ()) -> None:
+    """Trains as the command line says, with further hooks of a script."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         if sys.argv[1:] not in (["-h"], ["--help"]):
             raise ConfigError(f"give a config first: {sys.argv[0]} CONFIG [--run.steps 100 ...]")
@@ -45,4 +48,4 @@ def main() -> None:
         with only_run(config):
             check_config(config)
         initial = initial_params(config)
-        train(config.make_task(), config, mesh, initial)
+        train(config.make_task(), config, mesh=mesh, initial=initial, hooks=hooks)

@@ -68,14 +68,14 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
         objective,
         optimizer,
         schedule,
-        config.optimizer.ema_decay,
         mesh,
-        run.accumulate,
-        run.gradient_dtype,
+        ema_decay=config.optimizer.ema_decay,
+        accumulate=run.accumulate,
+        gradient_dtype=run.gradient_dtype,
     )
     arguments = (
         abstract_state(objective, optimizer, mesh),
-        on_mesh(mesh, objective.abstract_frozen()),
+        on_mesh(mesh, objective.abstract_frozen(), objective.sharding_rules),
         _placed(objective.abstract_batch(batch_size), batch_sharding(mesh)),
         _placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())),
     )

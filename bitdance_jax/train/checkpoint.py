@@ -1,4 +1,5 @@
-"""Checkpoints of a training run: state and place in the data, written by Orbax while training goes on."""
+"""Checkpoints of a training run: training state and iterator state, written by Orbax in the
+background."""
 
 import errno
 import os
@@ -18,42 +19,48 @@ from flax import serialization, traverse_util
 from tqdm import tqdm
 
 from bitdance_jax.distributed import multihost
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import paths
 from bitdance_jax.train.state import TrainState
 
 
-class Checkpoints:
-    """The checkpoints in one folder, newest last; a context manager, which waits for the last save on leaving.
+STATE = "state"
+ITERATOR = "iterator"
+CHECKSUMS = "checksums"
+"""The items of a checkpoint."""
 
-    All processes of a job call every method alike; each writes and reads what lies on its devices, so the folder must be one that all see.
-    A checkpoint counts once Orbax has committed it: a kill at any moment leaves the ones before it as they were. It may be restored on
-    another mesh and by another number of processes.
+
+class Checkpoints:
+    """The checkpoints in one folder; a context manager, which waits for the last save on leaving.
+
+    All processes of a job call every method alike. Each writes and reads the arrays on its own
+    devices, so all of them must have access to the folder. A checkpoint exists once Orbax has
+    committed it: a kill at any moment leaves the earlier ones intact. It may be restored on another
+    mesh and by another number of processes.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
-        """Opens or makes the folder, local or gs://, of which the newest `keep` checkpoints are kept.
+        """Opens or makes the folder, local or gs://, and keeps the newest `keep` checkpoints.
 
         Raises:
-          UserError: the folder cannot be reached or holds something else, or not all processes see the
-            same one.
+          UserError: the folder cannot be accessed, contains something else, or is not shared by all
+            processes.
         """
         paths.check_checkpoint_path(folder)
         self._folder = paths.make_folder(folder)
-        _check_own(self._folder)
-        # Folders made in the foreground: where a full disk refuses one, threads that wait for it would hold up the exit for minutes.
+        _check_only_checkpoints(self._folder)
+        # Folders are made in the foreground: if the disk is full, threads that wait for one would
+        # delay the exit by minutes.
         asynchronous = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, async_options=asynchronous
         )
-        self._state_handler, self._json_handler = (
-            ocp.StandardCheckpointHandler(),
-            ocp.JsonCheckpointHandler(),
-        )
+        self._state_handler = ocp.StandardCheckpointHandler()
+        self._json_handler = ocp.JsonCheckpointHandler()
         handlers = {
-            "state": self._state_handler,
-            "place": self._json_handler,
-            "checksums": ocp.JsonCheckpointHandler(),
+            STATE: self._state_handler,
+            ITERATOR: self._json_handler,
+            CHECKSUMS: ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         if jax.process_count() > 1:
@@ -68,7 +75,7 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A failure may be this process's alone: then the others do not come to the end of a save.
+        # If only this process failed, the others do not finish a save, and waiting would hang.
         if error is None or jax.process_count() == 1:
             try:
                 self._manager.close()
@@ -84,19 +91,21 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, place: dict[str, Any]) -> None:
-        """Copies the state off the devices and writes it in the background; an error of the write is raised by a later call.
+    def save(self, step: int, state: TrainState, iterator_state: dict[str, Any]) -> None:
+        """Copies the state off the devices and writes it in the background.
+
+        An error of the write is raised by a later call.
 
         Args:
-          step: of the state.
+          step: number of the step.
           state: arrays, on any mesh.
-          place: in the data, JSON-ready, the same on all processes.
+          iterator_state: of the data, JSON-ready, equal on all processes.
         """
         arrays = serialization.to_state_dict(state)
         items = {
-            "state": ocp.args.StandardSave(arrays),
-            "place": ocp.args.JsonSave(place),
-            "checksums": ocp.args.JsonSave(_checksums(arrays)),
+            STATE: ocp.args.StandardSave(arrays),
+            ITERATOR: ocp.args.JsonSave(iterator_state),
+            CHECKSUMS: ocp.args.JsonSave(_checksums(arrays)),
         }
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -110,89 +119,93 @@ class Checkpoints:
         self._manager.check_for_errors()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, as (state, place in the data); None where there is none.
+        """The newest readable checkpoint, as (state, iterator state); None if there is no checkpoint.
 
-        Damaged checkpoints are reported, and once an older one has been read, renamed to `STEP.damaged`. What one process cannot read, all
-        of them leave out.
+        Damaged checkpoints are reported, and renamed to `STEP.damaged` once an older one has been
+        read. A checkpoint that one process cannot read is skipped by all.
 
         Args:
-          abstract: the state that this run's code makes, as jax.ShapeDtypeStructs with the shardings that it shall have.
+          abstract: the state of this run as jax.ShapeDtypeStructs with their shardings.
 
         Raises:
-          UserError: the checkpoint is of another model, or all of them are damaged.
+          FileError: the checkpoint is of another model, or all checkpoints are damaged.
         """
         damaged: list[int] = []
-        while (step := self._newest_but(damaged)) >= 0:
+        while (step := self._newest_except(damaged)) >= 0:
             found = self._read(step, abstract)
             if found is not None:
-                self._put_aside(damaged)
+                self._rename_damaged(damaged)
                 return found
             damaged.append(step)
         if damaged:
-            raise UserError(
-                f"no checkpoint in {self._folder} can be read; remove that folder to train from the start"
+            raise FileError(
+                f"no checkpoint in {self._folder} can be read; "
+                "remove that folder to train from the start",
+                self._folder,
             )
         return None
 
-    def _newest_but(self, damaged: list[int]) -> int:
-        """The newest step but these, as process 0 sees them; -1: there is none."""
+    def _newest_except(self, damaged: list[int]) -> int:
+        """The newest step except these, as process 0 lists them; -1: there is none."""
         return multihost.on_process_0(lambda: max(set(self.steps) - set(damaged), default=-1))
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """What is in a checkpoint; None on all processes, and reported, if one of them cannot read it or it is not what was saved."""
-        folder, found, problem = (
-            self._folder / str(step),
-            None,
-            "another process cannot read its part",
-        )
+        """A checkpoint; None on all processes if one of them cannot read it, or a checksum differs.
+
+        That is reported.
+        """
+        folder = self._folder / str(step)
+        found = None
+        problem = "another process cannot read its part"
         try:
-            found = self._read_own_part(folder, serialization.to_state_dict(abstract))
+            found = self._read_local(folder, serialization.to_state_dict(abstract))
         except UserError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise many types for a file that is missing, cut or garbled.
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
             problem = _first_line(error)
         if multihost.all_true(found is not None) and found is not None:
-            arrays, place, checksums = found
+            arrays, iterator_state, checksums = found
             wrong = sorted(
                 name for name, value in _checksums(arrays).items() if checksums.get(name) != value
             )
             if not wrong:
-                return serialization.from_state_dict(abstract, arrays), place
+                return serialization.from_state_dict(abstract, arrays), iterator_state
             problem = f"{wrong[0]} is not what was saved"
         if found is None or jax.process_index() == 0:
-            tqdm.write(f"checkpoint {folder} is damaged and left out ({problem})", file=sys.stderr)
+            tqdm.write(f"checkpoint {folder} is damaged and skipped ({problem})", file=sys.stderr)
         return None
 
-    def _read_own_part(
+    def _read_local(
         self, folder: epath.Path, target: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-        """State, place in the data and checksums. Not by the manager, which ends with a collective: others would wait for a failure."""
+        """State, iterator state and checksums.
+
+        Not read by Orbax's manager, whose restore ends with a collective: if one process failed, the
+        others would hang.
+        """
         self._check_same_model(folder, target)
-        arrays = self._state_handler.restore(
-            folder / "state", args=ocp.args.StandardRestore(target)
-        )
-        place, checksums = (
-            self._json_handler.restore(folder / name) for name in ("place", "checksums")
-        )
+        arrays = self._state_handler.restore(folder / STATE, args=ocp.args.StandardRestore(target))
+        iterator_state = self._json_handler.restore(folder / ITERATOR)
+        checksums = self._json_handler.restore(folder / CHECKSUMS)
         return (
             arrays,
-            msgspec.convert(place, dict[str, Any]),
+            msgspec.convert(iterator_state, dict[str, Any]),
             msgspec.convert(checksums, dict[str, int]),
         )
 
     def _check_same_model(self, folder: epath.Path, target: dict[str, Any]) -> None:
-        saved, wanted = (
-            _shapes(self._state_handler.metadata(folder / "state").tree),
-            _shapes(target),
-        )
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
-                raise UserError(
-                    f"checkpoint {folder} is of another model: {name} is {saved.get(name, 'missing')} there and "
-                    f"{wanted.get(name, 'missing')} in this run; give the run another workdir"
+        saved = _shapes(self._state_handler.metadata(folder / STATE).tree)
+        expected = _shapes(target)
+        for name in sorted(saved.keys() | expected.keys()):
+            if saved.get(name) != expected.get(name):
+                raise FileError(
+                    f"checkpoint {folder} is of another model: {name} is "
+                    f"{saved.get(name, 'missing')} there and {expected.get(name, 'missing')} in this "
+                    "run; give the run another workdir",
+                    folder,
                 )
 
-    def _put_aside(self, steps: list[int]) -> None:
+    def _rename_damaged(self, steps: list[int]) -> None:
         def rename() -> int:
             for step in steps:
                 (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
@@ -204,67 +217,69 @@ class Checkpoints:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the error says that the disk (or the quota) is full, as Python or as TensorStore says it."""
+    """Whether an error of Python or TensorStore means that the disk or the quota is full."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or any(
         text in str(error) for text in ("No space left on device", "Disk quota exceeded")
     )
 
 
-def _check_own(folder: epath.Path) -> None:
-    """Raises a UserError where Orbax would take other folders, such as "2019", for checkpoints."""
+def _check_only_checkpoints(folder: epath.Path) -> None:
+    """Raises a FileError if Orbax would mistake other folders, such as "2019", for checkpoints."""
     for step in folder.iterdir():
         if step.name.isdecimal() and step.is_dir():
             names = {path.name for path in step.iterdir()}
-            if names and not names & {"_CHECKPOINT_METADATA", "state", "place", "checksums"}:
-                raise UserError(
-                    f"{step} is not a checkpoint; choose another folder for run.checkpoints"
+            if names and not names & {"_CHECKPOINT_METADATA", STATE, ITERATOR, CHECKSUMS}:
+                raise FileError(
+                    f"{step} is not a checkpoint; set run.checkpoints to another folder", step
                 )
 
 
 def _remove_unfinished(folder: epath.Path) -> None:
-    """Removes what a failed save has left on a local disk, which may be full of it."""
+    """Removes the files of a failed save from a local disk, which they may fill."""
     if "://" in str(folder):
-        return  # The next start removes it.
-    for _ in range(5):  # TensorStore's other writes still run, and may make their folders anew
+        return  # The next start removes them.
+    for _ in range(5):  # Other writes of TensorStore still run, and may make their folders again.
         for path in (path for path in folder.iterdir() if ".orbax-checkpoint-tmp" in path.name):
             shutil.rmtree(path, ignore_errors=True)
         time.sleep(0.1)
 
 
 def _check_shared(folder: epath.Path) -> None:
-    def mark(number: int) -> epath.Path:
+    """Raises a FileError if not all processes have access to the same folder."""
+
+    def marker(number: int) -> epath.Path:
         return folder / f".shared_{number}"
 
-    def leave_mark() -> int:
+    def write_marker() -> int:
         number = secrets.randbelow(2**31)
-        mark(number).write_text("")
+        marker(number).write_text("")
         return number
 
-    left = mark(multihost.on_process_0(leave_mark))
-    shared = multihost.all_true(left.exists())
+    written = marker(multihost.on_process_0(write_marker))
+    shared = multihost.all_true(written.exists())
     if jax.process_index() == 0:
-        left.unlink()
+        written.unlink()
     if not shared:
-        raise UserError(
-            f"not all processes see the same {folder}; "
-            "set run.checkpoints to a folder that all hosts share, or to gs://BUCKET/FOLDER"
+        raise FileError(
+            f"not all processes see the same {folder}; set run.checkpoints to a folder that all hosts "
+            "share, or to gs://BUCKET/FOLDER",
+            folder,
         )
 
 
 def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """Of every array, computed where it lies: the same on any mesh. TensorStore reads back what has changed on the disk without a word."""
-    return {
-        name: int(value)
-        for name, value in jax.device_get(
-            _sums(traverse_util.flatten_dict(arrays, sep="/"))
-        ).items()
-    }
+    """Of every array, computed on its devices: the same on any mesh.
+
+    TensorStore does not notice if a file has changed on the disk.
+    """
+    sums = jax.device_get(_sums(traverse_util.flatten_dict(arrays, sep="/")))
+    return {name: int(value) for name, value in sums.items()}
 
 
 @jax.jit
 def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Each array's bits as unsigned integers, summed modulo 2^32: in any order the same."""
+    """The sum of each array's bits as unsigned integers modulo 2^32, which has no order."""
 
     def bits(x: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))

@@ -1,4 +1,4 @@
-"""The curves of a run, drawn from its table of metrics."""
+"""Line charts of a run's metrics, plotted from its metrics.csv."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from bitdance_jax.io import plot
 
 
 HELD_OUT = "eval_"
-"""How the names of figures begin that are of held-out images."""
+"""Prefix of the metrics of held-out records."""
 
 TITLES = {
     "loss": "loss",
@@ -22,17 +22,18 @@ TITLES = {
     "grad_norm": "norm of the gradient, before clipping",
     "learning_rate": "learning rate",
 }
-"""What a figure is, with its unit; those that are not here have none, and are called by their name."""
+"""Titles of metrics, with their units; the title of any other is its name."""
 
-FIRST, LAST = ("loss", "psnr"), ("grad_norm", "learning_rate")
+FIRST = ("loss", "psnr")
+LAST = ("grad_norm", "learning_rate")
 COLUMNS = 2
 
 
-def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]:
-    """A chart for each figure over the steps, the loss first; training and held-out images in one.
+def plot_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]:
+    """A chart of each metric over the steps, the loss first, with training and held-out values.
 
     Args:
-      rows: of `metrics.csv`, as text; what is missing, or no finite number, is left out.
+      rows: of `metrics.csv`, as text; missing values and values that are not finite are skipped.
     """
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     last = 0
@@ -41,10 +42,10 @@ def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]
         for name, text in row.items():
             if name in ("step", "epoch") or not text or not math.isfinite(value := float(text)):
                 continue
-            figure = name.removeprefix(HELD_OUT)
-            trained = "" if name in LAST else "training, of that step"
-            of = trained if figure == name else "held-out images, averaged weights"
-            lines.setdefault(figure, {}).setdefault(of, []).append((float(row["step"]), value))
+            metric = name.removeprefix(HELD_OUT)
+            training = "" if name in LAST else "training, one step"
+            label = training if metric == name else "held-out images, EMA weights"
+            lines.setdefault(metric, {}).setdefault(label, []).append((float(row["step"]), value))
     panels = [
         plot.Panel("step", lines[name], TITLES.get(name, name.replace("_", " ")))
         for name in sorted(lines, key=_rank)
@@ -55,7 +56,7 @@ def draw_curves(rows: Iterable[Mapping[str, str]]) -> UInt8[np.ndarray, "H W 3"]
 
 
 def _rank(name: str) -> int:
-    """Place of a figure's chart; figures that are not known keep their order between the others."""
+    """Position of a metric's chart; metrics without a fixed position keep their order."""
     if name in FIRST:
         return FIRST.index(name) - len(FIRST)
     return 1 + LAST.index(name) if name in LAST else 0

@@ -1,4 +1,4 @@
-"""Looking at a run's EMA weights: figures on the held-out images, on the whole mesh, and the weights themselves in one place."""
+"""Metrics of the EMA weights on held-out records, and gathering those weights."""
 
 import math
 from typing import Any
@@ -13,45 +13,47 @@ from bitdance_jax.train.step import make_evaluation_step
 from bitdance_jax.train.task import Params, Task
 
 
-MAX_IMAGES = 1000
+MAX_RECORDS = 1000
 
 
 class Evaluation:
-    """What can be seen of the EMA weights.
+    """Means of the objective's metrics over held-out records, with the same noise at every call.
 
-    The figures are means over the first held-out images: full batches, at least one; where images are too few, some count twice.
+    At most MAX_RECORDS of them, in full batches, at least one. If there are fewer records than a
+    batch has rows, some count twice.
     """
 
     def __init__(self, task: Task, frozen: Params, mesh: Mesh) -> None:
-        """`frozen`: the task's, on the mesh."""
-        self._task, self._frozen, self._mesh = task, frozen, mesh
+        """`frozen`: the task's weights on the mesh."""
+        self._task = task
+        self._frozen = frozen
+        self._mesh = mesh
         self._step = make_evaluation_step(task.objective, mesh)
         self._batches = task.held_out(local_rows(mesh, task.batch_size))
         self._start = self._batches.get_state()
 
-    def figures(self, ema_params: Params) -> dict[str, float]:
-        """Of the weights as they lie on the mesh; with noise that is the same at every call."""
+    def metrics(self, params: Params) -> dict[str, float]:
+        """The metrics of parameters on the mesh. Every process must call it."""
         size = self._task.batch_size
         self._batches.set_state(self._start)
-        figures = []
-        for i in range(max(1, min(self._task.held_out_size, MAX_IMAGES) // size)):
+        rows = []
+        for i in range(max(1, min(self._task.held_out_size, MAX_RECORDS) // size)):
             batch = put_batch(self._mesh, next(self._batches), size)
-            figures.append(
-                jax.device_get(self._step(ema_params, self._frozen, batch, jax.random.key(i)))
-            )
-        return {
-            name: math.fsum(float(f[name]) for f in figures) / len(figures) for name in figures[0]
-        }
+            rows.append(jax.device_get(self._step(params, self._frozen, batch, jax.random.key(i))))
+        return {name: math.fsum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
 
-    def images(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        """What the task draws, on one device of process 0; elsewhere nothing. Every process has to call it."""
-        whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self._mesh, P()))(ema_params)
-        if jax.process_index() != 0:
-            return {}
-        return self._task.preview(jax.tree.map(lambda x: x.addressable_data(0), whole), step)
+
+def on_one_device(params: Params, mesh: Mesh) -> Params:
+    """Complete parameters on the first device of this process. Every process must call it."""
+    gather: Any = jax.jit(_identity, out_shardings=NamedSharding(mesh, P()))
+    return jax.tree.map(lambda x: x.addressable_data(0), gather(params))
 
 
 def on_host(params: Params, mesh: Mesh) -> Params:
-    """The whole parameters as numpy arrays, one after the other. Every process has to call it."""
-    gather: Any = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+    """Complete parameters as numpy arrays, gathered one by one. Every process must call it."""
+    gather: Any = jax.jit(_identity, out_shardings=NamedSharding(mesh, P()))
     return jax.tree.map(lambda x: np.asarray(gather(x).addressable_data(0)), params)
+
+
+def _identity(tree: Params) -> Params:
+    return tree

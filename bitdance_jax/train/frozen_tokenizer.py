@@ -1,4 +1,4 @@
-"""The trained tokenizer that a class-conditional run works on, and how to come by one."""
+"""Loads the trained tokenizer of a class-conditional run."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, T
 
 
 def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer of a model folder, of a finished run or of a model.
+    """The tokenizer of a model folder (of a tokenizer or of a model), or of a finished run.
 
     Raises:
       UserError: there is none, its run is not finished, or its sizes are not `config`.
@@ -23,7 +23,8 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
         raise UserError(f"there is no tokenizer {folder}; {_how_to_get(folder, config)}")
     if isinstance(model_lookup.locate(folder), UnfinishedRun):
         raise UserError(
-            f"the tokenizer's run {folder} is not finished: its bits still change; start it again, to its end, before this one"
+            f"the tokenizer's run {folder} is not finished: its bits still change; "
+            "resume it and let it finish first"
         )
     loaded = load(folder)
     tokenizer = loaded.tokenizer if isinstance(loaded, ClassConditionalPipeline) else loaded
@@ -33,30 +34,34 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
         if getattr(tokenizer.config, f.name) != getattr(config, f.name)
     ]
     if names:
-        there, here = (
-            ", ".join(f"{name} {getattr(sizes, name)}" for name in names)
-            for sizes in (tokenizer.config, config)
-        )
         settings = ", ".join(
             f"model.tokenizer.{name}={getattr(tokenizer.config, name)}" for name in names
         )
         raise ConfigError(
-            f"the tokenizer in {folder} has {there}, and model.tokenizer {here}; "
-            f"choose another tokenizer, or set {settings}",
+            f"the tokenizer in {folder} has {_listed(tokenizer.config, names)}, and model.tokenizer "
+            f"{_listed(config, names)}; choose another tokenizer, or set {settings}",
             "tokenizer",
         )
     return tokenizer
 
 
+def _listed(config: TokenizerConfig, names: list[str]) -> str:
+    return ", ".join(f"{name} {getattr(config, name)}" for name in names)
+
+
 def _how_to_get(folder: str, config: TokenizerConfig) -> str:
+    """Advice on making or converting the tokenizer of a folder that does not exist."""
     run = os.path.dirname(os.path.normpath(folder))
     if os.path.basename(os.path.normpath(folder)) == "model" and run:
         workdir = "" if run == "runs/emoji_tokenizer" else f" --run.workdir {run}"
         advice = f"train it first: python train.py configs/emoji_tokenizer.py{workdir}"
     elif config == TokenizerConfig.d16c32():
-        advice = f"it lies in every released ImageNet model: {CONVERT} BitDance_B_1x.pt {folder} --tokenizer-only"
+        advice = (
+            "it is part of every released ImageNet model: "
+            f"{CONVERT} BitDance_B_1x.pt {folder} --tokenizer-only"
+        )
     else:
         advice = model_folder_hints.hint(folder)
     embedded = from_dict(TokenizerConfig, model_lookup.read_config(EMBEDDED).config["tokenizer"])
     fits = embedded == config
-    return f"{advice}, or use the embedded one: tokenizer='{EMBEDDED}'" if fits else advice
+    return f"{advice}, or use the embedded one: tokenizer={EMBEDDED!r}" if fits else advice

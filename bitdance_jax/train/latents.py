@@ -1,4 +1,5 @@
-"""Bits instead of images in a training run: how the model gets them, and the run's own tokens, made once and kept in its folder."""
+"""Training on bits instead of images: unpacking them, and the tokens of a run, which are made once
+and stored in its folder."""
 
 from pathlib import Path
 
@@ -16,20 +17,21 @@ from bitdance_jax.pipelines.class_conditional import Tokenizer
 
 
 def unpack(packed: UInt8[Array, "B h w bytes"], bits: int) -> Float[Array, "B h w K"]:
-    """Codes of packed bits (`data.tokens`), float32 in {-1, 1}."""
-    places = jnp.unpackbits(packed, axis=-1)[..., :bits]
-    return jnp.where(places > 0, 1.0, -1.0)
+    """Codes in {-1, 1}, float32, from packed bits (`data.tokens`)."""
+    unpacked = jnp.unpackbits(packed, axis=-1)[..., :bits]
+    return jnp.where(unpacked > 0, 1.0, -1.0)
 
 
 def cached_latents(
     folder: Path, source: ImageSource, tokenizer: Tokenizer, image_size: int, flips: bool
 ) -> TokensSource:
-    """Tokens of every image's centre crop, and with `flips` of its mirror image as well, read from `folder` or made and kept there.
+    """Tokens of the centre crop of every image, and with `flips` of its mirror image.
 
-    Tokens that another tokenizer, size or source made are made again. Several processes share the folder and the work.
+    They are read from `folder`, or made and stored there. Tokens of another tokenizer, size or
+    source are replaced. Several processes share the folder and the work.
 
     Raises:
-      UserError: the folder cannot be written to, or another job is doing so.
+      UserError: the folder cannot be written to, or another job is writing to it.
     """
     manifest = describe(
         source,

@@ -1,26 +1,28 @@
-"""The training loop: resume, step, log, draw, save, export."""
+"""The training loop: restores or initializes the state, trains, calls hooks, exports the model."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.consistency import check_same_config, fingerprint
-from bitdance_jax.distributed.mesh import check_batch, local_rows, put_batch
-from bitdance_jax.errors import UserError
+from bitdance_jax.distributed.mesh import check_batch, local_rows, make_mesh, put_batch
+from bitdance_jax.errors import ResourceError
 from bitdance_jax.io.paths import make_folder
+from bitdance_jax.io.progress import Progress
 from bitdance_jax.perf import hardware
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
-from bitdance_jax.train.evaluation import Evaluation, on_host
+from bitdance_jax.train.evaluation import on_host
+from bitdance_jax.train.hooks import Hook, HookRunner, RunContext
+from bitdance_jax.train.loop_hooks import EvaluationHook, loop_hooks
 from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
-from bitdance_jax.train.profiling import Profile
-from bitdance_jax.train.recorder import Recorder
 from bitdance_jax.train.run_folder import check_config, only_run, record_config
 from bitdance_jax.train.state import (
     TrainState,
@@ -29,30 +31,42 @@ from bitdance_jax.train.state import (
     learning_rate_schedule,
     make_optimizer,
 )
-from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.step import TrainStep, make_train_step
 from bitdance_jax.train.stopping import StopSignals
 from bitdance_jax.train.task import Batch, Batches, Params, Task, TrainingConfig
 
 
-def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None = None) -> None:
-    """Trains to `run.steps` steps, from the newest checkpoint in `run.workdir` where there is one, and exports the EMA weights.
+def train(
+    task: Task,
+    config: TrainingConfig,
+    *,
+    mesh: Mesh | None = None,
+    initial: Params | None = None,
+    hooks: Sequence[Hook] = (),
+) -> None:
+    """Trains to `run.steps` steps, from the newest checkpoint if there is one, and exports the EMA.
 
-    A run that is killed at any moment and started again gives the same losses and weights as one that is not; on another mesh, the same but
-    for rounding. The workdir holds config.json, model.json, checkpoints/, metrics.csv, curves.png, images/, tensorboard/ and, at the
-    end, the model folder model/.
+    A run that is killed at any moment and started again gives the same losses and weights as an
+    uninterrupted one; on another mesh, up to rounding. The workdir contains config.json, model.json,
+    checkpoints/, metrics.csv, curves.png, images/, tensorboard/ and, at the end, the model folder
+    model/. Every process calls this alike.
 
     Args:
-      task: what is trained.
-      config: kept as config.json; what decides the result must not change on resuming.
-      mesh: devices of all processes (`make_mesh`); every process calls this alike.
-      initial: parameters that a new run starts from, as numpy arrays; the others are drawn. A run that has checkpoints does not look at it.
+      task: what is trained: `config.make_task()`.
+      config: stored as config.json; fields that affect the result must not change on resuming.
+      mesh: the devices of all processes; None: `make_mesh(config.mesh)`.
+      initial: parameters that a new run starts from, as numpy arrays (`initial_params`); the others
+        are random. Ignored by a run that resumes.
+      hooks: called after some of the steps, see `bitdance_jax.train.hooks`.
 
     Raises:
-      Interrupted: SIGINT or SIGTERM came; the state is saved.
-      UserError: processes differ in config, data or frozen weights, the workdir holds another run or one
-        that is still going, the loss is not finite, or the disk is full.
+      Interrupted: SIGINT or SIGTERM was received; the state is saved.
+      UserError: processes differ in config, data or frozen weights, the workdir has another run or
+        one that still runs, or the loss diverged.
+      ResourceError: the disk is full.
     """
     run = config.run
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
     workdir = Path(run.workdir)
     check_same_config(
         config,
@@ -63,106 +77,153 @@ def train(task: Task, config: TrainingConfig, mesh: Mesh, initial: Params | None
         initial_weights=fingerprint(initial),
     )
     check_batch(mesh, task.batch_size, run.accumulate)
-    places = run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"
-    with _disk_full_is_user_error(places), only_run(config):
+    folders = run.workdir if run.checkpoints is None else f"{run.workdir} or {run.checkpoints}"
+    with _disk_full_as_resource_error(folders), only_run(config):
         check_config(config)
         make_folder(workdir)
         if jax.process_index() == 0:
-            record_config(config)  # From here on the folder is known for this run's.
+            record_config(config)  # Marks the folder as this run's.
         with Checkpoints(run.checkpoint_folder, run.keep) as checkpoints:
             if jax.process_index() == 0:
                 task.record.write(workdir)
-            state, figures = _train_steps(task, config, mesh, checkpoints, initial)
-        params = on_host(state.ema, mesh)
+            state, metrics = _train_steps(task, config, mesh, checkpoints, initial, hooks)
+        params, step = on_host(state.ema, mesh), int(state.step)
         if jax.process_index() == 0:
-            _say(f"writing the model folder {workdir / 'model'}")
-            task.export(params, str(workdir / "model"), step=int(state.step), metrics=figures)
-    _say(f"trained {int(state.step)} steps; the model is in {workdir / 'model'}")
+            _report(f"writing the model folder {workdir / 'model'}")
+            task.export(params, str(workdir / "model"), step=step, metrics=metrics)
+    _report(f"trained {step} steps; the model is in {workdir / 'model'}")
 
 
 def _train_steps(
-    task: Task, config: TrainingConfig, mesh: Mesh, checkpoints: Checkpoints, initial: Params | None
+    task: Task,
+    config: TrainingConfig,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    initial: Params | None,
+    hooks: Sequence[Hook],
 ) -> tuple[TrainState, dict[str, float]]:
-    """The state after the last step, and its held-out figures."""
-    run, objective = config.run, task.objective
-    schedule = learning_rate_schedule(config.optimizer, run.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, objective)
-    train_step = make_train_step(
-        objective,
-        optimizer,
-        schedule,
-        config.optimizer.ema_decay,
-        mesh,
-        run.accumulate,
-        run.gradient_dtype,
-    )
+    """The state after the last step, and its held-out metrics."""
+    run = config.run
+    optimizer, train_step = _make_step(task, config, mesh)
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
-    places = sharding.shardings(mesh, abstract := abstract_state(objective, optimizer, mesh))
-    hardware.check_fits((abstract, abstract.params), "the training state with its gradients")
-
-    restored = checkpoints.restore(abstract)
-    if restored:
-        state, place = restored
-    else:
-        draw = jax.jit(
-            lambda key, given: init_state(objective, optimizer, key, given), out_shardings=places
-        )
-        state, place = draw(init_key, sharding.put(mesh, initial or {})), None
+    state, iterator_state = _restore_or_init(
+        task, optimizer, mesh, checkpoints, key=init_key, initial=initial
+    )
     start = int(state.step)
     if start:
-        _say(f"resuming {run.workdir} after step {start}")
+        _report(f"resuming {run.workdir} after step {start}")
 
-    frozen = sharding.put(mesh, task.frozen)
-    evaluation = Evaluation(task, frozen, mesh)
-    feed = _Feed(task.batches(local_rows(mesh, task.batch_size)), place, mesh, task.batch_size)
-    peak = peak_flops(mesh)
-    if peak is None:
-        _say(
-            f"model FLOP utilisation is left out: the peak of {mesh.devices.flat[0].device_kind} is not known"
-        )
-    speed = Speedometer(task.batch_size, training_flops(objective, task.batch_size), peak)
-    trace = Profile(config.profile, Path(run.workdir) / "profile", start)
+    frozen = sharding.put(mesh, task.frozen, task.objective.sharding_rules)
+    feed = _Feed(
+        task.batches(local_rows(mesh, task.batch_size)), iterator_state, mesh, task.batch_size
+    )
+    evaluation = EvaluationHook(run.preview_every)
+    speedometer = _make_speedometer(task, mesh)
+    shown = jax.process_index() == 0
     with (
-        closing(Recorder(task, run, checkpoints, start, speed, evaluation)) as recorder,
-        trace,
+        closing(Progress(run.steps, "step", "training", initial=start, shown=shown)) as progress,
         StopSignals() as signals,
     ):
-        for step in range(start + 1, run.steps + 1):
-            trace.before_step(step, state)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, frozen, feed.take(), noise_key)
-            stopping = signals.reached(step)
-            if not stopping:
-                feed.read_ahead()  # While the devices work on this step.
-            checkpoints.check()
-            recorder.after_step(step, state, metrics, feed.place, stopping)
-            if stopping and step < run.steps:
-                checkpoints.wait()
-                raise signals.interruption(f"step {step} is saved in {run.checkpoint_folder}")
-    return state, recorder.held_out or evaluation.figures(state.ema)
+        context = RunContext(task, config, mesh, frozen, start, progress)
+        all_hooks = loop_hooks(
+            context,
+            checkpoints=checkpoints,
+            evaluation=evaluation,
+            speedometer=speedometer,
+            hooks=hooks,
+        )
+        with HookRunner(all_hooks, context) as runner:
+            for step in range(start + 1, run.steps + 1):
+                runner.before_step(step, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = train_step(state, frozen, feed.take(), noise_key)
+                stopping = signals.reached(step)
+                if not stopping:
+                    feed.read_ahead()  # While the devices work on this step.
+                checkpoints.check()
+                last = runner.after_step(
+                    step, state, metrics, iterator_state=feed.iterator_state, stopping=stopping
+                )
+                if last:
+                    break
+                if stopping:
+                    checkpoints.wait()
+                    raise signals.interruption(f"step {step} is saved in {run.checkpoint_folder}")
+            return state, evaluation.metrics_of(state)
+
+
+def _make_step(
+    task: Task, config: TrainingConfig, mesh: Mesh
+) -> tuple[optax.GradientTransformation, TrainStep]:
+    run = config.run
+    schedule = learning_rate_schedule(config.optimizer, run.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, task.objective)
+    step = make_train_step(
+        task.objective,
+        optimizer,
+        schedule,
+        mesh,
+        ema_decay=config.optimizer.ema_decay,
+        accumulate=run.accumulate,
+        gradient_dtype=run.gradient_dtype,
+    )
+    return optimizer, step
+
+
+def _restore_or_init(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    *,
+    key: jax.Array,
+    initial: Params | None,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state of the newest checkpoint, or a new one; and the iterator state, if restored."""
+    objective = task.objective
+    abstract = abstract_state(objective, optimizer, mesh)
+    hardware.check_fits((abstract, abstract.params), "the training state with its gradients")
+    restored = checkpoints.restore(abstract)
+    if restored is not None:
+        return restored
+    init = jax.jit(
+        lambda key, given: init_state(objective, optimizer, key, given),
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+    )
+    return init(key, sharding.put(mesh, initial or {}, objective.sharding_rules)), None
+
+
+def _make_speedometer(task: Task, mesh: Mesh) -> Speedometer:
+    peak = peak_flops(mesh)
+    if peak is None:
+        kind = mesh.devices.flat[0].device_kind
+        _report(f"model FLOP utilisation is not reported: the peak of {kind} is not known")
+    return Speedometer(task.batch_size, training_flops(task.objective, task.batch_size), peak)
 
 
 class _Feed:
     """Batches on the devices, read one ahead.
 
     Attributes:
-      place: the data's place after the batch last taken (not the one read ahead): what a checkpoint keeps.
+      iterator_state: after the batch last taken (not the one read ahead); checkpoints contain it.
     """
 
     def __init__(
-        self, batches: Batches, place: dict[str, Any] | None, mesh: Mesh, batch_size: int
+        self, batches: Batches, state: dict[str, Any] | None, mesh: Mesh, batch_size: int
     ) -> None:
-        self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
-        if place is not None:
-            batches.set_state(place)
+        self._batches = batches
+        self._mesh = mesh
+        self._batch_size = batch_size
+        if state is not None:
+            batches.set_state(state)
         self._ahead: tuple[Batch, dict[str, Any]] | None = None
-        self.place: dict[str, Any] = {}
+        self.iterator_state: dict[str, Any] = {}
 
     def take(self) -> Batch:
         if self._ahead is None:
             self.read_ahead()
         assert self._ahead is not None
-        batch, self.place = self._ahead
+        batch, self.iterator_state = self._ahead
         self._ahead = None
         return batch
 
@@ -172,17 +233,18 @@ class _Feed:
 
 
 @contextmanager
-def _disk_full_is_user_error(places: str) -> Iterator[None]:
+def _disk_full_as_resource_error(folders: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if is_disk_full(error):
-            raise UserError(
-                f"the disk of {places} is full; make room and run the same command again: it resumes"
+            raise ResourceError(
+                f"the disk of {folders} is full; free space and run the same command again: "
+                "it resumes"
             ) from error
         raise
 
 
-def _say(message: str) -> None:
+def _report(message: str) -> None:
     if jax.process_index() == 0:
         tqdm.write(message, file=sys.stderr)

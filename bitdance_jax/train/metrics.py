@@ -1,4 +1,4 @@
-"""Where a run's figures go: `metrics.csv`, TensorBoard, images and a drawing of the curves."""
+"""Writes the metrics of a run: `metrics.csv`, TensorBoard, images and line charts."""
 
 import itertools
 import shutil
@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from bitdance_jax.io import image_files, readers
 from bitdance_jax.io.atomic import remove_temporary_files, replace_file
-from bitdance_jax.train.curves import draw_curves
+from bitdance_jax.train.curves import plot_curves
 
 
 class MetricsFile:
-    """A CSV table with one row a logged step. The same run writes the same file, resumed or not.
+    """A CSV table with one row per logged step. A resumed run writes the same file.
 
-    Opening drops the rows after `last_step` (0 drops all), and a last line that a kill left incomplete. A figure that appears later than
-    the first row becomes a new column, empty in the rows before it.
+    Opening it drops the rows after `last_step` (0 drops all) and an incomplete last line. A metric
+    that first appears in a later row becomes a new column, empty in the rows before.
 
-    Other lines that no run has written are left out too. Then the file as it was is kept beside it, and
-    a line on stderr names it.
+    Other lines that are not rows are dropped too. Then a copy of the file is stored beside it, and
+    stderr names it.
 
     Raises:
       UserError: the file cannot be read or written.
@@ -34,15 +34,15 @@ class MetricsFile:
         if path.exists():
             rows, altered = _read(path)
             if altered:
-                _keep_aside(path)
+                _back_up(path)
             self.rows = [row for row in rows if int(row["step"]) <= last_step]
         self._columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
-    def append(self, step: int, figures: Mapping[str, float]) -> None:
-        """Adds a row. Floats are written so that they read back exactly."""
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a row. Reading the file gives the same floats exactly."""
         self.rows.append(
-            {"step": str(step), **{name: repr(value) for name, value in figures.items()}}
+            {"step": str(step), **{name: repr(value) for name, value in metrics.items()}}
         )
         new = [name for name in self.rows[-1] if name not in self._columns]
         self._columns += new
@@ -62,7 +62,7 @@ class MetricsFile:
 
 
 def _read(path: Path) -> tuple[list[dict[str, str]], bool]:
-    """The rows of a table, and whether there is anything else in it but a last line that is not whole."""
+    """The rows of a table, and whether it has other lines than rows and an incomplete last line."""
     text = Path(readers.check_file(path)).read_bytes().decode(errors="replace")
     *lines, rest = text.split("\n")
     columns = (lines or [rest])[0].split(",")
@@ -73,7 +73,7 @@ def _read(path: Path) -> tuple[list[dict[str, str]], bool]:
 
 
 def _row(columns: list[str], line: str) -> dict[str, str] | None:
-    """A line of a table, None if it is none: a number in each column, or nothing, and a step in the first."""
+    """A row: a step, then in each column a number or nothing. None if the line is no row."""
     cells = line.split(",")
     try:
         int(cells[0])
@@ -83,23 +83,21 @@ def _row(columns: list[str], line: str) -> dict[str, str] | None:
     return dict(zip(columns, cells, strict=True)) if len(cells) == len(columns) else None
 
 
-def _keep_aside(path: Path) -> None:
-    asides = itertools.chain([".damaged"], (f".damaged_{number}" for number in itertools.count(2)))
-    aside = next(
-        path.with_name(path.name + ending)
-        for ending in asides
-        if not path.with_name(path.name + ending).exists()
-    )
-    with replace_file(aside) as temporary:
+def _back_up(path: Path) -> None:
+    """Copies a damaged file to the first free name beside it, and reports that."""
+    endings = itertools.chain([".damaged"], (f".damaged_{i}" for i in itertools.count(2)))
+    copies = (path.with_name(path.name + ending) for ending in endings)
+    copy = next(copy for copy in copies if not copy.exists())
+    with replace_file(copy) as temporary:
         shutil.copyfile(path, temporary)
     tqdm.write(
-        f"{path} is damaged; it is kept as {aside}, and lines that no run wrote are left out",
+        f"{path} is damaged; it is copied to {copy}, and lines that are no rows are dropped",
         file=sys.stderr,
     )
 
 
 class MetricsWriter:
-    """Writes figures and images into a run's folder. What a killed process left there of a file goes."""
+    """Writes metrics and images into a run's folder, and removes temporary files of a killed run."""
 
     def __init__(self, workdir: Path, last_step: int) -> None:
         self._workdir = workdir
@@ -109,20 +107,21 @@ class MetricsWriter:
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 
     def write(
-        self, step: int, figures: Mapping[str, float], performance: Mapping[str, float]
+        self, step: int, metrics: Mapping[str, float], performance: Mapping[str, float]
     ) -> None:
-        """Logs a step. Speed and memory go to TensorBoard only: metrics.csv holds what a resumed run repeats exactly."""
-        self._table.append(step, figures)
-        for name, value in {**figures, **performance}.items():
+        """Logs a step. Speed and memory are in TensorBoard only: a resumed run has to repeat
+        metrics.csv exactly."""
+        self._table.append(step, metrics)
+        for name, value in {**metrics, **performance}.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images/NAME_STEP.png for each uint8 [H, W, 3] image, and draws curves.png anew."""
+        """Writes images/NAME_STEP.png for each uint8 [H, W, 3] image, and updates curves.png."""
         for name, image in images.items():
             image_files.save_png(self._workdir / "images" / f"{name}_{step:07d}.png", image)
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
-        image_files.save_png(self._workdir / "curves.png", draw_curves(self._table.rows))
+        image_files.save_png(self._workdir / "curves.png", plot_curves(self._table.rows))
 
     def close(self) -> None:
         self._tensorboard.close()

@@ -2,46 +2,34 @@
 
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from bitdance_jax.train.hooks import Hook, RunContext
+from bitdance_jax.train.state import TrainState
 
-class Profile:
-    """Traces some steps into a folder; a context manager: leaving writes a trace that has been begun.
+
+class ProfileHook(Hook):
+    """Traces some steps into the folder `profile` of the run.
 
     Process 0 traces its own devices; those of the others do the same work at the same time.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, folder: Path, start: int) -> None:
-        """Prepares a trace.
+    every = None
 
-        Args:
-          steps: the first and the last step to trace; None: no trace.
-          folder: where it goes.
-          start: steps that the run has done already.
-        """
-        self._steps, self._folder = steps if jax.process_index() == 0 else None, folder
+    def __init__(self, steps: tuple[int, int] | None) -> None:
+        """`steps`: the first and the last step to trace; None: no trace."""
+        self._steps = steps if jax.process_index() == 0 else None
         self._running = False
-        if self._steps and self._steps[1] <= start:
-            _say(f"no trace is written: the run is past step {self._steps[1]}")
 
-    def __enter__(self) -> "Profile":
-        return self
+    def start(self, run: RunContext) -> None:
+        self._folder = Path(run.config.run.workdir) / "profile"
+        if self._steps is not None and self._steps[1] <= run.start:
+            _report(f"no trace is written: the run is past step {self._steps[1]}")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._running:
-            self._stop()
-
-    def before_step(self, step: int, state: Any) -> None:
-        """Begins or ends the trace where it is time to. Both wait for the devices: `state` is what the step before returned."""
+    def before_step(self, step: int, state: TrainState) -> None:
+        """Starts or ends the trace if it is time to; both wait for the devices."""
         if self._steps is None:
             return
         first, last = self._steps
@@ -57,14 +45,20 @@ class Profile:
             )
             self._running = True
 
+    def close(self) -> None:
+        """Writes a trace that was started."""
+        if self._running:
+            self._stop()
+
     def _stop(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
         trace = max(self._folder.glob("plugins/profile/*/perfetto_trace.json.gz"))
-        _say(
-            f"trace written: open {trace} at https://ui.perfetto.dev, or `pip install xprof` and `xprof --logdir {self._folder}`"
+        _report(
+            f"trace written: open {trace} at https://ui.perfetto.dev, "
+            f"or `pip install xprof` and `xprof --logdir {self._folder}`"
         )
 
 
-def _say(message: str) -> None:
+def _report(message: str) -> None:
     tqdm.write(message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A run's folder: one process writes it, and `config.json` says what may differ when the run goes on."""
+"""The folder of a run: only one run writes to it, and a resumed run has the same config."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from bitdance_jax.config import to_dict
 from bitdance_jax.distributed import multihost
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import ConfigError, UserError, short
 from bitdance_jax.io import model_folder, readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.locks import LOCK, writer_lock
@@ -20,7 +20,6 @@ from bitdance_jax.io.paths import make_folder
 from bitdance_jax.train.task import TrainingConfig
 
 
-# What a resumed run may change without another result (`steps` moves a cosine schedule's end, which is what asking for more steps means).
 _RUN_MAY_CHANGE = (
     "workdir",
     "steps",
@@ -32,27 +31,28 @@ _RUN_MAY_CHANGE = (
     "checkpoints",
     "export_dtype",
 )
+"""Fields of `run` that a resumed run may change: they do not affect the result, except that `steps`
+moves the end of a cosine schedule, as is expected of more steps."""
 _MAY_CHANGE = re.compile(
     rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?"
 )
 
-# What a bfloat16 run did whose config.json does not yet have the field.
-_BEFORE = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
-
+_FORMER_DEFAULTS = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
+"""What bfloat16 runs did whose config.json does not have these fields yet."""
 
 _NAMES = ["config.json", "model.json", "checkpoints", "metrics.csv", "curves.png", "images"]
 _NAMES += ["tensorboard", "profile", "model"]
-"""What a run writes into its folder."""
+"""The files and folders that a run writes."""
 
 
 @contextlib.contextmanager
 def only_run(config: TrainingConfig) -> Iterator[None]:
-    """Keeps other runs out of the workdir and out of a local folder of checkpoints until the block ends.
+    """Locks the workdir and a local folder of checkpoints against other runs.
 
     Process 0 does so for all; every process calls this alike.
 
     Raises:
-      UserError: another run is there.
+      UserError: another run has the lock.
     """
     with multihost.entered_on_process_0(_locks(config)):
         yield
@@ -60,55 +60,57 @@ def only_run(config: TrainingConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locks(config: TrainingConfig) -> Iterator[None]:
-    places = [
-        place for place in (config.run.workdir, config.run.checkpoint_folder) if "://" not in place
-    ]
+    folders = (config.run.workdir, config.run.checkpoint_folder)
+    local = {os.path.realpath(folder) for folder in folders if "://" not in folder}
     with contextlib.ExitStack() as stack:
-        for place in sorted({os.path.realpath(place) for place in places}):
-            stack.enter_context(writer_lock(place, is_folder=True))
+        for folder in sorted(local):
+            stack.enter_context(writer_lock(folder, is_folder=True))
         yield
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Looks whether `run.workdir` is this run's to write to, or nobody's yet.
+    """Checks that `run.workdir` is new, or of a run with this config.
 
     Raises:
-      UserError: it is that of a run with another config that has checkpoints (it names the fields), or
-        has files that no run wrote.
+      ConfigError: it is of a run with another config and has checkpoints; the message names the
+        fields. Or it has files that no run wrote.
     """
     workdir = Path(config.run.workdir)
     path = workdir / "config.json"
-    there = [name for name in _NAMES if _is_something(workdir / name)]
-    if there and not _is_config(path):
-        what = (
-            f"{workdir} has no config.json of a run, which would write over its {', '.join(there)}"
+    existing = [name for name in _NAMES if _has_content(workdir / name)]
+    if existing and not _is_config(path):
+        raise ConfigError(
+            f"{workdir} has no config.json of a run, which would overwrite its "
+            f"{', '.join(existing)}; restore config.json, or set another run.workdir",
+            "run.workdir",
         )
-        raise UserError(f"{what}; restore config.json, or choose another run.workdir")
     model_folder.check_writable(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
         return
     recorded = _flat(readers.read_json(path, fix="restore it, or give the run another workdir"))
-    wanted = _flat(json.loads(_text(config)))
+    current = _flat(json.loads(_text(config)))
     if recorded.get("run.compute_dtype") == "bfloat16":
-        recorded = {name: value for name, value in _BEFORE.items() if name in wanted} | recorded
-    # Any other field that the recorded config lacks came with a newer version, and its default with the old behaviour.
+        former = {name: value for name, value in _FORMER_DEFAULTS.items() if name in current}
+        recorded = former | recorded
+    # Any other field that the recorded config lacks is newer; its default is the former behaviour.
     names = sorted(
-        n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != wanted.get(n)
+        n for n in recorded if not _MAY_CHANGE.fullmatch(n) and recorded[n] != current.get(n)
     )
     if names:
         changes = ", ".join(
-            f"{name} was {short(recorded[name])}, now {short(wanted.get(name))}" for name in names
+            f"{name} was {short(recorded[name])}, now {short(current.get(name))}" for name in names
         )
-        raise UserError(
-            f"{workdir} holds a run with another config ({changes}); give this one another workdir"
+        raise ConfigError(
+            f"{workdir} has a run with another config ({changes}); set another run.workdir",
+            "run.workdir",
         )
 
 
 def has_checkpoints(config: TrainingConfig) -> bool:
-    """Whether the run has saved anything that it goes on from."""
+    """Whether there are checkpoints that the run resumes from."""
     checkpoints = config.run.checkpoint_folder
-    there = "://" in checkpoints or Path(checkpoints).exists()
-    return there and any(step.name.isdecimal() for step in make_folder(checkpoints).iterdir())
+    exists = "://" in checkpoints or Path(checkpoints).exists()
+    return exists and any(step.name.isdecimal() for step in make_folder(checkpoints).iterdir())
 
 
 def _is_config(path: Path) -> bool:
@@ -120,8 +122,8 @@ def _is_config(path: Path) -> bool:
     return {"run", "data", "optimizer"} <= recorded.keys()
 
 
-def _is_something(path: Path) -> bool:
-    """Whether it is there, and no folder that is empty but for a lock."""
+def _has_content(path: Path) -> bool:
+    """Whether the path exists and is not a folder that is empty except for a lock."""
     return os.path.lexists(path) and not (
         path.is_dir() and {child.name for child in path.iterdir()} <= {LOCK}
     )

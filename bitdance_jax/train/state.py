@@ -1,4 +1,4 @@
-"""The training state, and the optimizer that moves it (SPEC 4)."""
+"""The training state and the optimizer (paper section 4.2)."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from bitdance_jax.config import ConfigError, OptimizerConfig
-from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.sharding import Rules, shardings
 from bitdance_jax.train.task import Objective, Params
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes; as jax.ShapeDtypeStructs it describes a state to restore.
+    """Everything that a step changes. Of jax.ShapeDtypeStructs, it describes a state to restore.
 
     Attributes:
-      step: optimizer steps done, int32 scalar.
+      step: number of optimizer steps done, int32 scalar.
       params: the trained parameters, float32.
-      ema: their exponential moving average, float32, started from the initial weights.
+      ema: their exponential moving average, float32, which starts at the initial parameters.
       opt_state: optax state.
     """
 
@@ -37,43 +37,49 @@ def init_state(
     key: jax.Array,
     given: Params | None = None,
 ) -> TrainState:
-    """The state before the first step; parameters that are `given` are taken, the others drawn."""
+    """The state before the first step: the `given` parameters, the others from `key`."""
     params = objective.init(key)
     if given:
         params = traverse_util.unflatten_dict(
             traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given)
         )
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
-    )
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
 def abstract_state(
     objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state as jax.ShapeDtypeStructs that say where every array lies (`sharding.shardings`)."""
+    """The state as jax.ShapeDtypeStructs with their shardings."""
     state = jax.eval_shape(lambda key: init_state(objective, optimizer, key), jax.random.key(0))
-    return on_mesh(mesh, state)
+    return on_mesh(mesh, state, objective.sharding_rules)
 
 
-def on_mesh(mesh: Mesh, tree: Any) -> Any:
-    """Shapes with the places where `sharding.shardings` puts them."""
-    places = sharding.shardings(mesh, tree)
+def on_mesh(mesh: Mesh, tree: Any, rules: Rules = ()) -> Any:
+    """Shapes with their shardings (`sharding.shardings`)."""
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings(mesh, tree, rules),
     )
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of each step of a run of `steps`: linear from 0 to the peak, then constant or a cosine to `end_learning_rate`."""
-    peak, warmup = config.learning_rate, config.warmup_steps
+    """The learning rate of each step of a run of `steps` steps.
+
+    Linear from 0 to the peak, then constant or a cosine to `end_learning_rate`.
+    """
+    peak = config.learning_rate
+    warmup = config.warmup_steps
     schedules = [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)]
     boundaries = [warmup]
     if config.schedule == "cosine":
         start = warmup if config.decay_start is None else config.decay_start
         if start < warmup:
             raise ConfigError(
-                f"optimizer.decay_start must not be before the end of the warm-up, got {start} and {warmup} warm-up steps"
+                "optimizer.decay_start must not be before the end of the warm-up, "
+                f"got {start} and {warmup} warm-up steps",
+                "optimizer.decay_start",
             )
         schedules.append(
             optax.cosine_decay_schedule(
@@ -87,7 +93,8 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, objective: Objective
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; weight decay is decoupled and scaled by the learning rate."""
+    """AdamW after clipping by the global norm. The decoupled weight decay is scaled by the learning
+    rate, and skips biases, scales and `objective.no_decay`."""
 
     def decayed(params: Params) -> Params:
         def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: SIGINT, SIGTERM, SIGHUP, and the notice of a machine that is about to be taken away."""
+"""Stopping a run by SIGINT, SIGTERM or SIGHUP, also when a scheduler preempts the machine."""
 
 import os
 import signal
@@ -12,11 +12,12 @@ from bitdance_jax.errors import Interrupted
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP ask the run to save and stop instead of killing it; a second one kills as usual. A context manager.
+    """A context manager in which SIGINT, SIGTERM and SIGHUP let the run save and stop.
 
-    SIGHUP comes when a terminal is closed; `nohup` has it ignored, and so it stays. In a job of several processes a signal to any of them
-    stops all after the same step. JAX's pre-emption service sees to that: it takes SIGTERM, which cloud and cluster schedulers send before
-    they take a machine away, and the others are handed on to it as one.
+    A second signal kills as usual. SIGHUP is sent when a terminal is closed; it stays ignored under
+    `nohup`. In a job of several processes a signal to any of them stops all after the same step, by
+    JAX's preemption service: it handles SIGTERM, which schedulers send before they preempt a machine,
+    and the other signals are passed to it as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -27,11 +28,11 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if (
             threading.current_thread() is threading.main_thread()
-        ):  # Python allows signal handlers nowhere else.
-            taken = [signal.SIGINT, signal.SIGTERM] if self._alone else [signal.SIGINT]
+        ):  # Python allows signal handlers in no other thread.
+            handled = [signal.SIGINT, signal.SIGTERM] if self._alone else [signal.SIGINT]
             if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-                taken.append(signal.SIGHUP)
-            self._previous = {number: signal.signal(number, self._receive) for number in taken}
+                handled.append(signal.SIGHUP)
+            self._previous = {number: signal.signal(number, self._receive) for number in handled}
         return self
 
     def __exit__(
@@ -43,7 +44,7 @@ class StopSignals:
         self._restore()
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop after this step. Every process asks at every step; no device is waited for."""
+        """Whether to save and stop after this step. Every process calls this after every step."""
         return (
             bool(self._received)
             if self._alone
@@ -51,21 +52,20 @@ class StopSignals:
         )
 
     def interruption(self, saved: str) -> Interrupted:
-        """What to raise then; `saved` says what is kept."""
+        """The exception to raise then; `saved` says what is saved."""
         number = self._received[0] if self._received else signal.SIGTERM
         where = "" if self._received else " to one of the processes"
         name = signal.Signals(number).name
         return Interrupted(
-            f"stopped by {name}{where}; {saved}, the same command goes on from there", 128 + number
+            f"stopped by {name}{where}; {saved}, the same command resumes from there", 128 + number
         )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
         name = signal.Signals(number).name
-        # Not by print or a bar: the signal may have come in the middle of one of theirs.
-        os.write(
-            2, f"\n{name}: stopping once this step is done and saved; a second one kills\n".encode()
-        )
+        # Not printed: the signal may have interrupted a print.
+        message = f"\n{name}: stopping once this step is done and saved; a second signal kills\n"
+        os.write(2, message.encode())
         self._restore()
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -162,8 +162,8 @@ def test_a_run_of_another_config_is_found_before_data_and_weights_are_opened(
         "--model.bits",
         "16",
     )
-    message = "holds a run with another config (--model.bits was 8, now 16); give this one another workdir"
-    assert (code, error) == (2, f"error: {tmp_path} {message}\n")
+    assert code == 2
+    assert str(tmp_path) in error and "model.bits was 8, now 16" in error
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def classes_of(command, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(ClassConditionalTraining, "make_task", lambda config: config)
     monkeypatch.setattr(
-        command, "train", lambda task, config, *_: seen.append(config.model.num_classes)
+        command, "train", lambda task, config, **_: seen.append(config.model.num_classes)
     )
     workdir = ["--run.workdir", str(tmp_path / "run")]
 

@@ -35,7 +35,7 @@ def stopped_once(toy, tmp_path_factory):
     """A toy run of 20 steps, stopped after step 14. Its last checkpoints are of steps 7 and 14."""
     folder = tmp_path_factory.mktemp("stopped")
     config = dataclasses.replace(toy.training_config(folder, 14), mesh=MeshConfig())
-    loop.train(toy.ToyTask(), config, MESH)
+    loop.train(toy.ToyTask(), config, mesh=MESH)
     shutil.rmtree(folder / "model")
     return folder
 

@@ -74,9 +74,9 @@ def test_the_embedded_model_may_be_given(tokenizer_config):
 def test_the_class_embedding_of_other_classes_is_random(config, capsys):
     model = dataclasses.replace(config.model, num_classes=12)
     params = initial_params(dataclasses.replace(config, model=model))
-    whole = tiny_models.model_params()
-    assert set(whole) - set(params) == {"class_embedding"}
-    assert_same(params, {name: whole[name] for name in params})
+    saved = tiny_models.model_params()
+    assert set(saved) - set(params) == {"class_embedding"}
+    assert_same(params, {name: saved[name] for name in params})
     assert f"{config.init} has 9 classes and this run 12" in capsys.readouterr().err
 
 

@@ -100,9 +100,9 @@ def test_another_tokenizer_source_size_or_choice_makes_them_again(
 @pytest.mark.parametrize("damaged", ["manifest.json", "tokens-00000-of-00001.array_record"])
 def test_damaged_files_are_made_again(tmp_path, source, tokenizer, encoded, damaged):
     cached_latents(tmp_path, source, tokenizer, SIZE, flips=False)
-    whole = (tmp_path / damaged).read_bytes()
-    for damage in (b"", whole[: len(whole) // 2]):
+    complete = (tmp_path / damaged).read_bytes()
+    for damage in (b"", complete[: len(complete) // 2]):
         encoded.clear()
         (tmp_path / damaged).write_bytes(damage)
         cached_latents(tmp_path, source, tokenizer, SIZE, flips=False)
-        assert encoded == [20] and (tmp_path / damaged).read_bytes() == whole
+        assert encoded == [20] and (tmp_path / damaged).read_bytes() == complete

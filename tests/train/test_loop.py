@@ -24,7 +24,7 @@ from bitdance_jax.train.loop import train
 def run(toy):
     """Trains the toy in a folder: 10 steps, of which every 2nd is logged, every 4th saved and every 5th drawn."""
 
-    def run(workdir, task=None, optimizer=None, initial=None, **changes):
+    def run(workdir, task=None, optimizer=None, initial=None, hooks=(), **changes):
         settings = {"steps": 10, "log_every": 2, "save_every": 4, "preview_every": 5} | changes
         config = toy.training_config(workdir, **settings)
         config = dataclasses.replace(
@@ -35,8 +35,9 @@ def run(toy):
         train(
             task or toy.ToyTask(),
             config,
-            make_mesh(config.mesh, jax.devices()[:1]),
-            initial,
+            mesh=make_mesh(config.mesh, jax.devices()[:1]),
+            initial=initial,
+            hooks=hooks,
         )
 
     return run

@@ -26,7 +26,7 @@ def test_rows_read_back_exactly(tmp_path):
     ]
 
 
-def test_a_later_figure_becomes_a_column(tmp_path):
+def test_a_later_metric_becomes_a_column(tmp_path):
     table = MetricsFile(tmp_path / "metrics.csv", 0)
     table.append(1, {"loss": 0.5})
     table.append(2, {"loss": 0.25, "eval_psnr": 20.0})
@@ -36,14 +36,14 @@ def test_a_later_figure_becomes_a_column(tmp_path):
     ).read_text() == "step,loss,eval_psnr\n1,0.5,\n2,0.25,20.0\n3,0.125,\n"
 
 
-def test_reopening_drops_later_rows_and_a_half_line(tmp_path):
+def test_reopening_drops_later_rows_and_an_incomplete_line(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss,eval_psnr\n1,0.5,\n2,0.25,20.0\n3,0.125,\n4,0.0")
     MetricsFile(path, 2).append(3, {"loss": 0.75})
     assert path.read_text() == "step,loss,eval_psnr\n1,0.5,\n2,0.25,20.0\n3,0.75,\n"
 
 
-def test_a_half_header_is_dropped(tmp_path):
+def test_an_incomplete_header_is_dropped(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,lo")
     MetricsFile(path, 10).append(11, {"loss": 0.5})
@@ -63,7 +63,7 @@ def test_a_half_header_is_dropped(tmp_path):
         (b"\0" * 50, []),
     ],
 )
-def test_lines_that_no_run_wrote_are_left_out_and_the_file_is_kept(tmp_path, capsys, foreign, kept):
+def test_lines_that_are_no_rows_are_dropped_and_the_file_is_copied(tmp_path, capsys, foreign, kept):
     path = tmp_path / "metrics.csv"
     path.write_bytes(foreign)
     for attempt in ("metrics.csv.damaged", "metrics.csv.damaged_2"):
@@ -71,14 +71,16 @@ def test_lines_that_no_run_wrote_are_left_out_and_the_file_is_kept(tmp_path, cap
         MetricsFile(path, 10)
         assert [row["step"] for row in read(path)] == kept
         assert (tmp_path / attempt).read_bytes() == foreign
-        assert f"{path} is damaged; it is kept as {tmp_path / attempt}," in capsys.readouterr().err
+        assert (
+            f"{path} is damaged; it is copied to {tmp_path / attempt}," in capsys.readouterr().err
+        )
     MetricsFile(path, 10)
     assert len(list(tmp_path.iterdir())) == 3 and capsys.readouterr().err == ""
 
 
-def test_a_table_that_cannot_be_read_is_one_line(tmp_path):
+def test_a_table_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
-    os.mkfifo(tmp_path / "metrics2.csv")  # would keep a reader for ever
+    os.mkfifo(tmp_path / "metrics2.csv")  # would block a reader
     for name in ("metrics.csv", "metrics2.csv"):
         with pytest.raises(
             UserError, match=rf"{name} is not a file, but a folder, a pipe or a device$"
@@ -86,7 +88,7 @@ def test_a_table_that_cannot_be_read_is_one_line(tmp_path):
             MetricsFile(tmp_path / name, 10)
 
 
-def test_starting_anew_drops_all(tmp_path):
+def test_a_new_run_drops_all_rows(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n1,0.5\n")
     MetricsFile(path, 0)
@@ -99,7 +101,7 @@ def test_images_and_curves_are_written(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     writer = MetricsWriter(tmp_path, 0)
-    assert list(tmp_path.rglob(".*")) == [tmp_path / "checkpoints" / leftover]  # not this writer's
+    assert list(tmp_path.rglob(".*")) == [tmp_path / "checkpoints" / leftover]  # of another writer
     (tmp_path / "checkpoints" / leftover).unlink()
     for step in range(1, 4):
         writer.write(step, {"epoch": step / 2, "loss": 1 / step}, {"images_per_second": 10.0})

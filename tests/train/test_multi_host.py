@@ -1,6 +1,6 @@
 """Two processes that train together, killed, stopped and failed, end as one that runs alone. Real processes, real signals.
 
-The tests go on with one run, each from where the one before it left it.
+The tests share one run: each resumes it where the previous test stopped.
 """
 
 import csv
@@ -198,7 +198,7 @@ def test_two_go_on_from_that_of_one_and_leave_out_a_damaged_one(alone, workdir):
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 3])
     processes = start(workdir, 2)
     assert ends(processes, 60) == [0, 0], (said(workdir, 0), said(workdir, 1))
-    assert f"checkpoint {workdir}/checkpoints/{last} is damaged and left out" in said(workdir, 0)
+    assert f"checkpoint {workdir}/checkpoints/{last} is damaged and skipped" in said(workdir, 0)
     assert f"resuming {workdir} after step {before}\n" in said(workdir, 0)
     assert (
         [row["step"] for row in read(workdir)]

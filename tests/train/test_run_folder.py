@@ -24,20 +24,20 @@ def config(workdir, **changes) -> TrainingConfig:
     "name",
     ["config.json", "metrics.csv", "model/config.json", "images/cat.png", "checkpoints/1/x"],
 )
-def test_what_no_run_wrote_is_not_written_over(tmp_path, name):
+def test_files_that_no_run_wrote_are_not_overwritten(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=f"would write over its {name.split('/')[0]}; "):
+    with pytest.raises(UserError, match=f"would overwrite its {name.split('/')[0]}; "):
         check_config(config(tmp_path))
 
 
-def test_other_files_are_no_hindrance(tmp_path):
+def test_other_files_may_be_in_the_folder(tmp_path):
     (tmp_path / "thesis.tex").touch()
     (tmp_path / "images").mkdir()
     check_config(config(tmp_path))
 
 
-def test_a_folder_of_this_run(tmp_path):
+def test_the_folder_of_the_same_run(tmp_path):
     record_config(config(tmp_path))
     (tmp_path / "metrics.csv").touch()
     params = {"kernel": np.ones(3)}
@@ -52,8 +52,8 @@ NEWER = ("model.transformer.residual_dtype", "run.gradient_dtype")
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_a_run_begun_before_streams_and_sums_were_float32(tmp_path, compute):
-    """Its config.json lacks both fields; only under bfloat16 did it compute otherwise than their defaults say."""
+def test_a_run_of_a_version_before_float32_streams_and_sums(tmp_path, compute):
+    """Its config.json lacks both fields; only in bfloat16 did it differ from their defaults."""
     run = RunConfig(workdir=str(tmp_path), steps=2, compute_dtype=compute)
     config = ClassConditionalTraining(run=run, model=tiny_models.MODEL, tokenizer="")
     recorded = traverse_util.flatten_dict(to_dict(config), sep=".")

@@ -1,4 +1,4 @@
-"""The two tasks on the emoji, tiny: they learn, their images and figures are right, and what they export loads and works."""
+"""The two tasks at toy size on the emoji: training, previews, metrics and exported models."""
 
 import dataclasses
 from functools import partial
@@ -59,7 +59,7 @@ def train(task, learning_rate, steps=STEPS):
     """The state after some steps at a constant rate, and the loss of each."""
     objective, schedule = task.objective, optax.constant_schedule(learning_rate)
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0), schedule, objective)
-    step = make_train_step(objective, optimizer, schedule, 0.9, MESH)
+    step = make_train_step(objective, optimizer, schedule, MESH, ema_decay=0.9)
     state = jax.jit(partial(init_state, objective, optimizer))(jax.random.key(0))
     batches, losses = task.batches(ROWS), []
     for _ in range(steps):
@@ -69,7 +69,7 @@ def train(task, learning_rate, steps=STEPS):
 
 
 def evaluate(task, params):
-    return Evaluation(task, task.frozen, MESH).figures(params)
+    return Evaluation(task, task.frozen, MESH).metrics(params)
 
 
 def gradient_dtypes(task, params):
@@ -154,15 +154,15 @@ def test_psnr_of_the_task_and_of_the_exported_folder_agree(
     tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
 ):
     """Measured on the first 96 held-out images (six batches) by the run, and outside of it."""
-    figures = evaluate(tokenizer_task, trained_tokenizer[0].ema)
-    assert figures == evaluate(tokenizer_task, trained_tokenizer[0].ema)
-    assert 8 < figures["psnr"] < 30
+    metrics = evaluate(tokenizer_task, trained_tokenizer[0].ema)
+    assert metrics == evaluate(tokenizer_task, trained_tokenizer[0].ema)
+    assert 8 < metrics["psnr"] < 30
     tokenizer = bitdance_jax.load(tokenizer_folder)
     measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out[:96])), held_out[:96]))
-    assert measured == pytest.approx(figures["psnr"], abs=0.01)
+    assert measured == pytest.approx(metrics["psnr"], abs=0.01)
 
     saved = model_folder.load(tokenizer_folder)
-    assert saved.metadata == {"steps": STEPS, "image_size": SIZE, "held_out": figures}
+    assert saved.metadata == {"steps": STEPS, "image_size": SIZE, "held_out": metrics}
     assert saved.config["bits"] == 8 and saved.kind == "tokenizer"
     jax.tree.map(
         np.testing.assert_array_equal, saved.params, jax.device_get(trained_tokenizer[0].ema)
@@ -285,32 +285,34 @@ def test_cached_latents_are_in_the_run_folder(task, config, folder):
     assert task.steps_per_epoch == 1806 / 16
 
 
-def test_the_images_are_counted_before_they_are_encoded(config, tmp_path, monkeypatch, capsys):
+def test_the_number_of_images_is_reported_before_they_are_encoded(
+    config, tmp_path, monkeypatch, capsys
+):
     for label in range(config.model.num_classes):
         (tmp_path / str(label)).mkdir()
         for name in ("a.png", "b.png", "c.png", "c.heic"):
             (tmp_path / str(label) / name).touch()
-    said = []
+    reported = []
 
     def encode(folder, source, *rest):
-        said.append(capsys.readouterr().err)
+        reported.append(capsys.readouterr().err)
         return source
 
     monkeypatch.setattr(class_conditional_training, "cached_latents", encode)
     data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
     ClassConditionalTask(dataclasses.replace(config, data=data))
-    left_out = "files left out by their ending: 9 (.heic 9)"
-    assert said == [f"26 images in 9 classes to train on, 1 held out; {left_out}\n", ""]
+    others = "files left out by their ending: 9 (.heic 9)"
+    assert reported == [f"26 images in 9 classes to train on, 1 held out; {others}\n", ""]
     assert capsys.readouterr().err == ""
 
 
 def test_evaluation_is_the_held_out_loss_with_fixed_noise(task, uncached_task, trained):
     """Read from the cached bits, or made from the images inside the step: the same."""
     params, losses = trained[0].ema, trained[1]
-    figures = evaluate(task, params)
-    assert figures == evaluate(task, params) and figures.keys() == {"loss"}
-    assert 0.8 * losses[-1] < figures["loss"] < 0.8 * losses[0]
-    assert evaluate(uncached_task, params)["loss"] == pytest.approx(figures["loss"], rel=1e-4)
+    metrics = evaluate(task, params)
+    assert metrics == evaluate(task, params) and metrics.keys() == {"loss"}
+    assert 0.8 * losses[-1] < metrics["loss"] < 0.8 * losses[0]
+    assert evaluate(uncached_task, params)["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
 
 
 def test_the_encoder_may_work_on_a_part_of_the_batch_at_a_time(uncached_task, trained, monkeypatch):
@@ -359,7 +361,7 @@ def test_the_exported_folder_samples(exported, config):
     assert images.shape == (2, SIZE, SIZE, 3) and (images[0] != images[1]).any()
 
 
-def test_an_exported_model_lends_its_tokenizer(exported, config, task):
+def test_the_tokenizer_may_be_that_of_an_exported_model(exported, config, task):
     other = ClassConditionalTask(dataclasses.replace(config, tokenizer=str(exported)))
     np.testing.assert_array_equal(
         next(other.batches(ROWS))["codes"], next(task.batches(ROWS))["codes"]
@@ -367,7 +369,7 @@ def test_an_exported_model_lends_its_tokenizer(exported, config, task):
 
 
 def test_preview_rows_are_classes(task, trained, monkeypatch):
-    """What is drawn depends on the weights it gets, and compiles once."""
+    """Previews depend on the weights, and the sampler compiles once."""
     traces = []
 
     def quick(model, params, labels, keys, scales, *, solver):
@@ -421,7 +423,7 @@ def test_remat_changes_no_shape(config, remat):
 
 
 def decayed(task, params):
-    """The parameters that shrink, of those given, in a step without gradients: tree of bools."""
+    """Which parameters change in a step without gradients: a tree of bools."""
     schedule = optax.constant_schedule(0.1)
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), schedule, task.objective)
     gradients = jax.tree.map(np.zeros_like, params)
@@ -435,17 +437,18 @@ def decayed(task, params):
 
 
 def test_weight_decay_of_the_class_conditional_model(task):
-    """SPEC 4: tensors of two or more dimensions, each layer by itself, less connector, class embedding and query tokens."""
-    shrinks = unstack(decayed(task, tiny_models.model_params()))
-    spared, checked = {"connector", "class_embedding", "query_tokens"}, 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shrinks):
-        expected = path[-1].key not in ("bias", "scale") and path[0].key not in spared
+    """Tensors of two or more dimensions, per layer, except connector, class embedding, query tokens
+    (paper section 4.2)."""
+    decays = unstack(decayed(task, tiny_models.model_params()))
+    excepted, checked = {"connector", "class_embedding", "query_tokens"}, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decays):
+        expected = path[-1].key not in ("bias", "scale") and path[0].key not in excepted
         assert leaf.all() if expected else not leaf.any(), path
         checked += 1
-    assert spared < shrinks.keys() and checked > 40
-    assert shrinks["transformer"]["layers_1"]["attention"]["qkv"]["kernel"].all()
-    assert shrinks["position_embedding"].all()
-    assert not shrinks["head"]["groups_0"]["blocks_1"]["mlp_norm"]["scale"].any()
+    assert excepted < decays.keys() and checked > 40
+    assert decays["transformer"]["layers_1"]["attention"]["qkv"]["kernel"].all()
+    assert decays["position_embedding"].all()
+    assert not decays["head"]["groups_0"]["blocks_1"]["mlp_norm"]["scale"].any()
 
 
 def test_weight_decay_of_the_tokenizer(tokenizer_task):
@@ -454,10 +457,10 @@ def test_weight_decay_of_the_tokenizer(tokenizer_task):
         assert leaf.all() if path[-1].key == "kernel" else not leaf.any(), path
 
 
-# What does not fit
+# Data and tokenizers that do not fit
 
 
-def complaint(config):
+def error_message(config):
     with pytest.raises(UserError) as caught:
         config.make_task()
     assert "\n" not in str(caught.value)
@@ -466,7 +469,7 @@ def complaint(config):
 
 def test_another_number_of_classes(config):
     other = dataclasses.replace(config.model, num_classes=10)
-    message = complaint(uncached(dataclasses.replace(config, model=other)))
+    message = error_message(uncached(dataclasses.replace(config, model=other)))
     assert message == "the images have 9 classes and the model 10; set model.num_classes 9"
 
 
@@ -474,10 +477,9 @@ def test_another_tokenizer_size(config, folder):
     other = dataclasses.replace(
         config.model, tokenizer=dataclasses.replace(tiny_models.TOKENIZER, bits=16, ch_mult=(1, 2))
     )
-    message = complaint(dataclasses.replace(config, model=other))
-    assert message == (
-        f"the tokenizer in {folder / 'tokenizer'} has bits 8, ch_mult (1, 1), and model.tokenizer bits 16, ch_mult (1, 2); "
-        "choose another tokenizer, or set model.tokenizer.bits=8, model.tokenizer.ch_mult=(1, 1)"
+    message = error_message(dataclasses.replace(config, model=other))
+    assert (
+        f"{folder / 'tokenizer'} has bits 8, ch_mult (1, 1), and model.tokenizer bits 16" in message
     )
 
 
@@ -497,19 +499,19 @@ def test_another_tokenizer_size(config, folder):
 )
 def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    message = complaint(dataclasses.replace(config, tokenizer=name))
+    message = error_message(dataclasses.replace(config, tokenizer=name))
     assert message.startswith(f"there is no tokenizer {name}; ") and message.endswith(command)
     embedded = dataclasses.replace(
         config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64
     )
-    offered = complaint(dataclasses.replace(config, tokenizer=name, model=embedded))
+    offered = error_message(dataclasses.replace(config, tokenizer=name, model=embedded))
     assert offered == f"{message}, or use the embedded one: tokenizer='emoji'"
 
 
 def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     released = ClassConditionalConfig.imagenet("b_1x")
-    message = complaint(dataclasses.replace(config, tokenizer="models/ae", model=released))
+    message = error_message(dataclasses.replace(config, tokenizer="models/ae", model=released))
     assert message.endswith(
         "python -m bitdance_jax.convert BitDance_B_1x.pt models/ae --tokenizer-only"
     )
@@ -518,15 +520,15 @@ def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
 def test_a_tokenizer_that_still_changes(config, tmp_path):
     TokenizerTask(replace_run(TOKENIZER, workdir=str(tmp_path))).record.write(tmp_path)
     (tmp_path / "checkpoints" / "500").mkdir(parents=True)
-    assert "is not finished: its bits still change" in complaint(
+    assert "is not finished: its bits still change" in error_message(
         dataclasses.replace(config, tokenizer=str(tmp_path))
     )
 
 
-def test_tokens_without_the_mirror_images_that_training_asks_for_are_told(capsys):
-    """Only where centre crops are shown: in tokens of random crops, once those fade out."""
+def test_missing_mirror_images_in_tokens_are_reported(capsys):
+    """Only if training uses centre crops: of tokens with random crops, when those fade out."""
     fading, always = AugmentConfig(decay_start=1, decay_end=2), AugmentConfig()
-    for versions, augment, told in (
+    for versions, augment, reported in (
         (Versions(), always, True),
         (Versions(), AugmentConfig(flip=0), False),
         (Versions(flips=True), always, False),
@@ -537,4 +539,4 @@ def test_tokens_without_the_mirror_images_that_training_asks_for_are_told(capsys
         class_conditional_training._note_missing_flips("tokens", versions, augment)
         assert (
             "note: the tokens in tokens hold no mirror images" in capsys.readouterr().err
-        ) == told
+        ) == reported

@@ -16,7 +16,6 @@ from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import MeshConfig, OptimizerConfig, RunConfig
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import multihost
-from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.model_lookup import RunRecord
@@ -154,7 +153,6 @@ def main() -> None:
         train(
             ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None),
             config,
-            make_mesh(config.mesh),
         )
 
 

@@ -1,7 +1,6 @@
-"""What the recorder fetches, checks, writes and saves after each step."""
+"""What the loop's hooks fetch, check, write and save."""
 
 import csv
-import dataclasses
 import itertools
 import re
 
@@ -10,70 +9,84 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax.config import RunConfig
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
+from bitdance_jax.io.progress import Progress
 from bitdance_jax.train.checkpoint import Checkpoints
-from bitdance_jax.train.evaluation import Evaluation
+from bitdance_jax.train.hooks import HookRunner, RunContext
+from bitdance_jax.train.loop_hooks import EvaluationHook, loop_hooks
 from bitdance_jax.train.performance import Speedometer
-from bitdance_jax.train.recorder import Recorder
 from bitdance_jax.train.state import TrainState
 
 
+MESH = make_mesh(devices=jax.devices()[:1])
+
+
 class SavedSteps(Checkpoints):
-    """Keeps the steps, and no state."""
+    """Records the steps that are saved, and saves nothing."""
 
     steps = None
 
     def __init__(self):
         self.steps = []
-        self.complete = False
 
-    def save(self, step, state, place):
-        assert place == {"next_batch": step}
+    def save(self, step, state, iterator_state):
+        assert iterator_state == {"next_batch": step}
         self.steps.append(step)
 
     def wait(self):
-        self.complete = True
-
-
-class Look(Evaluation):
-    """Needs no weights."""
-
-    def __init__(self):
         pass
 
-    def figures(self, ema_params):
+
+class FixedEvaluation:
+    def metrics(self, params):
         return {"score": 0.5}
 
-    def images(self, ema_params, step):
-        return {"image": np.zeros((4, 4, 3), np.uint8)}
+
+class FixedEvaluationHook(EvaluationHook):
+    """Evaluates without parameters."""
+
+    def start(self, run):
+        super().start(run)
+        self._evaluation = FixedEvaluation()
 
 
 @pytest.fixture
-def record(toy, tmp_path):
-    """Runs a recorder through the steps of the given losses; returns the steps that were saved."""
-    config = RunConfig(
-        workdir=str(tmp_path), steps=40, log_every=8, save_every=20, preview_every=40
-    )
+def record(toy, tmp_path, monkeypatch):
+    """Calls the loop's hooks for steps with the given losses; returns the steps that were saved."""
+    intervals = {"log_every": 8, "save_every": 20, "preview_every": 40}
     task, checkpoints = toy.ToyTask(), SavedSteps()
+    monkeypatch.setattr(task, "preview", lambda *_: {"image": np.zeros((4, 4, 3), np.uint8)})
 
-    def run(losses, start=0, stop_at=None, **changes):
-        speed = Speedometer(32, flops=10, peak=1e12)
-        recorder = Recorder(
-            task, dataclasses.replace(config, **changes), checkpoints, start, speed, Look()
+    def run(losses, start=0, stop_at=None, hooks=(), **changes):
+        config = toy.training_config(tmp_path, 40, **(intervals | changes))
+        shown = jax.process_index() == 0
+        progress = Progress(40, "step", "training", initial=start, shown=shown)
+        context = RunContext(task, config, MESH, {}, start, progress)
+        all_hooks = loop_hooks(
+            context,
+            checkpoints=checkpoints,
+            evaluation=FixedEvaluationHook(config.run.preview_every),
+            speedometer=Speedometer(32, flops=10, peak=1e12),
+            hooks=hooks,
         )
+        state = TrainState(jnp.int32(0), {}, {}, None)
         try:
-            for step, loss in enumerate(losses, start=start + 1):
-                metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
-                recorder.after_step(
-                    step,
-                    TrainState(step, None, None, None),
-                    metrics,
-                    {"next_batch": step},
-                    stopping=step == stop_at,
-                )
+            with HookRunner(all_hooks, context) as runner:
+                for step, loss in enumerate(losses, start=start + 1):
+                    runner.before_step(step, state)
+                    metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
+                    last = runner.after_step(
+                        step,
+                        state,
+                        metrics,
+                        iterator_state={"next_batch": step},
+                        stopping=step == stop_at,
+                    )
+                    if last:
+                        break
         finally:
-            recorder.close()
+            progress.close()
         return checkpoints.steps
 
     return run
@@ -98,18 +111,16 @@ def test_rows_and_checkpoints_come_at_their_intervals(record, tmp_path):
 def test_a_resumed_run_writes_the_same_rows(record, tmp_path):
     losses = np.linspace(1, 0.5, 40)
     record(losses)
-    whole = (tmp_path / "metrics.csv").read_bytes()
+    uninterrupted = (tmp_path / "metrics.csv").read_bytes()
     assert record(losses[:13], stop_at=13)[-1] == 13  # In the middle of an interval.
     record(losses[13:], start=13)
-    assert (tmp_path / "metrics.csv").read_bytes() == whole
+    assert (tmp_path / "metrics.csv").read_bytes() == uninterrupted
 
 
 def test_the_step_that_went_wrong_is_named_and_nothing_after_it_is_saved(record, tmp_path):
     losses = np.ones(40)
     losses[26] = np.nan  # In an interval of the log, which ends at step 32.
-    with pytest.raises(
-        UserError, match=r"^loss is nan at step 27 \(the last checkpoint is of step 20\); try "
-    ):
+    with pytest.raises(UserError, match=r"^loss is nan at step 27 .* of step 20\)"):
         record(losses)
     assert [int(row["step"]) for row in rows(tmp_path)] == [8, 16, 24]
 
@@ -117,9 +128,7 @@ def test_the_step_that_went_wrong_is_named_and_nothing_after_it_is_saved(record,
 def test_a_spike_stops_the_run_even_where_the_next_losses_are_fine(record):
     losses = np.ones(40)
     losses[37] = 9.0
-    with pytest.raises(
-        UserError, match=r"^loss is 9, far above the usual 1 \(run\.spike is 5\), at step 38 \("
-    ):
+    with pytest.raises(UserError, match=r"^loss is 9, far above .* run\.spike .* at step 38 \("):
         record(losses)
     assert record(losses, spike=None)[-1] == 40
 
@@ -129,7 +138,7 @@ def test_a_signal_does_not_save_a_state_that_diverged(record):
         record([1.0, np.inf, 1.0], stop_at=3)
 
 
-def test_between_intervals_nothing_is_fetched(record, monkeypatch):
+def test_nothing_is_fetched_between_intervals(record, monkeypatch):
     fetched, fetch = [], jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(len(tree)) or fetch(tree))
     record(np.ones(40))
@@ -142,7 +151,7 @@ def test_only_process_0_writes(record, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_bar_says_how_it_goes(record, capfd):
+def test_the_progress_bar_shows_metrics_and_what_is_done(record, capfd):
     record(np.ones(40))
     shown = capfd.readouterr().err
     last = shown.splitlines()[-1]
@@ -152,6 +161,6 @@ def test_the_bar_says_how_it_goes(record, capfd):
         "compiling",
         "saving",
         "evaluating",
-        "drawing",
+        "previewing",
         "saving",
     ]
