@@ -10,11 +10,14 @@ import importlib
 import importlib.util
 import inspect
 import os
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import cloudpickle
 
 from bitdance_jax.cli.flags import is_given, parse, split
 from bitdance_jax.configs import SHIPPED
@@ -80,6 +83,10 @@ def _load_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise FileError(f"{path} is not a Python file", path)
     module = importlib.util.module_from_spec(spec)
+    # tyro looks up the source of the file's classes by their module. Worker processes cannot import
+    # it, so they get the classes themselves.
+    sys.modules[spec.name] = module
+    cloudpickle.register_pickle_by_value(module)
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:

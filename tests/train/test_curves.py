@@ -16,7 +16,7 @@ def plotted(monkeypatch):
         panels[:] = given
         return line_charts(title, given, **options)
 
-    monkeypatch.setattr(plot, "draw", record)
+    monkeypatch.setattr(plot, "line_charts", record)
     return panels
 
 
