@@ -1,6 +1,7 @@
 """The fewest floating-point operations that the sampler needs: products only, 2 for each multiply-add."""
 
-from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
+from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig
+from bitdance_jax.sampling.solvers import make_solver
 
 
 def minimal_sampler_flops(
@@ -14,10 +15,7 @@ def minimal_sampler_flops(
     """
     rows = batch * (2 if sampler.guidance_scale != 1 else 1)
     bits, patch, tokens = config.tokenizer.bits, config.tokens_per_step, config.num_tokens
-    steps = sampler.head_steps
-    evaluations = {"euler_maruyama": steps + 1, "euler": steps, "heun": 2 * steps - 1}[
-        sampler.solver
-    ]
+    evaluations = make_solver(sampler, config.head.time_shift).num_evaluations
 
     dim, hidden, layers = (
         config.transformer.dim,
@@ -41,6 +39,7 @@ def minimal_sampler_flops(
         + layers * 2 * dim * seen
     )
 
+    assert isinstance(config.head, FlowHeadConfig)
     width, blocks, groups = config.head.width, config.head.num_blocks, config.head.num_groups
     block = 3 * 1.5 * width * width + (4 * width * width + 2 * width * patch if patch > 1 else 0)
     vectors = 6 if patch > 1 else 3

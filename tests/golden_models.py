@@ -23,7 +23,7 @@ from bitdance_jax.config import (
     TransformerConfig,
 )
 from bitdance_jax.convert import keys
-from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.heads import dit
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,12 +177,12 @@ def manifest() -> dict[str, dict[str, list[int]]]:
 
 @functools.cache
 def time_frequencies() -> np.ndarray:
-    """The recordings' frequencies of time, float32 [128]: `head.TIME_FREQUENCIES`, or a neighbour where the machine's `exp` gave that.
+    """The recordings' frequencies of time, float32 [128]: `dit.TIME_FREQUENCIES`, or a neighbour where the machine's `exp` gave that.
 
     The features that `pieces` has of five times tell which.
     """
     pieces = read("pieces/pieces")
-    ours, recorded = head.TIME_FREQUENCIES, np.split(pieces["timestep_embedding.out"], 2, axis=-1)
+    ours, recorded = dit.TIME_FREQUENCIES, np.split(pieces["timestep_embedding.out"], 2, axis=-1)
     candidates = np.stack(
         [ours, np.nextafter(ours, np.float32(0)), np.nextafter(ours, np.float32(1))]
     )

@@ -110,7 +110,7 @@ class Replayed:
 
 
 def recorded_time_features(t: jax.Array) -> jax.Array:
-    """`head.timestep_features` of the angles that the recordings have, as float32 numbers in float64 too.
+    """`dit.timestep_features` of the angles that the recordings have, as float32 numbers in float64 too.
 
     Angles reach 1000 rad: their last digit moves features by 3e-5, more than all that is rounded after them.
     """

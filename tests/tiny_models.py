@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from random_params import random_params
 
@@ -15,7 +16,7 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.io import model_folder
-from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.models.class_conditional import ClassConditional, to_patches, training_noise
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -52,14 +53,14 @@ def tokenizer_params(config: TokenizerConfig = TOKENIZER) -> dict:
 
 def model_params(config: ClassConditionalConfig = MODEL) -> dict:
     """Stacked, without the tokenizer."""
-    patches = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
     bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
+    noise = training_noise(jax.random.split(jax.random.key(0), 1), config).head
     return random_params(
         ClassConditional(config, scan=True),
         jnp.zeros((1,), jnp.int32),
         bits,
-        patches,
-        patches[..., 0, 0],
+        to_patches(bits, config),
+        noise,
     )
 
 

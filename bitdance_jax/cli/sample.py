@@ -23,8 +23,8 @@ from bitdance_jax.cli.command_line import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig, SamplerConfig
-from bitdance_jax.config.model import SolverName
 from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range, Share
+from bitdance_jax.config.sampler import ScheduleName, SolverName
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same
 from bitdance_jax.errors import ConfigError, FileError
@@ -88,7 +88,7 @@ class Arguments(Config):
     out: PathName = "samples.png"
     head_steps: HeadSteps | None = None
     guidance_scale: float | None = None
-    guidance_schedule: Literal["linear", "constant"] | None = None
+    guidance_schedule: ScheduleName | None = None
     solver: SolverName | None = None
     guidance_start: Share | None = None
     guidance_end: Share | None = None

@@ -4,14 +4,10 @@ A config is plain data: it turns to and from JSON (`to_dict`, `from_dict`) and i
 """
 
 from bitdance_jax.config.data import AugmentConfig
-from bitdance_jax.config.model import (
-    ClassConditionalConfig,
-    FlowHeadConfig,
-    SamplerConfig,
-    TokenizerConfig,
-    TransformerConfig,
-)
+from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
+from bitdance_jax.config.model import ClassConditionalConfig, TokenizerConfig, TransformerConfig
 from bitdance_jax.config.plain import Config, from_dict, to_dict
+from bitdance_jax.config.sampler import SamplerConfig
 from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (
     HostsConfig,
@@ -29,6 +25,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "FlowHeadConfig",
+    "HeadConfig",
     "HostsConfig",
     "ImageTokens",
     "MeshConfig",

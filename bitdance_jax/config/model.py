@@ -1,4 +1,4 @@
-"""Sizes of the tokenizer and of the class-conditional models, and how they are sampled; the released ones as named presets.
+"""Sizes of the tokenizer and of the class-conditional models; the released ones as named presets.
 
 Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and of the published release.
 """
@@ -6,18 +6,9 @@ Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.plain import (
-    Config,
-    ConfigError,
-    Depth,
-    HeadSteps,
-    NotNegative,
-    Positive,
-    Range,
-    Share,
-    Size,
-    require,
-)
+from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
+from bitdance_jax.config.plain import Config, Depth, Positive, Range, Share, Size, require
+from bitdance_jax.errors import ConfigError
 
 
 MAX_LEVELS = 16
@@ -125,46 +116,6 @@ class TransformerConfig(Config):
 
 
 @dataclass(frozen=True)
-class FlowHeadConfig(Config):
-    """The binary diffusion head (paper 3.2): a DiT over the tokens of one patch, an MLP when a patch is one token.
-
-    Attributes:
-      width: width of the blocks.
-      num_blocks: blocks in all.
-      num_groups: adaLN linear layers; each is shared by `num_blocks / num_groups` consecutive blocks.
-      head_dim: size of an attention head (unused when a patch is one token).
-      use_swiglu: SwiGLU inside the blocks, or Linear, silu, Linear.
-      squash_output: map the output through 2 sigmoid(o) - 1 (the text-to-image heads).
-      time_distribution: of the training times: "logit_normal" or "uniform".
-      time_mean, time_std: t = sigmoid(time_std n + time_mean).
-      time_shift: s of t <- (1/s) / (1/s + 1/t - 1), in training and sampling.
-    """
-
-    width: Size
-    num_blocks: Depth
-    num_groups: Depth
-    head_dim: Size = 64
-    use_swiglu: bool = True
-    squash_output: bool = False
-    time_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
-    time_mean: float = -0.8
-    time_std: NotNegative = 0.8
-    time_shift: Positive = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.num_blocks % self.num_groups == 0,
-            f"num_groups must divide num_blocks, got {self.num_groups} and {self.num_blocks}",
-        )
-        require(
-            self.width % self.head_dim == 0,
-            f"head_dim must divide width, got {self.head_dim} and {self.width}",
-        )
-        require(self.width % 2 == 0, f"width must be even, got {self.width}")
-
-
-@dataclass(frozen=True)
 class ClassConditionalConfig(Config):
     """Class-conditional BitDance (paper 3 and 4.2): tokenizer, transformer and head together.
 
@@ -183,7 +134,7 @@ class ClassConditionalConfig(Config):
 
     tokenizer: TokenizerConfig
     transformer: TransformerConfig
-    head: FlowHeadConfig
+    head: HeadConfig
     num_classes: Size
     image_size: Size
     tokens_per_step: Size
@@ -251,38 +202,4 @@ class ClassConditionalConfig(Config):
             image_size=256,
             tokens_per_step=int(parallel[:-1]),
             bit_flip_rate=0.1 if size == "b" else 0.05,
-        )
-
-
-SolverName = Literal["euler_maruyama", "euler", "heun"]
-"""Solvers of the head; `sampling.solvers` has them."""
-
-
-@dataclass(frozen=True)
-class SamplerConfig(Config):
-    """How the head is solved and guided (paper 3.2).
-
-    Attributes:
-      head_steps: N; the head runs N + 1 times for each patch with "euler_maruyama", N times with
-        "euler", 2 N - 1 times with "heun".
-      solver: "euler_maruyama" as released, "euler" as in the paper's equation 4, or "heun", which is
-        of the second order.
-      guidance_scale: classifier-free guidance s on the velocity; 1 means none.
-      guidance_schedule: "linear", s_i = 1 + (s - 1) i / steps at step i, or "constant".
-      guidance_start, guidance_end: times of the head, from 0 for noise to 1 for data, outside which
-        there is no guidance.
-    """
-
-    head_steps: HeadSteps = 100
-    solver: SolverName = "euler_maruyama"
-    guidance_scale: NotNegative = 1.0
-    guidance_schedule: Literal["linear", "constant"] = "linear"
-    guidance_start: Share = 0.0
-    guidance_end: Share = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        start, end = self.guidance_start, self.guidance_end
-        require(
-            start <= end, f"guidance_end must not be before guidance_start, got {end} and {start}"
         )

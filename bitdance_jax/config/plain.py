@@ -8,7 +8,8 @@ import operator
 import os
 import types
 import typing
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from bitdance_jax.errors import ConfigError, short
 
@@ -58,6 +59,20 @@ class Range(NamedTuple):
         raise ConfigError(f"{where} must {wanted}, got {short(value)}", where)
 
 
+class OneOf:
+    """Of a name, as in `Annotated[str, OneOf(table)]`: a key of a table, which may still grow."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        """While the table is empty, before the module that fills it is imported, every name passes."""
+        self.table = table
+
+    def check(self, value: str, where: str) -> None:
+        """Raises a ConfigError for another name."""
+        known = not self.table or value in self.table
+        names = ", ".join(self.table)
+        require(known, f"{where} must be one of {names}, got {short(value)}", where)
+
+
 Size = Annotated[int, Range(1, 2**20)]
 """Of a layer, or how many layers there are. The bounds are not for models, but for damaged files."""
 
@@ -94,15 +109,45 @@ def require(condition: bool, message: str, field: str | None = None) -> None:
         raise ConfigError(message, field)
 
 
+class Tagged(Config):
+    """A config of several kinds: a field whose type is a direct subclass holds any subclass of that.
+
+    In plain data the entry "kind" names the subclass; data without it is of the one declared without.
+    """
+
+    kind: ClassVar[str | None]
+    kinds: ClassVar[dict[str | None, type["Tagged"]]]
+
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        if Tagged in cls.__bases__:
+            cls.kinds = {}
+            return
+        cls.kind = kind
+        cls.kinds[kind] = cls
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON-ready data."""
-    return dataclasses.asdict(config)
+    fields = {
+        field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+    }
+    kind = config.kind if isinstance(config, Tagged) else None
+    return fields if kind is None else {"kind": kind, **fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     """The config that `to_dict` wrote; unknown, missing and ill-typed fields are ConfigErrors that name them."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}", where)
+    if issubclass(cls, Tagged):
+        data = dict(data)
+        cls = _of_kind(cls, data.pop("kind", None), f"{where}.kind")
     hints = field_types(cls)  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(hints))
     require(
@@ -121,6 +166,13 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
     )
 
 
+def _of_kind(cls: type[Tagged], kind: Any, where: str) -> Any:
+    known = isinstance(kind, str | None) and kind in cls.kinds
+    names = ", ".join(name for name in cls.kinds if name is not None)
+    require(known, f"{where} must be one of {names}, got {short(kind)}", where)
+    return cls.kinds[kind]
+
+
 def checked(hint: Any, value: Any, where: str) -> Any:
     """The value as a field of the type `hint` holds it: numpy's numbers as Python's, lists as tuples, dicts as configs.
 
@@ -131,7 +183,7 @@ def checked(hint: Any, value: Any, where: str) -> Any:
     if origin is Annotated:
         value = checked(args[0], value, where)
         for mark in args[1:]:
-            if isinstance(mark, Range):
+            if isinstance(mark, Range | OneOf):
                 mark.check(value, where)
         return value
     if origin in (types.UnionType, typing.Union):

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.model import FlowHeadConfig, TokenizerConfig
+from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
+from bitdance_jax.config.model import TokenizerConfig
 from bitdance_jax.config.plain import (
     Config,
     ConfigError,
@@ -97,7 +98,7 @@ class TextToImageConfig(Config):
 
     tokenizer: TokenizerConfig
     text: Qwen3Config
-    head: FlowHeadConfig
+    head: HeadConfig
     image_tokens: ImageTokens
     tokens_per_step: Annotated[int, Range(1, 4096)]
 

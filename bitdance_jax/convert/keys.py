@@ -15,7 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
-from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, TextToImageConfig
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    FlowHeadConfig,
+    HeadConfig,
+    TextToImageConfig,
+)
 from bitdance_jax.errors import UserError
 
 
@@ -47,8 +52,22 @@ TOKENIZER: Table = (
 )
 
 
-def flow_head(config: FlowHeadConfig, tokens_per_step: int, prefix: str = "") -> Table:
+def flow_head_config(config: HeadConfig) -> FlowHeadConfig:
+    """The config of a binary diffusion head, which is the only one in the released layouts.
+
+    Raises:
+      UserError: another head.
+    """
+    if not isinstance(config, FlowHeadConfig):
+        raise UserError(
+            f"the released layouts have no {config.kind} head; only models with a binary diffusion head convert"
+        )
+    return config
+
+
+def flow_head(head: HeadConfig, tokens_per_step: int, prefix: str = "") -> Table:
     """The head's rows, for keys that start with `prefix` (a regular expression)."""
+    config = flow_head_config(head)
     net = prefix + r"net\."
     rows = [
         Row(net + r"time_embed\.mlp\.0\.(weight|bias)", r"time_embed/fc1/\1"),

@@ -13,6 +13,7 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
+from bitdance_jax.convert.keys import flow_head_config
 from bitdance_jax.errors import UserError, short
 
 
@@ -117,13 +118,14 @@ def class_conditional_config(
 
 def class_conditional_record(config: ClassConditionalConfig) -> dict[str, Any]:
     """The release's arguments for a model: what `class_conditional_config` reads beside the shapes, and the sizes."""
+    head = flow_head_config(config.head)
     return {
         "n_layer": config.transformer.num_layers,
         "dim": config.transformer.dim,
         "n_head": config.transformer.num_heads,
-        "diff_layers": config.head.num_blocks,
-        "diff_dim": config.head.width,
-        "diff_adanln_layers": config.head.num_groups,
+        "diff_layers": head.num_blocks,
+        "diff_dim": head.width,
+        "diff_adanln_layers": head.num_groups,
         "latent_dim": config.tokenizer.bits,
         "resolution": config.image_size,
         "cls_token_num": config.class_tokens,
@@ -133,7 +135,7 @@ def class_conditional_record(config: ClassConditionalConfig) -> dict[str, Any]:
         "perturb_rate": config.bit_flip_rate,
         "class_dropout_prob": config.label_drop_rate,
         "diff_batch_mul": config.head_repeats,
-        **head_times_record(config.head),
+        **head_times_record(head),
         **tokenizer_record(config.tokenizer),
     }
 
@@ -198,6 +200,8 @@ def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[
 
 def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | None:
     """The name and the evaluation's sampler of the published model that has these sizes, if one has."""
+    if not isinstance(config.head, FlowHeadConfig):
+        return None
     for name, scale in GUIDANCE.items():
         preset = ClassConditionalConfig.imagenet(name)
         # What counts in training alone may differ.
@@ -207,7 +211,7 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
                 preset.tokenizer, num_codebooks=config.tokenizer.num_codebooks
             ),
             head=dataclasses.replace(
-                preset.head,
+                flow_head_config(preset.head),
                 time_distribution=config.head.time_distribution,
                 time_mean=config.head.time_mean,
                 time_std=config.head.time_std,

@@ -10,6 +10,7 @@ from bitdance_jax.config import (
     TextToImageConfig,
     TokenizerConfig,
 )
+from bitdance_jax.convert.keys import flow_head_config
 from bitdance_jax.convert.sizes import (
     Shapes,
     count,
@@ -87,7 +88,7 @@ def text_record(config: Qwen3Config) -> dict[str, Any]:
 
 def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
     """A head's vision_head_config.json in the release's form."""
-    head = config.head
+    head = flow_head_config(config.head)
     return {
         "ch_target": config.tokenizer.bits,
         "ch_cond": config.text.dim,

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from bitdance_jax.config import ClassConditionalConfig
-from bitdance_jax.distributed.constraints import constrain
-from bitdance_jax.heads import flow_matching as objective
-from bitdance_jax.heads.binary_diffusion import FlowHead
+from bitdance_jax.heads.make import make_head
 from bitdance_jax.nn import attention, rope
 from bitdance_jax.nn.attention import KVCache
 from bitdance_jax.nn.layers import SwiGLU, residual_dtype
@@ -61,10 +59,10 @@ class ClassConditional(nn.Module):
             config.transformer, self.scan, self.remat, self.dtype, self.kernel
         )
         self.position_embedding = self.param("position_embedding", init, (config.num_tokens, dim))
-        self.head = FlowHead(
+        self.head = make_head(
             config.head,
-            config.tokenizer.bits,
-            config.tokens_per_step,
+            bits=config.tokenizer.bits,
+            tokens_per_step=config.tokens_per_step,
             scan=self.scan,
             remat=self.remat,
             dtype=self.dtype,
@@ -119,26 +117,28 @@ class ClassConditional(nn.Module):
         hidden, _ = self.read(x, (cos[:padded], sin[:padded]), attention_rule(config))
         return hidden[:, length - config.num_tokens : length]
 
+    def states(
+        self, labels: Int[Array, "B"], bits: Float[Array, "B T K"]
+    ) -> Float[Array, "B N P D"]:
+        """What the head reads at every patch, teacher-forced on bits in sequence order."""
+        return to_patches(self.condition(self.hidden(labels, bits)), self.config)
+
     def __call__(
         self,
         labels: Int[Array, "B"],
         bits: Float[Array, "B T K"],
-        x_t: Float[Array, "B R N P K"],
-        t: Float[Array, "B R N"],
-    ) -> Float[Array, "B R N P K"]:
-        """Teacher-forced prediction of the clean bits of every image's N patches, from R noisy versions of each."""
-        z = to_patches(self.condition(self.hidden(labels, bits)), self.config)
-        condition = constrain(
-            repeat(self.head.embed_condition(z), "b n p d -> (b r n) p d", r=x_t.shape[1]),
-            "batch",
-            None,
-            None,
-        )
-        time = constrain(
-            rearrange(self.head.embed_time(t), "b r n d -> (b r n) 1 d"), "batch", None, None
-        )
-        predicted = self.head.denoise(rearrange(x_t, "b r n p k -> (b r n) p k"), time, condition)
-        return predicted.reshape(x_t.shape)
+        targets: Float[Array, "B N P K"],
+        noise: Any,
+    ) -> Float[Array, "B N P"]:
+        """The head's loss of each token, teacher-forced.
+
+        Args:
+          labels: 0 ... num_classes.
+          bits: in {-1, 1}, in sequence order, as the transformer reads them.
+          targets: the bits to predict.
+          noise: `Head.training_noise` of every image.
+        """
+        return self.head.loss(self.states(labels, bits), targets, noise)
 
 
 def rotary(config: ClassConditionalConfig) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
@@ -169,35 +169,36 @@ def to_patches(
     return rearrange(tokens, "b (n p) c -> b n p c", p=config.tokens_per_step)
 
 
-class Draws(NamedTuple):
-    """Every random number of one training step; R is `head_repeats`, N the patches of an image.
+class TrainingNoise(NamedTuple):
+    """Every random number of one training step.
 
     Attributes:
       flip_u1, flip_u2: uniform; a bit flips where u1 < rate * u2.
       label_drop: uniform; a label is dropped where it is below the rate.
-      time_normal, noise: standard normal, for the head's times and noisy bits.
+      head: `Head.training_noise`.
     """
 
     flip_u1: Float[Array, "B T K"]
     flip_u2: Float[Array, "B T K"]
     label_drop: Float[Array, "B"]
-    time_normal: Float[Array, "B R N"]
-    noise: Float[Array, "B R N P K"]
+    head: Any
 
 
-def draw(keys: Array, config: ClassConditionalConfig) -> Draws:
-    """The draws of one step from one key for each image: they do not depend on how a batch is split over devices or in time."""
+def training_noise(keys: Key[Array, "B"], config: ClassConditionalConfig) -> TrainingNoise:
+    """The random numbers of one step from one key for each image.
+
+    They do not depend on how a batch is split over devices or micro-batches.
+    """
     bits = (config.num_tokens, config.tokenizer.bits)
-    patches = (config.head_repeats, config.num_steps)
+    head = make_head(config.head, bits=bits[1], tokens_per_step=config.tokens_per_step)
 
-    def of_image(key: Array) -> Draws:
-        first, second, drop, time, noise = jax.random.split(key, 5)
-        return Draws(
+    def of_image(key: Array) -> TrainingNoise:
+        first, second, drop, *_ = parts = jax.random.split(key, 5)
+        return TrainingNoise(
             jax.random.uniform(first, bits),
             jax.random.uniform(second, bits),
             jax.random.uniform(drop, ()),
-            jax.random.normal(time, patches),
-            jax.random.normal(noise, (*patches, config.tokens_per_step, config.tokenizer.bits)),
+            head.training_noise(parts[3:], config.head_repeats, config.num_steps),
         )
 
     return jax.vmap(of_image)(keys)
@@ -208,42 +209,35 @@ def class_conditional_loss(
     params: Params,
     labels: Int[Array, "B"],
     codes: Float[Array, "B h w K"],
-    draws: Draws,
+    noise: TrainingNoise,
 ) -> Float[Array, ""]:
-    """Mean velocity loss of the head over all patches, each with `head_repeats` fresh times and noises (paper 3.2, 3.3).
+    """Mean loss of the head over all tokens (paper 3.2, 3.3).
 
     Args:
+      model: see there.
+      params: its parameters.
       labels: 0 ... num_classes - 1; some are dropped to `num_classes`.
       codes: in {-1, 1}. The transformer reads them with some bits flipped; the targets are clean.
-      draws: `draw`.
+      noise: `training_noise`.
     """
     config = model.config
     target = order.grid_to_sequence(codes, config.patch_side, config.order)
-    flipped = draws.flip_u1 < config.bit_flip_rate * draws.flip_u2
-    labels = jnp.where(draws.label_drop < config.label_drop_rate, config.num_classes, labels)
-    clean = to_patches(target, config)[:, None]
-    t = objective.training_times(draws.time_normal, config.head)
-    x_t = objective.interpolate(clean, draws.noise, t)
-    predicted: Any = model.apply(
-        {"params": params}, labels, jnp.where(flipped, -target, target), x_t, t
+    flipped = noise.flip_u1 < config.bit_flip_rate * noise.flip_u2
+    labels = jnp.where(noise.label_drop < config.label_drop_rate, config.num_classes, labels)
+    read = jnp.where(flipped, -target, target)
+    losses: Any = model.apply(
+        {"params": params}, labels, read, to_patches(target, config), noise.head
     )
-    return jnp.mean(objective.velocity_loss(predicted, clean, t))
+    return jnp.mean(losses)
 
 
 def init_params(model: ClassConditional, key: Array) -> Params:
-    """Fresh parameters, float32; stacked or not as the model says."""
-    config, patch = (
-        model.config,
-        (model.config.num_steps, model.config.tokens_per_step, model.config.tokenizer.bits),
-    )
+    """Initial parameters, float32; stacked if the model scans its layers."""
+    config = model.config
     bits = jnp.zeros((1, config.num_tokens, config.tokenizer.bits))
-    return model.init(
-        key,
-        jnp.zeros((1,), jnp.int32),
-        bits,
-        jnp.zeros((1, 1, *patch)),
-        jnp.zeros((1, 1, patch[0])),
-    )["params"]
+    noise = training_noise(key[None], config).head
+    labels = jnp.zeros((1,), jnp.int32)
+    return model.init(key, labels, bits, to_patches(bits, config), noise)["params"]
 
 
 def abstract_params(config: ClassConditionalConfig, scan: bool = True) -> Params:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.heads.binary_diffusion import FlowHead
+from bitdance_jax.heads.make import make_head
 from bitdance_jax.nn import attention, linear
 from bitdance_jax.nn.attention import KVCache, Mask
 from bitdance_jax.nn.layers import residual_dtype, transformer_init
@@ -71,10 +71,10 @@ class TextToImage(nn.Module):
         config = self.config
         self.text = Qwen3(config.text, self.scan, self.remat, self.dtype, self.kernel)
         self.connector = Connector(config.text.dim, self.dtype)
-        self.head = FlowHead(
+        self.head = make_head(
             config.head,
-            config.tokenizer.bits,
-            config.tokens_per_step,
+            bits=config.tokenizer.bits,
+            tokens_per_step=config.tokens_per_step,
             scan=self.scan,
             remat=self.remat,
             dtype=self.dtype,
@@ -108,26 +108,42 @@ class TextToImage(nn.Module):
         """The head's condition for the visual tokens at (x, y): hidden state plus position embedding."""
         return hidden + sinusoidal_2d(xy, self.config.text.dim).astype(hidden.dtype)
 
-    def __call__(
-        self,
-        tokens: Int[Array, "B S"],
-        xy: Int[Array, "T 2"],
-        bits: Float[Array, "B T K"],
-        x_t: Float[Array, "N P K"],
-        t: Float[Array, "N"],
-    ) -> tuple[Float[Array, "N P K"], Float[Array, "B S V"]]:
-        """Teacher-forced: every patch's clean bits from its noisy ones, image by image, and the text's logits. No padding."""
-        length, block = tokens.shape[1], self.config.tokens_per_step
+    def hidden(
+        self, tokens: Int[Array, "B Q"], xy: Int[Array, "T 2"], bits: Float[Array, "B T K"]
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N P D"]]:
+        """Outputs for the Q tokens of the prefix, and what the head reads at every patch; no padding.
+
+        Args:
+          tokens: ids; the last P are the first block.
+          xy: `token_positions`.
+          bits: in {-1, 1}, in sequence order.
+        """
+        length = tokens.shape[1]
+        block = self.config.tokens_per_step
         inputs = bits.shape[1] - block
-        x = jnp.concatenate(
-            [self.embed_prefix(tokens), self.embed_bits(bits[:, :inputs], xy[:inputs])], axis=1
-        )
+        visual = self.embed_bits(bits[:, :inputs], xy[:inputs])
+        x = jnp.concatenate([self.embed_prefix(tokens), visual], axis=1)
         mask = attention.block_causal_mask(length + inputs, length - block, block)
         hidden, _ = self.read(x, jnp.arange(length + inputs)[None], mask[None])
-        patches = rearrange(
-            self.condition(hidden[:, length - block :], xy), "b (n p) c -> (b n) p c", p=block
-        )
-        return self.head(x_t, t, patches), self.text.logits(hidden[:, :length])
+        states = self.condition(hidden[:, length - block :], xy)
+        return hidden[:, :length], rearrange(states, "b (n p) d -> b n p d", p=block)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B Q"],
+        xy: Int[Array, "T 2"],
+        bits: Float[Array, "B T K"],
+        noise: Any,
+    ) -> tuple[Float[Array, "B N P"], Float[Array, "B Q V"]]:
+        """Teacher-forced: the head's loss of each token, and the logits of the prefix's next tokens.
+
+        Args:
+          tokens, xy, bits: see `hidden`.
+          noise: `Head.training_noise` of every image.
+        """
+        prefix, states = self.hidden(tokens, xy, bits)
+        targets = rearrange(bits, "b (n p) k -> b n p k", p=self.config.tokens_per_step)
+        return self.head.loss(states, targets, noise), self.text.logits(prefix)
 
 
 def sinusoidal_2d(xy: Int[Array, "*B S 2"], dim: int) -> Float[Array, "*B S D"]:
@@ -202,11 +218,15 @@ def token_positions(config: TextToImageConfig, height: int, width: int) -> Int[n
 
 
 def init_params(model: TextToImage, key: Array) -> Params:
-    """Fresh parameters, float32; stacked or not as the model says."""
-    config, block = model.config, model.config.tokens_per_step
-    bits = jnp.zeros((1, block, config.tokenizer.bits))
-    tokens, xy = jnp.zeros((1, block), jnp.int32), jnp.zeros((block, 2), jnp.int32)
-    return model.init(key, tokens, xy, bits, bits, jnp.zeros(1))["params"]
+    """Initial parameters, float32; stacked if the model scans its layers."""
+    config = model.config
+    block = config.tokens_per_step
+    bits = config.tokenizer.bits
+    head = make_head(config.head, bits=bits, tokens_per_step=block)
+    noise = jax.tree.map(lambda x: x[None], head.training_noise(jax.random.split(key), 1, 1))
+    tokens = jnp.zeros((1, block), jnp.int32)
+    xy = jnp.zeros((block, 2), jnp.int32)
+    return model.init(key, tokens, xy, jnp.zeros((1, block, bits)), noise)["params"]
 
 
 def abstract_params(config: TextToImageConfig, scan: bool = True) -> Params:

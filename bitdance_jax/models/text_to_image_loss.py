@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from bitdance_jax.heads import flow_matching
+from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.heads.make import make_head
 from bitdance_jax.models.text_to_image import TextToImage, sinusoidal_2d
 from bitdance_jax.nn.packed_attention import PackedMask
 
@@ -37,25 +38,23 @@ class PackedBatch(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """All random numbers of one training step; R repeats of the head.
+    """All random numbers of one training step.
 
     Attributes:
       flip_u1, flip_u2: uniform; a bit of a generated image flips where u1 < rate * u2.
-      time: standard normal, for the head's times.
-      noise: standard normal, the head's noise.
+      head: `Head.training_noise` of every row.
     """
 
     flip_u1: Float[Array, "B N P K"]
     flip_u2: Float[Array, "B N P K"]
-    time: Float[Array, "B R N"]
-    noise: Float[Array, "B R N P K"]
+    head: Any
 
 
 class TokenLosses(NamedTuple):
     """The loss of every token; 0 where there is none.
 
     Attributes:
-      vision: squared error of the velocity, averaged over bits and the head's repeats.
+      vision: `Head.loss`.
       text: cross-entropy in nats.
     """
 
@@ -63,22 +62,25 @@ class TokenLosses(NamedTuple):
     text: Float[Array, "B S"]
 
 
-def sample_noise(keys: Array, *, patches: int, tokens: int, bits: int, repeats: int) -> Noise:
+def sample_noise(keys: Array, config: TextToImageConfig, *, patches: int, repeats: int) -> Noise:
     """The random numbers of one step, from a key for each row.
 
     Args:
       keys: [B].
-      patches, tokens, bits: N, P and K.
-      repeats: R.
+      config: of the model.
+      patches: N.
+      repeats: M, noisy versions of each patch for the head.
     """
+    tokens = config.tokens_per_step
+    bits = config.tokenizer.bits
+    head = make_head(config.head, bits=bits, tokens_per_step=tokens)
 
     def of_row(key: Array) -> Noise:
-        first, second, time, noise = jax.random.split(key, 4)
+        first, second, *_ = parts = jax.random.split(key, 4)
         return Noise(
             jax.random.uniform(first, (patches, tokens, bits)),
             jax.random.uniform(second, (patches, tokens, bits)),
-            jax.random.normal(time, (repeats, patches)),
-            jax.random.normal(noise, (repeats, patches, tokens, bits)),
+            head.training_noise(parts[2:], repeats, patches),
         )
 
     return jax.vmap(of_row)(keys)
@@ -156,27 +158,11 @@ def _read(
 def _vision_loss(
     bound: TextToImage, hidden: Float[Array, "B S D"], batch: PackedBatch, noise: Noise
 ) -> Float[Array, "B N P"]:
-    config = bound.config
     rows = jnp.arange(len(hidden))[:, None, None]
     states = hidden.at[rows, batch.conditions].get(mode="fill", fill_value=0)
-    condition = states + sinusoidal_2d(batch.xy, config.text.dim).astype(states.dtype)
-    repeats = noise.time.shape[1]
-    clean = batch.bits[:, None]
-    t = flow_matching.training_times(noise.time, config.head)
-    x_t = flow_matching.interpolate(clean, noise.noise, t)
-    conditions = jnp.broadcast_to(condition[:, None], (len(hidden), repeats, *condition.shape[1:]))
-    flat_t = rearrange(t, "b r n -> (b r n)")
-    predicted = bound.head(
-        rearrange(x_t, "b r n p k -> (b r n) p k"),
-        flat_t,
-        rearrange(conditions, "b r n p d -> (b r n) p d"),
-    )
-    targets = jnp.broadcast_to(clean, x_t.shape)
-    error = flow_matching.velocity_loss(
-        predicted, rearrange(targets, "b r n p k -> (b r n) p k"), flat_t
-    )
-    per_token = jnp.mean(error, axis=-1).reshape(x_t.shape[:-1]).mean(axis=1)
-    return jnp.where(batch.generated[..., None], per_token, 0.0)
+    states = states + sinusoidal_2d(batch.xy, bound.config.text.dim).astype(states.dtype)
+    losses = bound.head.loss(states, batch.bits, noise.head)
+    return jnp.where(batch.generated[..., None], losses, 0.0)
 
 
 def _text_loss(

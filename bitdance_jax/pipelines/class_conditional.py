@@ -416,10 +416,7 @@ def decode_codes(
     axes = AXES if mesh is not None and mesh.size > 1 and codes.shape[1] % mesh.size == 0 else ()
 
     def decode(params: Any, codes: Array, noise: Array | None) -> Array:
-        rows = strips.choose(codes.shape, tokenizer.config.downsampling, axes)
-        values: Any = tokenizer.clone(rows=rows).apply(
-            {"params": params}, codes.astype(jnp.float32), noise, method="decode"
-        )
+        values = strips.decode(tokenizer, params, codes.astype(jnp.float32), noise, axes=axes)
         return image_files.to_uint8(values)
 
     if mesh is None:

@@ -15,7 +15,7 @@ from bitdance_jax.config import SamplerConfig, TextToImageConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import AXES, batch_parts, num_parts
 from bitdance_jax.errors import ResourceError
-from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.heads.make import make_head
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.nn.quantize import QUANTIZED
 from bitdance_jax.perf.hardware import device_memory
@@ -114,19 +114,23 @@ def needed(setting: Setting) -> tuple[float, float, float]:
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
     rows = setting.images * rows_of_image(setting.sampler)
     parts = math.gcd(batch_parts(mesh), rows)
-    held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _modulation(
+    held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _head(
         setting, rows
     ) / (parts * tensor)
     return _weights(setting, mesh), held, _activations(setting, mesh) if height * width else 0.0
 
 
-def _modulation(setting: Setting, rows: int) -> float:
-    """As it comes out of its products, and taken apart."""
+def _head(setting: Setting, rows: int) -> float:
+    """What the head holds while it samples a patch."""
     config = setting.config
-    evaluations = make_solver(setting.sampler, config.head.time_shift).num_evaluations
-    tokens, vectors = rows * config.tokens_per_step, 6 * config.head.num_groups + 2
-    at_once = evaluations if head.modulated_at_once(tokens, evaluations, config.head.width) else 1
-    return 2.0 * at_once * tokens * vectors * config.head.width * jnp.dtype(setting.dtype).itemsize
+    solver = make_solver(setting.sampler, config.head.time_shift)
+    head = make_head(
+        config.head,
+        bits=config.tokenizer.bits,
+        tokens_per_step=config.tokens_per_step,
+        dtype=setting.dtype,
+    )
+    return head.sampling_bytes(rows, solver.num_evaluations)
 
 
 def _activations(setting: Setting, mesh: AbstractMesh) -> float:
@@ -140,7 +144,7 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
     )
     cut = mesh.size > 1 and tokens[1] % mesh.size == 0
     values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)
-    if strips.choose(tokens, tokenizer.downsampling, AXES if cut else ()) == strips.Whole():
+    if strips.choose(tokens, tokenizer.downsampling, AXES if cut else ()) is None:
         return WHOLE * 4 * values
     # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
     return (IN_STRIPS_CUT if cut else IN_STRIPS) * jnp.dtype(

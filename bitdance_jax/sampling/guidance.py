@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bitdance_jax.config import SamplerConfig
+from bitdance_jax.config.sampler import SCHEDULES
 from bitdance_jax.sampling.solvers import Solver
 
 
@@ -58,12 +59,15 @@ class LimitedInterval:
         return np.where(inside, self.guidance.scales(num_patches, times), np.float32(1))
 
 
+SCHEDULES |= {"linear": Linear, "constant": Constant}
+
+
 def make_guidance(config: SamplerConfig) -> Guidance | None:
     """The guidance that a config describes; None for a scale of 1, which needs no unconditional rows."""
     if config.guidance_scale == 1:
         return None
-    kind = Linear if config.guidance_schedule == "linear" else Constant
-    return LimitedInterval(kind(config.guidance_scale), config.guidance_start, config.guidance_end)
+    everywhere = SCHEDULES[config.guidance_schedule](config.guidance_scale)
+    return LimitedInterval(everywhere, config.guidance_start, config.guidance_end)
 
 
 def guidance_scales(
@@ -81,6 +85,24 @@ def guidance_scales(
 def rows_of_image(config: SamplerConfig) -> int:
     """With guidance a conditional and an unconditional one."""
     return 1 if make_guidance(config) is None else 2
+
+
+@dataclass(frozen=True)
+class PatchGuidance:
+    """Guidance of one patch (`heads.protocols.Guide`).
+
+    Attributes:
+      scales: of every evaluation.
+      separate: whether the unconditional rows are sampled by themselves.
+    """
+
+    scales: Float[Array, "E"]
+    separate: Bool[Array, ""]
+
+    def __call__(
+        self, output: Float[Array, "R P K"], scale: Float[Array, ""]
+    ) -> Float[Array, "R P K"]:
+        return guide(output, scale, self.separate)
 
 
 def guide(

@@ -1,6 +1,6 @@
 """The next-patch sampler of all models (paper 3.3): read what is there, sample the next patch by the head, again and again.
 
-A model gives `PatchModel`, its head `PatchHead`. `begin` and `advance` are all there is: images,
+A model gives `PatchModel`, its head `heads.protocols.PatchHead`. `begin` and `advance` are all there is: images,
 previews, prompts, plans and the tests of the recorded samples run this one loop.
 """
 
@@ -13,30 +13,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.heads.flow_matching import remaining_time
-from bitdance_jax.sampling.guidance import guidance_scales, guide
+from bitdance_jax.heads.protocols import PatchHead
+from bitdance_jax.sampling.guidance import PatchGuidance, guidance_scales
 from bitdance_jax.sampling.solvers import Solver, make_solver
 from bitdance_jax.tokenizer import lfq
 
 
 Cache = Any
 Scales = Float[Array, "N E"] | Float[np.ndarray, "N E"] | None
-
-
-@runtime_checkable
-class PatchHead(Protocol):
-    """What the sampler needs of a prediction head."""
-
-    def embed_time(self, t: Float[Array, "E"]) -> Any:
-        """What depends on the times of the evaluations alone: made once for all patches."""
-
-    def prepare(self, states: Float[Array, "R P C"], times: Any) -> Any:
-        """What does not depend on the noisy bits: made once for a patch, from `embed_time`'s result."""
-
-    def predict(
-        self, x_t: Float[Array, "R P K"], prepared: Any, evaluation: Int[Array, ""]
-    ) -> Float[Array, "R P K"]:
-        """The clean bits predicted from noisy ones at the time of one evaluation, float32."""
 
 
 @runtime_checkable
@@ -96,13 +80,13 @@ With guidance `separate` says whether unconditional rows have noise of their own
 
 
 def resolve(
-    sampler: SamplerConfig, time_shift: float, num_patches: int
+    sampler: SamplerConfig, time_shift: float | None, num_patches: int
 ) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
     """The solver, which programs are compiled for, and the guidance scales, which are an argument of theirs.
 
     Args:
       sampler: what the user asked for.
-      time_shift: of the model's head.
+      time_shift: `HeadConfig.time_shift`.
       num_patches: N, patches of an image.
     """
     solver = make_solver(sampler, time_shift)
@@ -142,16 +126,14 @@ def advance(
     samples the conditional and the unconditional stream apart, each with its own noise, and the
     unconditional stream goes on from its own sample. All other patches are shared by both.
     """
-    times = solver.times()
-    embedded = model.head.embed_time(times)
     images = state.values.shape[1]
+    prepared = model.head.prepare(solver)
 
     def step(patch: Int[Array, ""], state: SamplerState) -> SamplerState:
         states, cache = model.read(lfq.quantize(state.rows), patch, state.cache)
-        own = None if scales is None else jnp.asarray(scales)[patch]
-        prepared = model.head.prepare(states, embedded)
-        velocity = _velocity(model.head, prepared, remaining_time(times), own)
-        rows = solver.solve(velocity, noise(patch, None if own is None else jnp.all(own == 1)))
+        guide = None if scales is None else _guidance(jnp.asarray(scales)[patch])
+        fresh = noise(patch, None if guide is None else guide.separate)
+        rows = model.head.sample(states, fresh, prepared, solver=solver, guide=guide)
         values = jax.lax.dynamic_update_index_in_dim(state.values, rows[:images], patch, 0)
         return SamplerState(values, rows, cache, patch + 1)
 
@@ -168,21 +150,8 @@ def sample(
     ).values
 
 
-def _velocity(
-    head: PatchHead, prepared: Any, remaining: Float[Array, "E"], scales: Float[Array, "E"] | None
-) -> Callable[[Float[Array, "R P K"], Int[Array, ""]], Float[Array, "R P K"]]:
-    """The guided velocity of one patch (`solvers.Velocity`)."""
-    if scales is None:
-        return lambda x, i: (head.predict(x, prepared, i) - x) / remaining[i]
-    separate = jnp.all(scales == 1)
-    # One array for the numbers of an evaluation, as in `solvers.recur`.
-    numbers = jnp.stack([remaining, scales], axis=1)
-
-    def velocity(x: Float[Array, "R P K"], i: Int[Array, ""]) -> Float[Array, "R P K"]:
-        left, scale = numbers[i]
-        return guide((head.predict(x, prepared, i) - x) / left, scale, separate)
-
-    return velocity
+def _guidance(scales: Float[Array, "E"]) -> PatchGuidance:
+    return PatchGuidance(scales, separate=jnp.all(scales == 1))
 
 
 def noise_of_images(model: PatchModel, keys: Array, solver: Solver) -> NoiseSource:

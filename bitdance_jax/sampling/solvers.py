@@ -1,43 +1,21 @@
 """Solvers of the head's flow (paper 3.2): from noise to the values whose signs are the bits of one patch.
 
 The flow's velocity is v = (f - x) / max(1 - t, 0.05), with the head's prediction f. A solver is a
-frozen dataclass, so that programs are compiled for it. A new one is a class like those here, with
-its name in `SOLVERS` and in `config.model.SolverName`.
+frozen dataclass, so that programs are compiled for it. A new one is a class like those here, called
+with the number of steps and the head's time shift, and a name in `SOLVERS`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from bitdance_jax.config import SamplerConfig
+from bitdance_jax.config.sampler import SOLVERS
 from bitdance_jax.heads.flow_matching import MIN_REMAINING, shift_time
-
-
-Velocity = Callable[[Float[Array, "R P K"], Int[Array, ""]], Float[Array, "R P K"]]
-"""(x, number of the evaluation) -> the guided velocity at that evaluation's time."""
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """What the sampler needs of a solver."""
-
-    @property
-    def num_evaluations(self) -> int:
-        """E: how often the head is evaluated for one patch."""
-
-    @property
-    def num_noises(self) -> int:
-        """S: standard normal noises that one patch takes; the first is the starting point."""
-
-    def times(self) -> Float[Array, "E"]:
-        """Time of every evaluation, float32 in [0, 1]: noise at 0, data at 1."""
-
-    def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
-        """x at time 1. Calls `velocity` within one loop, so that the head is compiled once."""
+from bitdance_jax.heads.protocols import Solver, Velocity
 
 
 class Steps(NamedTuple):
@@ -180,13 +158,16 @@ class Heun:
         return shift_time(jnp.linspace(0, 1, self.num_steps + 1), self.time_shift)
 
 
-SOLVERS: dict[str, Callable[[int, float], Solver]] = {
-    "euler_maruyama": EulerMaruyama,
-    "euler": Euler,
-    "heun": Heun,
-}
+SOLVERS |= {"euler_maruyama": EulerMaruyama, "euler": Euler, "heun": Heun}
 
 
-def make_solver(config: SamplerConfig, time_shift: float) -> Solver:
-    """The solver that a config names, for a head with this `time_shift`."""
+def make_solver(config: SamplerConfig, time_shift: float | None) -> Solver:
+    """The solver that a config names.
+
+    Args:
+      config: see there.
+      time_shift: `HeadConfig.time_shift`; None: one evaluation, whatever the config says.
+    """
+    if time_shift is None:
+        return Euler(num_steps=1)
     return SOLVERS[config.solver](config.head_steps, time_shift)

@@ -30,8 +30,8 @@ from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.models.class_conditional import (
     ClassConditional,
     class_conditional_loss,
-    draw,
     init_params,
+    training_noise,
 )
 from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
@@ -166,8 +166,8 @@ class ClassConditionalObjective(Objective):
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         codes = self.codes(frozen, batch)
-        draws = draw(keys, self._config.model)
-        return class_conditional_loss(self._model, params, batch["label"], codes, draws), {}
+        noise = training_noise(keys, self._config.model)
+        return class_conditional_loss(self._model, params, batch["label"], codes, noise), {}
 
     def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
         return {"loss": self.loss(params, frozen, batch, keys)[0]}

@@ -28,7 +28,7 @@ from bitdance_jax.config import (
     from_dict,
     to_dict,
 )
-from bitdance_jax.config.plain import Range
+from bitdance_jax.config.plain import OneOf, Range
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.tokens import Versions
 from bitdance_jax.errors import UserError
@@ -206,6 +206,8 @@ def refused(hint: Any) -> Iterator[Any]:
                 yield args[0](value) if math.isfinite(value) else math.nan
             yield -(10**5000)
         yield from refused(args[0])
+        if any(isinstance(mark, OneOf) for mark in args[1:]):
+            yield from ("", "ddim")
     elif origin in (types.UnionType, typing.Union):
         yield from refused(next(a for a in args if a is not type(None)))
     elif origin is tuple:

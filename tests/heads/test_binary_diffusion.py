@@ -12,10 +12,11 @@ from golden_models import assert_close
 from random_params import random_params
 
 from bitdance_jax.config import FlowHeadConfig
-from bitdance_jax.heads import binary_diffusion as flow_head
-from bitdance_jax.heads import binary_diffusion as head_module
-from bitdance_jax.heads.binary_diffusion import FlowHead, timestep_features
+from bitdance_jax.heads import binary_diffusion, dit
+from bitdance_jax.heads.binary_diffusion import FlowHead
+from bitdance_jax.heads.dit import timestep_features
 from bitdance_jax.nn.stack import stack, unstack
+from bitdance_jax.sampling.solvers import Euler
 
 
 CONFIG = FlowHeadConfig(width=32, num_blocks=4, num_groups=2, head_dim=8)
@@ -49,7 +50,7 @@ def test_golden_prediction(name, monkeypatch):
     condition = np.tile(
         golden["hidden"] + params["position_embedding"], (config.head_repeats, 1, 1)
     )
-    monkeypatch.setattr(head_module, "timestep_features", rounding.recorded_time_features)
+    monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
     model, t = (
         FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step),
         jnp.asarray(golden["t"]),
@@ -95,10 +96,14 @@ def test_parts_make_the_whole(monkeypatch):
     model = head(4)
     variables = {"params": random_params(model, x_t, jnp.zeros(5), z)}
     times = jnp.array([0.2, 0.7])
-    time_vectors = model.apply(variables, times, method="embed_time")
+    solver = Euler(1)
+    monkeypatch.setattr(Euler, "times", lambda self: times)
+    time_vectors = model.apply(variables, solver, method="prepare")
     for at_once in (False, True):
-        monkeypatch.setattr(flow_head, "modulated_at_once", lambda *_, at_once=at_once: at_once)
-        prepared = model.apply(variables, z, time_vectors, method="prepare")
+        monkeypatch.setattr(
+            binary_diffusion, "modulated_at_once", lambda *_, at_once=at_once: at_once
+        )
+        prepared = model.apply(variables, z, time_vectors, method="prepare_patch")
         for i, t in enumerate(times):
             whole = model.apply(variables, x_t, jnp.full(5, t), z)
             assert_close(model.apply(variables, x_t, prepared, i, method="predict"), whole, 1e-5)

@@ -20,10 +20,10 @@ from streams import Dtypes, dtypes
 
 from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.convert import keys
-from bitdance_jax.heads import binary_diffusion as head
-from bitdance_jax.heads import flow_matching as objective
+from bitdance_jax.heads import dit, flow_matching
+from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.models import class_conditional
-from bitdance_jax.models.class_conditional import ClassConditional, Draws
+from bitdance_jax.models.class_conditional import ClassConditional, TrainingNoise
 from bitdance_jax.nn import attention
 from bitdance_jax.nn.stack import stack, unstack
 from bitdance_jax.pipelines.class_conditional import sample_labels, sampling_params
@@ -55,11 +55,9 @@ def training_step(
     model = ClassConditional(config, scan=scan, remat="dots" if scan else None)
     # The release repeats whole batches one after the other.
     noise = recorded["noise"].reshape(-1, config.tokens_per_step, config.tokenizer.bits)
-    draws = Draws(
-        *(jnp.asarray(recorded[key]) for key in ("flip_u1", "flip_u2", "label_drop_u")),
-        image_by_image(recorded["t_normal"].reshape(-1), config),
-        image_by_image(noise, config),
-    )
+    times = image_by_image(recorded["t_normal"].reshape(-1), config)
+    uniform = (jnp.asarray(recorded[key]) for key in ("flip_u1", "flip_u2", "label_drop_u"))
+    draws = TrainingNoise(*uniform, FlowNoise(times, image_by_image(noise, config)))
     labels, codes = jnp.asarray(recorded["label"], jnp.int32), nhwc(recorded["codes"])
 
     def step(params):
@@ -99,13 +97,15 @@ def case(request) -> Case:
     times = (
         recorded["t"]
         if "t" in recorded
-        else objective.training_times(jnp.asarray(recorded["t_normal"]), config.head).reshape(-1)
+        else flow_matching.training_times(jnp.asarray(recorded["t_normal"]), config.head).reshape(
+            -1
+        )
     )
     times = image_by_image(times, config)
     with pytest.MonkeyPatch.context() as patch:
         # Both have tests of their own, and rounding them moves gradients more than all else does.
-        patch.setattr(objective, "training_times", lambda *_: times)
-        patch.setattr(head, "timestep_features", rounding.recorded_time_features)
+        patch.setattr(flow_matching, "training_times", lambda *_: times)
+        patch.setattr(dit, "timestep_features", rounding.recorded_time_features)
         unrolled = training_step(name, recorded, scan=False)
         with compiling.optimized(name == "imagenet_4x"):
             ours = jax.device_get(jax.jit(training_step(name, recorded, scan=True))(stack(params)))
@@ -176,13 +176,13 @@ def test_released_sizes(name, millions):
 
 def toy_arguments(config: ClassConditionalConfig, batch: int) -> tuple[jax.Array, ...]:
     bits = jnp.ones((batch, config.num_tokens, config.tokenizer.bits))
-    patches = (batch, 1, config.num_steps)
-    x_t = jnp.zeros((*patches, config.tokens_per_step, config.tokenizer.bits))
-    return jnp.zeros(batch, jnp.int32), bits, x_t, jnp.zeros(patches)
+    patches = class_conditional.to_patches(bits, config)
+    times = jnp.zeros((batch, 1, config.num_steps))
+    return jnp.zeros(batch, jnp.int32), bits, patches, FlowNoise(times, patches[:, None])
 
 
 def loss_of(model: ClassConditional, params: Any) -> jax.Array:
-    draws = class_conditional.draw(jax.random.split(jax.random.key(0), 2), model.config)
+    draws = class_conditional.training_noise(jax.random.split(jax.random.key(0), 2), model.config)
     codes = jnp.ones((2, model.config.grid, model.config.grid, model.config.tokenizer.bits))
     return class_conditional.class_conditional_loss(
         model, params, jnp.zeros(2, jnp.int32), codes, draws
@@ -215,8 +215,9 @@ def test_only_products_run_in_the_compute_type(residual, stream):
 def test_draws():
     """As many as the loss takes; uniform and normal as they should be; another key gives others."""
     config = golden_models.class_conditional("imagenet_4x").config
-    draws = class_conditional.draw(jax.random.split(jax.random.key(0), 3), config)
+    draws = class_conditional.training_noise(jax.random.split(jax.random.key(0), 3), config)
     repeats = config.head_repeats
+    draws = [*draws[:3], *draws.head]
     assert [x.shape for x in draws] == [
         (3, 64, 8),
         (3, 64, 8),
@@ -228,9 +229,10 @@ def test_draws():
         assert 0 <= uniform.min() < 0.05
         assert 0.95 < uniform.max() < 1
         assert abs(uniform.mean() - 0.5) < 0.05
-    assert abs(draws.noise.mean()) < 0.1
-    assert abs(draws.noise.std() - 1) < 0.1
-    others = class_conditional.draw(jax.random.split(jax.random.key(1), 3), config)
+    assert abs(draws[-1].mean()) < 0.1
+    assert abs(draws[-1].std() - 1) < 0.1
+    others = class_conditional.training_noise(jax.random.split(jax.random.key(1), 3), config)
+    others = [*others[:3], *others.head]
     assert all(not np.any(a == b) for a, b in zip(draws, others, strict=True))
     assert all(not np.any(x[0] == x[1]) for x in draws)
 
@@ -240,7 +242,7 @@ def test_targets_are_clean_and_inputs_flipped():
     config, params, _ = golden_models.class_conditional("imagenet_16x")
     config = dataclasses.replace(config, bit_flip_rate=1.0, label_drop_rate=1.0)
     model = ClassConditional(config)
-    draws = class_conditional.draw(jax.random.split(jax.random.key(0), 2), config)
+    draws = class_conditional.training_noise(jax.random.split(jax.random.key(0), 2), config)
     draws = draws._replace(
         flip_u1=jnp.zeros_like(draws.flip_u1), flip_u2=jnp.ones_like(draws.flip_u2)
     )
@@ -253,10 +255,11 @@ def test_targets_are_clean_and_inputs_flipped():
         )
         target = order.grid_to_sequence(codes, config.patch_side, config.order)
         clean = class_conditional.to_patches(target, config)[:, None]
-        t = jax.nn.sigmoid(0.8 * draws.time_normal - 0.8)
-        x_t = t[..., None, None] * clean + (1 - t[..., None, None]) * draws.noise
+        t = jax.nn.sigmoid(0.8 * draws.head.time - 0.8)
+        x_t = t[..., None, None] * clean + (1 - t[..., None, None]) * draws.head.bits
         unconditional = jnp.full(2, config.num_classes)
-        predicted = model.apply({"params": params}, unconditional, -target, x_t, t)
+        bound = model.bind({"params": params})
+        predicted = bound.head.predict_all(x_t, t, bound.states(unconditional, -target))
         return loss, jnp.mean(
             ((clean - predicted) / jnp.maximum(1 - t, 0.05)[..., None, None]) ** 2
         )

@@ -16,7 +16,8 @@ from golden_models import GOLDEN, nhwc
 from bitdance_jax.convert import keys
 from bitdance_jax.data import packing
 from bitdance_jax.data.documents import NO_LABEL, Image, captioned_image
-from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.heads import dit
+from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.models.text_to_image import TextToImage
 from bitdance_jax.models.text_to_image_loss import (
     Noise,
@@ -120,8 +121,10 @@ def recorded_noise(recorded: dict[str, np.ndarray]) -> Noise:
     return Noise(
         jnp.reshape(jnp.asarray(recorded["flip_u1"]), shape),
         jnp.reshape(jnp.asarray(recorded["flip_u2"]), shape),
-        jnp.reshape(jnp.asarray(recorded["t_normal"]), (1, 1, -1)),
-        jnp.reshape(jnp.asarray(recorded["noise"]), (1, *shape)),
+        FlowNoise(
+            jnp.reshape(jnp.asarray(recorded["t_normal"]), (1, 1, -1)),
+            jnp.reshape(jnp.asarray(recorded["noise"]), (1, *shape)),
+        ),
     )
 
 
@@ -140,7 +143,7 @@ def case() -> Case:
             for key, value in gradients.items()
         }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "timestep_features", rounding.recorded_time_features)
+        patch.setattr(dit, "timestep_features", rounding.recorded_time_features)
         step = packed_step(recorded)
         results = [
             jax.device_get(jax.jit(step)(params)),

@@ -27,7 +27,8 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.errors import UserError
-from bitdance_jax.heads import binary_diffusion as head
+from bitdance_jax.heads import dit
+from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.models import text_to_image
 from bitdance_jax.models.text_to_image import (
     PatchReader,
@@ -110,7 +111,7 @@ def test_golden_samples(name, kind, monkeypatch):
     frequencies = rope.frequencies_1d
     rounded = lambda *sizes: frequencies(*sizes).astype(jnp.bfloat16).astype(np.float32)  # noqa: E731  golden/README.md
     monkeypatch.setattr(rope, "frequencies_1d", rounded)
-    monkeypatch.setattr(head, "timestep_features", rounding.recorded_time_features)
+    monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
     # Ours with a loop of any length, as `TextToImage` runs it.
     with compiling.optimized():
         ours = jax.jit(run)(params, len(steps))
@@ -180,11 +181,17 @@ class Sampler(NamedTuple):
     traces: list[tuple]
 
 
+def no_noise(images: int, patches: int) -> FlowNoise:
+    """Times of 1/2, or nearly, and noise of zero."""
+    shape = (images, 1, patches)
+    return FlowNoise(jnp.zeros(shape), jnp.zeros((*shape, TOY.tokens_per_step, TOY.tokenizer.bits)))
+
+
 @pytest.fixture(scope="module")
 def params() -> dict:
     xy, bits = jnp.zeros((4, 2), jnp.int32), jnp.zeros((1, 4, TOY.tokenizer.bits))
     return random_params(
-        TextToImage(TOY), jnp.zeros((1, 4), jnp.int32), xy, bits, bits, jnp.zeros(1)
+        TextToImage(TOY), jnp.zeros((1, 4), jnp.int32), xy, bits, no_noise(images=1, patches=1)
     )
 
 
@@ -271,24 +278,22 @@ def test_sampling_reads_as_training_does(params):
         reader = PatchReader(model, params, prefixes, xy)
         values = next_patch.sample(reader, noise=source, solver=solver, scales=None)
         codes = rearrange(jnp.sign(values), "n b p k -> b (n p) k")
-        x_t = rearrange(
-            jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(steps)),
-            "n b p k -> (b n) p k",
-        )
+        x_t = jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(steps))
+        x_t = rearrange(x_t, "n b p k -> b 1 n p k")
         tokens = jnp.asarray(prefixes.tokens[:, prefixes.padding[0] :])
-        predicted, _ = model.apply({"params": params}, tokens, xy, codes, x_t, jnp.zeros(len(x_t)))
-        return values, predicted
+        bound = model.bind({"params": params})
+        _, states = bound.hidden(tokens, xy, codes)
+        return values, bound.head.predict_all(x_t, jnp.zeros(x_t.shape[:3]), states)
 
     values, predicted = both(params)
-    assert_close(values, rearrange(predicted, "(b n) p k -> n b p k", b=2), 1e-5)
+    assert_close(values, rearrange(predicted, "b 1 n p k -> n b p k"), 1e-5)
 
 
 def read_whole(model: TextToImage, params: dict) -> tuple[jax.Array, jax.Array]:
-    xy, noisy = jnp.asarray(token_positions(TOY, 8, 8)), jnp.zeros((4, 4, TOY.tokenizer.bits))
+    xy = jnp.asarray(token_positions(TOY, 8, 8))
     tokens = jnp.asarray(prefix_rows(TOY, PROMPTS[:1], 8, 8).tokens)
-    return model.apply(
-        {"params": params}, tokens, xy, jnp.ones((1, 16, TOY.tokenizer.bits)), noisy, jnp.zeros(4)
-    )
+    bits = jnp.ones((1, 16, TOY.tokenizer.bits))
+    return model.apply({"params": params}, tokens, xy, bits, no_noise(images=1, patches=4))
 
 
 def read_through_cache(model: TextToImage, params: dict) -> jax.Array:

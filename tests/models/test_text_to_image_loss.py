@@ -9,6 +9,7 @@ from tiny_models import TEXT_TO_IMAGE as CONFIG
 
 from bitdance_jax.data import packing
 from bitdance_jax.data.documents import Document, Image, Text, make_document
+from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.models.text_to_image import TextToImage
 from bitdance_jax.models.text_to_image_loss import (
     Noise,
@@ -32,7 +33,8 @@ def params():
     tokens = jnp.zeros((1, BLOCK), jnp.int32)
     xy = jnp.zeros((BLOCK, 2), jnp.int32)
     bits = jnp.zeros((1, BLOCK, BITS))
-    return random_params(MODEL, tokens, xy, bits, bits, jnp.zeros(1))
+    noise = FlowNoise(jnp.zeros((1, 1, 1)), bits[:, None, None])
+    return random_params(MODEL, tokens, xy, bits, noise)
 
 
 def document(
@@ -72,17 +74,16 @@ def noise_of(rows: list[list[int]], patches: int) -> Noise:
         own = [
             sample_noise(
                 jax.random.key(number)[None],
+                CONFIG,
                 patches=len(DOCUMENTS[number].visual),
-                tokens=BLOCK,
-                bits=BITS,
                 repeats=REPEATS,
             )
             for number in row
         ]
         # The axis of patches is 1 for flips, 2 for times and noise.
         joined = [
-            jnp.concatenate([getattr(noise, name) for noise in own], axis=axis)
-            for name, axis in zip(Noise._fields, (1, 1, 2, 2), strict=True)
+            jnp.concatenate(arrays, axis=axis)
+            for *arrays, axis in zip(*map(jax.tree.leaves, own), (1, 1, 2, 2), strict=True)
         ]
         parts.append(
             [
@@ -96,7 +97,8 @@ def noise_of(rows: list[list[int]], patches: int) -> Noise:
                 for array, axis in zip(joined, (1, 1, 2, 2), strict=True)
             ]
         )
-    return Noise(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    flip_u1, flip_u2, *head = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Noise(flip_u1, flip_u2, FlowNoise(*head))
 
 
 def loss_and_gradient(params, rows: list[list[int]], length: int, patches: int):
@@ -137,9 +139,7 @@ def test_packing_and_padding_do_not_matter(params, apart, rows):
 def losses_of(params, document: Document, flip_rate: float = 0.0, seed: int = 0):
     patches = max(1, len(document.visual))
     batch = to_batch([packing.pack([document], len(document), patches=patches, block=BLOCK)])
-    noise = sample_noise(
-        jax.random.key(seed)[None], patches=patches, tokens=BLOCK, bits=BITS, repeats=1
-    )
+    noise = sample_noise(jax.random.key(seed)[None], CONFIG, patches=patches, repeats=1)
     return batch, token_losses(MODEL, params, batch, noise, flip_rate=flip_rate)
 
 

@@ -22,8 +22,9 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
-from bitdance_jax.heads import binary_diffusion as head
-from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.heads import binary_diffusion, dit
+from bitdance_jax.heads.flow_matching import FlowNoise
+from bitdance_jax.models.class_conditional import ClassConditional, to_patches
 from bitdance_jax.pipelines.class_conditional import read_labels, sample_labels
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.guidance import rows_of_image
@@ -53,10 +54,9 @@ TOY = ClassConditionalConfig(
 @functools.cache
 def toy_params(config: ClassConditionalConfig) -> dict:
     bits = jnp.ones((1, config.num_tokens, config.tokenizer.bits))
-    x_t = jnp.zeros((1, 1, config.num_steps, config.tokens_per_step, config.tokenizer.bits))
-    return random_params(
-        ClassConditional(config), jnp.zeros(1, jnp.int32), bits, x_t, jnp.zeros(x_t.shape[:3])
-    )
+    patches = to_patches(bits, config)
+    noise = FlowNoise(jnp.zeros((1, 1, config.num_steps)), patches[:, None])
+    return random_params(ClassConditional(config), jnp.zeros(1, jnp.int32), bits, patches, noise)
 
 
 def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConfig) -> Callable:
@@ -113,7 +113,7 @@ def golden(request) -> Golden:
         return run(params, lambda model: rounding.Replayed(model, bits))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "timestep_features", rounding.recorded_time_features)
+        patch.setattr(dit, "timestep_features", rounding.recorded_time_features)
         exact, others = rounding.in_float64(replayed)(params), rounding.other_runs(replayed, params)
 
     def compiled_run():
@@ -150,8 +150,8 @@ def test_golden_order(name):
 @pytest.mark.parametrize("at_once", [False, True])
 def test_golden_samples(golden, at_once, monkeypatch):
     """Our own samples, each patch drawn after ours, with the modulation made for each evaluation or for all."""
-    monkeypatch.setattr(head, "timestep_features", rounding.recorded_time_features)
-    monkeypatch.setattr(head, "modulated_at_once", lambda *_: at_once)
+    monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
+    monkeypatch.setattr(binary_diffusion, "modulated_at_once", lambda *_: at_once)
     values = golden.run()
     rounding.assert_rounded(values[0], golden.exact[0], [other[0] for other in golden.others])
     rounding.assert_bits(values, golden.recorded, golden.exact, golden.others)
@@ -244,7 +244,7 @@ def test_noise_from_keys():
 @pytest.mark.parametrize("at_once", [False, True])
 def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monkeypatch):
     """N = 7: the head as often as the solver says, the times embedded once, the condition once for a patch, modulation as chosen."""
-    monkeypatch.setattr(head, "modulated_at_once", lambda *_: at_once)
+    monkeypatch.setattr(binary_diffusion, "modulated_at_once", lambda *_: at_once)
     config = dataclasses.replace(guidance, head_steps=7, solver=solver)
     params = jax.tree.map(jnp.zeros_like, toy_params(TOY))
     solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
@@ -304,7 +304,11 @@ def test_sampling_reads_as_training_does(tokens_per_step, mask, kind, class_toke
         bits = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
         noise = jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(config.num_steps))
         x_t = rearrange(noise, "n b p k -> b 1 n p k")
-        return values, model.apply({"params": params}, labels, bits, x_t, jnp.zeros(x_t.shape[:3]))
+        bound = model.bind({"params": params})
+        predicted = bound.head.predict_all(
+            x_t, jnp.zeros(x_t.shape[:3]), bound.states(labels, bits)
+        )
+        return values, predicted
 
     values, predicted = both(params)
     assert_close(values, rearrange(predicted, "b 1 n p k -> n b p k"), 1e-5)

@@ -13,7 +13,8 @@ from random_params import random_params
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.tokenizer import lfq
-from bitdance_jax.tokenizer.autoencoder import Autoencoder, depth_to_space
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.layers import depth_to_space
 
 
 class Toy(NamedTuple):

@@ -22,7 +22,7 @@ from bitdance_jax.io.image_files import to_uint8
 from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.tokenizer import strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.tokenizer.strips import Strips, Whole
+from bitdance_jax.tokenizer.strips import Strips
 
 
 strips_choose = strips.choose
@@ -42,15 +42,16 @@ def test_the_release(name, bands, rows):
     config, params = golden_models.tokenizer(name)
     io = golden_models.read(f"{name}/io")
     codes, noise = nhwc(io["codes"]), nhwc(io["noise"]) if "noise" in io else None
-    model = Autoencoder(config, rows=Strips(bands, bytes=rows * row_bytes(config, codes, bands)))
-    decode = jax.jit(functools.partial(model.apply, method="decode"))
+    split = Strips(bands, bytes=rows * row_bytes(config, codes, bands))
+    model = Autoencoder(config)
+    decode = jax.jit(functools.partial(strips.decode_in_strips, model, strips=split))
     lengths = {
         operation.equation.params["length"]
-        for operation in operations(jax.make_jaxpr(decode)({"params": params}, codes, noise))
+        for operation in operations(jax.make_jaxpr(decode)(params, codes, noise))
         if operation.equation.primitive.name == "scan"
     }
     assert codes.shape[1] * config.downsampling // bands // rows in lengths
-    assert_close(decode({"params": params}, codes, noise), nhwc(io["reconstruction"]))
+    assert_close(decode(params, codes, noise), nhwc(io["reconstruction"]))
 
 
 @functools.cache
@@ -58,21 +59,26 @@ def small() -> tuple[dict, jax.Array, jax.Array]:
     """Parameters, codes and noise of images of 16 x 6."""
     codes, noise = jax.random.normal(jax.random.key(0), (2, 2, 8, 3, 4))
     params = random_params(Autoencoder(SMALL), jnp.zeros((1, 2, 4, 3)), noise[:1, :1, :2])
-    return {"params": params}, jnp.sign(codes), noise
+    return params, jnp.sign(codes), noise
 
 
-@functools.cache
-def decoder(rows: Whole, dtype=jnp.float32) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(Autoencoder(SMALL, dtype, rows).apply, method="decode"))
+def plain(params: dict, codes: jax.Array, noise: jax.Array) -> jax.Array:
+    return Autoencoder(SMALL).apply({"params": params}, codes, noise, method="decode")
+
+
+def in_strips(split: Strips, dtype=jnp.float32) -> Callable[..., jax.Array]:
+    return jax.jit(
+        functools.partial(strips.decode_in_strips, Autoencoder(SMALL, dtype), strips=split)
+    )
 
 
 def test_bfloat16():
-    rows = Strips(2, bytes=4 * row_bytes(SMALL, small()[1], 2))
-    assert_close(decoder(rows, jnp.bfloat16)(*small()), decoder(Whole())(*small()), 0.05)
+    split = Strips(2, bytes=4 * row_bytes(SMALL, small()[1], 2))
+    assert_close(in_strips(split, jnp.bfloat16)(*small()), jax.jit(plain)(*small()), 0.05)
 
 
 def test_choice():
-    assert strips.choose((1, 32, 32, 4), 16) == Whole() == strips.choose((100, 16, 64, 4), 16)
+    assert strips.choose((1, 32, 32, 4), 16) is None is strips.choose((100, 16, 64, 4), 16)
     assert strips.choose((1, 128, 128, 4), 16) == Strips(8)
     assert strips.choose((1, 36, 128, 4), 16) == Strips(4) == strips.choose((2, 128, 128, 4), 16)
     assert strips.choose((9, 33, 32, 4), 16) == Strips(1)
@@ -90,11 +96,11 @@ def test_decoding_chooses(monkeypatch):
         keys = jax.random.split(jax.random.key(1), 2)
         jax.eval_shape(
             functools.partial(pipeline.decode_codes, Autoencoder(SMALL)),
-            params["params"],
+            params,
             large,
             keys,
         )
-    assert chosen == [Whole(), Whole(), Strips(4)]
+    assert chosen == [None, None, Strips(4)]
 
 
 @pytest.mark.slow
@@ -116,22 +122,22 @@ def on_eight_devices() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     params, codes, noise = small()
     mesh, cut = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), P(None, AXES)
-    row_by_row = decoder(Strips(1, AXES, row_bytes(SMALL, codes, 1)))
+    row_by_row = in_strips(Strips(1, AXES, row_bytes(SMALL, codes, 1)))
     sharded = jax.jit(
         jax.shard_map(
             row_by_row, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False
         )
     )
-    assert_close(sharded(params, codes, noise), decoder(Whole())(params, codes, noise))
+    assert_close(sharded(params, codes, noise), jax.jit(plain)(params, codes, noise))
 
     mesh, keys = (
         make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]),
         jax.random.split(jax.random.key(1), 2),
     )
     noise = jnp.stack([jax.random.normal(key, codes.shape[1:]) for key in keys])
-    expected = to_uint8(decoder(Whole())(params, codes, noise)).astype(int)
+    expected = to_uint8(jax.jit(plain)(params, codes, noise)).astype(int)
     on_mesh = functools.partial(pipeline.decode_codes, Autoencoder(SMALL), mesh=mesh)
-    arguments = params["params"], codes.astype(jnp.int8), keys
+    arguments = params, codes.astype(jnp.int8), keys
     compiled = jax.jit(on_mesh).lower(*arguments).compile()
     assert compiled(*arguments).addressable_shards[0].data.shape == (2, 4, 6, 3)
     np.testing.assert_allclose(np.asarray(compiled(*arguments)).astype(int), expected, atol=1)
@@ -139,7 +145,7 @@ def on_eight_devices() -> None:
         elements(line) for line in compiled.as_text().splitlines() if " all-gather(" in line
     ]
     assert gathered and max(gathered) <= codes.size
-    six_rows = jax.eval_shape(on_mesh, params["params"], codes[:, :6].astype(jnp.int8), keys)
+    six_rows = jax.eval_shape(on_mesh, params, codes[:, :6].astype(jnp.int8), keys)
     assert six_rows.shape == (2, 12, 6, 3)  # each device has them all
 
 

@@ -1,0 +1,46 @@
+"""How patches are sampled: solver and guidance of the head (paper 3.2)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from bitdance_jax.config.plain import Config, HeadSteps, NotNegative, OneOf, Share, require
+
+
+SOLVERS: dict[str, Any] = {}
+"""Solvers by name; `sampling.solvers` fills the table, and user code may add to it."""
+
+SCHEDULES: dict[str, Any] = {}
+"""Guidance schedules by name; `sampling.guidance` fills the table, and user code may add to it."""
+
+SolverName = Annotated[str, OneOf(SOLVERS)]
+ScheduleName = Annotated[str, OneOf(SCHEDULES)]
+
+
+@dataclass(frozen=True)
+class SamplerConfig(Config):
+    """How the head samples a patch.
+
+    Attributes:
+      head_steps: steps of the solver; ignored by heads that need one evaluation.
+      solver: name of a solver in `sampling.solvers`; "euler_maruyama" as released.
+      guidance_scale: classifier-free guidance scale s; 1 means no guidance.
+      guidance_schedule: name of a schedule over the patches in `sampling.guidance`.
+      guidance_start, guidance_end: guidance is applied at times of the head in this interval, from 0
+        for noise to 1 for data.
+    """
+
+    head_steps: HeadSteps = 100
+    solver: SolverName = "euler_maruyama"
+    guidance_scale: NotNegative = 1.0
+    guidance_schedule: ScheduleName = "linear"
+    guidance_start: Share = 0.0
+    guidance_end: Share = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start, end = self.guidance_start, self.guidance_end
+        require(
+            start <= end,
+            f"guidance_end must not be before guidance_start, got {end} and {start}",
+            "guidance_end",
+        )
