@@ -98,7 +98,7 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
         )
         raise ConfigError(
             f"{source.path} contains no tokenizer (no keys under {prefix}); "
-            f"set tokenizer, for example tokenizer='{released}'",
+            f"add one, for example tokenizer='{released}'",
             "tokenizer",
         )
     own = source.own and OwnRecord(

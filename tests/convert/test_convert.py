@@ -366,7 +366,7 @@ def test_one_line_for_whatever_else_is_wrong(pt, ae_pt, converted, tmp_path):
     }
     complaint(
         released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without),
-        "no tokenizer inside .*add --tokenizer",
+        "contains no tokenizer .*tokenizer=",
     )
     complaint(pt, "is a class_conditional model", tokenizer=str(pt))
     complaint(ae_pt, "is a tokenizer itself", tokenizer=str(ae_pt))
@@ -425,7 +425,7 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"t\.safetensors exists"):
         command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
     (tmp_path / "t.safetensors").unlink()
-    with pytest.raises(UserError, match=r"t_config\.json is there already"):
+    with pytest.raises(UserError, match=r"t_config\.json exists"):
         command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
     command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch", "--force")
     said = capsys.readouterr().out

@@ -242,7 +242,7 @@ def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
         "error: out was begun with other settings (checkpoint " in error
         and "; use the same again, or choose another folder\n" in error
     )
-    assert "seed 0, asked for 4; guidance_scale 3.0, asked for 13.0" in error
+    assert "seed 0, asked for 4; --guidance-scale 3.0, asked for 13.0" in error
     Path("geneval.jsonl").write_bytes(LINES[1])
     assert command(*flags, "--guidance-scale", "3") == 2
     assert "out was begun with other settings (prompts " in capsys.readouterr().err

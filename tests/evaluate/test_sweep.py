@@ -160,7 +160,7 @@ def test_stopped_it_keeps_its_rows(command, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep.Scorer, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(sweep.Scorer, "__call__", stop)
     status, _, error = command("--guidance", "1,2,3,4")
-    assert (status, error) == (130, "stopped; the same command goes on\n")
+    assert (status, error) == (130, "stopped; the same command resumes\n")
     assert (tmp_path / "sweep.csv").read_text().count("\n") == 3
 
 

@@ -103,7 +103,7 @@ def test_too_little_is_a_line_that_says_what_fits():
     assert "NVIDIA X has 22.5 GiB; what fits: weights='int8' (" in str(error.value)
     assert "mesh.tensor=2 on 2 such devices (" in str(error.value)
     assert "512x512" not in str(error.value) and "batch_size" not in str(error.value)
-    with pytest.raises(UserError, match="take more devices, or larger ones"):
+    with pytest.raises(UserError, match=r"mesh\.tensor"):
         memory.check(ONE_IMAGE, device(1))
 
 

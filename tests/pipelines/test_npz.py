@@ -484,7 +484,7 @@ def test_killed_on_four_devices_and_gone_on_with_on_two_hosts_it_is_the_file_of_
     assert (first.returncode, second.returncode) == (0, 0), error + other_error
     assert (
         out.splitlines()[-1]
-        == f"400 images of 9 labels in {tmp_path}/out.npz ({COUNT - rows} drawn now)"
+        == f"400 images of 9 labels in {tmp_path}/out.npz ({COUNT - rows} generated now)"
     )  # after Gloo's words
     assert "images" not in other_out and "sampling" not in other_error
     assert (tmp_path / "out.npz").read_bytes() == drawn.read_bytes()
