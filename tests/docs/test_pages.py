@@ -1,0 +1,134 @@
+"""README and the pages of docs: links and paths exist, commands parse, and the Python examples run."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitdance_jax.cli.config_file import load_config
+from bitdance_jax.cli.flags import parse
+from bitdance_jax.cli.main import COMMANDS
+from bitdance_jax.cli.plan import PromptArguments, split_flags
+from bitdance_jax.errors import UserError
+from bitdance_jax.pipelines import toy_text_to_image
+from bitdance_jax.plan.text_to_image import find_model
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+FOLDERS = ("bitdance_jax", "benchmarks", "configs", "docs", "examples", "notebooks", "tests")
+every_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def code_spans(page: Path) -> list[str]:
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every `bitdance` command of a page."""
+    lines = [span for span in code_spans(page) if span.startswith("bitdance ")]
+    for block in blocks(page, "bash"):
+        lines += block.replace("\\\n", " ").splitlines()
+    found = [re.match(r"\s*(?:srun )?bitdance (.*)", line) for line in lines]
+    # gs:// needs a package that the tests do without.
+    return [
+        shlex.split(match[1].replace("gs://", ""), comments=True) for match in found if match
+    ]
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@every_page
+def test_links_exist(page):
+    links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+@every_page
+def test_named_files_and_modules_exist(page):
+    missing = []
+    for span in code_spans(page):
+        if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w/.]+", span) and not (ROOT / span).exists():
+            missing.append(span)
+        elif re.fullmatch(r"bitdance_jax(\.\w+)+", span) and not resolves(span):
+            missing.append(span)
+    assert not missing
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(path), attribute) or bool(
+            importlib.import_module(name)
+        )
+    except ModuleNotFoundError:
+        return False
+
+
+@every_page
+def test_commands_parse(page):
+    for name, *flags in commands(page):
+        assert name in (*COMMANDS, "--help", "--version"), f"bitdance {name}"
+        if not flags or "--help" in flags:  # the name of the command in a sentence
+            continue
+        try:
+            check_flags(name, flags)
+        except UserError as error:
+            pytest.fail(f"bitdance {name} {shlex.join(flags)}: {error}")
+
+
+def check_flags(name: str, flags: list[str]) -> None:
+    """Raises a UserError where the command would refuse them."""
+    module = importlib.import_module(COMMANDS[name].module)
+    if name not in ("train", "plan"):
+        parse(module.Arguments, flags)
+        return
+    config, *flags = flags
+    if re.fullmatch(r"[A-Z]+(\.py)?", config):  # a placeholder
+        config = "emoji_4x"
+    if name == "plan" and find_model(config):
+        parse(PromptArguments, flags)
+        return
+    if name == "plan":
+        own, flags = split_flags(flags)
+        parse(module.Arguments, own)
+    default = load_config(config)
+    parse(type(default), flags, default)
+
+
+PYTHON = [page for page in PAGES if blocks(page, "python") and page.name != "extending.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
+def test_python_examples_run(page, tmp_path, monkeypatch):
+    """With a small text-to-image model in place of the released ones; one example continues the other."""
+    monkeypatch.chdir(tmp_path)
+    toy_text_to_image.save("models/14b_64x", toy_text_to_image.config(4))
+    code = "\n".join(blocks(page, "python")).replace("1024x1024", "64x64")
+    exec(compile(code, page, "exec"), {})
+
+
+@pytest.mark.slow
+def test_python_examples_type_check(tmp_path):
+    files = [tmp_path / f"{page.stem.lower()}_example.py" for page in PYTHON]
+    for file, page in zip(files, PYTHON, strict=True):
+        file.write_text("\n".join(blocks(page, "python")))
+    command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", *files]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
