@@ -13,7 +13,9 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
 
 
 def cells() -> list[dict]:
-    return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    return [
+        cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"
+    ]
 
 
 def test_outputs_are_stripped():
@@ -23,7 +25,9 @@ def test_outputs_are_stripped():
 @pytest.mark.slow
 def test_notebook_runs(tmp_path):
     code = "\n".join("".join(cell["source"]) for cell in cells())
-    code = re.sub(r"^( *)%pip .*$", r"\1raise AssertionError('nothing to install')", code, flags=re.M)
+    code = re.sub(
+        r"^( *)%pip .*$", r"\1raise AssertionError('nothing to install')", code, flags=re.M
+    )
     code, changed = re.subn(r"^STEPS = .*$", "STEPS = 2", code, flags=re.M)
     assert changed == 1
     (tmp_path / "quickstart.py").write_text(code)
