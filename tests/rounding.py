@@ -75,11 +75,26 @@ def assert_bits(
                 break
 
 
-def other_runs(function: Callable[[Any], Any], numbers: Any) -> list[Any]:
-    """Results of the function with every number moved to a neighbouring one."""
-    with optimized(False):
+def other_runs(
+    function: Callable[[Any], Any], numbers: Any, device: jax.Device | None = None
+) -> list[Any]:
+    """Results of the function with every number moved to a neighbouring one.
+
+    Args:
+      device: where the function runs, by default as all else.
+    """
+    with optimized(False), jax.default_device(device):
         run = jax.jit(function)
         return [jax.device_get(run(neighbouring(numbers, seed))) for seed in range(RUNS)]
+
+
+def runs_of_recordings(
+    function: Callable[[Any], Any], numbers: Any, others: list[Any]
+) -> list[Any]:
+    """`other_runs` on a CPU, where the recordings were made; `others` if they ran on one."""
+    if jax.default_backend() == "cpu":
+        return others
+    return other_runs(function, numbers, jax.local_devices(backend="cpu")[0])
 
 
 class Replayed:
