@@ -1,4 +1,4 @@
-"""An iterator that works in a thread while the event loop answers others."""
+"""An iterator whose items are computed in a thread while the event loop serves others."""
 
 import asyncio
 import contextvars
@@ -12,35 +12,37 @@ _END = object()
 
 
 async def in_thread(
-    make: Callable[[], Generator[T, None, None]], turn: threading.Lock
+    make: Callable[[], Generator[T, None, None]], lock: threading.Lock
 ) -> AsyncIterator[T]:
-    """The items of `make()`, each computed when it is asked for, in a thread that holds `turn` from the first to the last.
+    """The items of `make()`, each computed on request in a thread that holds the lock throughout.
 
-    It can be left at any moment: nobody waits for the item at hand, after which the thread closes the iterator and gives its turn back.
+    The caller may stop at any moment without waiting for the current item; after that item the
+    thread closes the iterator and releases the lock.
     """
     loop = asyncio.get_running_loop()
     items: asyncio.Queue[Any] = asyncio.Queue()
-    wanted, left = threading.Event(), threading.Event()
+    requested = threading.Event()
+    stopped = threading.Event()
 
     def put(item: Any) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(items.put_nowait, item)
 
     def work() -> None:
-        while not turn.acquire(timeout=0.1):
-            if left.is_set():
+        while not lock.acquire(timeout=0.1):
+            if stopped.is_set():
                 return
         try:
             iterator = make()
-            while not left.is_set():
+            while not stopped.is_set():
                 put(next(iterator, _END))
-                wanted.wait()
-                wanted.clear()
+                requested.wait()
+                requested.clear()
             iterator.close()
         except Exception as error:
             put(error)
         finally:
-            turn.release()
+            lock.release()
 
     threading.Thread(
         target=contextvars.copy_context().run, args=(work,), name="in_thread", daemon=True
@@ -50,7 +52,7 @@ async def in_thread(
             if isinstance(item, Exception):
                 raise item
             yield item
-            wanted.set()
+            requested.set()
     finally:
-        left.set()
-        wanted.set()
+        stopped.set()
+        requested.set()

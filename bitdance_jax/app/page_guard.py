@@ -1,4 +1,4 @@
-"""What the web page's server lets in, and how it is reached where the environment names a proxy."""
+"""Which requests the web page's server accepts, and how to reach it behind a proxy."""
 
 import contextlib
 import ipaddress
@@ -14,20 +14,26 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_BYTES = 2**20
-"""More than any request of the page has."""
+"""The largest body of a request; the page sends smaller ones."""
 
 
 class Guard:
-    """ASGI middleware: requests for this host only, from its own pages or from no page at all, and no uploads.
+    """ASGI middleware that accepts requests for this host from its own pages or none; no uploads.
 
-    Another site's page cannot make a visitor's browser draw, nor read the images after it has pointed its own name to this address (DNS
-    rebinding): such requests bear that site's name in Origin or Host.
+    Another site's page cannot make a visitor's browser generate images, nor read them after it has
+    pointed its own name to this address (DNS rebinding): such requests have that site's name in
+    Origin or Host.
     """
 
     def __init__(
         self, app: Callable[[Scope, Receive, Send], Awaitable[None]], names: Collection[str] = ()
     ) -> None:
-        """`names`: the host's, besides "localhost" and IP addresses; one that begins with a dot stands for all that end in it."""
+        """
+        Args:
+          app: the server.
+          names: of the host, besides "localhost" and IP addresses; one that begins with a dot
+            matches all names that end in it.
+        """
         self._app = app
         self._names = {"localhost", *(name.lower() for name in names)}
 
@@ -44,7 +50,7 @@ class Guard:
             await send({"type": "http.response.body", "body": f"{text}\n".encode()})
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and reason, None for a request that may pass."""
+        """Status and reason of a refused request; None for an accepted one."""
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -53,7 +59,7 @@ class Guard:
         if not self._is_own(host):
             return (
                 403,
-                f"this page is not reached as {host!r}; start it with --names NAME if it is one of its own",
+                f"{host!r} is not a name of this page; start it with --names NAME to add one",
             )
         origin = headers["origin"].partition("://")[2] if "origin" in headers else host
         if origin.lower() != host.lower() and not self._is_named(origin):
@@ -63,7 +69,7 @@ class Guard:
         return None
 
     def _is_own(self, address: str) -> bool:
-        """No site's name is an IP address."""
+        """Whether it is an IP address, which no other site can claim, or a name of the host."""
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(_host(address))
             return True
@@ -77,33 +83,33 @@ class Guard:
 
 
 def _host(address: str) -> str:
-    """Of host:port; "" where it is neither."""
+    """The host of host:port; "" if it is malformed."""
     with contextlib.suppress(ValueError):
         return (urlsplit(f"//{address}").hostname or "").lower()
     return ""
 
 
 def _refusal_of_body(headers: dict[str, str]) -> tuple[int, str] | None:
-    """The page sends small JSON of a known length, or nothing; an upload is a form."""
+    """Status and reason for a body that is not small JSON of a known length; uploads are forms."""
     length = headers.get("content-length", "0")
     if "transfer-encoding" in headers or not length.isdecimal():
-        return 411, "the length of the request must be said"
+        return 411, "the length of the request is missing"
     if int(length) > BODY_BYTES:
         return 413, f"a request has at most {BODY_BYTES:,} bytes"
     if (
         int(length)
         and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json"
     ):
-        return 415, "this page takes JSON, and no uploads"
+        return 415, "this page accepts JSON, and no uploads"
     return None
 
 
 def own_names(host: str, names: Collection[str], share: bool) -> set[str]:
-    """Those that the page at `host` is known by."""
+    """The names of the page at `host`."""
     return {host, socket.gethostname(), *names, *([".gradio.live"] if share else [])}
 
 
 def bypass_proxy(host: str) -> None:
-    """Gradio asks its own server whether it has started, by way of http_proxy where that is set."""
+    """Excludes the page from http_proxy: Gradio asks its own server whether it has started."""
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = ",".join(filter(None, (given, "localhost", "127.0.0.1", "::1", host)))

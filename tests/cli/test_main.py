@@ -1,0 +1,92 @@
+"""`bitdance`: its help, and how it starts and names its subcommands."""
+
+import re
+import subprocess
+import sys
+
+import processes
+import pytest
+
+from bitdance_jax.cli import main as main_module
+from bitdance_jax.cli.main import COMMANDS, main
+from bitdance_jax.version import __version__
+
+
+@pytest.fixture
+def bitdance(monkeypatch, capsys):
+    def bitdance(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bitdance", *arguments])
+        return main(), *capsys.readouterr()
+
+    return bitdance
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_the_commands(bitdance, arguments):
+    status, out, _ = bitdance(*arguments)
+    assert status == 0
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.summary)}$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_version(bitdance):
+    assert bitdance("--version") == (0, f"bitdance {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("smaple", "sample"), ("evaluate_prompts", "evaluate-prompts")]
+)
+def test_an_unknown_command_names_the_nearest(bitdance, name, nearest):
+    status, _, error = bitdance(name)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert f"did you mean {nearest}?" in error
+
+
+def test_a_command_gets_its_flags_and_its_name(bitdance, monkeypatch):
+    started = []
+    monkeypatch.setattr(main_module, "start", lambda name: started.append(name) or 3)
+    status, *_ = bitdance("plan", "emoji_4x", "--top", "3")
+    assert (status, started, sys.argv[1:]) == (3, ["plan"], ["emoji_4x", "--top", "3"])
+
+
+def test_the_help_imports_no_subcommand():
+    code = "import sys; from bitdance_jax.cli.main import main; sys.argv[1:] = []; main(); "
+    code += "assert not {'jax', 'flax', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=processes.environment())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help(name, tmp_path):
+    """Also as a module: `python -m bitdance_jax NAME`."""
+    command = [sys.executable, "-m", "bitdance_jax", name, "--help"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=processes.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"bitdance {name}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module",
+    [
+        "app",
+        "convert",
+        "data.tokenize",
+        "evaluate",
+        "evaluate.prompts",
+        "evaluate.sweep",
+        "plan",
+        "toy_text_to_image",
+    ],
+)
+def test_every_entry_module_starts_its_command(module, tmp_path):
+    command = [sys.executable, "-m", f"bitdance_jax.{module}", "--help"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=processes.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bitdance " in done.stdout
