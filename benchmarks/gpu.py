@@ -52,20 +52,17 @@ from bitdance_jax.distributed.mesh import batch_sharding, make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
 from bitdance_jax.models import class_conditional, text_to_image
-from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.nn import quantize
 from bitdance_jax.nn.attention import Kernel
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.perf.hardware import chip_of
 from bitdance_jax.pipelines import memory
-from bitdance_jax.pipelines.class_conditional import (
-    decode_codes,
-    image_keys,
-    sample_labels,
-    weight_dtype,
-)
-from bitdance_jax.pipelines.partial import fill_in
-from bitdance_jax.pipelines.prompt_programs import Programs, kept
+from bitdance_jax.pipelines.batching import ImageKeys, image_keys
+from bitdance_jax.pipelines.programs import Programs
+from bitdance_jax.pipelines.tokenizer import decode_codes
+from bitdance_jax.pipelines.weights import stored_as, weight_dtype
+from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -278,41 +275,40 @@ def sample(name: str, *, head_steps: tuple[int, ...], pixels: bool = False) -> A
         abstract = class_conditional.abstract_params(config, scan=False)
         params = random_arrays(abstract, lambda path: weight_dtype(path, dtype))
         decoder = random_arrays(autoencoder.abstract_params(config.tokenizer), lambda path: dtype)
-        labels = jnp.arange(batch, dtype=jnp.int32) % config.num_classes
-        keys = image_keys(0, 0, batch)
-        module = ClassConditional(config, dtype=dtype)
+        labels = np.arange(batch, dtype=np.int32) % config.num_classes
+        keys = ImageKeys.checked(0, 0, batch).data(np.arange(batch))
+        programs = Programs(config, make_mesh(devices=jax.devices()[:1]), jnp.dtype(dtype))
+        compiled_sampler = programs.sampler
         result: Result = {"batch": batch}
         for steps in (2,) if trial else head_steps:
             sampler = SamplerConfig(head_steps=steps, guidance_scale=GUIDANCE[name])
-
             solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
-            draw = functools.partial(sample_labels, module, solver=solver)
-            flops = traced_flops(draw, params, labels, keys, scales)
+            call = functools.partial(
+                compiled_sampler.sample,
+                params,
+                Inputs(labels),
+                keys,
+                solver=solver,
+                scales=scales,
+                num_patches=config.num_steps,
+            )
+            traceable = functools.partial(compiled_sampler.traceable, solver=solver)
+            flops = traced_flops(traceable, params, Inputs(labels), keys, scales)
             timer = Timer()
             with timer.compiling():
-                compiled = jax.jit(draw).lower(params, labels, keys, scales).compile()
-            seconds = timer.measure(
-                functools.partial(compiled, params, labels, keys, scales), budget=4.0
-            )
+                jax.block_until_ready(call())
+            seconds = timer.measure(call, budget=4.0)
             result[f"{steps}_steps"] = {
                 "images_per_second": round(batch / seconds, 2),
                 "seconds": round(seconds, 4),
-                "compile_seconds": round(timer.compile_seconds, 1),
+                "first_call_seconds": round(timer.compile_seconds, 1),
                 "tflops": round(flops / seconds / 1e12, 1),
             }
-            codes = compiled(params, labels, keys, scales)
-        result |= kernels(functools.partial(compiled, params, labels, keys, scales))
+        result |= kernels(call)
         if not pixels:
             return {**result, **device_result()}
-        tokenizer = Autoencoder(config.tokenizer, dtype)
-        decode = jax.jit(
-            lambda p, codes, keys: jax.lax.map(
-                lambda image: decode_codes(tokenizer, p, image[0][None], image[1][None])[0],
-                (codes, keys),
-                batch_size=16,
-            )
-        )
-        seconds = Timer().measure(lambda: decode(decoder, codes, keys), budget=2.0)
+        codes = programs.to_codes(call(), np.int32(config.num_steps), height=config.grid)
+        seconds = Timer().measure(lambda: programs.decode(decoder, codes, keys), budget=2.0)
         return {**result, "decode_seconds": round(seconds, 4), **device_result()}
 
     return part
@@ -410,9 +406,10 @@ def draw_prompt(name: str, weights: str) -> Any:
             head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant"
         )
         params = prompt_weights(config, mesh, dtype, weights)
-        prefixes = text_to_image.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
-        xy = text_to_image.token_positions(config, side, side)
-        keys = np.asarray(jax.random.key_data(image_keys(0, 0, 1)))
+        rows = text_to_image.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
+        prompt, unconditional = (Prefixes(*(x[i : i + 1] for x in rows)) for i in range(2))
+        inputs = Inputs(prompt, (unconditional, text_to_image.token_positions(config, side, side)))
+        keys = ImageKeys.checked(0, 0, 1).data(np.arange(1))
         programs = Programs(config, mesh, dtype)
         patches = side * side // config.size_multiple**2
         solver, scales = resolve(sampler, config.head.time_shift, patches)
@@ -420,17 +417,16 @@ def draw_prompt(name: str, weights: str) -> Any:
 
         def draw() -> list[float]:
             start = time.perf_counter()
-            state = programs.begin(params["model"], (prefixes, xy), scales)
+            state = programs.sampler.begin(params["model"], inputs, scales)
             jax.block_until_ready(state)
             first = time.perf_counter()
-            inputs = (prefixes, xy)
-            state = programs.advance(
+            state = programs.sampler.advance(
                 params["model"], state, inputs, keys, scales, np.int32(patches), solver=solver
             )
             jax.block_until_ready(state)
             last = time.perf_counter()
-            codes = fill_in(np.asarray(state.values), patches)
-            images = programs.decode(params["tokenizer"], codes, keys, height=grid)
+            codes = programs.to_codes(state.values, np.int32(patches), height=grid)
+            images = programs.decode(params["tokenizer"], codes, keys)
             jax.block_until_ready(images)
             return [first - start, last - first, time.perf_counter() - last]
 
@@ -460,10 +456,10 @@ def prompt_weights(config: TextToImageConfig, mesh: Any, dtype: jnp.dtype, weigh
 
     def make(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
         names = tuple(part.key for part in path)
-        how = kept(mesh, names, leaf.shape, dtype, weights)
+        how = stored_as(mesh, names, leaf.shape, dtype, weights)
         if how is None:
             return None
-        array = jax.device_put(normal(leaf.shape, how.dtype), how.place)
+        array = jax.device_put(normal(leaf.shape, how.dtype), how.sharding)
         return quantize.quantize(array) if how.int8 else array
 
     def drop(tree: Any) -> Any:

@@ -19,10 +19,13 @@ from tqdm import tqdm
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
 from bitdance_jax.perf.flops import traced_flops
-from bitdance_jax.pipelines.class_conditional import image_keys, sample_labels
+from bitdance_jax.pipelines.batching import ImageKeys
+from bitdance_jax.pipelines.programs import read_labels
+from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
 from bitdance_jax.sampling.next_patch import resolve
 
 
@@ -57,11 +60,11 @@ def random_weights(config: ClassConditionalConfig, dtype: Any) -> Any:
     """Unrolled parameters of the model, normal with the scale that keeps activations near 1."""
     rng = np.random.default_rng(0)
 
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def normal(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         fan_in = leaf.shape[0] if len(leaf.shape) > 1 else 1
         return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in), dtype)
 
-    return jax.tree.map(draw, abstract_params(config, scan=False))
+    return jax.tree.map(normal, abstract_params(config, scan=False))
 
 
 def main() -> None:
@@ -69,33 +72,45 @@ def main() -> None:
     config = ClassConditionalConfig.imagenet(arguments.model)
     sampler = SamplerConfig(head_steps=arguments.head_steps, guidance_scale=arguments.guidance)
     params = random_weights(config, jnp.dtype(arguments.dtype))
-    labels = jnp.arange(arguments.batch, dtype=jnp.int32) % config.num_classes
+    inputs = Inputs(np.arange(arguments.batch, dtype=np.int32) % config.num_classes)
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
-    model = ClassConditional(config, dtype=jnp.dtype(arguments.dtype))
-    function = functools.partial(sample_labels, model, solver=solver)
+    read = functools.partial(
+        read_labels, ClassConditional(config, dtype=jnp.dtype(arguments.dtype))
+    )
+    programs = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
+    keys = ImageKeys.checked(0, 0, arguments.batch).data(np.arange(arguments.batch))
+    stop = np.int32(config.num_steps)
 
     start = time.perf_counter()
-    compiled = (
-        jax.jit(function).lower(params, labels, image_keys(0, 0, arguments.batch), scales).compile()
+    begin = programs.begin.lower(params, inputs, scales).compile()
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        programs.begin.eval_shape(params, inputs, scales),
+        begin.output_shardings,
     )
+    advance = programs.advance.lower(
+        params, state, inputs, keys, scales, stop, solver=solver
+    ).compile()
     compile_seconds = time.perf_counter() - start
 
-    def draw(seed: int) -> float:
-        keys = jax.block_until_ready(image_keys(seed, 0, arguments.batch))
+    def sample(seed: int) -> float:
+        keys = ImageKeys.checked(seed, 0, arguments.batch).data(np.arange(arguments.batch))
         start = time.perf_counter()
-        compiled(params, labels, keys, scales).block_until_ready()
+        state = begin(params, inputs, scales)
+        jax.block_until_ready(advance(params, state, inputs, keys, scales, stop))
         return time.perf_counter() - start
 
-    draw(0)
-    seconds = [draw(seed) for seed in tqdm(range(arguments.runs), desc="timing", unit="run")]
+    sample(0)
+    seconds = [sample(seed) for seed in tqdm(range(arguments.runs), desc="timing", unit="run")]
     if arguments.profile is not None:
         with jax.profiler.trace(arguments.profile):
-            draw(0)
+            sample(0)
 
-    done = traced_flops(function, params, labels, image_keys(0, 0, arguments.batch), scales)
+    traceable = functools.partial(programs.traceable, solver=solver)
+    done = traced_flops(traceable, params, inputs, keys, scales)
     least = minimal_sampler_flops(config, sampler, arguments.batch)
     median, rates = statistics.median(seconds), sorted(arguments.batch / s for s in seconds)
-    memory = compiled.memory_analysis()  # None where the backend has no such figures
+    memory = advance.memory_analysis()  # None where the backend has no such figures
     print(f"{arguments} on {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"compile     {compile_seconds:.1f} s")
     print(

@@ -6,8 +6,8 @@
 >>> codes = model.tokenizer.encode(images)  # int8 in {-1, 1}, [2, 8, 8, 32]
 >>> again = model.tokenizer.decode(codes)
 
->>> model = bitdance_jax.TextToImage.load("models/14b_64x")
->>> images = model.generate("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
+>>> model = bitdance_jax.load("models/14b_64x")
+>>> images = model.sample("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
 """
 
 import importlib
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         TokenizerConfig,
     )
     from bitdance_jax.errors import ConfigError, FileError, ResourceError, UserError
-    from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
+    from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
     from bitdance_jax.pipelines.load import load
+    from bitdance_jax.pipelines.pipeline import Pipeline
     from bitdance_jax.pipelines.text_to_image import TextToImage
+    from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 _MODULES = {
     "bitdance_jax.config": (
@@ -39,9 +41,11 @@ _MODULES = {
         "TokenizerConfig",
     ),
     "bitdance_jax.errors": ("ConfigError", "FileError", "ResourceError", "UserError"),
-    "bitdance_jax.pipelines.class_conditional": ("ClassConditionalPipeline", "Tokenizer"),
+    "bitdance_jax.pipelines.class_conditional": ("ClassConditionalPipeline",),
     "bitdance_jax.pipelines.load": ("load",),
+    "bitdance_jax.pipelines.pipeline": ("Pipeline",),
     "bitdance_jax.pipelines.text_to_image": ("TextToImage",),
+    "bitdance_jax.pipelines.tokenizer": ("Tokenizer",),
 }
 """Where the names of `__all__` are; imported on first use, so that `bitdance --help` is quick."""
 
@@ -51,6 +55,7 @@ __all__ = [
     "ConfigError",
     "FileError",
     "MeshConfig",
+    "Pipeline",
     "ResourceError",
     "SamplerConfig",
     "TextToImage",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 import tempfile
 import threading
@@ -15,9 +14,8 @@ import numpy as np
 from bitdance_jax.app.background import in_thread
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import save_png
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
-from bitdance_jax.pipelines.partial import Partial
-from bitdance_jax.pipelines.text_to_image import TextToImage, parse_size
+from bitdance_jax.pipelines.partial_images import Partial
+from bitdance_jax.pipelines.pipeline import Pipeline
 
 
 ABOUT = "Draws images as BitDance does: patch after patch, each in a few steps of a diffusion over bits. They appear while they are drawn."
@@ -66,10 +64,7 @@ class Wish(NamedTuple):
     guidance: float
 
 
-Drawer = ClassConditionalPipeline | TextToImage
-
-
-def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
+def draw(model: Pipeline, wish: Wish) -> Iterator[Partial]:
     """The images of a wish while they are drawn.
 
     Raises:
@@ -84,36 +79,34 @@ def draw(model: Drawer, wish: Wish) -> Iterator[Partial]:
     sampler = dataclasses.replace(
         model.sampler, head_steps=wish.steps, guidance_scale=float(wish.guidance)
     )
-    if isinstance(model, TextToImage):
-        size, prompt, count = parse_size(wish.size), str(wish.subject), wish.images
-        every = max(1, math.prod(size) // model.config.size_multiple**2 // PREVIEWS)
-        return model.generate_steps(
-            prompt, every=every, size=size, images_per_prompt=count, seed=wish.seed, sampler=sampler
-        )
-    if not wish.subject:
+    if model.kind == "class_conditional" and not wish.subject:
         raise UserError("choose at least one class")
-    labels = np.repeat(np.asarray(wish.subject, np.int32), wish.images).tolist()
     return model.sample_steps(
-        labels, wish.seed, every=max(1, model.config.num_steps // PREVIEWS), sampler=sampler
+        wish.subject,
+        wish.seed,
+        every=max(1, model.num_patches(wish.size) // PREVIEWS),
+        images_per_input=wish.images,
+        size=wish.size,
+        sampler=sampler,
     )
 
 
-def captions(model: Drawer, wish: Wish) -> list[str | None]:
+def captions(model: Pipeline, wish: Wish) -> list[str | None]:
     """What is written below each image: its class."""
-    if isinstance(model, TextToImage):
+    if model.kind == "text_to_image":
         return [None] * wish.images
     return [model.class_names[int(label)] for label in wish.subject for _ in range(wish.images)]
 
 
-def make_page(gradio: Any, model: Drawer, name: str) -> Any:
+def make_page(gradio: Any, model: Pipeline, name: str) -> Any:
     """The page, a `gradio.Blocks`, that draws with a model."""
     turn = threading.Lock()  # two drawings at a time would need the memory of two
 
     def grow(wish: Wish) -> Generator[tuple[Any, str], None, None]:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            for drawn, patches, images in draw(model, wish):
-                last = drawn == patches
+            for sampled, patches, images in draw(model, wish):
+                last = sampled == patches
                 shown = list(
                     zip(
                         _save(folder, wish.seed, images) if last else images,
@@ -121,11 +114,11 @@ def make_page(gradio: Any, model: Drawer, name: str) -> Any:
                         strict=True,
                     )
                 )
-                status = f"{'done' if last else 'drawing'}: {drawn} of {patches} patches, {time.monotonic() - start:.1f} s"
+                status = f"{'done' if last else 'drawing'}: {sampled} of {patches} patches, {time.monotonic() - start:.1f} s"
                 # At first a single image is opened, which makes it as large as the gallery; later that is up to the visitor.
                 yield (
                     gradio.Gallery(shown, selected_index=0 if len(shown) == 1 else None)
-                    if drawn == 1
+                    if sampled == 1
                     else shown,
                     status,
                 )
@@ -171,7 +164,7 @@ def make_page(gradio: Any, model: Drawer, name: str) -> Any:
                     show_label=False,
                     height=720,
                     object_fit="contain",
-                    format="jpeg" if isinstance(model, TextToImage) else "png",
+                    format="jpeg" if model.kind == "text_to_image" else "png",
                     interactive=False,
                     buttons=["download", "download_all", "fullscreen"],
                     elem_id="images",
@@ -201,9 +194,9 @@ def _save(folder: str, seed: int, images: np.ndarray) -> list[str]:
     return paths
 
 
-def _inputs(gradio: Any, model: Drawer) -> list[Any]:
+def _inputs(gradio: Any, model: Pipeline) -> list[Any]:
     """The fields of a `Wish`."""
-    if isinstance(model, TextToImage):
+    if model.kind == "text_to_image":
         subject = gradio.Textbox(
             label="Prompt",
             info="What the images shall show, in words.",
@@ -241,9 +234,13 @@ def _inputs(gradio: Any, model: Drawer) -> list[Any]:
             info="What the images shall show; type to search.",
             elem_id="subject",
         )
-        side = f"{model.config.image_size}x{model.config.image_size}"
+        height, width = model.default_size
         size = gradio.Textbox(
-            side, label="Size", info="The model's own.", interactive=False, elem_id="size"
+            f"{width}x{height}",
+            label="Size",
+            info="The model's own.",
+            interactive=False,
+            elem_id="size",
         )
         count = gradio.Slider(
             1,

@@ -8,17 +8,15 @@ import socket
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from bitdance_jax.app.page import STYLE, Drawer, make_page
+from bitdance_jax.app.page import STYLE, make_page
 from bitdance_jax.app.page_guard import Guard, bypass_proxy, own_names
 from bitdance_jax.cli.command_line import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import Config, PathName, Range
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.load import load
-from bitdance_jax.pipelines.text_to_image import TextToImage, Weights
+from bitdance_jax.pipelines.weights import WeightType
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Arguments(Config):
     share: bool = False
     names: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] | None = None
-    weights: Weights | None = None
+    weights: WeightType | None = None
     compilation_cache: PathName | None = None
 
 
@@ -52,9 +50,8 @@ def main() -> None:
     gradio = import_gradio()
     if arguments.compilation_cache is not None:
         keep_compiled(arguments.compilation_cache)
-    page = make_page(
-        gradio, load_drawer(arguments), os.path.basename(os.path.normpath(arguments.checkpoint))
-    )
+    model = load(arguments.checkpoint, dtype=arguments.dtype, weights=arguments.weights)
+    page = make_page(gradio, model, model.name)
     start_server(page, arguments)
     page.block_thread()
 
@@ -116,21 +113,3 @@ def import_gradio() -> Any:
     except ModuleNotFoundError:
         raise UserError('the web page needs Gradio: pip install "bitdance_jax[app]"') from None
     return gradio
-
-
-def load_drawer(arguments: Arguments) -> Drawer:
-    kind = model_lookup.read_config(arguments.checkpoint).kind
-    if kind == "text_to_image":
-        return TextToImage.load(
-            arguments.checkpoint, dtype=arguments.dtype, weights=arguments.weights
-        )
-    if arguments.weights is not None:
-        raise UserError(
-            f"{arguments.checkpoint} is a {kind} model; --weights belongs to text-to-image ones"
-        )
-    model = load(arguments.checkpoint, arguments.dtype)
-    if not isinstance(model, ClassConditionalPipeline):
-        raise UserError(
-            f"{arguments.checkpoint} is a tokenizer, which draws nothing by itself; give a model"
-        )
-    return model

@@ -25,10 +25,10 @@ from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images, open
 from bitdance_jax.evaluate.inception_score import inception_score
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.io import image_files
+from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.paths import check_suffix
-from bitdance_jax.pipelines.class_conditional import Tokenizer, load
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 PAIRS_PER_ROW = 4
@@ -118,14 +118,9 @@ def _evaluate_tokenizer(arguments: Arguments, model: str) -> None:
         )
     if arguments.out is not None:
         image_files.check_writable(arguments.out)
-    loaded = load(model)
-    if isinstance(loaded, Tokenizer):
-        tokenizer = loaded
-        size = arguments.image_size
-    else:
-        tokenizer = loaded.tokenizer
-        size = arguments.image_size or loaded.config.image_size
-    images = _open(arguments.images, size)
+    size = model_lookup.read_config(model).config.get("image_size")
+    tokenizer = Tokenizer.load(model)
+    images = _open(arguments.images, arguments.image_size or size)
     batch_size = min(arguments.batch_size, len(images))
     extractor = _inception(arguments.inception, batch_size) if arguments.inception else None
     _report_images(arguments.images, images)

@@ -30,7 +30,8 @@ from bitdance_jax.errors import ConfigError
 from bitdance_jax.io import paths
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.paths import check_suffix
-from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, RELEASED_SAMPLER
+from bitdance_jax.pipelines.weights import WeightType
 from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
@@ -94,7 +95,7 @@ class PromptArguments(Config):
     topology: str | None = None
     size: str = "1024x1024"
     batch_size: BatchSize = 1
-    weights: Weights = "bfloat16"
+    weights: WeightType = "bfloat16"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     prompt_tokens: Size = 60
     head_steps: HeadSteps = RELEASED_SAMPLER.head_steps

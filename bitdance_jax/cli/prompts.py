@@ -15,10 +15,11 @@ from bitdance_jax.cli.command_line import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig
-from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range
+from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range, Seed
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.prompt_images import MAX_PER_PROMPT, Setting, generate_images
-from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, Weights
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES
+from bitdance_jax.pipelines.weights import WeightType
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class Arguments(Config):
     geneval: PathName | None = None
     dpg: PathName | None = None
     size: str = "1024x1024"
-    seed: int = 0
+    seed: Seed = 0
     per_prompt: Annotated[int, Range(1, MAX_PER_PROMPT)] = 4
     guidance_scale: float | None = None
     head_steps: HeadSteps = 50
     limit: Count | None = None
     batch_size: BatchSize = 4
-    weights: Weights | None = None
+    weights: WeightType | None = None
     mesh: MeshConfig = ALL_DEVICES
     compilation_cache: PathName | None = None
     multi_host: bool = False

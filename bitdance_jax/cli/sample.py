@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -27,13 +26,15 @@ from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathN
 from bitdance_jax.config.sampler import ScheduleName, SolverName
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same
-from bitdance_jax.errors import ConfigError, FileError
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import check_unchanged, fingerprint
 from bitdance_jax.io.paths import check_suffix
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
+from bitdance_jax.pipelines.checks import parse_size
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
-from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
+from bitdance_jax.pipelines.weights import WeightType
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Arguments(Config):
     guidance_end: Share | None = None
     batch_size: BatchSize | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
-    weights: Weights | None = None
+    weights: WeightType | None = None
     mesh: MeshConfig = ALL_DEVICES
     compilation_cache: PathName | None = None
     npz: PathName | None = None
@@ -141,13 +142,8 @@ def generate(arguments: Arguments) -> int:
         generate_prompts(arguments)
         return 0
     mark = fingerprint(arguments.checkpoint)
-    model = load(arguments.checkpoint, jnp.dtype(arguments.dtype or "float32"))
-    if not isinstance(model, ClassConditionalPipeline):
-        raise FileError(
-            f"{arguments.checkpoint} is a tokenizer, which generates no images by itself; "
-            "use a class-conditional model",
-            arguments.checkpoint,
-        )
+    mesh = None if arguments.npz is None else MeshConfig(data=-1)
+    model = ClassConditionalPipeline.load(arguments.checkpoint, dtype=arguments.dtype, mesh=mesh)
     sampler = chosen_sampler(arguments, model.sampler)
     if arguments.npz is None:
         generate_grid(arguments, model, sampler)
@@ -196,13 +192,17 @@ def generate_prompts(arguments: Arguments) -> None:
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
     image_files.check_grid(len(prompts) * each, *parse_size(size))
     multihost.on_process_0(lambda: image_files.check_writable(arguments.out))
-    model = TextToImage(
-        arguments.checkpoint, dtype=arguments.dtype, mesh=arguments.mesh, weights=arguments.weights
+    model = TextToImage.load(
+        arguments.checkpoint,
+        dtype=arguments.dtype,
+        mesh=arguments.mesh,
+        weights=arguments.weights,
+        lazy=True,
     )
-    images = model.generate(
+    images = model.sample(
         prompts,
         size=size,
-        images_per_prompt=each,
+        images_per_input=each,
         seed=arguments.seed,
         sampler=chosen_sampler(arguments, model.sampler),
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,

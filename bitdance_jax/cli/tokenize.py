@@ -27,7 +27,7 @@ from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.atomic import remove_temporary_files
 from bitdance_jax.io.locks import writer_lock
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def _tokenize(arguments: Arguments) -> None:
     source = arguments.data.open_split("all")
     if jax.process_index() == 0:
         print(summary(source), file=sys.stderr)
-    tokenizer = load(arguments.tokenizer)
-    if isinstance(tokenizer, ClassConditionalPipeline):
-        tokenizer = tokenizer.tokenizer
+    tokenizer = Tokenizer.load(arguments.tokenizer)
     folder = Path(arguments.out)
     manifest = describe(
         source,

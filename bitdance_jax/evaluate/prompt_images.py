@@ -30,8 +30,9 @@ from bitdance_jax.evaluate.prompt_files import (
 )
 from bitdance_jax.io.model_lookup import fingerprint
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
-from bitdance_jax.pipelines.class_conditional import check_seed
-from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage, Weights, parse_size
+from bitdance_jax.pipelines.checks import parse_size
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
+from bitdance_jax.pipelines.weights import WeightType
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
@@ -84,7 +85,7 @@ class Setting:
     head_steps: int = 50
     limit: int | None = None
     batch_size: int = 4
-    weights: Weights | None = None
+    weights: WeightType | None = None
     mesh: MeshConfig = ALL_DEVICES
 
     def __post_init__(self) -> None:
@@ -103,7 +104,9 @@ def generate_images(setting: Setting) -> None:
     """Generates and writes the images that are missing in the folder."""
     is_geneval = setting.benchmark == "GenEval"
     prompts = read_geneval(setting.prompts) if is_geneval else read_dpg(setting.prompts)
-    model = TextToImage(setting.checkpoint, mesh=setting.mesh, weights=setting.weights)
+    model = TextToImage.load(
+        setting.checkpoint, mesh=setting.mesh, weights=setting.weights, lazy=True
+    )
     _check_lengths(prompts, setting.checkpoint)
     scale = setting.guidance_scale
     sampler = replace(
@@ -112,7 +115,6 @@ def generate_images(setting: Setting) -> None:
         guidance_scale=GUIDANCE[setting.benchmark] if scale is None else scale,
     )
     check_size(model.config, *parse_size(setting.size))
-    check_seed(setting.seed)
     folder = ImageFolder(setting.out, _recorded(setting, prompts, sampler), setting.per_prompt)
     limit = min(setting.limit or len(prompts), len(prompts))
     is_first = jax.process_index() == 0
@@ -187,7 +189,7 @@ def _generate_batch(
         "batch_size": at_once,
     }
     for j in range(setting.per_prompt):
-        yield model.generate(
+        yield model.sample(
             texts, first_index=j * STRIDE + start, progress=show and j == 0, **options
         )
 

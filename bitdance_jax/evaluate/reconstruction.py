@@ -14,7 +14,7 @@ from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import RunningGaussian
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.pipelines.class_conditional import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

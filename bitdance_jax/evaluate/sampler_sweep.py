@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from bitdance_jax.config import SamplerConfig
+from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError, FileError
@@ -28,8 +28,8 @@ from bitdance_jax.io import image_files, plot, readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_lookup import EMBEDDED, check_unchanged, fingerprint
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, load
-from bitdance_jax.pipelines.data_parallel import DataParallelSampler
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.pipelines.npz import balanced_labels
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
@@ -139,14 +139,9 @@ def load_model(setting: Setting) -> ClassConditionalPipeline:
       FileError: it is another kind of model.
     """
     mark = fingerprint(setting.checkpoint)
-    model = load(setting.checkpoint, jnp.dtype(setting.dtype))
+    mesh = MeshConfig(data=-1)
+    model = ClassConditionalPipeline.load(setting.checkpoint, dtype=setting.dtype, mesh=mesh)
     check_unchanged(setting.checkpoint, mark)
-    if not isinstance(model, ClassConditionalPipeline):
-        raise FileError(
-            f"{setting.checkpoint} is a tokenizer, which generates no images by itself; "
-            "use a class-conditional model",
-            setting.checkpoint,
-        )
     return model
 
 
@@ -191,14 +186,18 @@ class Scorer:
     def __init__(self, setting: Setting, model: ClassConditionalPipeline) -> None:
         self._count = setting.num_images
         self._seed = setting.seed
-        self._sampler = DataParallelSampler(model, min(setting.batch_size, setting.num_images))
+        self._model = model
+        self._batch_size = min(setting.batch_size, setting.num_images) * model.mesh.size
         make = _tokenizer_features if setting.inception is None else _inception_features
-        self._extractor, self._reference = make(setting, model, self._sampler.batch_size)
+        self._extractor, self._reference = make(setting, model, self._batch_size)
 
     def __call__(self, sampler: SamplerConfig) -> float:
         features = RunningGaussian()
+        labels = balanced_labels(0, self._count, self._model.config.num_classes)
+        options: Any = {"sampler": sampler, "batch_size": self._batch_size}
+        batches = self._model.batches(labels, self._seed, **options)
         with Progress(self._count, "image", _title(sampler)) as bar:
-            for images in self._sampler.batches(self._seed, 0, self._count, sampler):
+            for images in batches:
                 features.add(np.asarray(self._extractor(images).pooled))
                 bar.advance(len(images))
         return frechet_distance(features.result(), self._reference)

@@ -1,31 +1,58 @@
-"""Any model of a model folder."""
+"""Any model of a folder or of the Hugging Face hub."""
 
 import os
+from typing import Any
 
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bitdance_jax.config.plain import checked
-from bitdance_jax.io import model_lookup, paths
+from bitdance_jax.config import MeshConfig
+from bitdance_jax.errors import ConfigError, FileError
+from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
-from bitdance_jax.pipelines import class_conditional as pipeline
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
+from bitdance_jax.pipelines import checks
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.pipelines.pipeline import Pipeline
 from bitdance_jax.pipelines.text_to_image import TextToImage
+from bitdance_jax.pipelines.weights import WeightType
 
 
 def load(
-    folder: str | os.PathLike[str] = EMBEDDED, dtype: DTypeLike | None = None
-) -> Tokenizer | ClassConditionalPipeline | TextToImage:
-    """The model of a model folder, local or gs://, or the embedded one, "emoji".
+    folder: str | os.PathLike[str] = EMBEDDED,
+    *,
+    dtype: DTypeLike | None = None,
+    mesh: MeshConfig | None = None,
+    weights: WeightType | None = None,
+    lazy: bool = False,
+) -> Pipeline:
+    """The model of a folder, class-conditional or text to image.
 
     Args:
-      folder: a model folder, or the folder of a training run, finished or not (`bitdance_jax.io.model_lookup`).
-      dtype: compute type; the weights are kept in it too. float32 if left out; text-to-image models choose by the device.
+      folder: a model folder, local or gs://, the folder of a training run, finished or not, or "emoji",
+        the embedded model.
+      dtype: compute type; None: float32, of text-to-image models on accelerators bfloat16.
+      mesh: how the devices share the work. None: one device, or of text-to-image models all devices,
+        which share every layer. `MeshConfig(data=-1)`: all devices, each with its own images.
+      weights: the type that a text-to-image model's weights are stored in; None: `dtype`.
+      lazy: of a text-to-image model, read the weights when they are first needed, so that `sample`
+        refuses bad input at once.
 
     Raises:
-      UserError: no such folder, damaged, or not a model of this package.
+      UserError: no such folder, damaged, or not a model that samples images.
     """
-    folder = paths.expand(checked(str, folder, "folder"))
-    if model_lookup.read_config(folder).kind == "text_to_image":
-        return TextToImage.load(folder, dtype=dtype)
-    return pipeline.load(folder, dtype or jnp.float32)
+    folder = checks.folder(folder)
+    kind = model_lookup.read_config(folder).kind
+    if kind == "tokenizer":
+        raise FileError(
+            f"{folder} holds a tokenizer, which samples no images; "
+            "load it by bitdance_jax.Tokenizer.load, or give a model",
+            folder,
+        )
+    options: Any = {"dtype": dtype, "mesh": mesh}
+    if kind == "text_to_image":
+        return TextToImage.load(folder, weights=weights, lazy=lazy, **options)
+    if weights is not None:
+        raise ConfigError(
+            f"{folder} holds a class-conditional model; weights belongs to text-to-image ones",
+            "weights",
+        )
+    return ClassConditionalPipeline.load(folder, **options)

@@ -19,7 +19,7 @@ from bitdance_jax.heads.make import make_head
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.nn.quantize import QUANTIZED
 from bitdance_jax.perf.hardware import device_memory
-from bitdance_jax.pipelines.class_conditional import chunk_size
+from bitdance_jax.pipelines.tokenizer import chunk_size
 from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.tokenizer import autoencoder, strips

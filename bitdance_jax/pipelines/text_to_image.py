@@ -1,33 +1,30 @@
-"""Text-to-image models ready to use: prompts to images. Loaded from a model folder; numpy out."""
+"""Text-to-image models ready to use: prompts to images, with the weights of a model folder or in memory."""
 
 import os
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Int
 
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.errors import UserError, short
-from bitdance_jax.io import model_folder, paths
-from bitdance_jax.io.progress import Progress
+from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
+from bitdance_jax.io.orbax_weights import StoredArray
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.nn import quantize
-from bitdance_jax.pipelines import arguments, memory
-from bitdance_jax.pipelines.class_conditional import chunk_size, chunks, image_keys
-from bitdance_jax.pipelines.partial import Partial, fill_in, grey_out
-from bitdance_jax.pipelines.prompt_programs import Programs, kept
-from bitdance_jax.sampling.guidance import rows_of_image
-from bitdance_jax.sampling.next_patch import SamplerState, resolve
+from bitdance_jax.pipelines import checks, memory
+from bitdance_jax.pipelines.pipeline import LabelsOrPrompts, Pipeline, Size
+from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.pipelines.weights import Params, WeightType, stored_as
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.tokenizer import autoencoder
@@ -37,70 +34,69 @@ RELEASED_SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_sch
 """How the released models sample, where a model folder does not say."""
 
 ALL_DEVICES = MeshConfig(data=1, tensor=-1)
-"""Every layer cut over all devices: each image takes the least time, and each device the least memory."""
-
-REPORTS = 16
-"""How often `generate` returns to the host while it draws a batch, to show how far it is."""
-
-Weights = Literal["float32", "bfloat16", "int8"]
-"""How weights are kept; int8 (`bitdance_jax.nn.quantize`) all but 5 % of a released model's, the others in the compute type."""
+"""Every layer sharded over all devices: each image takes the least time, and each device the least memory."""
 
 
-class TextToImage:
-    """Prompts to images.
+class TextToImage(Pipeline):
+    """Prompts to images; see `Pipeline`. `generate` is another name of `sample`.
 
     Attributes:
-      config: sizes.
-      sampler: how it samples unless told otherwise.
-      mesh: the devices.
+      prompts: turns prompts into token ids.
     """
+
+    kind = "text_to_image"
+    input_kind = "prompt"
+    config: TextToImageConfig
+    default_size = (1024, 1024)
+    default_batch_size = 4
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
-        *,
+        config: TextToImageConfig,
+        params: Params | None,
+        tokenizer: Tokenizer,
+        prompts: PromptTokenizer,
+        sampler: SamplerConfig = RELEASED_SAMPLER,
         dtype: DTypeLike | None = None,
-        mesh: MeshConfig = ALL_DEVICES,
-        weights: Weights | None = None,
+        *,
+        mesh: MeshConfig | None = None,
+        weights: WeightType | None = None,
+        name: str = "",
     ) -> None:
-        """Reads all but the weights, so that `generate` can refuse bad input at once; the first that it accepts has it read them.
-
+        """
         Args:
-          folder: a text_to_image model folder, local or gs://.
-          dtype: compute type; bfloat16 if left out, float32 on CPUs.
-          mesh: how the devices share the work (`bitdance_jax.distributed.mesh`).
-          weights: the type that the weights are kept in, the compute type if left out; "int8" as `bitdance_jax.nn.quantize` says.
+          config: sizes.
+          params: of `models.text_to_image.TextToImage`, stacked, with or without `text/lm_head`; None:
+            until `set_params`.
+          tokenizer: its image tokenizer.
+          prompts: its prompt tokenizer.
+          sampler: solver and guidance where a call does not give its own.
+          dtype: compute type; None: bfloat16, float32 on CPUs.
+          mesh: how the devices share the work; None: `ALL_DEVICES`.
+          weights: the type that weights are stored in; None: the compute type.
+          name: of the model, for the text in saved images.
 
         Raises:
-          UserError: no such folder, another kind of model, no tokenizer files or others, a mesh that does not fit the devices.
+          UserError: a prompt tokenizer of another model, or a mesh that does not fit the devices.
         """
-        self._folder = folder = paths.expand(checked(str, folder, "folder"))
-        self._params: dict[str, Any] | None = None
-        saved = model_folder.read_config(folder, expect="text_to_image")
-        where = f"{os.fspath(folder)}/config.json"
-        self.config = from_dict(TextToImageConfig, saved.config, f"{where}: config")
-        recorded = saved.metadata.get("sampler")
-        self.sampler = (
-            from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler")
-            if recorded
-            else RELEASED_SAMPLER
-        )
-        self._prompts = PromptTokenizer(
-            epath.Path(folder) / prompt_tokenizer.FOLDER, self.config.tokens_per_step
-        )
-        if self._prompts.image_tokens != self.config.image_tokens:
+        self.config = config
+        self.prompts = prompts
+        self._folder: str | None = None
+        self._encoder: dict[tuple[str, ...], StoredArray] = {}
+        if prompts.image_tokens != config.image_tokens:
             raise UserError(
-                f"the tokenizer files in {os.fspath(folder)} are not the model's: their image tokens differ from config.json's"
+                "the prompt tokenizer's files are not the model's: their image tokens differ from its config"
             )
-        self.mesh = make_mesh(checked(MeshConfig, mesh, "mesh"))
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        self._dtype = arguments.compute_type(
-            (jnp.float32 if on_cpu else jnp.bfloat16) if dtype is None else dtype
+        compute = _compute_type(dtype)
+        super().__init__(
+            params,
+            tokenizer,
+            sampler=sampler,
+            dtype=compute,
+            mesh=make_mesh(checked(MeshConfig | None, mesh, "mesh") or ALL_DEVICES),
+            weights=checked(WeightType, compute.name if weights is None else weights, "weights"),
+            name=name,
         )
-        self._weights: str = checked(
-            Weights, self._dtype.name if weights is None else weights, "weights"
-        )
-        self._programs = Programs(self.config, self.mesh, self._dtype)
 
     @classmethod
     def load(
@@ -108,245 +104,111 @@ class TextToImage:
         folder: str | os.PathLike[str],
         *,
         dtype: DTypeLike | None = None,
-        mesh: MeshConfig = ALL_DEVICES,
-        weights: Weights | None = None,
+        mesh: MeshConfig | None = None,
+        weights: WeightType | None = None,
+        lazy: bool = False,
     ) -> "TextToImage":
-        """The model with its weights, placed on the devices straight from the disk. See `__init__` for the arguments.
-
-        Raises:
-          UserError: also for damaged weights.
-        """
-        loaded = cls(folder, dtype=dtype, mesh=mesh, weights=weights)
-        _ = loaded.params
-        return loaded
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The weights: {"model": unrolled, without `text/lm_head`; "tokenizer": the decoder alone}, read when first asked for."""
-        if self._params is None:
-            abstract = {
-                "model": model.abstract_params(self.config),
-                "tokenizer": autoencoder.abstract_params(self.config.tokenizer),
-            }
-            self._check_memory((0, 0), 0, self.sampler)
-            self._params = model_folder.load(
-                self._folder, abstract=abstract, read_array=self._place, unrolled=True
-            ).params
-        return self._params
-
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        size: str | tuple[int, int] = "1024x1024",
-        images_per_prompt: int = 1,
-        seed: int = 0,
-        sampler: SamplerConfig | None = None,
-        batch_size: int = 4,
-        first_index: int = 0,
-        progress: bool = True,
-    ) -> UInt8[np.ndarray, "N H W 3"]:
-        """Images of prompts: `images_per_prompt` of the first, then as many of the second, and so on.
+        """The model of a folder, its weights read from the disk straight to the devices.
 
         Args:
-          prompt: one or several, of any lengths.
-          size: "WIDTHxHEIGHT" in pixels, "2048x512" being a wide image, or (height, width) as in the shape of an array.
-          images_per_prompt: images of each.
-          seed: image i of a seed is the same whatever the batch size and its neighbours, up to rounding.
-          sampler: solver and guidance, instead of the model's own.
-          batch_size: images drawn at a time, on all devices together. Each size, batch size, solver and bucket of prompt lengths
-            (`models.text_to_image.PREFIX_LENGTHS`) compiles once.
-          first_index: number of the first image, to go on with a seed's images.
-          progress: show a bar.
+          folder: a model folder, local or gs://.
+          dtype, mesh, weights: see `__init__`.
+          lazy: read the weights when they are first needed, so that `sample` refuses bad input at once.
 
         Raises:
-          UserError: an empty prompt or one that is too long, a size that the model does not draw, too little memory.
+          UserError: no such folder, damaged, another kind of model, no tokenizer files or others.
         """
-        request = self._request(
-            prompt, size, images_per_prompt, seed, sampler, batch_size, first_index
+        folder = checks.folder(folder)
+        described = model_folder.read_config(folder, expect=cls.kind)
+        where = f"{folder}/config.json"
+        config = from_dict(TextToImageConfig, described.config, f"{where}: config")
+        recorded = described.metadata.get("sampler")
+        sampler = RELEASED_SAMPLER
+        if recorded:
+            sampler = from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler")
+        loaded = cls(
+            config,
+            None,
+            Tokenizer(config.tokenizer, lambda: loaded._read_tokenizer(), _compute_type(dtype)),
+            PromptTokenizer(epath.Path(folder) / prompt_tokenizer.FOLDER, config.tokens_per_step),
+            sampler,
+            dtype,
+            mesh=mesh,
+            weights=weights,
+            name=checks.model_name(folder),
         )
-        _ = self.params  # before a bar is shown: they may be damaged
-        images = []
-        total = request.steps * -(-len(request.keys) // request.batch_size)
-        with Progress(total, "patch", "drawing", shown=progress) as bar:
-            for start in range(0, len(request.keys), request.batch_size):
-                before = bar.n
-                for state, sampled in self._sample(
-                    request, start, max(1, request.steps // REPORTS)
-                ):
-                    jax.block_until_ready(state.patch)
-                    bar.advance(before + sampled - bar.n)
-                with bar.doing("decoding"):
-                    images.append(self._images(request, start, state.values, request.steps))
-        return np.concatenate(images)
+        loaded._folder = folder
+        if not lazy:
+            _ = loaded.params
+        return loaded
 
-    def generate_steps(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        every: int,
-        size: str | tuple[int, int] = "1024x1024",
-        images_per_prompt: int = 1,
-        seed: int = 0,
-        sampler: SamplerConfig | None = None,
-        first_index: int = 0,
-    ) -> Iterator[Partial]:
-        """`generate` of one batch, seen while it is drawn: what there is after the first patch, after every `every` more, and at the end.
+    generate = Pipeline.sample
 
-        The same compiled programs as `generate` of that batch; the last images are those that it gives.
-        """
-        every = checked(Count, every, "every")
-        request = self._request(prompt, size, images_per_prompt, seed, sampler, None, first_index)
-        for state, sampled in self._sample(request, 0, every):
-            yield Partial(sampled, request.steps, self._images(request, 0, state.values, sampled))
-
-    def _request(
-        self,
-        prompt: str | Sequence[str],
-        size: str | tuple[int, int],
-        images_per_prompt: int,
-        seed: int,
-        sampler: SamplerConfig | None,
-        batch_size: int | None,
-        first_index: int,
-    ) -> "_Request":
-        height, width = parse_size(size)
+    def _checked_size(self, size: Size | None) -> tuple[int, int]:
+        height, width = self.default_size if size is None else checks.parse_size(size)
         model.check_size(self.config, height, width)
-        prompts = checked(
-            tuple[str, ...], [prompt] if isinstance(prompt, str) else prompt, "prompt"
-        )
-        images_per_prompt = checked(Count, images_per_prompt, "images_per_prompt")
-        count = checked(Count, len(prompts), "the number of prompts") * images_per_prompt
-        batch_size = min(checked(Count | None, batch_size, "batch_size") or count, count)
-        sampler = checked(SamplerConfig | None, sampler, "sampler") or self.sampler
-        ids = [self._prompts.encode(text, MAX_PROMPT) for text in prompts]
-        rows = [*ids, self._prompts.unconditional()]
-        tokens, padding = model.prefix_rows(self.config, rows, height, width)
-        chosen = np.repeat(np.arange(len(prompts)), images_per_prompt)
-        self._check_memory((height, width), batch_size, sampler)
-        return _Request(
-            tokens=np.asarray(tokens),
-            padding=np.asarray(padding),
-            prompts=chosen,
-            keys=np.asarray(jax.random.key_data(image_keys(seed, first_index, count))),
-            xy=model.token_positions(self.config, height, width),
-            grid=height // self.config.tokenizer.downsampling,
-            size=(height, width),
-            steps=height * width // self.config.size_multiple**2,
-            sampler=sampler,
-            batch_size=batch_size,
-        )
+        return height, width
+
+    def _checked_inputs(
+        self, inputs: LabelsOrPrompts, size: tuple[int, int]
+    ) -> tuple[Prefixes, tuple[Prefixes, Int[np.ndarray, "T 2"]], Callable[[int], str]]:
+        several = checks.items(inputs, "prompts")
+        prompts = checked(tuple[str, ...], several, "prompt")
+        checked(Count, len(prompts), "the number of prompts")
+        ids = [self.prompts.encode(text, MAX_PROMPT) for text in prompts]
+        rows = model.prefix_rows(self.config, [*ids, self.prompts.unconditional()], *size)
+        tokens, padding = (np.asarray(array) for array in rows)
+        shared = Prefixes(tokens[-1:], padding[-1:]), self._token_positions(size)
+        return Prefixes(tokens[:-1], padding[:-1]), shared, prompts.__getitem__
+
+    def _token_positions(self, size: tuple[int, int]) -> Int[np.ndarray, "T 2"]:
+        return model.token_positions(self.config, *size)
 
     def _check_memory(self, size: tuple[int, int], images: int, sampler: SamplerConfig) -> None:
         device = self.mesh.devices.flat[0]
-        if (
-            self._params is None or device.platform != "cpu"
-        ):  # of a CPU's memory, weights that are loaded are taken already
-            setting = memory.Setting(
-                self.config,
-                self._weights,
-                self._dtype.name,
-                self.mesh.devices.shape,
-                size,
-                images,
-                sampler,
-            )
-            memory.check(setting, device)
-
-    def _sample(
-        self, request: "_Request", start: int, every: int
-    ) -> Iterator[tuple[SamplerState, int]]:
-        """`CompiledSampler.states` of the batch of images from `start` on."""
-        prefixes, keys = request.batch(start)
-        solver, scales = resolve(request.sampler, self.config.head.time_shift, request.steps)
-        options: Any = {
-            "solver": solver,
-            "scales": scales,
-            "num_patches": request.steps,
-            "every": every,
-        }
-        return self._programs.states(self.params["model"], (prefixes, request.xy), keys, **options)
-
-    def _images(
-        self, request: "_Request", start: int, values: Float[Array, "N B P K"], sampled: int
-    ) -> UInt8[np.ndarray, "count H W 3"]:
-        """A few at a time, to bound memory."""
-        height, width = request.size
-        _, keys = request.batch(start)
-        sequences, chunk = fill_in(multihost.gather(values), sampled), chunk_size(height, width)
-        parts = []
-        for (part, count), (part_keys, _) in zip(
-            chunks(sequences, chunk), chunks(keys, chunk), strict=True
-        ):
-            parts.append(
-                multihost.gather(
-                    self._programs.decode(
-                        self.params["tokenizer"], part, part_keys, height=request.grid
-                    )
-                )[:count]
-            )
-        images = np.concatenate(parts)[: len(request.keys) - start]
-        return grey_out(
+        if self._params is not None and device.platform == "cpu":
+            return  # Weights that are loaded are not part of a CPU's available memory.
+        setting = memory.Setting(
+            self.config,
+            self._weights,
+            self.dtype.name,
+            self.mesh.devices.shape,
+            size,
             images,
-            request.xy[sampled * self.config.tokens_per_step :],
-            self.config.tokenizer.downsampling,
+            sampler,
         )
+        memory.check(setting, device)
 
-    def _place(self, path: tuple[str, ...], stored: model_folder.StoredArray) -> Any:
-        how = kept(self.mesh, path, stored.shape, self._dtype, self._weights)
+    def _read_params(self) -> Params:
+        if self._folder is None:
+            return super()._read_params()
+        abstract = {
+            "model": model.abstract_params(self.config),
+            "tokenizer": autoencoder.abstract_params(self.config.tokenizer),
+        }
+        self._check_memory((0, 0), 0, self.sampler)
+        options: Any = {"abstract": abstract, "read_array": self._place, "unrolled": True}
+        return model_folder.load(self._folder, **options).params
+
+    def _place(self, path: tuple[str, ...], stored: StoredArray) -> Any:
+        if path[:2] == ("tokenizer", "encoder"):
+            self._encoder[path[1:]] = stored
+        how = stored_as(self.mesh, path, stored.shape, self.dtype, self._weights)
         if how is None:
             return None
         array = jax.make_array_from_callback(
-            stored.shape, how.place, lambda index: stored[index].astype(how.dtype)
+            stored.shape, how.sharding, lambda index: stored[index].astype(how.dtype)
         )
         return quantize.quantize(array) if how.int8 else array
 
-
-class _Request(NamedTuple):
-    """What `generate` was asked for, checked.
-
-    Attributes:
-      tokens, padding: of every prompt, and of the unconditional one, which comes last.
-      prompts: of every image, the number of its prompt.
-      keys: of every image, as numbers.
-      xy: of every token.
-      grid: rows of tokens.
-      size: height and width in pixels.
-      steps: patches of an image.
-      sampler: solver and guidance.
-      batch_size: images drawn at a time.
-    """
-
-    tokens: Int[np.ndarray, "Q S"]
-    padding: Int[np.ndarray, "Q"]
-    prompts: Int[np.ndarray, "N"]
-    keys: np.ndarray
-    xy: Int[np.ndarray, "T 2"]
-    grid: int
-    size: tuple[int, int]
-    steps: int
-    sampler: SamplerConfig
-    batch_size: int
-
-    def batch(self, start: int) -> tuple[Prefixes, np.ndarray]:
-        """Prefixes and keys of the images from `start` on. The last image fills a last batch up, to keep one compiled shape."""
-        images = np.arange(start, start + self.batch_size).clip(max=len(self.keys) - 1)
-        rows = self.prompts[images]
-        if rows_of_image(self.sampler) == 2:
-            rows = np.concatenate([rows, np.full_like(rows, len(self.tokens) - 1)])
-        return Prefixes(self.tokens[rows], self.padding[rows]), self.keys[images]
+    def _read_tokenizer(self) -> Params:
+        """The decoder, and the encoder, which sampling does not read."""
+        decoder = self.params["tokenizer"]["decoder"]
+        encoder = {path: stored[...] for path, stored in self._encoder.items()}
+        return {"decoder": decoder, **traverse_util.unflatten_dict(encoder)}
 
 
-def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of "WIDTHxHEIGHT", or of (height, width).
-
-    Raises:
-      UserError: it is neither.
-    """
-    if not isinstance(size, str):
-        height, width = checked(tuple[Count, Count], size, "size")
-        return height, width
-    match = re.fullmatch(r"(\d{1,9})\s*[xX×]\s*(\d{1,9})", size.strip())
-    if match is None:
-        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got {short(size)}")
-    return int(match[2]), int(match[1])
+def _compute_type(dtype: DTypeLike | None) -> jnp.dtype:
+    if dtype is None:
+        dtype = jnp.float32 if jax.devices()[0].platform == "cpu" else jnp.bfloat16
+    return checks.compute_type(dtype)

@@ -1,6 +1,5 @@
 """The programs that a plan compiles: the ones that training and sampling run, with shapes in the place of arrays."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +9,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
-from bitdance_jax.distributed.mesh import batch_sharding, check_batch
-from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.distributed.mesh import (
+    batch_sharding,
+    check_batch,
+    compiler_options,
+    make_mesh,
+)
+from bitdance_jax.models.class_conditional import abstract_params
 from bitdance_jax.perf.flops import traced_flops
-from bitdance_jax.pipelines.class_conditional import draw_images, sample_labels, sampling_params
-from bitdance_jax.pipelines.data_parallel import on_each_device
+from bitdance_jax.pipelines.programs import Programs
+from bitdance_jax.pipelines.weights import sampling_params
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.train.performance import training_flops
 from bitdance_jax.train.state import abstract_state, learning_rate_schedule, make_optimizer, on_mesh
@@ -87,41 +92,44 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
 def sampling(
     config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh
 ) -> Program:
-    """What `sample.py --npz` runs to draw `per_device` images on every device at a time, pixels included."""
-    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
-    weights = jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config))
+    """What `sample.py --npz` runs to sample `per_device` images on every device at a time, pixels included."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    images = per_device * mesh.size
+    programs = Programs(config, mesh, jnp.dtype(dtype))
     tokenizer = autoencoder.abstract_params(config.tokenizer)
-    tokenizer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tokenizer)
+    params = {
+        "model": jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config)),
+        "tokenizer": jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tokenizer
+        ),
+    }
     solver, scales = next_patch.resolve(sampler, config.head.time_shift, config.num_steps)
-    sample = functools.partial(
-        sample_labels, ClassConditional(config, dtype=jnp.dtype(dtype)), solver=solver
-    )
 
-    def draw(params: Any, labels: Any, keys: Any, scales: Any, solver: Any = solver) -> Any:
-        return draw_images(sample, config, jnp.dtype(dtype), params, labels, keys, scales)
-
-    def rows_of(count: int) -> tuple[Any, Any]:
-        return jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct(
-            (count, 2), jnp.uint32
+    def sample(params: Any, labels: Any, keys: Any, scales: Any) -> Any:
+        options: Any = {"num_patches": config.num_steps, "height": config.grid}
+        return programs.sample(
+            params, Inputs(labels), keys, solver=solver, scales=scales, **options
         )
 
-    params, images = {"model": weights, "tokenizer": tokenizer}, per_device * mesh.size
-    one_device = traced_flops(
-        lambda p, labels, keys: draw(p, labels, jax.random.wrap_key_data(keys), scales),
-        params,
-        *rows_of(per_device),
+    def count(params: Any, labels: Any, keys: Any) -> Any:
+        values = programs.sampler.traceable(
+            params["model"], Inputs(labels), keys, scales, solver=solver
+        )
+        codes = programs.to_codes(values, config.num_steps, height=config.grid)
+        return one_device.decode(params["tokenizer"], codes, keys)
+
+    one_device = Programs(config, make_mesh(devices=[mesh.devices.flat[0]]), jnp.dtype(dtype))
+    rows = [((images,), jnp.int32), ((images, 2), jnp.uint32)]
+    here = [((per_device, *shape[1:]), kind) for shape, kind in rows]
+    flops = traced_flops(count, params, *(jax.ShapeDtypeStruct(*row) for row in here))
+    arguments = (
+        _placed(params, replicated),
+        *(_placed(jax.ShapeDtypeStruct(*row), replicated) for row in rows),
+        _placed(scales, replicated),
     )
-    arguments = (_placed(params, whole), *_placed(rows_of(images), rows), _placed(scales, whole))
-    static = {"solver": solver}
-    return Program(
-        "sampling",
-        on_each_device(mesh, draw),
-        arguments,
-        mesh,
-        images,
-        one_device * mesh.size,
-        static=static,
-    )
+    function = jax.jit(sample, compiler_options=compiler_options(mesh))
+    turns = config.num_steps
+    return Program("sampling", function, arguments, mesh, images, flops * mesh.size, turns)
 
 
 def _placed(tree: Any, place: NamedSharding) -> Any:

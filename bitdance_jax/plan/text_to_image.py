@@ -20,13 +20,16 @@ from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.nn.quantize import quantize
 from bitdance_jax.perf.flops import traced_flops
-from bitdance_jax.pipelines.class_conditional import chunk_size, decode_codes
-from bitdance_jax.pipelines.prompt_programs import Programs, kept
-from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, RELEASED_SAMPLER, Weights, parse_size
+from bitdance_jax.pipelines.checks import parse_size
+from bitdance_jax.pipelines.programs import Programs, read_prompts
+from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, RELEASED_SAMPLER
+from bitdance_jax.pipelines.tokenizer import chunk_size, decode_codes
+from bitdance_jax.pipelines.weights import WeightType, stored_as
 from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.programs import Program
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -57,7 +60,7 @@ class Setting:
 
     size: str = "1024x1024"
     batch_size: int = 1
-    weights: Weights = "bfloat16"
+    weights: WeightType = "bfloat16"
     dtype: str = "bfloat16"
     prompt_tokens: int = 60
     sampler: SamplerConfig = RELEASED_SAMPLER
@@ -240,14 +243,15 @@ class _Batch:
         self._tokens = model.token_positions(config, height, width)
         self.patches = len(self._tokens) // config.tokens_per_step
         self.weights = abstract_weights(config, mesh, self._dtype, setting.weights)
-        rows = self._images * rows_of_image(self._sampler)
         one = model.prefix_rows(config, [[0] * setting.prompt_tokens], height, width)
-        tokens, padding = (
-            self._whole((rows, one.tokens.shape[1]), jnp.int32),
-            self._whole((rows,), jnp.int32),
+        length = one.tokens.shape[1]
+        array: Any = self._whole
+        prompts, unconditional = (
+            Prefixes(array((rows, length), jnp.int32), array((rows,), jnp.int32))
+            for rows in (self._images, 1)
         )
-        prefixes = Prefixes(tokens, padding)  # type: ignore[arg-type]
-        self._inputs = (prefixes, self._whole(self._tokens.shape, jnp.int32))
+        positions = self._whole(self._tokens.shape, jnp.int32)
+        self._inputs = Inputs(prompts, (unconditional, positions))
         self._keys = self._whole((self._images, 2), jnp.uint32)
         self.solver, scales = next_patch.resolve(
             self._sampler, config.head.time_shift, self.patches
@@ -256,11 +260,13 @@ class _Batch:
 
     def begin(self) -> Program:
         inputs = (self.weights["model"], self._inputs, self._scales)
-        return self._program("prompts", self._compiled.begin, inputs, self._flops(0))
+        return self._program("prompts", self._compiled.sampler.begin, inputs, self._flops(0))
 
     def advance(self, begin: Plan) -> Program:
         """The program after `begin`, whose plan knows how the arrays of the state are sharded."""
-        state = self._compiled.begin.eval_shape(self.weights["model"], self._inputs, self._scales)
+        state = self._compiled.sampler.begin.eval_shape(
+            self.weights["model"], self._inputs, self._scales
+        )
         places = begin.compiled.output_shardings
         state = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
@@ -276,12 +282,18 @@ class _Batch:
         flops = self._flops(self.patches) - self._flops(0)
         name = f"{self.patches} patches"
         return self._program(
-            name, self._compiled.advance, inputs, flops, self.patches, {"solver": self.solver}
+            name,
+            self._compiled.sampler.advance,
+            inputs,
+            flops,
+            self.patches,
+            {"solver": self.solver},
         )
 
     def decode(self) -> Program:
         config, images = self._config.tokenizer, min(chunk_size(*self._size), self._images)
-        codes = self._whole((images, len(self._tokens), config.bits), jnp.int8)
+        grid = (images, self._grid, len(self._tokens) // self._grid, config.bits)
+        codes = self._whole(grid, jnp.int8)
         inputs = (self.weights["tokenizer"], codes, self._whole((images, 2), jnp.uint32))
 
         def decode(params: Any, codes: Any, keys: Any) -> Any:
@@ -289,19 +301,8 @@ class _Batch:
                 Autoencoder(config, self._dtype), params, codes, jax.random.wrap_key_data(keys)
             )
 
-        grid = jax.ShapeDtypeStruct(
-            (images, self._grid, len(self._tokens) // self._grid, config.bits), jnp.int8
-        )
-        flops = traced_flops(decode, inputs[0], grid, inputs[2])
-        return Program(
-            "decoder",
-            self._compiled.decode,
-            inputs,
-            self._mesh,
-            images,
-            flops,
-            static={"height": self._grid},
-        )
+        flops = traced_flops(decode, *inputs)
+        return Program("decoder", self._compiled.decode, inputs, self._mesh, images, flops)
 
     def _program(
         self,
@@ -323,7 +324,7 @@ class _Batch:
         module = model.TextToImage(config, dtype=self._dtype)
 
         def sample(params: Any, inputs: Any, keys: Any, scales: Any) -> Any:
-            reader = model.PatchReader(module, params, *inputs)
+            reader = read_prompts(module, params, inputs, scales)
             noise = next_patch.noise_of_images(reader, jax.random.wrap_key_data(keys), self.solver)
             state = next_patch.begin(reader, scales)
             if not patches:
@@ -352,12 +353,12 @@ def abstract_weights(
     }
     leaves: dict[tuple[str, ...], Any] = {}
     for path, leaf in traverse_util.flatten_dict(shapes).items():
-        how = kept(mesh, path, leaf.shape, dtype, weights)
+        how = stored_as(mesh, path, leaf.shape, dtype, weights)
         if how is None:
             continue
         stored = jax.ShapeDtypeStruct(leaf.shape, how.dtype)
         parts = jax.eval_shape(quantize, stored) if how.int8 else stored
-        axes = [*how.place.spec, *[None] * (leaf.ndim - len(how.place.spec))]
+        axes = [*how.sharding.spec, *[None] * (leaf.ndim - len(how.sharding.spec))]
         leaves[path] = jax.tree.map(
             lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _cut(part.shape, axes)),
             parts,

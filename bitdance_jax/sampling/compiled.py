@@ -1,86 +1,144 @@
-"""The sampler's two compiled programs, for labels and for prompts, on one device or a mesh."""
+"""The sampler's two compiled programs, for labels and for prompts, on any mesh of devices."""
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt32
 
 from bitdance_jax.distributed.constraints import constrain
-from bitdance_jax.distributed.mesh import compiler_options
+from bitdance_jax.distributed.mesh import BATCH, DATA, compiler_options
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.next_patch import PatchModel, SamplerState, Scales
 from bitdance_jax.sampling.solvers import Solver
 
 
+class Inputs(NamedTuple):
+    """What a batch of images is conditioned on.
+
+    Attributes:
+      images: arrays [B, ...], one row an image: labels, or prompts.
+      shared: arrays that all images share: token positions, the unconditional prompt.
+    """
+
+    images: Any
+    shared: Any = None
+
+
+ROWS = P(BATCH)
+STATE: Any = SamplerState._make([P(None, BATCH), ROWS, ROWS, P()])
+"""How a data mesh splits the state; each device has conditional rows and then unconditional ones."""
+
+
 class CompiledSampler:
-    """Programs that are compiled once for each shape and solver; all else are arrays.
+    """Compiled once for each shape and solver; weights, inputs, keys, guidance scales are arguments.
+
+    Where a mesh has a "data" axis alone, and it divides the batch, every device runs the program of
+    one device on its own images: they are the same, bit for bit, on any number of devices of one
+    kind (but CPU devices that share cores: XLA then splits sums over other numbers of threads).
+    On other meshes the layers are sharded too, and the compiler partitions the program.
 
     Attributes:
       begin: (params, inputs, scales) -> the state before the first patch.
-      advance: (params, state, inputs, keys, scales, stop, solver=) -> the state at `stop` patches, in
-        the old one's memory. `keys` are the data of `pipeline.image_keys`; for the others see
-        `next_patch.advance`.
+      advance: (params, state, inputs, keys, scales, stop, solver=) -> the state at `stop` patches,
+        in the memory of the old one. `keys` are the data of one random key for each image; for the
+        others see `next_patch.advance`.
     """
 
-    def __init__(
-        self, read: Callable[[Any, Any, Scales], PatchModel], mesh: Mesh | None = None
-    ) -> None:
+    def __init__(self, read: Callable[[Any, Inputs, Scales], PatchModel], mesh: Mesh) -> None:
         """
         Args:
-          read: (params, inputs, scales) -> the model after the inputs, labels or prompts; with
-            unconditional rows where there are scales.
-          mesh: the devices; the weights and inputs may lie on them in any way.
+          read: (params, inputs, scales) -> the model after the inputs, with unconditional rows
+            where there are scales.
+          mesh: the devices. The weights are replicated on a data mesh, and sharded in any way on
+            another; inputs and keys may be numpy arrays, the same on all hosts.
         """
-        self._read, self._mesh = read, mesh
-        self.begin = self._jit(self._begin)
-        self.advance = self._jit(self._advance, static_argnames="solver", donate_argnames="state")
+        self._read = read
+        self._mesh = mesh
+        self.begin = self._jit(self._begin, (P(), Inputs(ROWS, P()), P()))
+        specs = (P(), STATE, Inputs(ROWS, P()), ROWS, P(), P())
+        options: Any = {"static_argnames": "solver", "donate_argnums": 1}
+        self.advance = self._jit(self._advance, specs, **options)
+
+    def sample(
+        self,
+        params: Any,
+        inputs: Inputs,
+        keys: UInt32[np.ndarray, "B 2"],
+        *,
+        solver: Solver,
+        scales: Scales,
+        num_patches: int,
+    ) -> Float[Array, "N B P K"]:
+        """Values before the sign of all patches. Returns before the devices have computed them."""
+        state = self.begin(params, inputs, scales)
+        stop = np.int32(num_patches)
+        return self.advance(params, state, inputs, keys, scales, stop, solver=solver).values
+
+    def traceable(
+        self,
+        params: Any,
+        inputs: Inputs,
+        keys: UInt32[Array, "B 2"],
+        scales: Scales,
+        *,
+        solver: Solver,
+    ) -> Float[Array, "N B P K"]:
+        """`sample` as a pure function, on one device, with loops of known length, whose arithmetic can be counted."""
+        model = self._read(params, inputs, scales)
+        noise = next_patch.noise_of_images(model, jax.random.wrap_key_data(keys), solver)
+        return next_patch.sample(model, noise=noise, solver=solver, scales=scales)
 
     def states(
         self,
         params: Any,
-        inputs: Any,
+        inputs: Inputs,
         keys: UInt32[np.ndarray, "B 2"],
         *,
         solver: Solver,
-        scales: Float[np.ndarray, "N E"] | None,
+        scales: Scales,
         num_patches: int,
         every: int,
     ) -> Iterator[tuple[SamplerState, int]]:
-        """The batch when 1, 1 + every, ... and all of its patches are sampled, and how many those are.
+        """The state after 1, 1 + every, ... and all patches, and the number of those patches.
 
-        Each state takes the last one's memory.
+        The next state takes the memory of the one before.
         """
         state = self.begin(params, inputs, scales)
         for stop in [*range(1, num_patches, every), num_patches]:
             state = self.advance(params, state, inputs, keys, scales, np.int32(stop), solver=solver)
             yield state, stop
 
-    def _jit(self, function: Callable[..., Any], **options: Any) -> Any:
+    def _jit(self, function: Callable[..., SamplerState], specs: Any, **options: Any) -> Any:
         mesh = self._mesh
-        if mesh is None:
-            return jax.jit(function, **options)
 
-        def on_mesh(*arguments: Any, **static: Any) -> Any:
+        @functools.wraps(function)
+        def on_mesh(*arguments: Any, **static: Any) -> SamplerState:
+            inputs = next(x for x in arguments if isinstance(x, Inputs))
+            if splits_images(mesh, len(jax.tree.leaves(inputs.images)[0])):
+                run = functools.partial(function, **static)
+                return jax.shard_map(
+                    run, mesh=mesh, in_specs=specs, out_specs=STATE, check_vma=False
+                )(*arguments)
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return function(*arguments, **static)
+                return _constrained(function(*arguments, **static))
 
-        return jax.jit(
-            functools.wraps(function)(on_mesh), compiler_options=compiler_options(mesh), **options
-        )
+        return jax.jit(on_mesh, compiler_options=compiler_options(mesh), **options)
 
-    def _begin(self, params: Any, inputs: Any, scales: Scales) -> SamplerState:
-        return _constrained(next_patch.begin(self._read(params, inputs, scales), scales))
+    def _begin(self, params: Any, inputs: Inputs, scales: Scales) -> SamplerState:
+        state = next_patch.begin(self._read(params, inputs, scales), scales)
+        return state._replace(patch=jnp.asarray(state.patch))
 
     def _advance(
         self,
         params: Any,
         state: SamplerState,
-        inputs: Any,
+        inputs: Inputs,
         keys: UInt32[Array, "B 2"],
         scales: Scales,
         stop: Int[Array, ""],
@@ -90,11 +148,16 @@ class CompiledSampler:
         model = self._read(params, inputs, scales)
         noise = next_patch.noise_of_images(model, jax.random.wrap_key_data(keys), solver)
         options: Any = {"noise": noise, "solver": solver, "scales": scales}
-        return _constrained(next_patch.advance(model, state, stop, **options))
+        return next_patch.advance(model, state, stop, **options)
+
+
+def splits_images(mesh: Mesh, batch: int) -> bool:
+    """Whether every device runs the program of one device on its own images of a batch."""
+    return mesh.size == mesh.shape[DATA] and batch % mesh.size == 0
 
 
 def _constrained(state: SamplerState) -> SamplerState:
-    """The same sharding after every call, lest the next one compile anew."""
+    """The same sharding after every call: otherwise the next call would compile again."""
     cache = jax.tree.map(lambda x: constrain(x, "batch", "heads", None, None), state.cache)
     values = constrain(state.values, None, "batch", None, None)
     rows = constrain(state.rows, "batch", None, None)

@@ -236,7 +236,7 @@ class ClassConditionalTask(ImageTask):
         if self._pipeline is None:
             dtype = jnp.dtype(config.run.compute_dtype)
             self._pipeline = ClassConditionalPipeline(
-                config.model, {}, self._tokenizer, sampler=config.preview, dtype=dtype
+                config.model, None, self._tokenizer, sampler=config.preview, dtype=dtype
             )
         self._pipeline.set_params(ema_params)
         # Spread over all classes: neighbouring classes of ImageNet look alike.
@@ -246,7 +246,7 @@ class ClassConditionalTask(ImageTask):
         samples = self._pipeline.sample(
             labels, config.run.seed, batch_size=batch_size, progress=False
         )
-        self._pipeline.set_params({})
+        self._pipeline.set_params(None)
         titles = [names[label] for label in classes]
         return {"samples": image_files.grid(samples, PREVIEW_COLUMNS, titles)}
 

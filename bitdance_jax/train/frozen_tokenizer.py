@@ -10,7 +10,7 @@ from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder_hints, model_lookup
 from bitdance_jax.io.model_folder_hints import CONVERT
 from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer, load
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
@@ -26,8 +26,7 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
             f"the tokenizer's run {folder} is not finished: its bits still change; "
             "resume it and let it finish first"
         )
-    loaded = load(folder)
-    tokenizer = loaded.tokenizer if isinstance(loaded, ClassConditionalPipeline) else loaded
+    tokenizer = Tokenizer.load(folder)
     names = [
         f.name
         for f in dataclasses.fields(config)

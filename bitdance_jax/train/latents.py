@@ -13,7 +13,7 @@ from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.atomic import remove_temporary_files
 from bitdance_jax.io.locks import writer_lock
-from bitdance_jax.pipelines.class_conditional import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 def unpack(packed: UInt8[Array, "B h w bytes"], bits: int) -> Float[Array, "B h w K"]:

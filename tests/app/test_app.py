@@ -50,7 +50,7 @@ def prompts(folders):
 
 def test_classes(classes):
     *previews, last = draw(classes, WISH)
-    assert [partial.drawn for partial in previews] == list(range(1, 16)) and last.drawn == 16
+    assert [partial.sampled for partial in previews] == list(range(1, 16)) and last.sampled == 16
     sampler = dataclasses.replace(classes.sampler, head_steps=3, guidance_scale=2.0)
     *_, expected = classes.sample_steps([0, 0, 3, 3], 5, every=1, sampler=sampler)
     np.testing.assert_array_equal(last.images, expected.images)
@@ -58,10 +58,10 @@ def test_classes(classes):
 
 def test_prompt(prompts):
     *previews, last = draw(prompts, WISH._replace(subject="a cat", size="12x8"))
-    assert previews and last.drawn == last.patches == 6
+    assert previews and last.sampled == last.patches == 6
     sampler = dataclasses.replace(prompts.sampler, head_steps=3, guidance_scale=2.0)
-    *_, expected = prompts.generate_steps(
-        "a cat", every=5, size="12x8", images_per_prompt=2, seed=5, sampler=sampler
+    *_, expected = prompts.sample_steps(
+        "a cat", every=5, size="12x8", images_per_input=2, seed=5, sampler=sampler
     )
     np.testing.assert_array_equal(last.images, expected.images)
 

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
 from bitdance_jax.perf.flops import traced_flops
-from bitdance_jax.pipelines.class_conditional import sample_labels
+from bitdance_jax.pipelines.programs import read_labels
+from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
 from bitdance_jax.sampling.next_patch import resolve
 
 
@@ -36,11 +38,15 @@ def test_the_sampler_needs_little_more_than_the_minimum(name):
     """At full size, without arrays. The excess: attention reads the masked part of the cache too."""
     config, batch = ClassConditionalConfig.imagenet(name), 2
     sampler = SamplerConfig(head_steps=10, guidance_scale=3.0)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
-    function = functools.partial(sample_labels, ClassConditional(config), solver=solver)
+    read = functools.partial(read_labels, ClassConditional(config))
+    compiled = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
     traced = traced_flops(
-        function, abstract_params(config, scan=False), shape(batch, dtype=jnp.int32), keys, scales
+        functools.partial(compiled.traceable, solver=solver),
+        abstract_params(config, scan=False),
+        Inputs(shape(batch, dtype=jnp.int32)),
+        shape(batch, 2, dtype=jnp.uint32),
+        scales,
     )
     assert 1 <= traced / arithmetic.minimal_sampler_flops(config, sampler, batch) < 1.03
 

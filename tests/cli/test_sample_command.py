@@ -141,22 +141,22 @@ def test_flags_reach_the_sampler(sample, quick_samples):
 
 @pytest.fixture
 def quick_prompts(monkeypatch):
-    """Grey images instead of drawn ones; a list of what each call to `generate` got."""
+    """Grey images instead of drawn ones; a list of what each call to `sample` got."""
     calls = []
 
-    def generate(self, prompt, *, size, images_per_prompt, **options):
+    def sample(self, prompt, *, size, images_per_input, **options):
         calls.append(
             {
                 "prompt": prompt,
                 "size": size,
-                "images_per_prompt": images_per_prompt,
+                "images_per_input": images_per_input,
                 "mesh": self.mesh.devices.shape,
                 **options,
             }
         )
-        return np.full((len(prompt) * images_per_prompt, 32, 64, 3), 128, np.uint8)
+        return np.full((len(prompt) * images_per_input, 32, 64, 3), 128, np.uint8)
 
-    monkeypatch.setattr(TextToImage, "generate", generate)
+    monkeypatch.setattr(TextToImage, "sample", sample)
     return calls
 
 
@@ -170,7 +170,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
     expected = {
         "prompt": ("a cat",),
         "size": "1024x1024",
-        "images_per_prompt": 1,
+        "images_per_input": 1,
         "mesh": (1, 1, 1),
         "seed": 0,
         "batch_size": 4,
@@ -187,7 +187,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         assert image.size == (3 * 68, 2 * 36)
     sampler = SamplerConfig(head_steps=9, guidance_scale=1.0, guidance_schedule="constant")
     assert quick_prompts[1] == expected | {
-        "prompt": ("a cat", "一只狗"), "size": "64x32", "images_per_prompt": 3, "seed": 5, "batch_size": 2, "sampler": sampler,
+        "prompt": ("a cat", "一只狗"), "size": "64x32", "images_per_input": 3, "seed": 5, "batch_size": 2, "sampler": sampler,
     }  # fmt: skip
     sample(*at, "--prompt", *"abcde")
     with Image.open("x.png") as image:
@@ -371,10 +371,10 @@ def test_two_hosts_draw_prompts(tiny, tmp_path):
     assert (
         out.splitlines()[-1] == "2 images of 12x8 in 0.png" and "image" not in other_out
     )  # beside Gloo's words
-    assert "drawing" in error and other_error == ""
+    assert "sampling" in error and other_error == ""
     assert os.listdir(tmp_path) == ["0.png"]
     expected = image_files.grid(
-        TextToImage(tiny).generate(prompts, size="12x8", seed=3, progress=False), columns=2
+        TextToImage.load(tiny).sample(prompts, size="12x8", seed=3, progress=False), columns=2
     )
     np.testing.assert_allclose(
         image_files.load_image(tmp_path / "0.png").astype(int), expected, atol=1

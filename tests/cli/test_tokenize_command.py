@@ -15,7 +15,7 @@ from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.locks import writer_lock
-from bitdance_jax.pipelines.class_conditional import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 def test_the_emoji_on_four_devices(tmp_path):

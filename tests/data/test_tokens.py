@@ -28,7 +28,7 @@ from bitdance_jax.data.tokens import (
 )
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import DamagedImage
-from bitdance_jax.pipelines.class_conditional import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 SIZE, COUNT = 8, 23

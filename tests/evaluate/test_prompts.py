@@ -42,7 +42,8 @@ def folder(tmp_path_factory) -> Path:
 def command(folder):
     """Runs it in the working directory; all runs share a model and what it compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "TextToImage", functools.cache(TextToImage))
+        load = functools.cache(TextToImage.load)
+        patch.setattr(prompts.TextToImage, "load", load)
 
         def command(*flags: str, checkpoint: Path = folder) -> int:
             patch.setattr(sys, "argv", ["prompts", "--checkpoint", str(checkpoint), *flags])
@@ -126,13 +127,13 @@ def quick(monkeypatch) -> list[dict]:
     """Generates grey images that tell their numbers; the calls."""
     calls = []
 
-    def generate(self, texts, *, size, first_index, **options):
+    def sample(self, texts, *, size, first_index, **options):
         calls.append({"texts": texts, "size": size, "first_index": first_index, **options})
         numbers = np.arange(first_index, first_index + len(texts))
         values = (50 * (numbers // prompts.STRIDE) + numbers % prompts.STRIDE).astype(np.uint8)
         return np.broadcast_to(values[:, None, None, None], (len(texts), 32, 32, 3))
 
-    monkeypatch.setattr(TextToImage, "generate", generate)
+    monkeypatch.setattr(TextToImage, "sample", sample)
     monkeypatch.setattr(prompts, "check_size", lambda *_: None)
     return calls
 

@@ -13,7 +13,7 @@ from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import gaussian
-from bitdance_jax.pipelines.class_conditional import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3)).astype(np.uint8)

@@ -19,7 +19,7 @@ from bitdance_jax.evaluate import sampler_sweep as sweep
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.io import image_files, plot
 from bitdance_jax.io.locks import writer_lock
-from bitdance_jax.pipelines.data_parallel import DataParallelSampler
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
@@ -81,11 +81,11 @@ def images_of(sampler, seed, count):
 
 @pytest.fixture
 def quick_images(monkeypatch):
-    def batches(self, seed, first, count, sampler=None):
-        images = images_of(sampler, seed, count)
-        return (images[row : row + self.batch_size] for row in range(first, count, self.batch_size))
+    def batches(self, labels, seed, *, sampler, batch_size):
+        images = images_of(sampler, seed, len(labels))
+        return (images[row : row + batch_size] for row in range(0, len(labels), batch_size))
 
-    monkeypatch.setattr(DataParallelSampler, "batches", batches)
+    monkeypatch.setattr(ClassConditionalPipeline, "batches", batches)
 
 
 def frechet(a, b):

@@ -7,12 +7,10 @@ import pytest
 import tiny_models
 from example_files import load_example
 
+from bitdance_jax import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.config import ConfigError, SamplerConfig, from_dict, to_dict
 from bitdance_jax.config.sampler import SOLVERS
 from bitdance_jax.heads.flow_matching import remaining_time
-from bitdance_jax.models.class_conditional import ClassConditional
-from bitdance_jax.pipelines.class_conditional import sample_labels, sampling_params
-from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.sampling.solvers import make_solver
 
 
@@ -50,13 +48,10 @@ def test_the_result_is_the_last_prediction(shift):
 
 
 def test_a_model_samples_with_it():
-    config = tiny_models.MODEL
-    solver, scales = resolve(sampler(3), config.head.time_shift, config.num_steps)
-    assert scales.shape == (config.num_steps, 3)
-    params = sampling_params(tiny_models.model_params(), jnp.float32)
-    keys = jax.random.split(jax.random.key(0), 2)
-    labels = jnp.array([0, 1])
-    codes = sample_labels(ClassConditional(config), params, labels, keys, scales, solver=solver)
+    params = tiny_models.tokenizer_params()
+    tokenizer = Tokenizer(tiny_models.TOKENIZER, params)
+    model = ClassConditionalPipeline(tiny_models.MODEL, tiny_models.model_params(), tokenizer)
+    codes = model.sample([0, 1], sampler=sampler(3), output="codes", progress=False)
     assert set(np.unique(codes)) == {-1, 1}
 
 

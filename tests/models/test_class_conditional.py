@@ -26,8 +26,11 @@ from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional, TrainingNoise
 from bitdance_jax.nn import attention
 from bitdance_jax.nn.stack import stack, unstack
-from bitdance_jax.pipelines.class_conditional import sample_labels, sampling_params
-from bitdance_jax.sampling.next_patch import resolve
+from bitdance_jax.pipelines.programs import read_labels
+from bitdance_jax.pipelines.weights import sampling_params
+from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.compiled import Inputs
+from bitdance_jax.sampling.next_patch import noise_of_images, resolve
 from bitdance_jax.transformer import order
 
 
@@ -193,7 +196,9 @@ def sample_of(model: ClassConditional, params: Any) -> jax.Array:
     """With guidance: the prefix, then patch by patch through the cache."""
     keys, config = jax.random.split(jax.random.key(0), 2), tiny_models.MODEL
     solver, scales = resolve(tiny_models.SAMPLER, config.head.time_shift, config.num_steps)
-    return sample_labels(model, params, jnp.zeros(2, jnp.int32), keys, scales, solver=solver)
+    reader = read_labels(model, params, Inputs(jnp.zeros(2, jnp.int32)), scales)
+    noise = noise_of_images(reader, keys, solver)
+    return next_patch.sample(reader, noise=noise, solver=solver, scales=scales)
 
 
 @pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])

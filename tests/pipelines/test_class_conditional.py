@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+from same_images import assert_same_images
 
 import bitdance_jax
 from bitdance_jax import UserError
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.io import image_files
-from bitdance_jax.pipelines import class_conditional as pipeline
-from bitdance_jax.tokenizer import lfq
-from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.sampling import next_patch
 
 
 CLASSES = (
@@ -48,12 +48,12 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folders):
-    return bitdance_jax.load(folders / "tokenizer")
+    return bitdance_jax.Tokenizer.load(folders / "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def gan(folders):
-    return bitdance_jax.load(folders / "gan")
+    return bitdance_jax.Tokenizer.load(folders / "gan")
 
 
 @pytest.fixture(scope="module")
@@ -67,97 +67,22 @@ def drawn(model):
     return model.sample(LABELS, seed=3, batch_size=2, progress=False)
 
 
-def random_images(count, height=8, width=8):
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
-
-
-def random_codes(count, height=4, width=4):
-    return np.random.default_rng(1).choice(np.int8([-1, 1]), (count, height, width, 8))
-
-
-def assert_same_images(actual, desired):
-    """Programs of different batch sizes round differently: by a level, if a value lies at the edge of two."""
-    assert actual.dtype == desired.dtype == np.uint8 and actual.shape == desired.shape
-    assert np.abs(actual.astype(int) - desired).max() <= 1
-
-
 def count_traces(monkeypatch):
     """A list that grows by a batch size whenever the sampler, here a quick one, is traced, hence compiled."""
     traces = []
 
-    def quick(model, *, noise, solver, scales):
-        rows, tokens, bits = model.patch_shape
-        images = rows if scales is None else rows // 2
-        traces.append(images)
-        return jnp.ones((model.num_patches, images, tokens, bits))
+    def quick(model, state, stop, *, noise, solver, scales):
+        traces.append(state.values.shape[1])
+        return state._replace(values=jnp.ones_like(state.values), patch=stop)
 
-    monkeypatch.setattr(pipeline.next_patch, "sample", quick)
+    monkeypatch.setattr(next_patch, "advance", quick)
     return traces
-
-
-def test_the_tokenizer_computes_what_its_weights_say(tokenizer):
-    images = random_images(2)
-    module, variables = (
-        Autoencoder(tiny_models.TOKENIZER),
-        {"params": tiny_models.tokenizer_params()},
-    )
-    codes = tokenizer.encode(images)
-    assert codes.dtype == np.int8 and codes.shape == (2, 4, 4, 8)
-    expected = lfq.quantize(
-        module.apply(variables, jnp.float32(images / 127.5 - 1), method="encode")
-    )
-    assert (codes == expected).mean() > 0.99  # a value may lie at the edge of both signs
-    assert 0.1 < (codes > 0).mean() < 0.9
-
-    decoded = tokenizer.decode(codes)
-    values = np.asarray(module.apply(variables, jnp.float32(codes), method="decode"))
-    assert decoded.shape == images.shape
-    assert_same_images(decoded, np.clip(127.5 * values + 128, 0, 255).astype(np.uint8))
-
-
-def test_images_need_not_be_square(tokenizer):
-    codes = tokenizer.encode(random_images(1, height=6, width=10))
-    assert codes.shape == (1, 3, 5, 8)
-    assert tokenizer.decode(codes).shape == (1, 6, 10, 3)
-
-
-def test_chunks_change_nothing(tokenizer, gan, monkeypatch):
-    """Five images in chunks of two: the last one is short."""
-    images, codes = random_images(5), random_codes(5)
-    whole = tokenizer.encode(images), tokenizer.decode(codes), gan.decode(codes, seed=2)
-    monkeypatch.setattr(pipeline, "CHUNK_PIXELS", 2 * 8 * 8 + 1)
-    np.testing.assert_array_equal(tokenizer.encode(images), whole[0])
-    assert_same_images(tokenizer.decode(codes), whole[1])
-    assert_same_images(gan.decode(codes, seed=2), whole[2])
-
-
-def test_a_image_larger_than_a_chunk(tokenizer, monkeypatch):
-    monkeypatch.setattr(pipeline, "CHUNK_PIXELS", 10)
-    assert tokenizer.decode(random_codes(2)).shape == (2, 8, 8, 3)
-
-
-def test_no_images(tokenizer):
-    assert tokenizer.encode(random_images(0)).shape == (0, 4, 4, 8)
-    assert tokenizer.decode(random_codes(0)).shape == (0, 8, 8, 3)
-
-
-def test_gan_noise_depends_on_seed_and_number_alone(gan):
-    same = np.repeat(random_codes(1), 4, axis=0)
-    images = gan.decode(same, seed=5)
-    assert len(np.unique(images, axis=0)) == 4
-    assert_same_images(gan.decode(same[:2], seed=5, first_index=2), images[2:])
-    assert (gan.decode(same, seed=6) != images).any(axis=(1, 2, 3)).all()
-
-
-def test_images_of_another_size_are_one_line(tokenizer):
-    with pytest.raises(UserError, match=r"divisible by 2, got 7x8"):
-        tokenizer.encode(random_images(1, height=7))
 
 
 def test_sample(model, drawn):
     assert drawn.shape == (5, 16, 16, 3) and drawn.dtype == np.uint8
     assert len(np.unique(drawn, axis=0)) == 5
-    codes = model.sample_codes(LABELS, seed=3, batch_size=2, progress=False)
+    codes = model.sample(LABELS, seed=3, batch_size=2, output="codes", progress=False)
     assert codes.dtype == np.int8 and codes.shape == (5, 8, 8, 8)
     assert set(np.unique(codes)) == {-1, 1}
     np.testing.assert_array_equal(model.tokenizer.decode(codes, 3), drawn)
@@ -202,7 +127,7 @@ def test_going_on_with_a_gan_decoder(gan, monkeypatch):
     """Its noise goes by the image's number and the seed as well."""
     count_traces(monkeypatch)
     config = dataclasses.replace(tiny_models.MODEL, tokenizer=tiny_models.GAN_TOKENIZER)
-    model = pipeline.ClassConditionalPipeline(config, tiny_models.model_params(), gan)
+    model = ClassConditionalPipeline(config, tiny_models.model_params(), gan)
     images = model.sample([0] * 4, seed=3, batch_size=2, progress=False)
     assert len(np.unique(images, axis=0)) == 4
     assert_same_images(model.sample([0] * 2, seed=3, first_index=2, progress=False), images[2:])
@@ -225,16 +150,6 @@ def test_the_model_samples_as_it_was_saved_unless_told_otherwise(model, drawn):
 
 def test_no_labels_no_images(model):
     assert model.sample([], progress=False).shape == (0, 16, 16, 3)
-
-
-def test_seeds_of_32_bits(gan):
-    codes = random_codes(1)
-    assert len(np.unique([gan.decode(codes, seed) for seed in (0, 2**31, 2**32 - 1)], axis=0)) == 3
-    for seed in (-1, 2**32):
-        with pytest.raises(
-            UserError, match=f"the seed must be between 0 and 4294967295, got {seed}"
-        ):
-            gan.decode(codes, seed)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +182,7 @@ def test_a_batch_size_that_cannot_be(model, batch_size):
 
 
 def test_a_name_wins_over_a_number(tokenizer):
-    named = pipeline.ClassConditionalPipeline(
+    named = ClassConditionalPipeline(
         tiny_models.MODEL,
         tiny_models.model_params(),
         tokenizer,
@@ -283,9 +198,9 @@ def test_classes_without_names_have_numbers(tmp_path):
 
 
 def test_bfloat16(folders):
-    model = bitdance_jax.load(folders / "model", jnp.bfloat16)
+    model = bitdance_jax.load(folders / "model", dtype=jnp.bfloat16)
     assert {a.dtype.name for a in _leaves(model.tokenizer.params)} == {"bfloat16"}
-    for path, weight in jax.tree_util.tree_leaves_with_path(model._params):
+    for path, weight in jax.tree_util.tree_leaves_with_path(model.params["model"]):
         names = [part.key for part in path]
         added = names[0] in (
             "class_embedding",
@@ -295,7 +210,7 @@ def test_bfloat16(folders):
         assert weight.dtype == (
             "float32" if added or "norm" in names[-2 if len(path) > 1 else -1] else "bfloat16"
         ), path
-    codes = model.sample_codes([0, 1], progress=False)
+    codes = model.sample([0, 1], output="codes", progress=False)
     assert codes.dtype == np.int8 and set(np.unique(codes)) == {-1, 1}
     images = model.tokenizer.decode(codes)
     exact = bitdance_jax.load(folders / "model").tokenizer.decode(codes)
@@ -341,7 +256,7 @@ def test_a_missing_folder_is_one_line(tmp_path):
         (
             "model",
             lambda h: h.update(kind="tokenizer"),
-            r"config\.json: config has unknown fields: ",
+            "holds a tokenizer, which samples no images",
         ),
         (
             "model",
@@ -383,7 +298,7 @@ def test_a_config_that_does_not_fit_the_weights_is_one_line(
     shutil.copytree(folders / source, folder)
     edit(folder, change)
     with pytest.raises(UserError, match=message) as caught:
-        bitdance_jax.load(folder)
+        (bitdance_jax.Tokenizer if source == "tokenizer" else bitdance_jax).load(folder)
     assert "\n" not in str(caught.value)
 
 

@@ -10,9 +10,9 @@ import pytest
 from bitdance_jax.config import TextToImageConfig, TokenizerConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.pipelines import memory
-from bitdance_jax.pipelines.class_conditional import decode_codes
 from bitdance_jax.pipelines.memory import Setting
 from bitdance_jax.pipelines.text_to_image import RELEASED_SAMPLER
+from bitdance_jax.pipelines.tokenizer import decode_codes
 from bitdance_jax.tokenizer import strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder, abstract_params
 

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import tiny_models
 
-from bitdance_jax import UserError
+from bitdance_jax import MeshConfig, UserError, load
 from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.io.model_lookup import fingerprint
-from bitdance_jax.pipelines import npz
-from bitdance_jax.pipelines.class_conditional import load
-from bitdance_jax.pipelines.npz import NpzWriter, Request, sample_to_npz
+from bitdance_jax.pipelines import npz_writer
+from bitdance_jax.pipelines.npz import Request, sample_to_npz
+from bitdance_jax.pipelines.npz_writer import NpzWriter
 
 
 pytestmark = pytest.mark.usefixtures("optimized")  # as the processes are, whose bytes are the same
@@ -98,7 +98,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(path, whole, until):
 def test_killed_while_finishing(path, whole, monkeypatch):
     """All rows and a whole directory are there, and the file has not its name yet."""
     monkeypatch.setattr(
-        npz.os,
+        npz_writer.os,
         "replace",
         lambda old, new: os.rename(old, new) if new.suffix == ".json" else sys.exit("killed"),
     )
@@ -292,12 +292,12 @@ def test_a_journal_without_its_file_counts_for_nothing(path, whole):
 def test_the_journal_counts_a_batch_after_it_has_reached_the_disk(path, monkeypatch):
     events, replace, fsync = [], os.replace, os.fsync
     monkeypatch.setattr(
-        npz.os,
+        npz_writer.os,
         "fsync",
         lambda number: events.append(("disk", os.fstat(number).st_size)) or fsync(number),
     )
     monkeypatch.setattr(
-        npz.os,
+        npz_writer.os,
         "replace",
         lambda old, new: events.append(("in place", new.name)) or replace(old, new),
     )
@@ -330,7 +330,9 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(path, whole):
 
 
 def test_too_little_room_is_said_at_once(path, monkeypatch):
-    monkeypatch.setattr(npz.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**9))
+    monkeypatch.setattr(
+        npz_writer.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**9)
+    )
     writer = NpzWriter(path, REQUEST, (50_000, 256, 256, 3))
     with pytest.raises(
         UserError, match=r"out\.npz needs 9\.8 GB more and 1\.0 GB are free; make room there$"
@@ -355,7 +357,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 def test_more_than_four_gigabytes(path, monkeypatch):
     """The ImageNet file's 9.8 GB, as a file with a hole, whose checksum would take long."""
     monkeypatch.setattr(NpzWriter, "_check_rows", lambda self, rows, checksum: None)
-    monkeypatch.setattr(npz.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**12))
+    monkeypatch.setattr(
+        npz_writer.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**12)
+    )
     shape = (50_000, 256, 256, 3)
     writer = NpzWriter(path, REQUEST, shape)
     writer.open()
@@ -401,7 +405,16 @@ def drawn(model):
     """The file of one device, drawn without a stop."""
     path = model.parent / "one.npz"
     request = Request(fingerprint(model), "float32", COUNT, seed=3, sampler=SAMPLER)
-    assert sample_to_npz(path, load(model), request, per_device=PER_DEVICE, progress=False) == COUNT
+    assert (
+        sample_to_npz(
+            path,
+            load(model, mesh=MeshConfig(data=-1)),
+            request,
+            per_device=PER_DEVICE,
+            progress=False,
+        )
+        == COUNT
+    )
     return path
 
 

@@ -26,7 +26,7 @@ def test_steps_end_in_the_images(tmp_path, raster, scale, schedule):
         tiny_models.SAMPLER, guidance_scale=scale, guidance_schedule=schedule
     )
     parts = list(model.sample_steps([0, 3, 8], seed=2, every=6, sampler=sampler, first_index=1))
-    assert [part.drawn for part in parts] == [1, 7, 13, 16] and {
+    assert [part.sampled for part in parts] == [1, 7, 13, 16] and {
         part.patches for part in parts
     } == {16}
     np.testing.assert_array_equal(
@@ -40,14 +40,14 @@ def test_steps_end_in_the_images(tmp_path, raster, scale, schedule):
     )
     for part in parts:
         grey = (part.images == 128).reshape(3, 8, 2, 8, 2, 3).all((0, 2, 4, 5))
-        np.testing.assert_array_equal(grey, patches >= part.drawn)
+        np.testing.assert_array_equal(grey, patches >= part.sampled)
 
 
 def test_bad_input(tmp_path):
     model = bitdance_jax.load(tiny_models.save_model(tmp_path / "model"))
     for labels, every, message in [
         ([0], 0, "every must be positive"),
-        ([], 1, "no labels"),
+        ([], 1, "inputs must be positive"),
         ([9], 1, "out of range"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -19,11 +19,14 @@ import bitdance_jax
 from bitdance_jax import SamplerConfig
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image
 from bitdance_jax.nn.quantize import Int8Kernel
 from bitdance_jax.pipelines import memory, toy_text_to_image
-from bitdance_jax.pipelines.class_conditional import decode_codes, image_keys
-from bitdance_jax.pipelines.text_to_image import TextToImage, parse_size
+from bitdance_jax.pipelines.batching import image_keys
+from bitdance_jax.pipelines.checks import parse_size
+from bitdance_jax.pipelines.text_to_image import TextToImage
+from bitdance_jax.pipelines.tokenizer import decode_codes
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
 from bitdance_jax.text.prompt_tokenizer import FOLDER, PromptTokenizer
@@ -51,7 +54,7 @@ def generate(model) -> Callable[..., np.ndarray]:
     """Images of 12 x 8 pixels, two at a time."""
 
     def generate(prompts, **options):
-        return model.generate(
+        return model.sample(
             prompts, **{"size": "12x8", "batch_size": 2, "progress": False} | options
         )
 
@@ -103,16 +106,16 @@ def test_images_are_those_of_the_sampler(folder, model, generate):
     np.testing.assert_allclose(images.astype(int), expected, atol=1)
 
 
-def test_a_image_is_the_same_in_any_batch(generate):
+def test_an_image_is_the_same_in_any_batch(generate):
     """Prompts of three lengths, two images each, two at a time and five (the last batch is then not full), and from the fifth image on."""
-    images = generate(PROMPTS, images_per_prompt=2, seed=3)
+    images = generate(PROMPTS, images_per_input=2, seed=3)
     assert images.shape == (6, 8, 12, 3)
     assert len({image.tobytes() for image in images}) == 6
     np.testing.assert_allclose(
-        generate(PROMPTS, images_per_prompt=2, seed=3, batch_size=5).astype(int), images, atol=1
+        generate(PROMPTS, images_per_input=2, seed=3, batch_size=5).astype(int), images, atol=1
     )
     np.testing.assert_allclose(
-        generate(PROMPTS[2], images_per_prompt=2, seed=3, first_index=4).astype(int),
+        generate(PROMPTS[2], images_per_input=2, seed=3, first_index=4).astype(int),
         images[4:],
         atol=1,
     )
@@ -124,7 +127,7 @@ def test_other_prompts_seeds_and_guidance_compile_nothing(model, generate, compi
     guidance = {"guidance_scale": 5.5, "guidance_schedule": "linear", "guidance_start": 0.2}
     generate(PROMPTS, sampler=dataclasses.replace(model.sampler, **guidance))
     generate(["a longer prompt, still of the same bucket", "x", "y"], seed=1)
-    generate(PROMPTS[0], images_per_prompt=3, seed=2)
+    generate(PROMPTS[0], images_per_input=3, seed=2)
     assert compiled == []
 
 
@@ -132,17 +135,17 @@ def test_steps_end_in_the_image(model, generate, compiled):
     """6 patches, 3 in a row: after 1, 1 + 2 and 1 + 4 of them the others are grey. The programs of `generate` are all that runs."""
     final = generate(PROMPTS[:2], seed=5)
     compiled.clear()
-    partial = list(model.generate_steps(PROMPTS[:2], every=2, size="12x8", seed=5))
+    partial = list(model.sample_steps(PROMPTS[:2], every=2, size="12x8", seed=5))
     assert compiled == []
-    assert [(part.drawn, part.patches) for part in partial] == [(1, 6), (3, 6), (5, 6), (6, 6)]
+    assert [(part.sampled, part.patches) for part in partial] == [(1, 6), (3, 6), (5, 6), (6, 6)]
     np.testing.assert_array_equal(partial[-1].images, final)
     patches = [
         part.images.reshape(2, 2, 4, 3, 4, 3).transpose(1, 3, 0, 2, 4, 5).reshape(6, -1)
         for part in partial
     ]
     for part, pixels in zip(partial, patches, strict=True):
-        assert np.all(pixels[part.drawn :] == 128) and not np.any(
-            np.all(pixels[: part.drawn] == 128, axis=1)
+        assert np.all(pixels[part.sampled :] == 128) and not np.any(
+            np.all(pixels[: part.sampled] == 128, axis=1)
         )
 
 
@@ -165,7 +168,7 @@ def test_load_knows_the_kind(folder, tmp_path):
     assert "lm_head" not in loaded.params["model"]["text"] and list(loaded.params["tokenizer"]) == [
         "decoder"
     ]
-    kept = traverse_util.flatten_dict(TextToImage(folder, weights="bfloat16").params, sep="/")
+    kept = traverse_util.flatten_dict(TextToImage.load(folder, weights="bfloat16").params, sep="/")
     assert {leaf.dtype.name for name, leaf in kept.items() if "norm" not in name} == {"bfloat16"}
     assert {leaf.dtype.name for name, leaf in kept.items() if "norm" in name} == {
         "float32"
@@ -176,13 +179,29 @@ def test_load_knows_the_kind(folder, tmp_path):
         TextToImage.load(tiny_models.save_tokenizer(tmp_path / "tokenizer"))
 
 
+def test_from_weights_in_memory(folder, model, generate):
+    """Stacked weights, as training has them; the same images, and previews from other weights compile nothing."""
+    stored = model_folder.load(folder).params
+    config = tiny_models.TEXT_TO_IMAGE
+    tokenizer = bitdance_jax.Tokenizer(config.tokenizer, stored["tokenizer"])
+    prompts = PromptTokenizer(folder / FOLDER)
+    made = TextToImage(config, stored["model"], tokenizer, prompts, toy_text_to_image.SAMPLER)
+    options = {"size": "12x8", "batch_size": 2, "progress": False}
+    np.testing.assert_array_equal(made.sample(PROMPTS, **options), generate(PROMPTS))
+    made.set_params(None)
+    with pytest.raises(ValueError, match="set_params"):
+        made.sample(PROMPTS, **options)
+    made.set_params(jax.tree.map(lambda x: 0.9 * x, stored["model"]))
+    before = made._programs.sampler.advance._cache_size()
+    assert (made.sample(PROMPTS, **options) != generate(PROMPTS)).any()
+    assert made._programs.sampler.advance._cache_size() == before == 1
+
+
 def test_sizes():
     assert parse_size("2048x512") == (512, 2048) and parse_size((512, 2048)) == (512, 2048)
-    with pytest.raises(
-        UserError, match="a size is WIDTHxHEIGHT in pixels, such as 1024x1024, got '512'"
-    ):
+    with pytest.raises(UserError, match="size must be WIDTHxHEIGHT"):
         parse_size("512")
-    with pytest.raises(UserError, match=r"^a size is WIDTHxHEIGHT .{,200}$"):
+    with pytest.raises(UserError, match=r"^size must be WIDTHxHEIGHT .{,200}$"):
         parse_size("9" * 5000 + "x64")
 
 
@@ -198,18 +217,18 @@ def test_sizes():
         (["x", " "], {}, "a prompt is empty; write what the image shall show"),
         ("x" * 1100, {}, "tokens with its template, and at most 1022 fit; shorten it"),
         ([], {}, "the number of prompts must be positive, got 0"),
-        ("x", {"images_per_prompt": 0}, "images_per_prompt must be positive, got 0"),
+        ("x", {"images_per_input": 0}, "images_per_input must be positive, got 0"),
         ("x", {"batch_size": 0}, "batch_size must be positive, got 0"),
-        ("x", {"seed": -1}, "the seed must be between 0 and 4294967295, got -1"),
+        ("x", {"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
     ],
 )
 def test_bad_input_is_refused_before_weights_are_read(folder, prompt, options, message):
-    model = TextToImage(folder)
+    model = TextToImage.load(folder, lazy=True)
     model._place = None  # reading them would call it
     with pytest.raises(UserError, match=message):
-        model.generate(prompt, **{"size": "12x8"} | options)
+        model.sample(prompt, **{"size": "12x8"} | options)
     with pytest.raises(UserError, match="every must be positive, got 0"):
-        next(model.generate_steps("x", every=0))
+        next(model.sample_steps("x", every=0))
 
 
 def test_tokenizer_files_that_are_not_the_models(folder, tmp_path):
@@ -219,24 +238,24 @@ def test_tokenizer_files_that_are_not_the_models(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"lacks special tokens that text-to-image needs: <\|query_1\|>"
     ):
-        TextToImage(other)
+        TextToImage.load(other, lazy=True)
     file.unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
-        TextToImage(other)
+        TextToImage.load(other, lazy=True)
     file.write_bytes((folder / FOLDER / "tokenizer.json").read_bytes())
     config = json.loads((other / "config.json").read_text())
     config["config"]["image_tokens"]["first_resolution"] -= 1
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="are not the model's: their image tokens differ"):
-        TextToImage(other)
+        TextToImage.load(other, lazy=True)
 
 
 def test_too_little_memory(folder, monkeypatch):
     monkeypatch.setattr(memory, "device_memory", lambda _: 1e6)
-    model = TextToImage(folder)
+    model = TextToImage.load(folder, lazy=True)
     model._place = None
     with pytest.raises(UserError, match=r"a device are needed \(weights .* and cpu has 0\.0 GiB; "):
-        model.generate("x", size="128x128")
+        model.sample("x", size="128x128")
     monkeypatch.setattr(memory, "device_memory", lambda _: 1e4)
     with pytest.raises(UserError, match=r"mesh\.tensor"):
         TextToImage.load(folder)
@@ -262,12 +281,13 @@ def test_on_a_mesh(folder, generate, tmp_path, at_once):
     script = f"""
 import sys, numpy as np
 from bitdance_jax import MeshConfig, TextToImage
-from bitdance_jax.flow_head import head
+from bitdance_jax.heads import binary_diffusion as head
 head.modulated_at_once = lambda *_: {at_once}
 model = TextToImage.load(sys.argv[1], mesh=MeshConfig(data=2, tensor=2))
-np.save(sys.argv[2], model.generate(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False))
+np.save(sys.argv[2], model.sample(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False))
 programs = model._programs
-assert [f._cache_size() for f in (programs.begin, programs.advance, programs.decode)] == [1, 1, 1]
+sampler = programs.sampler
+assert [f._cache_size() for f in (sampler.begin, sampler.advance, programs.decode)] == [1, 1, 1]
 kernel = model.params["model"]["text"]["layers_0"]["mlp"]["up"]["kernel"]
 assert kernel.addressable_shards[0].data.shape == (64, 48)
 """
@@ -278,4 +298,4 @@ assert kernel.addressable_shards[0].data.shape == (64, 48)
 
 def test_a_mesh_that_does_not_fit(folder):
     with pytest.raises(UserError, match="does not divide"):
-        TextToImage(folder, mesh=MeshConfig(data=1, tensor=3))
+        TextToImage.load(folder, mesh=MeshConfig(data=1, tensor=3))

@@ -22,11 +22,13 @@ from bitdance_jax.config import (
     TokenizerConfig,
     TransformerConfig,
 )
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.heads import binary_diffusion, dit
 from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.models.class_conditional import ClassConditional, to_patches
-from bitdance_jax.pipelines.class_conditional import read_labels, sample_labels
+from bitdance_jax.pipelines.programs import read_labels
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
 from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
 from bitdance_jax.sampling.solvers import make_solver
@@ -77,7 +79,10 @@ def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConf
 
 
 class Golden(NamedTuple):
-    """A recorded case [N, B, P, K] and what decides its bits: the exact values of patches drawn after the recorded ones, and in float32."""
+    """A recorded case [N, B, P, K], and what decides its bits: exact values, and float32 ones, of patches sampled after the recorded ones.
+
+    `run` is what users run: the compiled sampler, with the recorded noise in the place of its own.
+    """
 
     run: Callable[[], np.ndarray]
     recorded: np.ndarray
@@ -106,12 +111,11 @@ def golden(request) -> Golden:
 
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
 
-    def run(params, replay=lambda model: model):
-        model = read_labels(ClassConditional(config), params, labels, scales)
-        return next_patch.sample(replay(model), noise=noise, solver=solver, scales=scales)
+    read = functools.partial(read_labels, ClassConditional(config))
 
     def replayed(params):
-        return run(params, lambda model: rounding.Replayed(model, bits))
+        model = rounding.Replayed(read(params, Inputs(labels), scales), bits)
+        return next_patch.sample(model, noise=noise, solver=solver, scales=scales)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dit, "timestep_features", rounding.recorded_time_features)
@@ -119,9 +123,14 @@ def golden(request) -> Golden:
         others_on_cpu = rounding.runs_of_recordings(replayed, params, others)
 
     def compiled_run():
-        # One case as users' programs are compiled; a function of its own, lest JAX take what it traced before.
+        # One case as users' programs are compiled. A sampler of its own: JAX would reuse what it traced before.
+        sampler = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
+        options = {"solver": solver, "scales": scales, "num_patches": config.num_steps}
+        keys = np.zeros((len(labels), 2), np.uint32)
         with compiling.optimized(request.param == ("imagenet_4x", "cfg")):
-            return np.asarray(jax.jit(lambda params: run(params))(params))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(next_patch, "noise_of_images", lambda *_: noise)
+                return np.asarray(sampler.sample(params, Inputs(labels), keys, **options))
 
     images = np.stack([x[: len(labels)] for x in values])
     return Golden(compiled_run, images, exact, others, others_on_cpu)
@@ -151,7 +160,7 @@ def test_golden_order(name):
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_golden_samples(golden, at_once, monkeypatch):
-    """Our own samples, each patch drawn after ours, with the modulation made for each evaluation or for all."""
+    """Our own samples, each patch after ours, with the modulation made for each evaluation or for all."""
     monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
     monkeypatch.setattr(binary_diffusion, "modulated_at_once", lambda *_: at_once)
     values = golden.run()
@@ -160,7 +169,7 @@ def test_golden_samples(golden, at_once, monkeypatch):
 
 
 class Sampler(NamedTuple):
-    """The toy model with guidance, from labels and image keys to codes, and how often it was traced."""
+    """The toy model with guidance, from labels and seeds to bits [B, N, P, K], and the shapes of labels that were traced."""
 
     sample: Callable
     traces: list
@@ -168,27 +177,31 @@ class Sampler(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
-    params, config, traces = toy_params(TOY), SamplerConfig(head_steps=3, guidance_scale=2.0), []
+    params = toy_params(TOY)
+    config = SamplerConfig(head_steps=3, guidance_scale=2.0)
+    solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
+    options = {"solver": solver, "scales": scales, "num_patches": TOY.num_steps}
+    traces = []
 
-    @jax.jit
-    def sample(params, labels, keys):
-        traces.append(labels.shape)
-        solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
-        return sample_labels(ClassConditional(TOY), params, labels, keys, scales, solver=solver)
+    def read(params, inputs, scales):
+        traces.append(inputs.images.shape)
+        return read_labels(ClassConditional(TOY), params, inputs, scales)
 
-    return Sampler(
-        lambda labels, seeds: np.asarray(
-            sample(params, jnp.array(labels), jax.vmap(jax.random.key)(jnp.array(seeds)))
-        ),
-        traces,
-    )
+    compiled = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
+
+    def sample(labels, seeds):
+        keys = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
+        values = compiled.sample(params, Inputs(np.array(labels, np.int32)), keys, **options)
+        return np.where(np.asarray(values) > 0, 1, -1).swapaxes(0, 1)
+
+    return Sampler(sample, traces)
 
 
 @compiling.optimized()
 def test_an_image_is_the_same_in_any_batch(sampler):
     labels, seeds = [4, 0, 2], [7, 8, 9]
     together = sampler.sample(labels, seeds)
-    assert together.shape == (3, 4, 4, 6)
+    assert together.shape == (3, 4, 4, 6)  # 4 patches of 4 tokens
     assert set(np.unique(together)) == {-1.0, 1.0}
     for i in range(3):
         np.testing.assert_array_equal(
@@ -209,7 +222,8 @@ def test_one_program_for_each_shape(sampler):
     sampler.sample([0, 1, 2], [0, 1, 2])
     sampler.sample([2, 2, 2], [5, 4, 3])
     sampler.sample([3], [1])
-    assert sorted(set(sampler.traces)) == sorted(sampler.traces)
+    # One for the prefix, one for the patches.
+    assert sorted(sampler.traces) == sorted(2 * list(set(sampler.traces)))
 
 
 def test_noise_from_keys():
@@ -250,9 +264,11 @@ def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monke
     config = dataclasses.replace(guidance, head_steps=7, solver=solver)
     params = jax.tree.map(jnp.zeros_like, toy_params(TOY))
     solver, scales = resolve(config, TOY.head.time_shift, TOY.num_steps)
-    labels, keys = jnp.array([0, 1]), jax.random.split(jax.random.key(0), 2)
-    sample = functools.partial(sample_labels, ClassConditional(TOY), solver=solver)
-    program = jax.make_jaxpr(sample)(params, labels, keys, scales)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 2))
+    read = functools.partial(read_labels, ClassConditional(TOY))
+    compiled = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
+    sample = functools.partial(compiled.traceable, solver=solver)
+    program = jax.make_jaxpr(sample)(params, Inputs(jnp.array([0, 1])), keys, scales)
 
     weights, patches = params["head"], TOY.num_steps
     assert (
@@ -301,7 +317,7 @@ def test_sampling_reads_as_training_does(tokens_per_step, mask, kind, class_toke
 
     @jax.jit
     def both(params):
-        reader = read_labels(model, params, labels, None)
+        reader = read_labels(model, params, Inputs(labels), None)
         values = next_patch.sample(reader, noise=source, solver=solver, scales=None)
         bits = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
         noise = jax.vmap(lambda patch: source(patch, None)[0])(jnp.arange(config.num_steps))

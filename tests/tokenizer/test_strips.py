@@ -19,7 +19,7 @@ from random_params import random_params
 from bitdance_jax.config import MeshConfig, TokenizerConfig
 from bitdance_jax.distributed.mesh import AXES, make_mesh
 from bitdance_jax.io.image_files import to_uint8
-from bitdance_jax.pipelines import class_conditional as pipeline
+from bitdance_jax.pipelines import tokenizer as pipeline
 from bitdance_jax.tokenizer import strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.strips import Strips

@@ -7,7 +7,7 @@ import tiny_models
 
 from bitdance_jax.data import token_writer
 from bitdance_jax.data.sources import ArraySource
-from bitdance_jax.pipelines.class_conditional import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.train.latents import cached_latents, unpack
 
 

@@ -29,8 +29,10 @@ from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.io import image_files, model_folder
+from bitdance_jax.models import class_conditional
+from bitdance_jax.models.class_conditional import PatchReader
 from bitdance_jax.nn.stack import unstack
-from bitdance_jax.pipelines import class_conditional as pipeline
+from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.solvers import EulerMaruyama
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import class_conditional_training
@@ -157,7 +159,7 @@ def test_psnr_of_the_task_and_of_the_exported_folder_agree(
     metrics = evaluate(tokenizer_task, trained_tokenizer[0].ema)
     assert metrics == evaluate(tokenizer_task, trained_tokenizer[0].ema)
     assert 8 < metrics["psnr"] < 30
-    tokenizer = bitdance_jax.load(tokenizer_folder)
+    tokenizer = bitdance_jax.Tokenizer.load(tokenizer_folder)
     measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out[:96])), held_out[:96]))
     assert measured == pytest.approx(metrics["psnr"], abs=0.01)
 
@@ -182,7 +184,7 @@ def test_tokenizer_preview_shows_originals_over_reconstructions(
 ):
     images = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
     assert images.keys() == {"reconstructions"}
-    tokenizer = bitdance_jax.load(tokenizer_folder)
+    tokenizer = bitdance_jax.Tokenizer.load(tokenizer_folder)
     originals = held_out[:16]
     expected = image_files.grid(
         np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16
@@ -199,7 +201,10 @@ def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_
     task = TokenizerTask(replace_run(TOKENIZER, export_dtype="bfloat16"))
     task.export(trained_tokenizer[0].ema, str(tmp_path / "model"), step=STEPS, metrics={})
     assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
-    exact, rounded = bitdance_jax.load(tokenizer_folder), bitdance_jax.load(tmp_path / "model")
+    exact, rounded = (
+        bitdance_jax.Tokenizer.load(tokenizer_folder),
+        bitdance_jax.Tokenizer.load(tmp_path / "model"),
+    )
     codes = exact.encode(held_out[:8])
     assert (rounded.encode(held_out[:8]) == codes).mean() > 0.9
     assert np.mean(psnr(rounded.decode(codes), exact.decode(codes))) > 30
@@ -372,12 +377,18 @@ def test_preview_rows_are_classes(task, trained, monkeypatch):
     """Previews depend on the weights, and the sampler compiles once."""
     traces = []
 
-    def quick(model, params, labels, keys, scales, *, solver):
-        traces.append(solver)
-        code = jnp.where(labels % 2 == 0, 1, -1) * jnp.sign(params["position_embedding"][0, 0])
-        return jnp.broadcast_to(code[:, None, None, None], (len(labels), 8, 8, 8)).astype(jnp.int8)
+    class Reader(PatchReader):
+        def __init__(self, model, params, labels):
+            super().__init__(model, params, labels)
+            self.code = jnp.where(labels % 2 == 0, 1, -1) * params["position_embedding"][0, 0]
 
-    monkeypatch.setattr(pipeline, "sample_labels", quick)
+    def quick(model, state, stop, *, noise, solver, scales):
+        traces.append(solver)
+        code = model.code[: state.values.shape[1], None, None]
+        return state._replace(values=jnp.broadcast_to(code, state.values.shape), patch=stop)
+
+    monkeypatch.setattr(class_conditional, "PatchReader", Reader)
+    monkeypatch.setattr(next_patch, "advance", quick)
     params = trained[0].ema
     negated = params | {"position_embedding": -params["position_embedding"]}
     sheets = [task.preview(weights, 7)["samples"] for weights in (params, negated, params)]

@@ -1,7 +1,9 @@
-"""What the public methods are given, checked before anything compiles: as it is promised, or a UserError of one line."""
+"""Checks of the arguments of public methods, before anything compiles: each returns the value or raises a UserError."""
 
 import itertools
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ import numpy as np
 from jaxtyping import Int8, UInt8
 
 from bitdance_jax.config import TokenizerConfig
-from bitdance_jax.config.plain import Range, Seed, checked
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.config.plain import Count, Range, Seed, checked
+from bitdance_jax.errors import ConfigError, UserError, short
+from bitdance_jax.io import paths
 
 
 MAX_ITEMS = 10**6
@@ -50,25 +53,63 @@ def codes(value: Any, config: TokenizerConfig) -> Int8[np.ndarray, "B h w K"]:
     return array.astype(np.int8, copy=False)
 
 
-def items(value: Any, name: str, example: str) -> list[Any]:
-    """A list, tuple or array of several things; not a text, which Python takes for a list of letters."""
-    single = isinstance(value, str | bytes) or not isinstance(value, Iterable)
-    if single or getattr(value, "ndim", 1) == 0:
-        raise UserError(f"{name} must be a list, such as {example}, got {short(value)}")
+def items(value: Any, name: str) -> list[Any]:
+    """The items of a sequence or array, or the single one that is given instead; a string is a single one."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return [value]
+    if getattr(value, "ndim", 1) == 0:
+        return [value]
     several = list(itertools.islice(value, MAX_ITEMS + 1))
     if len(several) > MAX_ITEMS:
-        raise UserError(f"{name} may be at most {MAX_ITEMS:,}; draw more in several calls")
+        raise ConfigError(
+            f"{name} may be at most {MAX_ITEMS:,}; split them over several calls", name
+        )
     return several
 
 
-def seed(value: Any) -> int:
-    """A number of 32 bits."""
-    return checked(Seed, value, "the seed")
+def seeds(value: Any, count: int) -> int | tuple[int, ...]:
+    """One seed of 32 bits, or one for each of `count` images."""
+    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
+        return checked(Seed, value, "seed")
+    several = tuple(checked(Seed, one, "seed") for one in items(value, "seed"))
+    if len(several) != count:
+        raise ConfigError(
+            f"a list of seeds has one for each image: {count} images, got {len(several)} seeds",
+            "seed",
+        )
+    return several
 
 
 def first_index(value: Any, count: int) -> int:
-    """The number of the first of `count` images, all of which are numbers of 32 bits."""
+    """The index of the first of `count` images, all of which are numbers of 32 bits."""
     return checked(Annotated[int, Range(0, 2**32 - count)], value, "first_index")
+
+
+def folder(value: Any) -> str:
+    """The name of a model folder, local or gs://."""
+    return paths.expand(checked(str, value, "folder"))
+
+
+def model_name(folder: str) -> str:
+    """What to call the model of a folder: the folder's name, of a training run's `model` the run's too."""
+    parts = Path(folder).parts[-2:]
+    return "/".join(parts) if parts[-1:] == ("model",) else parts[-1]
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """(height, width) in pixels of "WIDTHxHEIGHT", or of (height, width).
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    if not isinstance(value, str):
+        height, width = checked(tuple[Count, Count], value, "size")
+        return height, width
+    match = re.fullmatch(r"(\d{1,9})\s*[xX×]\s*(\d{1,9})", value.strip())
+    if match is None:
+        message = f"size must be WIDTHxHEIGHT in pixels, such as 1024x1024, got {short(value)}"
+        raise ConfigError(message, "size")
+    return int(match[2]), int(match[1])
 
 
 def compute_type(value: Any) -> jnp.dtype:

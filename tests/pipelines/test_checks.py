@@ -9,11 +9,10 @@ import tiny_models
 
 import bitdance_jax
 from bitdance_jax.errors import UserError
-from bitdance_jax.pipelines import class_conditional as pipeline
 from bitdance_jax.pipelines import toy_text_to_image
-from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline, Tokenizer
-from bitdance_jax.pipelines.data_parallel import DataParallelSampler
+from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.text_to_image import TextToImage
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
 pytestmark = pytest.mark.usefixtures("as_users_call")
@@ -34,7 +33,7 @@ def model():
 def prompts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "toy"
     toy_text_to_image.save(folder, tiny_models.TEXT_TO_IMAGE)
-    return TextToImage(folder)
+    return TextToImage.load(folder, lazy=True)
 
 
 def refused(call, match):
@@ -107,14 +106,19 @@ def test_codes_of_any_type_of_numbers_are_the_same(model, dtype):
         ([None], {}, "a label must be int, got None"),
         ([[1, 2]], {}, r"a label must be int, got \[1, 2\]"),
         (np.zeros((2, 2), int), {}, "a label must be int"),
-        ([10**5000], {}, "label a number of too many digits is out of range"),
-        ("12", {}, r"labels must be a list, such as \[0, 'Flags'\], got '12'"),
-        (3, {}, "labels must be a list"),
-        (np.array(3), {}, "labels must be a list"),
-        (range(10**12), {}, "labels may be at most 1,000,000; draw more in several calls"),
-        ([0], {"seed": 0.5}, "the seed must be int, got 0.5"),
-        ([0], {"seed": 2**32}, "the seed must be between 0 and 4294967295, got 4294967296"),
-        ([0], {"seed": "0"}, "the seed must be int"),
+        ([10**5000], {}, "label a number with too many digits is out of range"),
+        ("12", {}, "label 12 is out of range"),
+        (12, {}, "label 12 is out of range"),
+        (np.array(12), {}, "a label must be int|label 12 is out of range"),
+        (np.array([3, 12]), {}, "label 12 is out of range"),
+        (range(10**12), {}, "labels may be at most 1,000,000"),
+        ([0], {"size": "64x64"}, "own size, 16x16; omit size"),
+        ([0], {"images_per_input": 0}, "images_per_input must be positive"),
+        ([0], {"seed": 0.5}, "seed must be int, got 0.5"),
+        ([0], {"seed": 2**32}, "seed must be between 0 and 4294967295, got 4294967296"),
+        ([0], {"seed": "0"}, "seed must be int"),
+        ([0], {"seed": [1, 2]}, "1 images, got 2 seeds"),
+        ([0], {"seed": [2**32]}, "seed must be between"),
         ([0], {"batch_size": 2.0}, "batch_size must be int, got 2.0"),
         ([0], {"first_index": -1}, "first_index must be between 0 and 4294967295, got -1"),
         ([0, 1], {"first_index": 2**32 - 1}, "first_index must be between 0 and 4294967294"),
@@ -136,26 +140,26 @@ def test_what_a_class_conditional_model_does_not_draw(model, labels, options, ma
 @pytest.mark.parametrize("every", [0, 1.0, None])
 def test_steps_between_previews(model, prompts, every):
     refused(lambda: next(model.sample_steps([0], every=every)), "every must be")
-    refused(lambda: next(prompts.generate_steps("a cat", every=every)), "every must be")
+    refused(lambda: next(prompts.sample_steps("a cat", every=every)), "every must be")
 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "match"),
     [
-        (3, {}, "prompt must be a list, got 3"),
+        (3, {}, r"prompt\[0\] must be str, got 3"),
         (["a cat", 3], {}, r"prompt\[1\] must be str, got 3"),
         ("a cat", {"size": (12.0, 8)}, r"size\[0\] must be int, got 12.0"),
         ("a cat", {"size": (12, 8, 3)}, "size must have 2 entries"),
         ("a cat", {"size": 12}, "size must be a list, got 12"),
-        ("a cat", {"images_per_prompt": 1.5}, "images_per_prompt must be int, got 1.5"),
+        ("a cat", {"images_per_input": 1.5}, "images_per_input must be int, got 1.5"),
         ("a cat", {"batch_size": 1.5}, "batch_size must be int, got 1.5"),
-        ("a cat", {"seed": 1.5}, "the seed must be int, got 1.5"),
+        ("a cat", {"seed": 1.5}, "seed must be int, got 1.5"),
         ("a cat", {"first_index": 2**32}, "first_index must be between"),
         ("a cat", {"sampler": "euler"}, "sampler must be a SamplerConfig, got str"),
     ],
 )
 def test_what_a_text_to_image_model_does_not_draw(prompts, prompt, options, match):
-    refused(lambda: prompts.generate(prompt, **({"size": "12x8"} | options)), match)
+    refused(lambda: prompts.sample(prompt, **({"size": "12x8"} | options)), match)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "float", 5, "half a float"])
@@ -163,21 +167,22 @@ def test_other_compute_types(prompts, dtype):
     match = "dtype must be one of float32, bfloat16, got"
     refused(lambda: bitdance_jax.load(dtype=dtype), match)
     refused(lambda: Tokenizer(tiny_models.TOKENIZER, {}, dtype), match)
-    refused(lambda: TextToImage(prompts._folder, dtype=dtype), match)
+    refused(lambda: TextToImage.load(prompts._folder, dtype=dtype), match)
 
 
 def test_other_arguments_of_models(model, prompts):
     refused(
-        lambda: TextToImage(prompts._folder, weights="int4"),
+        lambda: TextToImage.load(prompts._folder, weights="int4"),
         "weights must be one of float32, bfloat16, int8, got 'int4'",
     )
     refused(
-        lambda: TextToImage(prompts._folder, mesh="tensor"), "mesh must be a MeshConfig, got str"
+        lambda: TextToImage.load(prompts._folder, mesh="tensor"),
+        "mesh must be a MeshConfig, got str",
     )
-    for call in (bitdance_jax.load, pipeline.load, TextToImage):
+    for call in (bitdance_jax.load, Tokenizer.load, TextToImage.load):
         refused(lambda call=call: call(None), "folder must be str, got None")
         refused(lambda call=call: call(3), "folder must be str, got 3")
-    refused(lambda: DataParallelSampler(model, 1.5), "batch_size must be int, got 1.5")
+    refused(lambda: next(model.batches([0], batch_size=1.5)), "batch_size must be int, got 1.5")
     refused(
         lambda: ClassConditionalPipeline(
             tiny_models.MODEL, {}, model.tokenizer, class_names=list(range(9))
@@ -186,12 +191,12 @@ def test_other_arguments_of_models(model, prompts):
     )
 
 
-@pytest.mark.parametrize("load", [bitdance_jax.load, TextToImage])
+@pytest.mark.parametrize("load", [bitdance_jax.load, TextToImage.load])
 @pytest.mark.parametrize(
     ("place", "match"),
     [
         ("gs://bucket/model", "bitdance_jax\\[gcs\\]"),
-        ("s3://bucket/model", "fetch it first"),
+        ("s3://bucket/model", "s3://bucket/model"),
         ("hf://owner/model", "bitdance_jax.convert"),
         ("~/no_model", "/home_of_tests/no_model"),
     ],

@@ -1,0 +1,52 @@
+"""Images of which some patches are sampled and the others not yet."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int, Int8, UInt8
+
+from bitdance_jax.transformer import order
+
+
+GREY = np.uint8(128)
+
+
+class Partial(NamedTuple):
+    """Images that are being sampled.
+
+    Attributes:
+      sampled: patches of each image that are sampled.
+      patches: patches of each image.
+      images: uint8; the other patches are grey. Colours still change a little: the decoder's norms
+        run over the entire image.
+    """
+
+    sampled: int
+    patches: int
+    images: UInt8[np.ndarray, "B H W 3"]
+
+
+def values_to_codes(
+    values: Float[Array, "N B P K"],
+    sampled: Int[Array, ""],
+    *,
+    height: int,
+    patch_side: int,
+    token_order: order.Order,
+) -> Int8[Array, "B h w K"]:
+    """Codes in {-1, 1} on a grid of `height` rows; the patches that are not sampled yet repeat those that are."""
+    codes = jnp.where(values > 0, 1.0, -1.0)[jnp.arange(len(values)) % sampled]
+    tokens = rearrange(codes, "n b p k -> b (n p) k")
+    return order.sequence_to_grid(tokens, height, patch_side, token_order).astype(jnp.int8)
+
+
+def grey_out(
+    images: UInt8[np.ndarray, "B H W 3"], tokens: Int[np.ndarray, "U 2"], side: int
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Grey in place of some tokens, given by their (x, y) on the grid, each `side` pixels wide and high."""
+    height, width = images.shape[1:3]
+    mask = np.zeros((height // side, width // side), bool)
+    mask[tokens[:, 1], tokens[:, 0]] = True
+    return np.where(mask.repeat(side, 0).repeat(side, 1)[..., None], GREY, images)

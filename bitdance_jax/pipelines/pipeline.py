@@ -1,0 +1,457 @@
+"""What all models that sample images have in common."""
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Int8, UInt8, UInt32
+from PIL import Image
+
+from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TextToImageConfig, to_dict
+from bitdance_jax.config.plain import Count, checked
+from bitdance_jax.distributed import multihost
+from bitdance_jax.io.progress import Progress
+from bitdance_jax.pipelines import weights
+from bitdance_jax.pipelines.batching import ImageKeys, Seeds
+from bitdance_jax.pipelines.partial_images import Partial, grey_out
+from bitdance_jax.pipelines.programs import Programs
+from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.pipelines.weights import Params
+from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.compiled import Inputs, splits_images
+from bitdance_jax.sampling.solvers import Solver
+
+
+REPORTS = 16
+"""How often `sample` returns to the host while it samples a batch, to show progress."""
+
+LabelsOrPrompts = str | int | Sequence[str | int] | Int[np.ndarray, "inputs"]
+Size = str | tuple[int, int]
+"""An image's size in pixels: "WIDTHxHEIGHT", or (height, width) as in the shape of an array."""
+
+Output = Literal["numpy", "pil", "codes"]
+
+
+class Request(NamedTuple):
+    """The checked arguments of a call.
+
+    Attributes:
+      inputs: arrays [inputs, ...], one row for each label or prompt.
+      shared: see `Inputs`.
+      input_name: the text of an input, by its row.
+      input_of_image: the row of every image's input.
+      keys: of every image.
+      size: (height, width) in pixels.
+      xy: (x, y) of every token on the grid.
+      sampler: the solver and guidance as requested; `solver` and `scales` as the sampler takes them.
+      num_patches: of an image.
+      batch_size: images at a time.
+    """
+
+    inputs: Any
+    shared: Any
+    input_name: Callable[[int], str]
+    input_of_image: Int[np.ndarray, "B"]
+    keys: ImageKeys
+    size: tuple[int, int]
+    xy: Int[np.ndarray, "T 2"]
+    sampler: SamplerConfig
+    solver: Solver
+    scales: Float[np.ndarray, "N E"] | None
+    num_patches: int
+    batch_size: int
+
+    def batch(self, start: int) -> tuple[Inputs, UInt32[np.ndarray, "B 2"]]:
+        """Inputs and keys of the images from `start` on. The last image fills up a last batch, so that all have one compiled shape."""
+        images = np.arange(start, start + self.batch_size).clip(max=self.keys.count - 1)
+        rows = self.input_of_image[images]
+        inputs = jax.tree.map(lambda array: array[rows], self.inputs)
+        return Inputs(inputs, self.shared), self.keys.data(images)
+
+    @property
+    def starts(self) -> range:
+        return range(0, self.keys.count, self.batch_size)
+
+
+class Pipeline(abc.ABC):
+    """A model that samples images, with its tokenizer: class-conditional or text to image.
+
+    `bitdance_jax.load` makes one from a folder, its subclasses from weights in memory. Another guidance
+    scale or schedule, seed or index compiles nothing again; another size, batch size, solver, number
+    of steps or bucket of prompt lengths does, once.
+
+    Attributes:
+      kind: of the model, as in its folder.
+      config: sizes.
+      sampler: solver and guidance where a call does not give its own.
+      mesh: the devices.
+      dtype: compute type.
+      name: of the model, for the text in saved images.
+      class_names: of each label; () for text to image.
+      default_size: (height, width) in pixels.
+      default_batch_size: images at a time, on all devices together.
+    """
+
+    kind: Literal["class_conditional", "text_to_image"]
+    input_kind: Literal["label", "prompt"]
+    config: ClassConditionalConfig | TextToImageConfig
+    class_names: tuple[str, ...] = ()
+    default_size: tuple[int, int]
+    default_batch_size: int
+
+    def __init__(
+        self,
+        params: Params | None,
+        tokenizer: Tokenizer,
+        *,
+        sampler: SamplerConfig,
+        dtype: jnp.dtype,
+        mesh: Mesh,
+        weights: str,
+        name: str,
+    ) -> None:
+        self.sampler = sampler
+        self.dtype = dtype
+        self.mesh = mesh
+        self.name = name
+        self._weights = weights
+        self._tokenizer = tokenizer
+        self._programs = Programs(self.config, mesh, dtype)
+        self._params: Params | None = None
+        self.set_params(params)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Encodes and decodes images."""
+        return self._tokenizer
+
+    @property
+    def params(self) -> Params:
+        """All weights as sampling stores them: {"model": unstacked, "tokenizer": its decoder}, read when they are first needed."""
+        if self._params is None:
+            self._params = self._read_params()
+        return self._params
+
+    def _read_params(self) -> Params:
+        raise ValueError("the pipeline has no weights; call set_params")
+
+    def set_params(self, params: Params | None) -> None:
+        """Other weights of the same model, stacked; nothing compiles again. None frees the devices' memory."""
+        self._params = None
+        if params is not None:
+            decoder = {"decoder": self._tokenizer.params["decoder"]}
+            both = {"model": params, "tokenizer": decoder}
+            self._params = weights.place(self.mesh, both, self.dtype, self._weights)
+
+    @overload
+    def sample(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        images_per_input: int = 1,
+        size: Size | None = None,
+        sampler: SamplerConfig | None = None,
+        batch_size: int | None = None,
+        first_index: int = 0,
+        output: Literal["numpy", "codes"] = "numpy",
+        progress: bool = True,
+    ) -> np.ndarray: ...
+
+    @overload
+    def sample(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        images_per_input: int = 1,
+        size: Size | None = None,
+        sampler: SamplerConfig | None = None,
+        batch_size: int | None = None,
+        first_index: int = 0,
+        output: Literal["pil"],
+        progress: bool = True,
+    ) -> list[Image.Image]: ...
+
+    def sample(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        images_per_input: int = 1,
+        size: Size | None = None,
+        sampler: SamplerConfig | None = None,
+        batch_size: int | None = None,
+        first_index: int = 0,
+        output: Output = "numpy",
+        progress: bool = True,
+    ) -> np.ndarray | list[Image.Image]:
+        """Images of labels or prompts: `images_per_input` of the first, then as many of the second, and so on.
+
+        Image i has the index `first_index` + i. It depends on its input, the seed and its index alone:
+        not on the batch size or the other images, up to rounding.
+
+        Args:
+          inputs: one or several: labels, 0 ... num_classes - 1 or class names, or prompts.
+          seed: of 32 bits. With a list, one for each image, image i is the one that the seed `seed[i]`
+            alone gives at the index `first_index`.
+          images_per_input: images of each.
+          size: of text-to-image models; see `Size`. The default is `default_size`.
+          sampler: solver and guidance; None: the model's own.
+          batch_size: images at a time, on all devices together.
+          first_index: index of the first image, to continue with the images of a seed.
+          output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images whose `info` is `describe`'s;
+            or "codes", int8 [B, h, w, K] in {-1, 1}, for `tokenizer.decode`.
+          progress: show a bar.
+
+        Raises:
+          UserError: an input or argument that the model does not take, or too little memory.
+        """
+        output = checked(Output, output, "output")
+        request = self._request(
+            inputs, seed, images_per_input, size, sampler, batch_size, first_index, shrink=True
+        )
+        _ = self.params  # before a bar is shown: they may be damaged
+        parts = list(self._sampled(request, output, progress))
+        arrays = np.concatenate(parts) if parts else self._nothing(request, output)
+        if output != "pil":
+            return arrays
+        images = [Image.fromarray(array) for array in arrays]
+        for i, image in enumerate(images):
+            image.info.update(self._describe(request, i))
+        return images
+
+    def sample_steps(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        every: int,
+        images_per_input: int = 1,
+        size: Size | None = None,
+        sampler: SamplerConfig | None = None,
+        first_index: int = 0,
+    ) -> Iterator[Partial]:
+        """`sample` of one batch while it is sampled: after the first patch, after each `every` more, and at the end.
+
+        The last images are those of `sample` with this batch size.
+
+        Raises:
+          UserError: as `sample`; `every` is not positive; no inputs.
+        """
+        every = checked(Count, every, "every")
+        request = self._request(
+            inputs, seed, images_per_input, size, sampler, None, first_index, shrink=True
+        )
+        request = request._replace(batch_size=checked(Count, request.keys.count, "inputs"))
+        _, keys = request.batch(0)
+        for values, sampled in self._states(request, 0, every):
+            codes = self._codes(request, values, sampled)
+            images = _fetch(self._programs.decode(self.params["tokenizer"], codes, keys))
+            missing = request.xy[sampled * self.config.tokens_per_step :]
+            grey = grey_out(images, missing, self.config.tokenizer.downsampling)
+            yield Partial(sampled, request.num_patches, grey)
+
+    def batches(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        images_per_input: int = 1,
+        size: Size | None = None,
+        sampler: SamplerConfig | None = None,
+        batch_size: int | None = None,
+        first_index: int = 0,
+    ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
+        """`sample` batch by batch, for any number of images; the devices sample the next batch while the caller has one.
+
+        Every batch is computed in full, a short last one too. So on a data mesh an image is the same, bit
+        for bit, on any number of devices, if `batch_size` is a multiple of their number and the same
+        for each device.
+        """
+        request = self._request(
+            inputs, seed, images_per_input, size, sampler, batch_size, first_index, shrink=False
+        )
+        images: Array | None = None
+        for start in request.starts:
+            finished, images = images, self._start_batch(request, start)
+            if finished is not None:
+                yield _fetch(finished)
+        if images is not None:
+            yield _fetch(images)[: (request.keys.count - 1) % request.batch_size + 1]
+
+    def describe(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        images_per_input: int = 1,
+        size: Size | None = None,
+        sampler: SamplerConfig | None = None,
+        first_index: int = 0,
+    ) -> list[dict[str, str]]:
+        """What makes each image of `sample`: its label or prompt, seed, index, model, steps, solver and guidance, for `save_png`."""
+        request = self._request(
+            inputs, seed, images_per_input, size, sampler, 1, first_index, shrink=False
+        )
+        return [self._describe(request, i) for i in range(request.keys.count)]
+
+    def num_patches(self, size: Size | None = None) -> int:
+        """Patches of an image, the default size's or another's."""
+        height, width = self._checked_size(size)
+        patch = self.config.tokenizer.downsampling * self.config.patch_side
+        return height * width // patch**2
+
+    @abc.abstractmethod
+    def _checked_size(self, size: Size | None) -> tuple[int, int]:
+        """(height, width) in pixels, which the model can sample."""
+
+    @abc.abstractmethod
+    def _checked_inputs(
+        self, inputs: LabelsOrPrompts, size: tuple[int, int]
+    ) -> tuple[Any, Any, Callable[[int], str]]:
+        """`Request.inputs`, `shared`, `input_name`."""
+
+    @abc.abstractmethod
+    def _token_positions(self, size: tuple[int, int]) -> Int[np.ndarray, "T 2"]: ...
+
+    def _check_memory(  # noqa: B027 a class-conditional model is checked when it is read
+        self, size: tuple[int, int], images: int, sampler: SamplerConfig
+    ) -> None:
+        """Raises a ResourceError if a batch does not fit the devices."""
+
+    def _request(
+        self,
+        inputs: LabelsOrPrompts,
+        seed: Seeds,
+        images_per_input: int,
+        size: Size | None,
+        sampler: SamplerConfig | None,
+        batch_size: int | None,
+        first_index: int,
+        *,
+        shrink: bool,
+    ) -> Request:
+        """`shrink`: a batch has no more images than the call."""
+        pixels = self._checked_size(size)
+        each = checked(Count, images_per_input, "images_per_input")
+        sampler = checked(SamplerConfig | None, sampler, "sampler") or self.sampler
+        batch_size = checked(Count | None, batch_size, "batch_size") or self.default_batch_size
+        rows, shared, input_name = self._checked_inputs(inputs, pixels)
+        input_of_image = np.repeat(np.arange(len(jax.tree.leaves(rows)[0])), each)
+        if shrink:
+            batch_size = self._whole_parts(min(batch_size, max(1, len(input_of_image))))
+        keys = ImageKeys.checked(seed, first_index, len(input_of_image))
+        self._check_memory(pixels, batch_size, sampler)
+        patches = self.num_patches(size)
+        solver, scales = next_patch.resolve(sampler, self.config.head.time_shift, patches)
+        return Request(
+            inputs=rows,
+            shared=shared,
+            input_name=input_name,
+            input_of_image=input_of_image,
+            keys=keys,
+            size=pixels,
+            xy=self._token_positions(pixels),
+            sampler=sampler,
+            solver=solver,
+            scales=scales,
+            num_patches=patches,
+            batch_size=batch_size,
+        )
+
+    def _whole_parts(self, images: int) -> int:
+        """Of a batch with more images than devices, as many for each device of a data mesh."""
+        parts = self.mesh.size
+        if images < parts or not splits_images(self.mesh, parts):
+            return images
+        return -(-images // parts) * parts
+
+    def _sampled(self, request: Request, output: Output, progress: bool) -> Iterator[np.ndarray]:
+        total = request.num_patches * len(request.starts)
+        every = max(1, request.num_patches // REPORTS)
+        with Progress(total, "patch", "sampling", shown=progress) as bar:
+            for start in request.starts:
+                before = bar.n
+                for values, sampled in self._states(request, start, every):
+                    bar.advance(before + sampled - bar.n)
+                    all_values = values
+                result = self._codes(request, all_values, request.num_patches)
+                if output != "codes":
+                    _, keys = request.batch(start)
+                    with bar.doing("decoding"):
+                        result = self._programs.decode(self.params["tokenizer"], result, keys)
+                        jax.block_until_ready(result)
+                yield _fetch(result)[: request.keys.count - start]
+
+    def _states(
+        self, request: Request, start: int, every: int
+    ) -> Iterator[tuple[Float[Array, "N B P K"], int]]:
+        inputs, keys = request.batch(start)
+        options: Any = {
+            "solver": request.solver,
+            "scales": request.scales,
+            "num_patches": request.num_patches,
+            "every": every,
+        }
+        sampler = self._programs.sampler
+        for state, sampled in sampler.states(self.params["model"], inputs, keys, **options):
+            jax.block_until_ready(state.patch)
+            yield state.values, sampled
+
+    def _start_batch(self, request: Request, start: int) -> UInt8[Array, "B H W 3"]:
+        """Returns before the devices have computed it."""
+        inputs, keys = request.batch(start)
+        return self._programs.sample(
+            self.params,
+            inputs,
+            keys,
+            solver=request.solver,
+            scales=request.scales,
+            num_patches=request.num_patches,
+            height=request.size[0] // self.config.tokenizer.downsampling,
+        )
+
+    def _codes(
+        self, request: Request, values: Float[Array, "N B P K"], sampled: int
+    ) -> Int8[Array, "B h w K"]:
+        rows = request.size[0] // self.config.tokenizer.downsampling
+        return self._programs.to_codes(values, np.int32(sampled), height=rows)
+
+    def _nothing(self, request: Request, output: Output) -> np.ndarray:
+        """The result for no inputs."""
+        down, bits = self.config.tokenizer.downsampling, self.config.tokenizer.bits
+        height, width = request.size
+        if output == "codes":
+            return np.zeros((0, height // down, width // down, bits), np.int8)
+        return np.zeros((0, height, width, 3), np.uint8)
+
+    def _describe(self, request: Request, image: int) -> dict[str, str]:
+        seed, index = request.keys.seed_and_index(image)
+        text = {
+            self.input_kind: request.input_name(int(request.input_of_image[image])),
+            "seed": str(seed),
+            "index": str(index),
+            "model": self.name,
+        }
+        settings = {name: str(value) for name, value in to_dict(request.sampler).items()}
+        return text | settings
+
+
+def common_description(descriptions: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The entries that all images of a grid share."""
+    first = descriptions[0]
+    return {
+        name: text
+        for name, text in first.items()
+        if all(other.get(name) == text for other in descriptions)
+    }
+
+
+def _fetch(array: Array) -> np.ndarray:
+    """An array of this process's devices, or of all hosts', as numpy."""
+    return np.asarray(array) if array.is_fully_addressable else multihost.gather(array)

@@ -1,0 +1,100 @@
+"""What sampling compiles, of sizes alone: pipelines run it, a plan only compiles it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int8, UInt8, UInt32
+
+from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig
+from bitdance_jax.distributed.mesh import compiler_options
+from bitdance_jax.models import class_conditional, text_to_image
+from bitdance_jax.models.class_conditional import ClassConditional, with_unconditional
+from bitdance_jax.models.text_to_image import Prefixes, TextToImage
+from bitdance_jax.pipelines.partial_images import values_to_codes
+from bitdance_jax.pipelines.tokenizer import decode_on_mesh
+from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
+from bitdance_jax.sampling.next_patch import PatchModel, Scales
+from bitdance_jax.sampling.solvers import Solver
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+
+
+class Programs:
+    """Jitted functions for a mesh.
+
+    Attributes:
+      sampler: its inputs are those of `read_labels` or `read_prompts`.
+      to_codes: (values [N, B, P, K], number of sampled patches, height=rows of tokens) -> codes
+        int8 [B, h, w, K]; see `values_to_codes`.
+      decode: (the decoder's params, codes, the data of the images' keys) -> uint8 [B, H, W, 3].
+    """
+
+    def __init__(
+        self, config: ClassConditionalConfig | TextToImageConfig, mesh: Mesh, dtype: jnp.dtype
+    ) -> None:
+        self._mesh = mesh
+        self._decoder = Autoencoder(config.tokenizer, dtype)
+        if isinstance(config, ClassConditionalConfig):
+            read = functools.partial(read_labels, ClassConditional(config, dtype=dtype))
+            token_order = config.order
+        else:
+            read = functools.partial(read_prompts, TextToImage(config, dtype=dtype))
+            token_order = "patch"
+        self.sampler = CompiledSampler(read, mesh)
+        to_codes = functools.partial(
+            values_to_codes, patch_side=config.patch_side, token_order=token_order
+        )
+        self.to_codes: Any = jax.jit(to_codes, static_argnames="height")
+        options = compiler_options(mesh)
+        self.decode: Any = jax.jit(self._decode, compiler_options=options)
+
+    def sample(
+        self,
+        params: Any,
+        inputs: Inputs,
+        keys: UInt32[np.ndarray, "B 2"],
+        *,
+        solver: Solver,
+        scales: Scales,
+        num_patches: int,
+        height: int,
+    ) -> UInt8[Array, "B H W C"]:
+        """Images of a batch, of `height` rows of tokens. Returns before the devices have computed them."""
+        options: Any = {"solver": solver, "scales": scales, "num_patches": num_patches}
+        values = self.sampler.sample(params["model"], inputs, keys, **options)
+        codes = self.to_codes(values, np.int32(num_patches), height=height)
+        return self.decode(params["tokenizer"], codes, keys)
+
+    def _decode(
+        self, params: Any, codes: Int8[Array, "B h w K"], keys: UInt32[Array, "B 2"]
+    ) -> UInt8[Array, "B H W C"]:
+        return decode_on_mesh(self._decoder, params, codes, keys, self._mesh)
+
+
+def read_labels(model: ClassConditional, params: Any, inputs: Inputs, scales: Scales) -> PatchModel:
+    """The model after labels int [B], with unconditional rows where there are guidance scales."""
+    labels = inputs.images
+    if scales is not None:
+        labels = with_unconditional(labels, model.config)
+    return class_conditional.PatchReader(model, params, labels)
+
+
+def read_prompts(model: TextToImage, params: Any, inputs: Inputs, scales: Scales) -> PatchModel:
+    """The model after prompts, with unconditional rows where there are guidance scales.
+
+    Args:
+      inputs: `Prefixes` of the B prompts; those of the unconditional one [1, ...], and the positions
+        of the visual tokens.
+    """
+    prefixes, (unconditional, xy) = inputs
+    if scales is not None:
+        rows = len(prefixes.padding)
+        both = [
+            jnp.concatenate([x, jnp.repeat(y, rows, 0)])
+            for x, y in zip(prefixes, unconditional, strict=True)
+        ]
+        prefixes = Prefixes(*both)
+    return text_to_image.PatchReader(model, params, prefixes, xy)
