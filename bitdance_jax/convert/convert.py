@@ -1,4 +1,4 @@
-"""Released files to a model folder."""
+"""Converts released files to a model folder."""
 
 import dataclasses
 import os
@@ -15,10 +15,15 @@ from bitdance_jax.config import (
     from_dict,
     to_dict,
 )
-from bitdance_jax.convert import keys, parameters, sizes, sources
-from bitdance_jax.convert import text_to_image as release_sizes
+from bitdance_jax.convert import (
+    keys,
+    parameters,
+    released_configs,
+    released_text_to_image,
+    sources,
+)
 from bitdance_jax.convert.sources import OwnRecord, Source
-from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.lazy_array import LazyArray
 from bitdance_jax.models import class_conditional, text_to_image
@@ -31,7 +36,7 @@ Params = dict[str, Any]
 
 
 class Converted(NamedTuple):
-    """What a model folder is written of."""
+    """The content of a model folder; see `model_folder.save`."""
 
     kind: model_folder.Kind
     config: dict[str, Any]
@@ -53,13 +58,15 @@ def convert(
 
     Args:
       source: see `sources.open_source`.
-      weights: of a .pt file with both.
-      tokenizer: a file or id whose tokenizer is taken instead of the model's own.
-      tokenizer_only: leave out all of a model but its tokenizer.
-      force: replace the model that is in the folder already.
+      weights: which weights of a .pt file with both.
+      tokenizer: a file or id of a tokenizer that replaces the model's own.
+      tokenizer_only: convert only the tokenizer of a model.
+      force: replace an existing model folder.
 
     Raises:
-      UserError: the source cannot be read or is not one of the models, listing all its wrong keys; nothing is written then.
+      ConfigError: an argument does not fit the source.
+      FileError: the source cannot be read or is not a known model; the message lists all wrong
+        keys. Nothing is written.
     """
     model_folder.check_writable(out, force=force)
     opened = sources.open_source(source, weights)
@@ -67,18 +74,18 @@ def convert(
         reason = "tokenizer_only is set" if tokenizer_only else f"{opened.path} is a tokenizer"
         raise ConfigError(f"tokenizer replaces the tokenizer of a model, but {reason}", "tokenizer")
     if tokenizer_only and opened.kind != "tokenizer":
-        opened = _its_tokenizer(opened, None, weights)
+        opened = _open_tokenizer(opened, None, weights)
     if opened.kind == "tokenizer":
         converted = _tokenizer(opened)
     elif opened.kind == "class_conditional":
-        converted = _class_conditional(opened, _its_tokenizer(opened, tokenizer, weights), weights)
+        converted = _class_conditional(opened, _open_tokenizer(opened, tokenizer, weights), weights)
     else:
-        converted = _text_to_image(opened, _its_tokenizer(opened, tokenizer, weights))
+        converted = _text_to_image(opened, _open_tokenizer(opened, tokenizer, weights))
     _write(out, opened, converted, force)
 
 
-def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weights) -> Source:
-    """The tokenizer that lies inside a model's state dict, or the one given instead."""
+def _open_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weights) -> Source:
+    """The tokenizer in a model's state dict, or the one that replaces it."""
     if tokenizer is not None:
         given = sources.open_source(tokenizer, weights)
         if given.kind != "tokenizer":
@@ -91,25 +98,24 @@ def _its_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weigh
         if key.startswith(prefix)
     }
     if not inner:
-        released = (
-            "ae.safetensors"
-            if source.kind == "text_to_image"
-            else "ae_d16c32.pt of BitDance-ImageNet"
-        )
+        released = "ae_d16c32.pt of BitDance-ImageNet"
+        if source.kind == "text_to_image":
+            released = "ae.safetensors"
         raise ConfigError(
             f"{source.path} contains no tokenizer (no keys under {prefix}); "
             f"add one, for example tokenizer='{released}'",
             "tokenizer",
         )
-    own = source.own and OwnRecord(
-        config=source.own["config"].get("tokenizer", {}), metadata={"source": _name(source)}
-    )
+    own = None
+    if source.own:
+        config = source.own["config"].get("tokenizer", {})
+        own = OwnRecord(config=config, metadata={"source": _name(source)})
     return dataclasses.replace(source, kind="tokenizer", tensors=inner, own=own, notes=())
 
 
 def _tokenizer(source: Source) -> Converted:
     config, abstract = _tokenizer_sizes(source)
-    _refuse(source, parameters.problems(source.tensors, abstract, keys.TOKENIZER))
+    _check(source, parameters.problems(source.tensors, abstract, keys.TOKENIZER))
     params = parameters.from_release(source.tensors, abstract, keys.TOKENIZER)
     return Converted("tokenizer", to_dict(config), params, _metadata(source, {}), {})
 
@@ -118,8 +124,8 @@ def _tokenizer_sizes(source: Source) -> tuple[TokenizerConfig, Params]:
     if source.own:
         config = from_dict(TokenizerConfig, source.own["config"], f"{source.path}: config")
     else:
-        config = sizes.tokenizer_config(_shapes(source.tensors), source.record)
-        _note_differences(source, sizes.tokenizer_record(config))
+        config = released_configs.tokenizer_config(_shapes(source.tensors), source.record)
+        _note_differences(source, released_configs.tokenizer_record(config))
     return config, autoencoder.abstract_params(config)
 
 
@@ -130,12 +136,20 @@ def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weigh
         config = from_dict(ClassConditionalConfig, source.own["config"], f"{source.path}: config")
         config = dataclasses.replace(config, tokenizer=tokenizer_config)
     else:
-        config = sizes.class_conditional_config(_shapes(tensors), source.record, tokenizer_config)
-        _note_differences(source, sizes.class_conditional_record(config))
-    table, abstract = keys.class_conditional(config), class_conditional.abstract_params(config)
-    params = _params(source, tensors, abstract, table, tokenizer, tokenizer_abstract)
+        config = released_configs.class_conditional_config(
+            _shapes(tensors), source.record, tokenizer_config
+        )
+        _note_differences(source, released_configs.class_conditional_record(config))
+    params = _params(
+        source,
+        tensors=tensors,
+        abstract=class_conditional.abstract_params(config),
+        table=keys.class_conditional(config),
+        tokenizer=tokenizer,
+        tokenizer_abstract=tokenizer_abstract,
+    )
     metadata: dict[str, Any] = {"class_names": None, "weights": weights}
-    if known := sizes.published(config):
+    if known := released_configs.published(config):
         name, sampler = known
         metadata |= {"name": name, "sampler": to_dict(sampler)}
     return Converted("class_conditional", to_dict(config), params, _metadata(source, metadata), {})
@@ -144,54 +158,58 @@ def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weigh
 def _text_to_image(source: Source, tokenizer: Source) -> Converted:
     assert source.text_tokenizer is not None
     tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
-    tensors, text, head = (
-        _without_tokenizer(source),
-        source.record["text"],
-        source.record["vision_head"],
-    )
-    prompts = PromptTokenizer(source.text_tokenizer, release_sizes.tokens_per_step(head))
+    tensors = _without_tokenizer(source)
+    text = source.record["text"]
+    head = source.record["vision_head"]
+    prompts = PromptTokenizer(source.text_tokenizer, released_text_to_image.tokens_per_step(head))
     if source.own:
         config = from_dict(TextToImageConfig, source.own["config"], f"{source.path}: config")
         config = dataclasses.replace(
             config, tokenizer=tokenizer_config, image_tokens=prompts.image_tokens
         )
     else:
-        config = release_sizes.text_to_image_config(
-            _shapes(tensors), text, head, tokenizer_config, prompts
+        config = released_text_to_image.text_to_image_config(
+            _shapes(tensors),
+            text=text,
+            vision_head=head,
+            tokenizer=tokenizer_config,
+            prompts=prompts,
         )
         _note_differences(
             source,
             {
-                "text": release_sizes.text_record(config.text),
-                "vision_head": release_sizes.vision_head_record(config),
+                "text": released_text_to_image.text_record(config.text),
+                "vision_head": released_text_to_image.vision_head_record(config),
             },
         )
-    table, abstract = keys.text_to_image(config), text_to_image.abstract_params(config)
-    params = _params(source, tensors, abstract, table, tokenizer, tokenizer_abstract)
-    metadata = _metadata(source, {"sampler": to_dict(release_sizes.SAMPLER)})
-    return Converted(
-        "text_to_image",
-        to_dict(config),
-        params,
-        metadata,
-        prompt_tokenizer.read_files(source.text_tokenizer),
+    params = _params(
+        source,
+        tensors=tensors,
+        abstract=text_to_image.abstract_params(config),
+        table=keys.text_to_image(config),
+        tokenizer=tokenizer,
+        tokenizer_abstract=tokenizer_abstract,
     )
+    metadata = _metadata(source, {"sampler": to_dict(released_text_to_image.SAMPLER)})
+    files = prompt_tokenizer.read_files(source.text_tokenizer)
+    return Converted("text_to_image", to_dict(config), params, metadata, files)
 
 
 def _params(
     source: Source,
+    *,
     tensors: parameters.Tensors,
     abstract: Params,
     table: keys.Table,
     tokenizer: Source,
     tokenizer_abstract: Params,
 ) -> Params:
-    """Of a model with its tokenizer; a UserError that lists all that is wrong with either's keys."""
+    """The parameters of a model with its tokenizer; a FileError lists the wrong keys of both."""
     prefix = sources.INNER_TOKENIZER[source.kind] if tokenizer.path == source.path else ""
     tokenizer_problems = parameters.problems(
-        tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER, prefix
+        tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER, prefix=prefix
     )
-    _refuse(source, parameters.problems(tensors, abstract, table) + tokenizer_problems)
+    _check(source, parameters.problems(tensors, abstract, table) + tokenizer_problems)
     return {
         "model": parameters.from_release(tensors, abstract, table),
         "tokenizer": parameters.from_release(tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER),
@@ -211,7 +229,7 @@ def _shapes(tensors: parameters.Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def _metadata(source: Source, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Of the model folder: as it was before an export, or where the weights come from, and what else is known."""
+    """Metadata of the model folder: those of a folder that was exported, or the source and more."""
     return source.own["metadata"] if source.own else {"source": _name(source), **metadata}
 
 
@@ -220,15 +238,17 @@ def _name(source: Source) -> str:
 
 
 def _note_differences(source: Source, inferred: dict[str, Any]) -> None:
-    if wrong := sizes.differences(source.record, inferred):
+    if wrong := released_configs.differences(source.record, inferred):
         print(
-            f"note: what is recorded with {source.path} does not fit its weights, which count: {'; '.join(wrong)}"
+            f"note: what is recorded with {source.path} does not fit its weights,"
+            f" which are used: {'; '.join(wrong)}"
         )
 
 
-def _refuse(source: Source, problems: list[str]) -> None:
+def _check(source: Source, problems: list[str]) -> None:
     if problems:
-        raise UserError(f"{source.path} is not a model that is known here: {'; '.join(problems)}")
+        line = f"{source.path} is not a known model: {'; '.join(problems)}"
+        raise FileError(line, source.path)
 
 
 def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
@@ -250,5 +270,6 @@ def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
         converted = converted._replace(params=jax.tree.map(counted, converted.params))
         model_folder.save(out, **converted._asdict(), force=force)
     print(
-        f"{out}: {converted.kind} model, {tqdm.tqdm.format_sizeof(total, 'B')} of weights from {_name(source)}"
+        f"{out}: {converted.kind} model, {tqdm.tqdm.format_sizeof(total, 'B')} of weights"
+        f" from {_name(source)}"
     )

@@ -1,4 +1,4 @@
-"""A model folder back to the release's form: a .safetensors file, or a text-to-image model's folder."""
+"""Exports a model folder in the form of the release: a .safetensors file, or a folder."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,17 @@ from bitdance_jax.config import (
     TokenizerConfig,
     from_dict,
 )
-from bitdance_jax.convert import keys, parameters, release_folder, safetensors_file, sizes
-from bitdance_jax.convert import text_to_image as release_sizes
+from bitdance_jax.convert import (
+    keys,
+    parameters,
+    release_folder,
+    released_configs,
+    released_text_to_image,
+    safetensors_file,
+)
 from bitdance_jax.convert.parameters import Tensors
 from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
-from bitdance_jax.errors import ConfigError, FileError, UserError
+from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import atomic, model_folder
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_folder import ModelFolder
@@ -27,23 +33,25 @@ from bitdance_jax.tokenizer import autoencoder
 
 
 SHARD_BYTES = 5 * 10**9
-"""Of a text-to-image model's language model, as Hugging Face cuts them."""
+"""Size of the shards of a language model, as on Hugging Face."""
 
 
 def export(folder: str, out: str, *, force: bool = False) -> None:
-    """Writes the model of a model folder with the release's keys and layouts, one tensor in memory at a time.
+    """Writes a model with the release's keys and layouts, one tensor in memory at a time.
+
+    The keys of a class-conditional model's tokenizer start with `vae.`, as in the released files. A
+    `*_config.json` beside the file has the released config of a tokenizer, or the release's
+    arguments of a class-conditional model. Dtypes do not change. `convert` turns the result into
+    the same model folder, with its config and metadata.
 
     Args:
       folder: any model folder.
-      out: a .safetensors file; for a text-to-image model a new folder, in the plain layout of the release.
-      force: replace a file that is there already.
-
-    A class-conditional model's tokenizer lies under `vae.`, as in the released files. A file gets its `*_config.json` beside it: of a
-    tokenizer the released one, of a class-conditional model the release's arguments. The dtype is the folder's. `convert` turns what is
-    written into the same folder again, config and metadata with it.
+      out: a .safetensors file, or a new folder for a text-to-image model (in the plain layout).
+      force: replace an existing file.
 
     Raises:
-      UserError: not a model folder, or no place for what is written.
+      ConfigError: `out` is remote or has another suffix.
+      FileError: `folder` is not a model folder, or `out` exists or cannot be written.
     """
     saved = model_folder.load(folder, read_array=lambda _, array: array)
     if "://" in out:
@@ -69,7 +77,7 @@ def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> 
     if saved.kind == "tokenizer":
         config = from_dict(TokenizerConfig, saved.config, where)
         tensors = _tokenizer(folder, saved.params, config)
-        record = sizes.tokenizer_record(config)
+        record = released_configs.tokenizer_record(config)
     else:
         model_config = from_dict(ClassConditionalConfig, saved.config, where)
         model_folder.check_shapes(
@@ -77,7 +85,7 @@ def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> 
         )
         tensors = parameters.to_release(saved.params["model"], keys.class_conditional(model_config))
         tensors |= _inner_tokenizer(folder, saved, model_config.tokenizer)
-        record = sizes.class_conditional_record(model_config)
+        record = released_configs.class_conditional_record(model_config)
     with replace_file(config_file) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     with replace_file(target) as temporary:
@@ -89,44 +97,39 @@ def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tens
     config = from_dict(TextToImageConfig, saved.config, f"{folder}/config.json: config")
     model_folder.check_shapes(folder, saved.params["model"], text_to_image.abstract_params(config))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already; give a place for a new folder")
-    tensors = parameters.to_release(
-        saved.params["model"], keys.text_to_image(config)
-    ) | _inner_tokenizer(folder, saved, config.tokenizer)
-    parts: dict[str, Tensors] = {name: {} for name in release_folder.PREFIXES}
-    for key, array in tensors.items():
-        name = next(
-            (
-                name
-                for name, prefix in release_folder.PREFIXES.items()
-                if prefix and key.startswith(prefix)
-            ),
-            "text",
-        )
-        parts[name][key.removeprefix(release_folder.PREFIXES[name])] = array
+        raise FileError(f"{target} exists; choose a new folder", target)
+    tensors = parameters.to_release(saved.params["model"], keys.text_to_image(config))
+    tensors |= _inner_tokenizer(folder, saved, config.tokenizer)
+    parts = _split_by_part(tensors)
     records = {
         "config.json": {
             "architectures": ["Qwen3ForCausalLM"],
-            **release_sizes.text_record(config.text),
+            **released_text_to_image.text_record(config.text),
         },
-        "vision_head_config.json": release_sizes.vision_head_record(config),
-        "ae_config.json": sizes.tokenizer_record(config.tokenizer),
+        "vision_head_config.json": released_text_to_image.vision_head_record(config),
+        "ae_config.json": released_configs.tokenizer_record(config.tokenizer),
     }
     with atomic.replace_folder(target, sum(array.nbytes for array in tensors.values())) as new:
-        for name, content in prompt_tokenizer.read_files(
-            epath.Path(folder) / prompt_tokenizer.FOLDER
-        ).items():
+        files = prompt_tokenizer.read_files(epath.Path(folder) / prompt_tokenizer.FOLDER)
+        for name, content in files.items():
             (new / Path(name).name).write_bytes(content)
         for name, record in records.items():
             (new / name).write_text(json.dumps(record, indent=2) + "\n")
         safetensors_file.save_shards(new, "model", parts.pop("text"), SHARD_BYTES)
         for name, part in parts.items():
-            safetensors_file.save(
-                new / f"{name}.safetensors",
-                part,
-                _own_record(saved) if name == "vision_head" else {},
-            )
+            metadata = _own_record(saved) if name == "vision_head" else {}
+            safetensors_file.save(new / f"{name}.safetensors", part, metadata)
     return tensors
+
+
+def _split_by_part(tensors: Tensors) -> dict[str, Tensors]:
+    """The tensors of each part, without its prefix."""
+    parts: dict[str, Tensors] = {name: {} for name in release_folder.PREFIXES}
+    prefixes = {name: prefix for name, prefix in release_folder.PREFIXES.items() if prefix}
+    for key, array in tensors.items():
+        name = next((name for name, prefix in prefixes.items() if key.startswith(prefix)), "text")
+        parts[name][key.removeprefix(release_folder.PREFIXES[name])] = array
+    return parts
 
 
 def _inner_tokenizer(folder: str, saved: ModelFolder, config: TokenizerConfig) -> Tensors:

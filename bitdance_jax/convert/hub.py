@@ -1,6 +1,6 @@
-"""Released files from the Hugging Face hub. Downloads show their progress, go on where they stopped, and are kept in the hub's cache.
+"""Downloads released files from the Hugging Face hub into its cache.
 
-Where the hub cannot be reached, the cache's copy is used.
+An interrupted download is resumed. Where the hub cannot be reached, the copy in the cache is used.
 """
 
 import contextlib
@@ -12,34 +12,37 @@ from pathlib import Path, PurePosixPath
 import huggingface_hub
 
 from bitdance_jax.convert import release_folder
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 
 
 TEXT_TO_IMAGE_FILES = (".safetensors", ".json", ".txt", ".jinja")
-"""Endings of the files that make a text-to-image model: weights, configs, the prompts' tokenizer."""
+"""Suffixes of the files of a text-to-image model: weights, configs, tokenizer files."""
 
 
 SECONDS = 10.0
-"""That the hub may take to say what is in a repository."""
+"""Time limit for listing the files of a repository."""
 
 
 def download(name: str) -> Path:
-    """The local copy of what "owner/repository" or "owner/repository/file" names: a file, or a folder with a text-to-image model.
+    """Downloads "owner/repository" or "owner/repository/file".
+
+    Returns:
+      the local copy: a file, or the folder of a text-to-image model.
 
     Raises:
-      UserError: not such a name, nothing found there, or several files to choose from.
+      FileError: not such a name, not found, or the repository has several models.
     """
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", name)
     if match is None or (name.endswith((".pt", ".safetensors")) and match[2] is None):
-        raise UserError(
+        raise FileError(
             f"no file or folder {name}, and it is not a Hugging Face id such as owner/repository"
         )
     repository, file = match.groups()
-    with _one_line(name):
+    with _hub_errors(name):
         files, cached = _list(repository)
     wanted = _choose(name, files, file)
     if cached is None:
-        with _one_line(name):
+        with _hub_errors(name):
             folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     else:
         folder = cached
@@ -47,11 +50,11 @@ def download(name: str) -> Path:
 
 
 def _list(repository: str) -> tuple[list[str], Path | None]:
-    """The files of a repository; where the hub does not tell, those in the cache, and their folder."""
+    """The files of a repository; or those in the cache, and its folder, without a network."""
     try:
-        # One request: `list_repo_files` tries for half a minute before it says that there is no network.
-        there = huggingface_hub.model_info(repository, timeout=SECONDS)
-        return [file.rfilename for file in there.siblings or []], None
+        # One request: without a network, `list_repo_files` retries for half a minute.
+        info = huggingface_hub.model_info(repository, timeout=SECONDS)
+        return [file.rfilename for file in info.siblings or []], None
     except Exception as error:
         try:
             cached = Path(
@@ -59,7 +62,7 @@ def _list(repository: str) -> tuple[list[str], Path | None]:
                     repository, allow_patterns=[], local_files_only=True
                 )
             )
-        except Exception:  # nothing of it is there
+        except Exception:  # It is not in the cache.
             raise error from None
         files = [
             file.relative_to(cached).as_posix()
@@ -69,7 +72,8 @@ def _list(repository: str) -> tuple[list[str], Path | None]:
         if not files:
             raise
         print(
-            f"Hugging Face cannot be reached ({_reason(error)}); the copy of {repository} in its cache is used",
+            f"Hugging Face cannot be reached ({_reason(error)});"
+            f" using the copy of {repository} in its cache",
             file=sys.stderr,
         )
         return files, cached
@@ -80,45 +84,49 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
+def _hub_errors(name: str) -> Iterator[None]:
+    """Turns errors of the hub's client into a FileError of one line."""
     try:
         yield
     except huggingface_hub.errors.RepositoryNotFoundError as error:
-        login = "a private or gated one needs `hf auth login` first"
-        raise UserError(
-            f"there is no file or folder {name}, and Hugging Face shows no such repository; {login}"
+        raise FileError(
+            f"there is no file or folder {name}, and no such repository on Hugging Face;"
+            " a private or gated one needs `hf auth login` first"
         ) from error
-    except Exception as error:  # The hub's client, and the HTTP library under it, raise many types.
-        raise UserError(
-            f"there is no file or folder {name}, and it could not be downloaded from Hugging Face: {_reason(error)}"
+    except Exception as error:  # The hub's client and its HTTP library raise many types.
+        raise FileError(
+            f"there is no file or folder {name}, and downloading it from Hugging Face failed:"
+            f" {_reason(error)}"
         ) from error
 
 
 def _choose(name: str, files: list[str], file: str | None) -> list[str]:
-    """The files to fetch: all of a text-to-image model's, or the one with the tensors first."""
-    if file is None:
-        if layout := release_folder.layout(set(files)):
-            folders = {
-                layout.text_tokenizer,
-                *(getattr(layout, part).folder for part in release_folder.PREFIXES),
-            }
-            return [
-                other
-                for other in files
-                if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders
-            ]
-        models = [other for other in files if other.endswith((".pt", ".safetensors"))]
-        if any(PurePosixPath(model).parent.name == "transformer" for model in models):
-            raise UserError(f"{name}: {release_folder.CLASS_CONDITIONAL}")
-        if len(models) != 1:
-            choice = (
-                f"add one of its files, such as {name}/{models[0]}: {', '.join(models)}"
-                if models
-                else "it has no .pt or .safetensors file"
-            )
-            raise UserError(f"{name}: {choice}")
-        file = models[0]
+    """The files to download: all of a text-to-image model, or the tensors and their config."""
+    layout = release_folder.layout(set(files))
+    if file is None and layout:
+        folders = {getattr(layout, part).folder for part in release_folder.PREFIXES}
+        folders.add(layout.text_tokenizer)
+        return [
+            other
+            for other in files
+            if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders
+        ]
+    file = file or _only_model(name, files)
     if file not in files:
-        raise UserError(f"{name}: the repository has no file {file}")
+        raise FileError(f"{name}: the repository has no file {file}")
     config = str(PurePosixPath(file).with_suffix("")) + "_config.json"
     return [file, config] if config in files else [file]
+
+
+def _only_model(name: str, files: list[str]) -> str:
+    """The one file with tensors in a repository."""
+    models = [file for file in files if file.endswith((".pt", ".safetensors"))]
+    if any(PurePosixPath(model).parent.name == "transformer" for model in models):
+        raise FileError(f"{name}: {release_folder.CLASS_CONDITIONAL}")
+    if not models:
+        raise FileError(f"{name}: it has no .pt or .safetensors file")
+    if len(models) > 1:
+        raise FileError(
+            f"{name}: add one of its files, such as {name}/{models[0]}: {', '.join(models)}"
+        )
+    return models[0]

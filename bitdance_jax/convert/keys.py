@@ -1,10 +1,13 @@
-"""From the release's state-dict keys to our parameter paths and back: one table per model.
+"""Tables from the release's state-dict keys to our parameter paths, one per model.
 
-A row is a regular expression for the release's key, and the path where it goes, with the groups filled in. Each group appears once, in the
-same order, in both, so that a row reads both ways (`release_key`). A path that ends in "weight" is a norm's scale or a kernel, and becomes
-"scale" as it is, or "kernel" in our layout: torch's [out, in, h, w] as [h, w, in, out], [out, in] as [in, out]. Where `parts` linear layers
-are fused, they get an axis of their own: [parts out, in] as [in, parts, out], biases [parts out] as [parts, out]. Any other array stays as
-it is, unless the row says how to change it, and how to undo that.
+A row has a regular expression for the release's key, and our path with the groups filled in. Each
+group appears once and in the same order in both, so that a row can be inverted (`release_key`).
+
+A path that ends in "weight" is a norm's scale or a kernel. It becomes "scale" unchanged, or
+"kernel" in our layout: PyTorch's [out, in, h, w] is our [h, w, in, out], and [out, in] is
+[in, out]. Where `parts` linear layers are fused, they get an axis of their own: [parts out, in] is
+[in, parts, out], and a bias [parts out] is [parts, out]. Other arrays do not change, unless the row
+has a function for it and its inverse.
 """
 
 import functools
@@ -21,7 +24,7 @@ from bitdance_jax.config import (
     HeadConfig,
     TextToImageConfig,
 )
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -29,6 +32,16 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 class Row(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+      pattern: regular expression of the release's key.
+      path: our path, with the groups of the pattern.
+      parts: number of fused linear layers.
+      change: a function of the release's array.
+      undo: its inverse.
+    """
+
     pattern: str
     path: str
     parts: int = 1
@@ -53,20 +66,21 @@ TOKENIZER: Table = (
 
 
 def flow_head_config(config: HeadConfig) -> FlowHeadConfig:
-    """The config of a binary diffusion head, which is the only one in the released layouts.
+    """The config of a binary diffusion head, the only head of the released layouts.
 
     Raises:
-      UserError: another head.
+      ConfigError: it is another head.
     """
     if not isinstance(config, FlowHeadConfig):
-        raise UserError(
-            f"the released layouts have no {config.kind} head; only models with a binary diffusion head convert"
+        raise ConfigError(
+            f"the released layouts have no {config.kind} head; only models with a binary diffusion"
+            " head can be converted"
         )
     return config
 
 
 def flow_head(head: HeadConfig, tokens_per_step: int, prefix: str = "") -> Table:
-    """The head's rows, for keys that start with `prefix` (a regular expression)."""
+    """The rows of the head, for keys that start with `prefix` (a regular expression)."""
     config = flow_head_config(head)
     net = prefix + r"net\."
     rows = [
@@ -85,7 +99,8 @@ def flow_head(head: HeadConfig, tokens_per_step: int, prefix: str = "") -> Table
     mlp_norm = "norm" if tokens_per_step == 1 else "norm2"
     first, second = ("w1", "w2") if config.use_swiglu else ("fc1", "fc2")
     for n in range(config.num_blocks):
-        theirs, ours = net + rf"res_blocks\.{n}\.", f"groups_{n // blocks}/blocks_{n % blocks}/"
+        theirs = net + rf"res_blocks\.{n}\."
+        ours = f"groups_{n // blocks}/blocks_{n % blocks}/"
         rows += [
             Row(theirs + r"norm1\.(weight|bias)", ours + r"attention_norm/\1"),
             Row(theirs + mlp_norm + r"\.(weight|bias)", ours + r"mlp_norm/\1"),
@@ -102,21 +117,15 @@ def flow_head(head: HeadConfig, tokens_per_step: int, prefix: str = "") -> Table
 
 
 def class_conditional(config: ClassConditionalConfig) -> Table:
-    """The class-conditional models, without the tokenizer; unrolled layers."""
-    heads = config.transformer.num_heads
+    """The table of a class-conditional model without its tokenizer; layers are unrolled."""
+    num_heads = config.transformer.num_heads
 
-    def reorder(qkv: np.ndarray, pairs: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def reorder(qkv: np.ndarray, order: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         q, k, v = np.split(qkv, 3)
-        q, k = (
-            rearrange(pairs(rearrange(w, "(n d) c -> c n d", n=heads)), "c n d -> (n d) c")
-            for w in (q, k)
-        )
+        heads = [rearrange(w, "(n d) c -> c n d", n=num_heads) for w in (q, k)]
+        q, k = (rearrange(order(w), "c n d -> (n d) c") for w in heads)
         return np.concatenate([q, k, v])
 
-    halves, neighbours = (
-        functools.partial(reorder, pairs=pairs_to_halves),
-        functools.partial(reorder, pairs=halves_to_pairs),
-    )
     head = tuple(
         row._replace(path=f"head/{row.path}")
         for row in flow_head(config.head, config.tokens_per_step, prefix=r"head\.")
@@ -141,9 +150,9 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
         Row(
             r"layers\.(\d+)\.attention\.wqkv\.weight",
             r"transformer/layers_\1/attention/qkv/weight",
-            3,
-            halves,
-            neighbours,
+            parts=3,
+            change=functools.partial(reorder, order=pairs_to_halves),
+            undo=functools.partial(reorder, order=halves_to_pairs),
         ),
         Row(r"layers\.(\d+)\.attention\.wo\.weight", r"transformer/layers_\1/attention/out/weight"),
         Row(
@@ -157,9 +166,13 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
 
 
 def text_to_image(config: TextToImageConfig) -> Table:
-    """The text-to-image models, without the tokenizer; unrolled layers. The state dict is that of `release_folder`."""
+    """The table of a text-to-image model without its tokenizer; layers are unrolled.
+
+    The keys are those of `release_folder.Release.tensors`.
+    """
     head = flow_head(config.head, config.tokens_per_step, prefix=r"vision_head\.")
-    layer, ours = r"model\.layers\.(\d+)\.", r"text/layers_\1/"
+    layer = r"model\.layers\.(\d+)\."
+    ours = r"text/layers_\1/"
     return (
         Row(r"model\.embed_tokens\.weight", "text/embed_tokens/embedding"),
         Row(layer + r"input_layernorm\.weight", ours + "attention_norm/weight"),
@@ -176,7 +189,10 @@ def text_to_image(config: TextToImageConfig) -> Table:
 
 
 def pairs_to_halves(x: np.ndarray) -> np.ndarray:
-    """Reorders the last axis from rotary pairs of neighbours (the release) to pairs (i, i + D/2) (`transformer.rope`)."""
+    """Reorders the last axis for rotary positions.
+
+    The release rotates the pairs (2i, 2i + 1), `nn.rope` the pairs (i, i + D/2).
+    """
     return rearrange(x, "... (d pair) -> ... (pair d)", pair=2)
 
 
@@ -186,10 +202,10 @@ def halves_to_pairs(x: np.ndarray) -> np.ndarray:
 
 
 def convert(state: Mapping[str, np.ndarray], table: Table) -> dict[str, Any]:
-    """The release's arrays as our nested parameters, layers unrolled.
+    """The release's arrays as our nested parameters, with unrolled layers.
 
     Raises:
-      UserError: listing every key that no row knows, and every path that two keys claim.
+      FileError: lists every unknown key, and every path that two keys lead to.
     """
     params: dict[str, Any] = {}
     problems: list[str] = []
@@ -208,18 +224,18 @@ def convert(state: Mapping[str, np.ndarray], table: Table) -> dict[str, Any]:
             problems.append(f"a second key for {'/'.join([*parents, leaf])}: {key}")
         node[leaf] = to_ours(array, row, leaf)
     if problems:
-        raise UserError("; ".join(problems))
+        raise FileError("; ".join(problems))
     return params
 
 
 def release_key(path: str, table: Table) -> tuple[str, Row]:
-    """The release's key of one of our parameters, such as "transformer/layers_3/mlp/w1/kernel", and the row that says so."""
+    """The release's key of a path such as "transformer/layers_3/mlp/w1/kernel", and its row."""
     in_table = re.sub("/(scale|kernel)$", "/weight", path)
     for row in table:
         pattern, key = _inverse(row)
         if match := re.fullmatch(pattern, in_table):
             return key.format(*match.groups()), row
-    raise ValueError(f"no row of the key table leads to {path}")
+    raise ValueError(f"the key table has no row for {path}")
 
 
 def to_ours(array: np.ndarray, row: Row, leaf: str) -> np.ndarray:

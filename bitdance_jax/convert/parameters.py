@@ -1,4 +1,4 @@
-"""State dicts of the release to our stacked parameters, array by array, and back; all by the key table of a model."""
+"""State dicts of the release to our stacked parameters and back, one array at a time."""
 
 import functools
 from collections.abc import Iterator
@@ -18,8 +18,17 @@ Tensors = dict[str, LazyArray]
 Params = dict[str, Any]
 
 
-def problems(tensors: Tensors, abstract: Params, table: keys.Table, prefix: str = "") -> list[str]:
-    """All that keeps the tensors from being the parameters: unknown, missing and misshapen keys, named after `prefix`; integers."""
+def problems(
+    tensors: Tensors, abstract: Params, table: keys.Table, *, prefix: str = ""
+) -> list[str]:
+    """Lists unknown, missing and misshapen keys, and integers where floats are expected.
+
+    Args:
+      tensors: the state dict.
+      abstract: our stacked parameters.
+      table: the key table.
+      prefix: put before each key in the messages.
+    """
     expected = release_shapes(abstract, table)
     unknown = [f"unknown key {prefix}{key}" for key in tensors if key not in expected]
     missing = [f"missing key {prefix}{key}" for key in expected if key not in tensors]
@@ -28,16 +37,16 @@ def problems(tensors: Tensors, abstract: Params, table: keys.Table, prefix: str 
         for key, shape in expected.items()
         if key in tensors and tensors[key].shape != shape
     ]
-    no_floats = [
+    integers = [
         f"{prefix}{key} has numbers of the type {tensors[key].dtype}"
         for key in expected
         if key in tensors and not jnp.issubdtype(tensors[key].dtype, jnp.floating)
     ]
-    return unknown + missing + misshapen + no_floats
+    return unknown + missing + misshapen + integers
 
 
 def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, ...]]:
-    """The state dict's keys and shapes for a model whose stacked parameters are like `abstract`."""
+    """Keys and shapes of the state dict of a model with these stacked parameters."""
     shapes = {}
     for path, leaf in traverse_util.flatten_dict(abstract).items():
         axes = stacked_axes(path)
@@ -49,7 +58,10 @@ def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, 
 
 
 def from_release(tensors: Tensors, abstract: Params, table: keys.Table) -> Params:
-    """Our stacked parameters, of which one layer's part is read at a time. The tensors have no `problems`."""
+    """Our stacked parameters, of which one layer is read at a time.
+
+    The tensors must have no `problems`.
+    """
     flat = traverse_util.flatten_dict(abstract)
     return traverse_util.unflatten_dict(
         {path: _stacked(tensors, path, leaf.shape, table) for path, leaf in flat.items()}
@@ -57,20 +69,19 @@ def from_release(tensors: Tensors, abstract: Params, table: keys.Table) -> Param
 
 
 def to_release(params: Params, table: keys.Table) -> dict[str, LazyArray]:
-    """The release's state dict of our stacked parameters (arrays, or `model_folder.StoredArray`); the inverse of `from_release`."""
+    """The inverse of `from_release`, for arrays or `orbax_weights.StoredArray`s."""
     state = {}
     for path, array in traverse_util.flatten_dict(params).items():
         one_byte = np.broadcast_to(np.int8(0), array.shape[stacked_axes(path) :])
         for index, layer in _layers(path, array.shape):
             key, row = keys.release_key(layer, table)
-            read = functools.partial(_released, array, index, row, path[-1])
-            state[key] = LazyArray(
-                keys.to_release(one_byte, row, path[-1]).shape, array.dtype, read
-            )
+            shape = keys.to_release(one_byte, row, path[-1]).shape
+            read = functools.partial(_read_released, array, index, row, path[-1])
+            state[key] = LazyArray(shape, array.dtype, read)
     return state
 
 
-def _released(array: Any, index: tuple[int, ...], row: keys.Row, leaf: str) -> np.ndarray:
+def _read_released(array: Any, index: tuple[int, ...], row: keys.Row, leaf: str) -> np.ndarray:
     return keys.to_release(array[index], row, leaf)
 
 
@@ -92,10 +103,11 @@ def _stacked(
 
 
 def _layers(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """The index in a stacked parameter, and the path of the unrolled one, of every layer; one index () where nothing is stacked."""
+    """The index of every layer in a stacked parameter, and its path when unrolled.
+
+    A parameter that is not stacked has the one index ().
+    """
     for index in np.ndindex(*shape[: stacked_axes(path)]):
         numbers = iter(index)
-        yield (
-            index,
-            "/".join(f"{part}_{next(numbers)}" if part in STACKED else part for part in path),
-        )
+        parts = [f"{part}_{next(numbers)}" if part in STACKED else part for part in path]
+        yield index, "/".join(parts)

@@ -1,16 +1,25 @@
-"""Text-to-image models as released: a Hugging Face Qwen3 with files beside it, or the diffusers layout with a folder for each part."""
+"""Reads text-to-image models as released.
+
+There are two layouts: a Hugging Face Qwen3 with further files, and diffusers with a folder a part.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitdance_jax.convert import safetensors_file
 from bitdance_jax.convert.safetensors_file import Tensors
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 
 
 class Part(NamedTuple):
-    """Where a layout keeps a part of the model: a folder, the stems that its .safetensors files may have, its config file if it has one."""
+    """The files of a part of the model.
+
+    Attributes:
+      folder: their folder.
+      stems: possible stems of the .safetensors files.
+      config: name of the config file, or None.
+    """
 
     folder: str
     stems: tuple[str, ...]
@@ -18,6 +27,8 @@ class Part(NamedTuple):
 
 
 class Layout(NamedTuple):
+    """The parts of a model, and the folder of its tokenizer files."""
+
     text: Part
     vision_head: Part
     projector: Part
@@ -48,17 +59,17 @@ CLASS_CONDITIONAL = (
 )
 
 PREFIXES = {"text": "", "vision_head": "vision_head.", "projector": "projector.", "ae": "ae."}
-"""How each part's keys begin in the state dict of the whole; the language model's are told by their names."""
+"""Prefixes of each part's keys in the state dict of the model."""
 
 
 class Release(NamedTuple):
     """A text-to-image model as released.
 
     Attributes:
-      tensors: of all parts, under PREFIXES.
+      tensors: of all parts, with the PREFIXES.
       configs: the contents of the config files, by part.
-      metadata: strings noted in the vision head's file.
-      text_tokenizer: the folder with the tokenizer files.
+      metadata: of the vision head's .safetensors file.
+      text_tokenizer: the folder of the tokenizer files.
     """
 
     tensors: Tensors
@@ -68,7 +79,11 @@ class Release(NamedTuple):
 
 
 def layout(names: set[str]) -> Layout | None:
-    """The layout of a folder or repository with these files, or folders with a slash; None if it is no text-to-image model."""
+    """The layout of a folder or repository; None if it is not a text-to-image model.
+
+    Args:
+      names: of files, and of folders with a trailing slash.
+    """
     if any(name.startswith("text_encoder/") for name in names):
         return DIFFUSERS
     return PLAIN if any(sign in names for sign in SIGNS) else None
@@ -78,31 +93,18 @@ def load(path: Path, layout: Layout) -> Release:
     """Opens all parts; no tensor is read.
 
     Raises:
-      UserError: files are missing, all of them named, or damaged.
+      FileError: files are missing (the message lists them) or damaged.
     """
-    stems, missing = {}, []
-    for name in PREFIXES:
-        part: Part = getattr(layout, name)
-        stems[name] = next(
-            (stem for stem in part.stems if _has_weights(path / part.folder, stem)), part.stems[0]
-        )
-        if not _has_weights(path / part.folder, stems[name]):
-            shards = any((path / part.folder).glob(f"{stems[name]}-*-of-*.safetensors"))
-            missing.append(
-                str(
-                    Path(part.folder, f"{stems[name]}.safetensors{'.index.json' if shards else ''}")
-                )
-            )
-        if part.config and not (path / part.folder / part.config).is_file():
-            missing.append(str(Path(part.folder, part.config)))
-    if not (path / layout.text_tokenizer / "tokenizer.json").is_file():
-        missing.append(str(Path(layout.text_tokenizer, "tokenizer.json")))
-    if missing:
-        raise UserError(
-            f"{path} is not a whole text-to-image model; fetch what is missing: {', '.join(missing)}"
+    parts: dict[str, Part] = {name: getattr(layout, name) for name in PREFIXES}
+    stems = {name: _stem(path, part) for name, part in parts.items()}
+    if missing := _missing_files(path, layout, parts, stems):
+        raise FileError(
+            f"{path} is an incomplete text-to-image model; fetch what is missing:"
+            f" {', '.join(missing)}",
+            path,
         )
     files = {
-        name: safetensors_file.load_shards(path / getattr(layout, name).folder, stem)
+        name: safetensors_file.load_shards(path / parts[name].folder, stem)
         for name, stem in stems.items()
     }
     tensors = {
@@ -110,13 +112,36 @@ def load(path: Path, layout: Layout) -> Release:
         for name, file in files.items()
         for key, array in file.tensors.items()
     }
-    parts = {name: getattr(layout, name) for name in PREFIXES}
     configs = {
         name: readers.read_json(path / part.folder / part.config)
         for name, part in parts.items()
         if part.config
     }
     return Release(tensors, configs, files["vision_head"].metadata, path / layout.text_tokenizer)
+
+
+def _stem(path: Path, part: Part) -> str:
+    """The stem of a part's weights; the first possible one if there are none."""
+    found = (stem for stem in part.stems if _has_weights(path / part.folder, stem))
+    return next(found, part.stems[0])
+
+
+def _missing_files(
+    path: Path, layout: Layout, parts: dict[str, Part], stems: dict[str, str]
+) -> list[str]:
+    missing = []
+    for name, part in parts.items():
+        folder = path / part.folder
+        stem = stems[name]
+        if not _has_weights(folder, stem):
+            has_shards = any(folder.glob(f"{stem}-*-of-*.safetensors"))
+            suffix = ".safetensors.index.json" if has_shards else ".safetensors"
+            missing.append(Path(part.folder, stem + suffix))
+        if part.config and not (folder / part.config).is_file():
+            missing.append(Path(part.folder, part.config))
+    if not (path / layout.text_tokenizer / "tokenizer.json").is_file():
+        missing.append(Path(layout.text_tokenizer, "tokenizer.json"))
+    return [str(file) for file in missing]
 
 
 def _has_weights(folder: Path, stem: str) -> bool:

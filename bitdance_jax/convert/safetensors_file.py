@@ -1,4 +1,4 @@
-"""Reads and writes .safetensors files, of one piece or in shards, with one tensor in memory at a time."""
+"""Reads and writes .safetensors files, single or in shards, one tensor at a time."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import FileError, short
 from bitdance_jax.io import readers
 from bitdance_jax.io.lazy_array import LazyArray
 
@@ -30,7 +30,7 @@ Tensors = dict[str, LazyArray]
 
 
 class SafetensorsFile(NamedTuple):
-    """The tensors, and the strings noted with them."""
+    """The tensors and the metadata of a file."""
 
     tensors: Tensors
     metadata: dict[str, str]
@@ -38,7 +38,7 @@ class SafetensorsFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """Which shard each key lies in."""
+    """The shard of each key."""
 
     weight_map: dict[str, str]
 
@@ -57,23 +57,23 @@ def load(path: Path) -> SafetensorsFile:
     """Opens one file.
 
     Raises:
-      UserError: it is cut short or damaged, has a key twice, or numbers of another kind than a released model.
+      FileError: it is truncated or damaged, has duplicate keys, or unexpected dtypes.
     """
     readers.check_file(path)
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > readers.MAX_LIST_BYTES:
-                raise UserError(
-                    f"{path} cannot be read; it is damaged: its header has {length:,} bytes"
+                raise FileError(
+                    f"{path} cannot be read: it is damaged, its header has {length:,} bytes", path
                 )
             text = file.read(length)
-        with safetensors.safe_open(
-            path, framework="np"
-        ):  # checks every entry and the file's length
+        # Checks every entry and the length of the file.
+        with safetensors.safe_open(path, framework="np"):
             pass
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read; it is cut short or damaged ({error})") from error
+        line = f"{path} cannot be read: it is truncated or damaged ({error})"
+        raise FileError(line, path) from error
     headers = readers.decode_json(
         text, dict[str, dict[str, Any]], where=str(path), fix="fetch it again", unique=True
     )
@@ -84,7 +84,7 @@ def load(path: Path) -> SafetensorsFile:
         if header["dtype"] not in DTYPES
     ]
     if odd:
-        raise UserError(f"{path} has numbers that no released model has: {', '.join(odd)}")
+        raise FileError(f"{path} has dtypes that no released model has: {', '.join(odd)}", path)
     return SafetensorsFile(
         {key: _tensor(path, 8 + length, header) for key, header in headers.items()}, metadata
     )
@@ -94,35 +94,33 @@ def load_shards(folder: Path, stem: str) -> SafetensorsFile:
     """Opens `{stem}.safetensors.index.json` and the files that it names, or `{stem}.safetensors`.
 
     Raises:
-      UserError: a file is missing, or like those of `load`; a key lies in two files.
+      FileError: a file is missing, a key is in two files, or see `load`.
     """
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return load(folder / f"{stem}.safetensors")
-    mend = "it must have a weight_map from keys to files; fetch it again"
-    names = sorted(
-        set(
-            readers.read_json(
-                index, Index, limit=readers.MAX_LIST_BYTES, fix=mend
-            ).weight_map.values()
-        )
+    content = readers.read_json(
+        index,
+        Index,
+        limit=readers.MAX_LIST_BYTES,
+        fix="it must have a weight_map from keys to files; fetch it again",
     )
+    names = sorted(set(content.weight_map.values()))
     outside = [name for name in names if Path(name).name != name]
     if outside or not names:
-        raise UserError(
-            f"{index} is damaged: it names {outside[0] if outside else 'no files'}; fetch it again"
-        )
+        named = outside[0] if outside else "no files"
+        raise FileError(f"{index} is damaged: it names {named}; fetch it again", index)
     if missing := [name for name in names if not os.path.isfile(folder / name)]:
-        raise UserError(
-            f"{index} names {', '.join(missing)}, not to be found in {folder}; fetch what is missing"
+        raise FileError(
+            f"{index} names files that are missing in {folder}: {', '.join(missing)}", index
         )
     tensors: Tensors = {}
     metadata: dict[str, str] = {}
     for name in names:
         shard = load(folder / name)
-        if twice := sorted(tensors.keys() & shard.tensors.keys()):
-            raise UserError(
-                f"{folder / name} has a second key {', a second key '.join(twice)}, which another shard has too"
+        if duplicates := sorted(tensors.keys() & shard.tensors.keys()):
+            raise FileError(
+                f"{folder / name} has keys of another shard: {', '.join(duplicates)}", folder / name
             )
         tensors |= shard.tensors
         metadata |= shard.metadata
@@ -135,29 +133,31 @@ def save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for key, array in tensors.items():
-        start, end = end, end + array.nbytes
         header[key] = {
             "dtype": names[array.dtype],
             "shape": array.shape,
-            "data_offsets": [start, end],
+            "data_offsets": [end, end + array.nbytes],
         }
+        end += array.nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # The values begin at a multiple of 8.
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in tensors.values():
             values = np.ascontiguousarray(array.read())
-            file.write(values.reshape(-1).view(np.uint8).data)  # `tofile` does not say why it fails
+            # `tofile` does not say why it fails.
+            file.write(values.reshape(-1).view(np.uint8).data)
 
 
 def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> None:
-    """Writes `{stem}-0000N-of-0000M.safetensors` of at most `shard_bytes` (or one tensor) each, and their index."""
+    """Writes `{stem}-0000N-of-0000M.safetensors` and their index.
+
+    A shard has at most `shard_bytes`, or one tensor.
+    """
     shards: list[Tensors] = [{}]
     for key, array in tensors.items():
-        if (
-            shards[-1]
-            and sum(other.nbytes for other in shards[-1].values()) + array.nbytes > shard_bytes
-        ):
+        size = sum(other.nbytes for other in shards[-1].values())
+        if shards[-1] and size + array.nbytes > shard_bytes:
             shards.append({})
         shards[-1][key] = array
     names = [f"{stem}-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
@@ -173,17 +173,15 @@ def save_shards(folder: Path, stem: str, tensors: Tensors, shard_bytes: int) -> 
 
 
 def _tensor(path: Path, start: int, header: dict[str, Any]) -> LazyArray:
-    kind, shape, first = (
-        np.dtype(DTYPES[header["dtype"]]),
-        header["shape"],
-        header["data_offsets"][0],
-    )
+    dtype = np.dtype(DTYPES[header["dtype"]])
+    shape = tuple(header["shape"])
+    offset = start + header["data_offsets"][0]
 
     def read() -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64))
-        values = np.fromfile(path, kind, count=size, offset=start + first)
+        values = np.fromfile(path, dtype, count=size, offset=offset)
         if values.size != size:
-            raise UserError(f"{path} cannot be read; it was cut short meanwhile")
+            raise FileError(f"{path} cannot be read: it was truncated meanwhile", path)
         return values.reshape(shape)
 
-    return LazyArray(tuple(shape), kind, read)
+    return LazyArray(shape, dtype, read)

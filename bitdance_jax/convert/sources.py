@@ -1,4 +1,4 @@
-"""What there is to convert: recognised from its contents, its tensors listed without reading them."""
+"""Opens a released file or folder and recognises the model in it. No tensor is read."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
-from bitdance_jax.errors import ConfigError, FileError, UserError
+from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.lazy_array import LazyArray
 
@@ -15,21 +15,21 @@ from bitdance_jax.io.lazy_array import LazyArray
 Weights = Literal["ema", "model"]
 
 OWN_RECORD = "bitdance_jax"
-"""Name under which `export` notes config and metadata in a .safetensors file."""
+"""Name of the metadata entry in which `export` records config and metadata."""
 
 Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
 
 INNER_TOKENIZER = {"class_conditional": "vae.", "text_to_image": release_folder.PREFIXES["ae"]}
-"""How the keys of a model's own tokenizer begin."""
+"""Prefixes of the keys of a model's own tokenizer."""
 
 Tensors = dict[str, LazyArray]
 
 AVERAGED = "model_ema."
-"""How Lightning's keys of averaged weights begin."""
+"""Prefix of averaged weights in files of PyTorch Lightning."""
 
 
 class OwnRecord(TypedDict):
-    """Of the model folder that `export` wrote a file from."""
+    """Config and metadata of the model folder that a file was exported from."""
 
     config: dict[str, Any]
     metadata: dict[str, Any]
@@ -40,13 +40,14 @@ class Source:
     """A released file or folder.
 
     Attributes:
-      path: the file that has the tensors, or the folder.
-      kind: what they are.
+      path: the file with the tensors, or the folder.
+      kind: of the model.
       tensors: the state dict.
-      record: what was noted with them: the release's arguments, a tokenizer's config, a text-to-image model's configs by part.
-      own: config and metadata of the model folder that `export` wrote the file from.
-      notes: lines for the user.
-      text_tokenizer: the folder with a text-to-image model's tokenizer files.
+      record: recorded with it: the release's arguments, a tokenizer's config, or the configs of a
+        text-to-image model by part.
+      own: config and metadata of the model folder that `export` wrote it from, or None.
+      notes: lines to print.
+      text_tokenizer: the folder of a text-to-image model's tokenizer files.
       name: the Hugging Face id of a downloaded folder.
     """
 
@@ -61,10 +62,13 @@ class Source:
 
 
 def open_source(source: str, weights: Weights = "ema") -> Source:
-    """Opens a .pt file, a .safetensors file, a text-to-image folder, or a Hugging Face id, which is downloaded first.
+    """Opens a .pt or .safetensors file, a text-to-image folder, or a Hugging Face id.
+
+    A Hugging Face id is downloaded first.
 
     Raises:
-      UserError: no such thing, or nothing that can be converted.
+      ConfigError: the file does not have the requested weights.
+      FileError: it does not exist, or is not a released model.
     """
     path = Path(source)
     if path.exists():
@@ -77,12 +81,10 @@ def _open_path(path: Path, weights: Weights) -> Source:
     if path.is_dir():
         return _open_folder(path)
     if not readers.check_file(path).stat().length:
-        raise UserError(f"{path} is empty; fetch it again")
-    return (
-        _open_safetensors(path, _config_beside(path))
-        if safetensors_file.is_safetensors(path)
-        else _open_torch(path, weights)
-    )
+        raise FileError(f"{path} is empty; fetch it again", path)
+    if safetensors_file.is_safetensors(path):
+        return _open_safetensors(path, _config_beside(path))
+    return _open_torch(path, weights)
 
 
 def _open_folder(path: Path) -> Source:
@@ -90,9 +92,8 @@ def _open_folder(path: Path) -> Source:
         raise FileError(
             f"{path} is a model folder already; to='torch' writes it in the release's form", path
         )
-    if layout := release_folder.layout(
-        {f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}
-    ):
+    names = {f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}
+    if layout := release_folder.layout(names):
         release = release_folder.load(path, layout)
         own = _own_record(path, release.metadata)
         record = _tokenizer_record(release.configs["ae"]) | release.configs
@@ -110,20 +111,19 @@ def _open_folder(path: Path) -> Source:
     ]
     for weights, config in [*tokenizers, (path / "ae.safetensors", path / "ae_config.json")]:
         if weights.is_file():
-            note = f"{path} has no language model: its tokenizer alone is converted"
+            note = f"{path} has no language model: only its tokenizer is converted"
             if (path / "transformer").is_dir():
                 note = (
-                    f"{path}: {release_folder.CLASS_CONDITIONAL}; the tokenizer alone is converted"
+                    f"{path}: {release_folder.CLASS_CONDITIONAL}; only the tokenizer is converted"
                 )
-            return _open_safetensors(
-                weights, config, () if weights == tokenizers[1][0] else (note,)
-            )
+            notes = () if weights == tokenizers[1][0] else (note,)
+            return _open_safetensors(weights, config, notes)
     files = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
     if not files:
-        raise UserError(
-            f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files; nothing to convert"
+        raise FileError(
+            f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files", path
         )
-    raise UserError(f"{path} is a folder; name one of its files: {', '.join(files)}")
+    raise FileError(f"{path} is a folder; name one of its files: {', '.join(files)}", path)
 
 
 def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = ()) -> Source:
@@ -142,7 +142,7 @@ def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = 
 def _open_torch(path: Path, weights: Weights) -> Source:
     content = torch_file.load(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise FileError(f"{path} holds a {type(content).__name__}, not a state dict", path)
     notes: tuple[str, ...] = ()
     if "ema" in content or "model" in content:
         if weights not in content:
@@ -151,46 +151,45 @@ def _open_torch(path: Path, weights: Weights) -> Source:
         tensors = _tensors(path, content[weights])
     elif "state_dict" in content:
         tensors = _tensors(path, content["state_dict"])
-        if (
-            "encoder.conv_in.weight" in tensors
-        ):  # the training's other networks may lie beside the tokenizer
-            tensors, notes = _tokenizer_alone(path, tensors)
+        if "encoder.conv_in.weight" in tensors:
+            tensors, notes = _only_tokenizer(path, tensors)
     else:
         tensors = _tensors(path, content)
     record = content.get("args")
-    return Source(
-        path, _kind(path, tensors), tensors, record if isinstance(record, dict) else {}, notes=notes
-    )
+    record = record if isinstance(record, dict) else {}
+    return Source(path, _kind(path, tensors), tensors, record, notes=notes)
 
 
-def _tokenizer_alone(path: Path, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """Without the averaged weights and the other networks of its training, and what to say of those."""
+def _only_tokenizer(path: Path, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """Drops averaged weights and other networks of the tokenizer's training, with notes."""
     own = {key: array for key, array in tensors.items() if key.startswith(("encoder.", "decoder."))}
     averaged = [key for key in tensors if key.startswith(AVERAGED)]
     others = [key for key in tensors if key not in own and not key.startswith(AVERAGED)]
     notes = []
     if averaged:
         notes.append(
-            f"{path} has averaged weights too ({len(averaged)} keys, {AVERAGED}*), which are not converted yet: these are the raw ones"
+            f"{path} also has averaged weights ({len(averaged)} keys, {AVERAGED}*), which are not"
+            " converted yet; these are the raw ones"
         )
     if others:
         notes.append(
-            f"left out {len(others)} keys that are not the tokenizer's, such as {others[0]}"
+            f"omitted {len(others)} keys that are not the tokenizer's, such as {others[0]}"
         )
     return own, tuple(notes)
 
 
 def _tensors(path: Path, state: Any) -> dict[str, LazyArray]:
     if not isinstance(state, dict):
-        raise UserError(f"{path} has a {type(state).__name__} where its state dict should be")
+        raise FileError(f"{path} has a {type(state).__name__} instead of a state dict", path)
     odd = [
         str(key)
         for key, value in state.items()
         if not isinstance(key, str) or not isinstance(value, LazyArray)
     ]
     if odd:
-        raise UserError(
-            f"{path} has things in its state dict that are not tensors: {', '.join(odd[:20])}"
+        raise FileError(
+            f"{path} has entries in its state dict that are not tensors: {', '.join(odd[:20])}",
+            path,
         )
     return state
 
@@ -201,19 +200,21 @@ def _kind(path: Path, keys: Iterable[str]) -> Kind:
         return "class_conditional"
     if "encoder.conv_in.weight" in keys:
         return "tokenizer"
-    raise UserError(
-        f"{path} is neither a class-conditional model nor a tokenizer; its first keys are: {', '.join(keys[:5]) or 'none'}"
+    raise FileError(
+        f"{path} is neither a class-conditional model nor a tokenizer;"
+        f" its first keys are: {', '.join(keys[:5]) or 'none'}",
+        path,
     )
 
 
 def _config_beside(path: Path) -> Path | None:
-    """`ae_d16c32_config.json` for `ae_d16c32.safetensors`."""
+    """The file `ae_d16c32_config.json` of `ae_d16c32.safetensors`, if it exists."""
     config = path.with_name(f"{path.stem}_config.json")
     return config if config.is_file() else None
 
 
 def _tokenizer_record(record: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer's config, whose sizes lie under `ddconfig`, or flat as diffusers writes them."""
+    """A tokenizer's config with its sizes under `ddconfig`; diffusers writes them flat."""
     return record if "ddconfig" in record else {**record, "ddconfig": record}
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 
-CONVERT = "python -m bitdance_jax.convert"
+CONVERT = "bitdance convert"
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 MODELS = "models"
 """The folder for models in the documentation's commands; not the owner of a Hugging Face model."""
@@ -39,7 +39,7 @@ def _missing(path: Path) -> str:
     if (run / "model.json").is_file():
         return f"the run {run} is not finished; give {run} for its newest weights"
     if run != path or path.parts[0] == "runs":
-        return f"a run writes it: python train.py CONFIG --run.workdir {run}"
+        return f"a run writes it: bitdance train CONFIG --run.workdir {run}"
     owner, _, repository = str(path).partition("/")
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is not None
     if is_hub_id and owner != MODELS and not Path(owner).exists():

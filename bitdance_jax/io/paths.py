@@ -30,7 +30,7 @@ def expand(path: str) -> str:
     if is_remote(path) and scheme != "gs":
         hint = ""
         if scheme == "hf":
-            hint = " with: python -m bitdance_jax.convert OWNER/REPOSITORY OUT"
+            hint = " with: bitdance convert OWNER/REPOSITORY OUT"
         raise FileError(f"{path} is neither a local path nor one under gs://; fetch it first{hint}")
     if is_remote(path) and not any(
         importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")

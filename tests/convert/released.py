@@ -1,4 +1,4 @@
-"""The models of tests/golden in the release's file layouts."""
+"""Writes the models of tests/golden as released files."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from torch_writer import Call
 
 
 def state_dict(name: str) -> dict[str, np.ndarray]:
-    """A class-conditional model's, the tokenizer under `vae.`, float32."""
+    """Of a class-conditional model with its tokenizer under `vae.`, float32."""
     return dict(_state_dict(name))
 
 
@@ -35,7 +35,7 @@ def save_pt(
     args: dict[str, Any] | None = None,
     ema: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A released .pt: raw weights are the golden ones plus 1."""
+    """Writes a released .pt. Its raw weights are the EMA weights plus 1."""
     ema = state_dict(name) if ema is None else ema
     model = {key: array + 1 for key, array in ema.items()}
     namespace = Call("argparse.Namespace", (), arguments(name) if args is None else args)

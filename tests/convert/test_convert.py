@@ -18,7 +18,7 @@ from bitdance_jax.cli.convert import main
 from bitdance_jax.config import ClassConditionalConfig, from_dict, to_dict
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.tokenizer import autoencoder
@@ -26,11 +26,14 @@ from bitdance_jax.tokenizer import autoencoder
 
 def assert_same(actual, expected) -> None:
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    jax.tree.map(
-        lambda a, b: a.dtype == b.dtype or pytest.fail(f"{a.dtype}, not {b.dtype}"),
-        actual,
-        expected,
-    )
+    assert jax.tree.map(lambda x: x.dtype, actual) == jax.tree.map(lambda x: x.dtype, expected)
+
+
+def assert_same_folder(actual, expected) -> None:
+    actual = model_folder.load(actual)
+    expected = model_folder.load(expected)
+    assert_same(actual.params, expected.params)
+    assert dataclasses.replace(actual, params={}) == dataclasses.replace(expected, params={})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def converted(pt, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ae_pt(tmp_path_factory):
-    """Another tokenizer than the one inside `pt`; its training's discriminator lies beside it."""
+    """Another tokenizer than the one in `pt`, with the discriminator of its training."""
     weights = {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()}
     state = {
         "state_dict": weights | {"loss.discriminator.weight": np.zeros(3, np.float32)},
@@ -57,13 +60,11 @@ def ae_pt(tmp_path_factory):
     return torch_writer.save(tmp_path_factory.mktemp("ae") / "ae_d16c8.pt", state)
 
 
-def test_a_released_file_becomes_the_recorded_model(converted):
-    """The parameters are those that the golden tests of the whole model run with, and the sizes too."""
+def test_a_released_file_gives_the_recorded_model(converted):
+    """Its config and its parameters are those of the golden tests."""
     folder = model_folder.load(converted, expect="class_conditional")
-    expected, tokenizer = (
-        golden_models.class_conditional("imagenet_4x"),
-        golden_models.tokenizer("tokenizer"),
-    )
+    expected = golden_models.class_conditional("imagenet_4x")
+    tokenizer = golden_models.tokenizer("tokenizer")
     assert_same(unstack(folder.params["model"]), expected.params)
     assert_same(folder.params["tokenizer"], tokenizer.params)
     config = from_dict(ClassConditionalConfig, folder.config)
@@ -75,9 +76,10 @@ def test_a_released_file_becomes_the_recorded_model(converted):
 
 @pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_16x"])
 def test_other_patch_sizes_and_no_arguments(name, tmp_path):
-    """Without the release's arguments the shapes tell the sizes."""
+    """Without the release's arguments the sizes come from the shapes."""
     convert(str(released.save_pt(tmp_path / "x.pt", name, args={})), str(tmp_path / "out"))
-    folder, expected = model_folder.load(tmp_path / "out"), golden_models.class_conditional(name)
+    folder = model_folder.load(tmp_path / "out")
+    expected = golden_models.class_conditional(name)
     assert_same(unstack(folder.params["model"]), expected.params)
     config = from_dict(ClassConditionalConfig, folder.config)
     for field in (
@@ -92,8 +94,8 @@ def test_other_patch_sizes_and_no_arguments(name, tmp_path):
         assert getattr(config, field) == getattr(expected.config, field)
 
 
-def test_the_recorded_times_of_the_head_count(tmp_path, capsys):
-    """There, and in a file that is written back, also without our own notes in it."""
+def test_recorded_times_of_the_head(tmp_path, capsys):
+    """They survive an export, with and without our own metadata in the file."""
     times = {"time_schedule": "uniform", "time_shift": 2.5, "P_mean": -0.25, "P_std": 1.5}
     args = released.arguments("imagenet_4x") | times
     convert(
@@ -111,7 +113,7 @@ def test_the_recorded_times_of_the_head_count(tmp_path, capsys):
 
     export(str(tmp_path / "out"), str(tmp_path / "y.safetensors"))
     assert times.items() <= json.loads((tmp_path / "y_config.json").read_text()).items()
-    for name in ("again", "without notes"):
+    for name in ("again", "without metadata"):
         convert(str(tmp_path / "y.safetensors"), str(tmp_path / name))
         assert model_folder.load(tmp_path / name).config["head"] == head
         safetensors.numpy.save_file(
@@ -119,11 +121,11 @@ def test_the_recorded_times_of_the_head_count(tmp_path, capsys):
         )
 
 
-def test_unknown_times_of_the_head_are_refused(tmp_path):
+def test_unknown_times_of_the_head(tmp_path):
     args = released.arguments("imagenet_4x")
     for wrong, message in (
-        ({"time_schedule": "cosmap"}, "time_schedule 'cosmap' is recorded"),
-        ({"time_shift": 0}, "time_shift must be"),
+        ({"time_schedule": "cosmap"}, "time_schedule .*'cosmap'"),
+        ({"time_shift": 0}, "time_shift"),
     ):
         with pytest.raises(UserError, match=message):
             convert(
@@ -132,7 +134,7 @@ def test_unknown_times_of_the_head_are_refused(tmp_path):
             )
 
 
-def test_the_tokenizer_inside_a_model(pt, converted, ae_pt, tmp_path):
+def test_tokenizer_only(pt, converted, ae_pt, tmp_path):
     """Of a .pt, and of a file that `export` wrote."""
     convert(str(pt), str(tmp_path / "a"), tokenizer_only=True)
     export(str(converted), str(tmp_path / "model.safetensors"))
@@ -142,13 +144,13 @@ def test_the_tokenizer_inside_a_model(pt, converted, ae_pt, tmp_path):
         assert folder.metadata == {"source": source}
         assert folder.config == model_folder.load(converted).config["tokenizer"]
         assert_same(folder.params, golden_models.tokenizer("tokenizer").params)
-    convert(str(ae_pt), str(tmp_path / "c"), tokenizer_only=True)  # which is all that there is
+    convert(str(ae_pt), str(tmp_path / "c"), tokenizer_only=True)  # It has nothing else.
     assert model_folder.load(tmp_path / "c").kind == "tokenizer"
-    with pytest.raises(UserError, match="tokenizer replaces"):
+    with pytest.raises(ConfigError, match="tokenizer_only"):
         convert(str(pt), str(tmp_path / "d"), tokenizer=str(ae_pt), tokenizer_only=True)
 
 
-def test_what_is_not_converted_yet_is_said(tmp_path, capsys):
+def test_notes_on_omitted_weights(tmp_path, capsys):
     """Averaged weights of a Lightning file; the model in a class-conditional diffusers folder."""
     weights = golden_models.read("tokenizer/weights")
     averaged = {f"model_ema.{key.replace('.', '')}": array + 1 for key, array in weights.items()}
@@ -157,12 +159,9 @@ def test_what_is_not_converted_yet_is_said(tmp_path, capsys):
         {"state_dict": weights | averaged | {"loss.weight": np.zeros(3, np.float32)}},
     )
     convert(str(tmp_path / "x.ckpt"), str(tmp_path / "a"))
-    said = capsys.readouterr().out
-    assert (
-        f"has averaged weights too ({len(weights)} keys, model_ema.*), which are not converted yet: these are the raw ones"
-        in said
-    )
-    assert "left out 1 keys that are not the tokenizer's, such as loss.weight" in said
+    output = capsys.readouterr().out
+    assert f"({len(weights)} keys, model_ema.*)" in output
+    assert "loss.weight" in output
     assert_same(
         model_folder.load(tmp_path / "a").params, golden_models.tokenizer("tokenizer").params
     )
@@ -173,23 +172,22 @@ def test_what_is_not_converted_yet_is_said(tmp_path, capsys):
         weights, tmp_path / "diffusers" / "autoencoder" / "diffusion_pytorch_model.safetensors"
     )
     convert(str(tmp_path / "diffusers"), str(tmp_path / "b"))
-    said = capsys.readouterr().out
-    assert (
-        "class-conditional models in the diffusers layout are not converted yet" in said
-        and "language model" not in said
-    )
+    output = capsys.readouterr().out
+    assert "class-conditional models in the diffusers layout" in output
+    assert "language model" not in output
     assert model_folder.load(tmp_path / "b").kind == "tokenizer"
 
 
 def test_raw_weights_and_another_tokenizer(pt, ae_pt, converted, tmp_path, capsys):
     convert(str(pt), str(tmp_path / "out"), weights="model", tokenizer=str(ae_pt))
-    folder, ema = model_folder.load(tmp_path / "out"), model_folder.load(converted)
+    folder = model_folder.load(tmp_path / "out")
+    ema = model_folder.load(converted)
     assert folder.metadata["weights"] == "model"
     assert_same(folder.params["model"], jax.tree.map(lambda a: a + 1, ema.params["model"]))
     assert_same(folder.params["tokenizer"], jax.tree.map(lambda a: a - 1, ema.params["tokenizer"]))
 
 
-def test_both_directions_are_bit_exact(pt, converted, tmp_path):
+def test_export_and_convert_are_bit_exact(pt, converted, tmp_path):
     export(str(converted), str(tmp_path / "model.safetensors"))
     exported = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     state = released.state_dict("imagenet_4x")
@@ -197,17 +195,11 @@ def test_both_directions_are_bit_exact(pt, converted, tmp_path):
     assert_same(exported, state)
 
     convert(str(tmp_path / "model.safetensors"), str(tmp_path / "again"))
-    first, second = model_folder.load(converted), model_folder.load(tmp_path / "again")
-    assert_same(second.params, first.params)
-    assert (second.kind, second.config, second.metadata) == (
-        first.kind,
-        first.config,
-        first.metadata,
-    )
+    assert_same_folder(tmp_path / "again", converted)
 
 
 def test_a_trained_model_keeps_its_config_and_class_names(tmp_path):
-    """Sizes that no released model has, and an ablation that shapes do not show, in bfloat16."""
+    """Unreleased sizes, and an ablation that shapes do not determine, in bfloat16."""
     config = dataclasses.replace(tiny_models.MODEL, order="token", mask="causal")
     params = {
         "model": tiny_models.model_params(config),
@@ -225,24 +217,22 @@ def test_a_trained_model_keeps_its_config_and_class_names(tmp_path):
     export(str(tmp_path / "trained"), str(tmp_path / "trained.safetensors"))
     convert(str(tmp_path / "trained.safetensors"), str(tmp_path / "again"))
     again = model_folder.load(tmp_path / "again")
-    assert from_dict(ClassConditionalConfig, again.config) == config and again.metadata == names
+    assert from_dict(ClassConditionalConfig, again.config) == config
+    assert again.metadata == names
     assert_same(again.params, params)
 
 
 def test_tokenizer_files(ae_pt, tmp_path, capsys):
     """ae_*.pt, .safetensors with its config, and the diffusers layout are the same tokenizer."""
     convert(str(ae_pt), str(tmp_path / "a"))
-    assert (
-        "left out 1 keys that are not the tokenizer's, such as loss.discriminator.weight"
-        in capsys.readouterr().out
-    )
+    assert "loss.discriminator.weight" in capsys.readouterr().out
     export(str(tmp_path / "a"), str(tmp_path / "ae_d16c8.safetensors"))
     weights = safetensors.numpy.load_file(tmp_path / "ae_d16c8.safetensors")
     assert_same(
         weights, {key: array - 1 for key, array in golden_models.read("tokenizer/weights").items()}
     )
 
-    # As released, without our own notes in the file: the config beside it tells the number of codebooks.
+    # As released, without our metadata: the config beside it has the number of codebooks.
     safetensors.numpy.save_file(weights, tmp_path / "ae_d16c8.safetensors")
     record = json.loads((tmp_path / "ae_d16c8_config.json").read_text())
     assert record == released.arguments("tokenizer") | {"num_codebooks": 1}
@@ -259,8 +249,9 @@ def test_tokenizer_files(ae_pt, tmp_path, capsys):
     )
     capsys.readouterr()
     convert(str(tmp_path / "t2i"), str(tmp_path / "c"))
-    said = capsys.readouterr().out
-    assert "its tokenizer alone is converted" in said and "does not fit" not in said
+    output = capsys.readouterr().out
+    assert "only its tokenizer is converted" in output
+    assert "does not fit" not in output
 
     folders = [model_folder.load(tmp_path / name, expect="tokenizer") for name in "abc"]
     for folder in folders[1:]:
@@ -287,12 +278,12 @@ def test_gan_tokenizer(tmp_path):
     assert_same(again.params, jax.tree.map(np.asarray, params))
 
 
-def test_every_wrong_key_is_listed_and_nothing_is_written(tmp_path):
+def test_all_wrong_keys_are_listed_and_nothing_is_written(tmp_path):
     state = released.state_dict("imagenet_4x")
-    del state["layers.1.attention.wo.weight"], state["vae.encoder.norm_out.bias"]
-    state["head.net.res_blocks.0.norm.weight"] = state[
-        "head.net.res_blocks.0.norm2.weight"
-    ]  # of the 1x models
+    del state["layers.1.attention.wo.weight"]
+    del state["vae.encoder.norm_out.bias"]
+    norm = "head.net.res_blocks.0.norm"
+    state[f"{norm}.weight"] = state[f"{norm}2.weight"]  # the name in 1x models
     state["freqs_cis"] = np.zeros(3, np.float32)
     state["vae.discriminator.weight"] = np.zeros(3, np.float32)
     state["layers.0.attention.wqkv.weight"] = state["layers.0.attention.wqkv.weight"].T
@@ -302,7 +293,7 @@ def test_every_wrong_key_is_listed_and_nothing_is_written(tmp_path):
             str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", ema=state)),
             str(tmp_path / "out"),
         )
-    complaint = str(error.value)
+    message = str(error.value)
     for problem in (
         "missing key layers.1.attention.wo.weight",
         "missing key vae.encoder.norm_out.bias",
@@ -312,22 +303,23 @@ def test_every_wrong_key_is_listed_and_nothing_is_written(tmp_path):
         "layers.0.attention.wqkv.weight has the shape [128, 384], the model's is [384, 128]",
         "vae.decoder.conv_out.bias has the shape [4], the model's is [3]",
     ):
-        assert problem in complaint
-    assert complaint.count("key ") == 5 and "\n" not in complaint
+        assert problem in message
+    assert message.count("key ") == 5
+    assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_keys_that_a_safetensors_file_has_twice(tmp_path):
+def test_duplicate_keys_of_a_safetensors_file(tmp_path):
     a = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     b = b'"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}'
     header = b"{" + b",".join([a, b, a, b]) + b"}"
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(UserError, match="duplicate keys: a, b"):
+    with pytest.raises(UserError, match="a, b"):
         convert(str(tmp_path / "x.safetensors"), str(tmp_path / "out"))
 
 
-def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
-    """The shapes decide; the head count, which they do not tell, is taken from the arguments."""
+def test_arguments_that_contradict_the_weights(tmp_path, capsys):
+    """The shapes are used; the number of heads, which they do not determine, is recorded."""
     args = released.arguments("imagenet_4x") | {
         "n_layer": 24,
         "n_head": 4,
@@ -336,7 +328,7 @@ def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
     convert(
         str(released.save_pt(tmp_path / "x.pt", "imagenet_4x", args=args)), str(tmp_path / "out")
     )
-    assert "does not fit its weights, which count: n_layer 24, not 2\n" in capsys.readouterr().out
+    assert "n_layer 24, not 2\n" in capsys.readouterr().out
     config = model_folder.load(tmp_path / "out").config
     assert (
         config["transformer"]["num_layers"],
@@ -345,69 +337,67 @@ def test_arguments_that_do_not_fit_are_noted(tmp_path, capsys):
     ) == (2, 4, "token")
 
 
-def test_places_that_are_no_model_are_not_replaced(ae_pt, tmp_path):
+def test_only_model_folders_are_replaced(ae_pt, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "mine.png").touch()
     for out in (tmp_path / "images", ae_pt):
-        with pytest.raises(UserError, match="is not a model folder"):
+        with pytest.raises(UserError, match=str(out)):
             convert(str(ae_pt), str(out))
     assert (tmp_path / "images" / "mine.png").exists()
 
 
-def test_one_line_for_whatever_else_is_wrong(pt, ae_pt, converted, tmp_path):
-    def complaint(source, match, **flags):
+def test_bad_sources(pt, ae_pt, converted, tmp_path):
+    def refuse(source, match, **arguments):
         with pytest.raises(UserError, match=match):
-            convert(str(source), str(tmp_path / "out"), **flags)
+            convert(str(source), str(tmp_path / "out"), **arguments)
 
     without = {
         key: array
         for key, array in released.state_dict("imagenet_4x").items()
         if not key.startswith("vae.")
     }
-    complaint(
+    refuse(
         released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without),
-        "contains no tokenizer .*tokenizer=",
+        r"a\.pt .*set tokenizer",
     )
-    complaint(pt, "is a class_conditional model", tokenizer=str(pt))
-    complaint(ae_pt, "is a tokenizer itself", tokenizer=str(ae_pt))
-    complaint(
-        torch_writer.save(tmp_path / "b.pt", {"model": {}}), "no ema weights; try --weights model"
-    )
-    complaint(torch_writer.save(tmp_path / "c.pt", [1]), "holds a list")
-    complaint(torch_writer.save(tmp_path / "d.pt", {"state_dict": {"a": 1}}), "not tensors: a")
+    refuse(pt, "tokenizer .* is a class_conditional model", tokenizer=str(pt))
+    refuse(ae_pt, "is a tokenizer", tokenizer=str(ae_pt))
+    refuse(torch_writer.save(tmp_path / "b.pt", {"model": {}}), "weights='model'")
+    refuse(torch_writer.save(tmp_path / "c.pt", [1]), r"c\.pt .*list")
+    refuse(torch_writer.save(tmp_path / "d.pt", {"state_dict": {"a": 1}}), ": a$")
     integers = {
         key: np.zeros(array.shape, np.int64)
         for key, array in released.state_dict("imagenet_4x").items()
     }
-    complaint(
+    refuse(
         torch_writer.save(tmp_path / "f.pt", {"ema": integers}),
-        "norm.weight has numbers of the type int64",
+        r"norm\.weight .*int64",
     )
-    complaint("/dev/zero", "is not a file")
+    refuse("/dev/zero", "/dev/zero")
     (tmp_path / "pointer.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     )
-    complaint(tmp_path / "pointer.safetensors", "a pointer of Git LFS .*: git lfs pull")
-    complaint(
+    refuse(tmp_path / "pointer.safetensors", "git lfs pull")
+    refuse(
         torch_writer.save(tmp_path / "e.pt", {"a": np.zeros(1)}),
-        "neither a class-conditional model nor a tokenizer.*: a",
+        r"e\.pt .*: a$",
     )
-    (tmp_path / "cut.safetensors").write_bytes(safetensors.numpy.save(without)[:10_000_00])
-    complaint(tmp_path / "cut.safetensors", "cut short or damaged")
+    (tmp_path / "truncated.safetensors").write_bytes(safetensors.numpy.save(without)[:10_000_00])
+    refuse(tmp_path / "truncated.safetensors", "truncated or damaged")
     (tmp_path / "empty.pt").touch()
-    complaint(tmp_path / "empty.pt", "is empty")
-    complaint(converted, "is a model folder already; to='torch'")
-    complaint(tmp_path, "is a folder; name one of its files: a.pt, b.pt")
-    with pytest.raises(UserError, match=r"name it NAME\.safetensors"):
+    refuse(tmp_path / "empty.pt", r"empty\.pt")
+    refuse(converted, "to='torch'")
+    refuse(tmp_path, r": a\.pt, b\.pt")
+    with pytest.raises(UserError, match=r"out .*safetensors"):
         export(str(converted), str(tmp_path / "model.pt"))
     assert not (tmp_path / "out").exists()
 
 
-def test_damage_is_found_on_the_way_and_nothing_is_left_in_place(pt, tmp_path):
+def test_damage_found_while_converting(pt, tmp_path):
     data = bytearray(pt.read_bytes())
     data[len(data) // 3] ^= 1
     (tmp_path / "x.pt").write_bytes(data)
-    with pytest.raises(UserError, match=r"x\.pt cannot be read: its record data/\d+ is damaged"):
+    with pytest.raises(UserError, match=r"x\.pt .*data/\d+ is damaged"):
         convert(str(tmp_path / "x.pt"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -422,14 +412,14 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
         command(ae_pt, tmp_path / "t")
     command(ae_pt, tmp_path / "t", "--force")
     command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
-    with pytest.raises(UserError, match=r"t\.safetensors exists"):
+    with pytest.raises(UserError, match=r"t\.safetensors"):
         command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
     (tmp_path / "t.safetensors").unlink()
-    with pytest.raises(UserError, match=r"t_config\.json exists"):
+    with pytest.raises(UserError, match=r"t_config\.json"):
         command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch")
     command(tmp_path / "t", tmp_path / "t.safetensors", "--to", "torch", "--force")
-    said = capsys.readouterr().out
-    assert f"{tmp_path / 't'}: tokenizer model, 2.98MB of weights from ae_d16c8.pt\n" in said
-    assert f"{tmp_path / 't.safetensors'}: 121 tensors, 2.98MB\n" in said
-    with pytest.raises(UserError, match="for released files"):
+    output = capsys.readouterr().out
+    assert f"{tmp_path / 't'}: tokenizer model, 2.98MB of weights from ae_d16c8.pt\n" in output
+    assert f"{tmp_path / 't.safetensors'}: 121 tensors, 2.98MB\n" in output
+    with pytest.raises(UserError, match="--weights"):
         command(tmp_path / "t", tmp_path / "u.safetensors", "--to", "torch", "--weights", "model")

@@ -1,3 +1,5 @@
+"""Key tables: every released key leads to a parameter, and back."""
+
 import jax
 import numpy as np
 import pytest
@@ -5,14 +7,14 @@ from golden_models import manifest
 
 from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig, TokenizerConfig
 from bitdance_jax.convert import keys
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.tokenizer import autoencoder
 
 
 def converted_shapes(shapes: dict[str, list[int]], table: keys.Table) -> dict:
-    """Of a state dict of these shapes, made of one byte each as long as nothing copies it."""
+    """The shapes of our parameters. Each array is one byte in memory."""
     state = {key: np.broadcast_to(np.int8(0), shape) for key, shape in shapes.items()}
     return jax.tree.map(np.shape, keys.convert(state, table))
 
@@ -28,7 +30,7 @@ def d16c32() -> dict:
 
 @pytest.mark.parametrize("name", ["B_1x", "B_4x", "B_16x", "L_1x", "H_1x"])
 def test_released_class_conditional_models(name, d16c32):
-    """Every key of the file, the tokenizer's with them, is one of our parameters, and the other way round."""
+    """The keys of the file, its tokenizer's included, are exactly our parameters."""
     shapes = manifest()[f"BitDance_{name}"]
     tokenizer = {
         key.removeprefix("vae."): shape for key, shape in shapes.items() if key.startswith("vae.")
@@ -44,13 +46,14 @@ def test_released_class_conditional_models(name, d16c32):
 
 @pytest.mark.parametrize("name", ["14b_16x", "14b_64x"])
 def test_released_text_to_image_models(name, d16c32):
-    config, released = TextToImageConfig.released(name), manifest()
+    config = TextToImageConfig.released(name)
+    released = manifest()
     assert converted_shapes(released["BitDance-14B/ae"], keys.TOKENIZER) == d16c32
     parts = {part: released[f"BitDance-14B/{part}"] for part in ("vision_head", "projector")}
     shapes = {
         f"{part}.{key}": shape for part, shapes in parts.items() for key, shape in shapes.items()
     }
-    # The manifest is of the 64x model, whose vocabulary has 48 more queries.
+    # The manifest is of the 64x model, whose vocabulary has 48 more query tokens.
     rows = {"model.embed_tokens.weight", "lm_head.weight"}
     shapes |= {
         key: [config.text.vocab_size, *shape[1:]] if key in rows else shape
@@ -61,32 +64,29 @@ def test_released_text_to_image_models(name, d16c32):
     )
 
 
-def test_unknown_keys_are_listed_all_at_once():
+def test_all_unknown_keys_are_listed():
     state = {
         name: np.zeros(3)
         for name in ("encoder.norm_out.weight", "encoder.attention.weight", "discriminator.bias")
     }
-    with pytest.raises(UserError) as error:
+    with pytest.raises(FileError) as error:
         keys.convert(state, keys.TOKENIZER)
-    assert (
-        str(error.value) == "unknown key encoder.attention.weight; unknown key discriminator.bias"
-    )
+    assert "encoder.attention.weight" in str(error.value)
+    assert "discriminator.bias" in str(error.value)
 
 
-def test_patterns_match_whole_keys():
-    with pytest.raises(
-        UserError,
-        match=r"unknown key vae.encoder.conv_in.weight; unknown key encoder.conv_in.weight.bias",
-    ):
-        keys.convert(
-            {"vae.encoder.conv_in.weight": np.zeros(1), "encoder.conv_in.weight.bias": np.zeros(1)},
-            keys.TOKENIZER,
-        )
+def test_patterns_match_complete_keys():
+    state = {
+        "vae.encoder.conv_in.weight": np.zeros(1),
+        "encoder.conv_in.weight.bias": np.zeros(1),
+    }
+    with pytest.raises(FileError, match=r"vae\.encoder.*; .*weight\.bias"):
+        keys.convert(state, keys.TOKENIZER)
 
 
 def test_two_keys_for_one_parameter():
     table = (keys.Row(r"(?:ema|model)\.(\w+)\.weight", r"\1/weight"),)
-    with pytest.raises(UserError, match=r"a second key for a/scale: model\.a\.weight"):
+    with pytest.raises(FileError, match=r"a/scale: model\.a\.weight"):
         keys.convert(
             {
                 "ema.a.weight": np.zeros(3),
@@ -98,13 +98,11 @@ def test_two_keys_for_one_parameter():
 
 
 def test_layouts():
-    """[out, in] becomes [in, out], [out, in, h, w] becomes [h, w, in, out], one dimension a scale."""
+    """[out, in] is [in, out], [out, in, h, w] is [h, w, in, out], and a vector is a scale."""
     rng = np.random.default_rng(0)
-    linear, convolution, norm = (
-        rng.normal(size=(4, 3)),
-        rng.normal(size=(4, 3, 2, 1)),
-        rng.normal(size=5),
-    )
+    linear = rng.normal(size=(4, 3))
+    convolution = rng.normal(size=(4, 3, 2, 1))
+    norm = rng.normal(size=5)
     table = (keys.Row(r"(\w+)\.weight", r"\1/weight"),)
     params = keys.convert(
         {"linear.weight": linear, "convolution.weight": convolution, "norm.weight": norm}, table
@@ -122,30 +120,21 @@ def test_pairs_to_halves():
     )
 
 
-def test_rows_read_both_ways():
+def test_release_key():
     config = ClassConditionalConfig.imagenet("b_16x")
     table = keys.class_conditional(config)
-    assert (
-        keys.release_key("transformer/layers_13/mlp/w1/kernel", table)[0]
-        == "layers.13.feed_forward.w1.weight"
-    )
-    assert (
-        keys.release_key("head/groups_1/blocks_2/mlp_norm/scale", table)[0]
-        == "head.net.res_blocks.5.norm2.weight"
-    )
     single = keys.class_conditional(ClassConditionalConfig.imagenet("b_1x"))
-    assert (
-        keys.release_key("head/groups_1/blocks_2/mlp_norm/scale", single)[0]
-        == "head.net.res_blocks.5.norm.weight"
-    )
+    for path, rows, expected in (
+        ("transformer/layers_13/mlp/w1/kernel", table, "layers.13.feed_forward.w1.weight"),
+        ("head/groups_1/blocks_2/mlp_norm/scale", table, "head.net.res_blocks.5.norm2.weight"),
+        ("head/groups_1/blocks_2/mlp_norm/scale", single, "head.net.res_blocks.5.norm.weight"),
+    ):
+        assert keys.release_key(path, rows)[0] == expected
     key, row = keys.release_key("transformer/layers_3/attention/qkv/kernel", table)
     assert key == "layers.3.attention.wqkv.weight"
     qkv = np.random.default_rng(0).standard_normal((3 * 768, 5))
     np.testing.assert_array_equal(
         keys.to_release(keys.to_ours(qkv, row, "kernel"), row, "kernel"), qkv
     )
-    with pytest.raises(
-        ValueError,
-        match="no row of the key table leads to transformer/layers_3/attention/gate/kernel",
-    ):
+    with pytest.raises(ValueError, match="transformer/layers_3/attention/gate/kernel"):
         keys.release_key("transformer/layers_3/attention/gate/kernel", table)

@@ -1,4 +1,4 @@
-"""Peak memory of converting large models: each layer is read and written apart."""
+"""Peak memory of converting large models, whose layers are read and written one at a time."""
 
 import dataclasses
 import io
@@ -18,14 +18,13 @@ import torch_writer
 from torch_writer import Tensor
 
 from bitdance_jax.config import TextToImageConfig
-from bitdance_jax.convert import keys, parameters, sizes
-from bitdance_jax.convert import text_to_image as release_sizes
+from bitdance_jax.convert import keys, parameters, released_configs, released_text_to_image
 from bitdance_jax.models import text_to_image
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.tokenizer import autoencoder
 
 
-# The resident memory's peak by Linux's own count: getrusage would take over the parent's, this process's, peak.
+# Linux's own peak of resident memory. That of getrusage would include this process's peak.
 CONVERT = """
 import re, sys
 from bitdance_jax.convert.convert import convert
@@ -38,7 +37,7 @@ ZEROS = bytes(2**24)
 
 
 class SparseFile(io.FileIO):
-    """Leaves a hole where zeros are written."""
+    """Makes a hole where zeros are written."""
 
     def write(self, data) -> int:
         if data is not ZEROS:
@@ -48,7 +47,7 @@ class SparseFile(io.FileIO):
 
 
 def write_full_size(path: Path, shapes: dict[str, list[int]]) -> None:
-    """A released file of these shapes, float32: the transformer's numbers do not compress, the tokenizer's are zeros."""
+    """A released float32 file of these shapes: the transformer is random, the tokenizer zeros."""
     sizes = {key: int(np.prod(shape)) for key, shape in shapes.items()}
     strides = {
         key: [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
@@ -63,7 +62,8 @@ def write_full_size(path: Path, shapes: dict[str, list[int]]) -> None:
             "full/data.pkl", torch_writer.pickle({"ema": state, "model": state, "args": {}})
         )
         for i, key in enumerate(shapes):
-            block, left = ZEROS if key.startswith("vae.") else RANDOM, 4 * sizes[key]
+            block = ZEROS if key.startswith("vae.") else RANDOM
+            left = 4 * sizes[key]
             with file.open(f"full/data/{i}", "w") as record:
                 for _ in range(left // len(block)):
                     record.write(block)
@@ -77,7 +77,7 @@ def folder(tmp_path):
 
 
 def peak_of(folder: Path, source: str) -> int:
-    """Bytes at the peak of converting `folder / source` to `folder / "model"`, in a process of its own."""
+    """Peak bytes of a process that converts `folder / source` to `folder / "model"`."""
     run = subprocess.run(
         [sys.executable, "-c", CONVERT, folder / source, folder / "model"],
         capture_output=True,
@@ -89,8 +89,9 @@ def peak_of(folder: Path, source: str) -> int:
 
 
 def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
-    """A released folder in bfloat16, all holes; the size of its largest stacked array."""
-    model, ae = text_to_image.abstract_params(config), autoencoder.abstract_params(config.tokenizer)
+    """Writes a released bfloat16 folder of holes; returns the size of its largest stacked array."""
+    model = text_to_image.abstract_params(config)
+    ae = autoencoder.abstract_params(config.tokenizer)
     shapes = parameters.release_shapes(model, keys.text_to_image(config))
     shapes |= {
         f"ae.{key}": shape for key, shape in parameters.release_shapes(ae, keys.TOKENIZER).items()
@@ -105,18 +106,21 @@ def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
         header: dict[str, Any] = {}
         end = 0
         for key, shape in own.items():
-            start, end = end, end + 2 * int(np.prod(shape))
             name = key if stem == "model" else key.removeprefix(f"{stem}.")
-            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+            offsets = [end, end + 2 * int(np.prod(shape))]
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}
+            end = offsets[1]
         text = json.dumps(header).encode()
         with open(folder / f"{stem}.safetensors", "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + end)
-    (folder / "config.json").write_text(json.dumps(release_sizes.text_record(config.text)))
+    (folder / "config.json").write_text(json.dumps(released_text_to_image.text_record(config.text)))
     (folder / "vision_head_config.json").write_text(
-        json.dumps(release_sizes.vision_head_record(config))
+        json.dumps(released_text_to_image.vision_head_record(config))
     )
-    (folder / "ae_config.json").write_text(json.dumps(sizes.tokenizer_record(config.tokenizer)))
+    (folder / "ae_config.json").write_text(
+        json.dumps(released_configs.tokenizer_record(config.tokenizer))
+    )
     (folder / "tokenizer.json").write_text(toy_text_to_image.tokenizer_json(config.tokens_per_step))
     return max(2 * leaf.size for leaf in jax.tree.leaves(model))
 
@@ -126,13 +130,13 @@ def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
     not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc"
 )
 def test_peak_memory_of_a_text_to_image_model(folder):
-    """Three stacks of 0.8 GB, of which one layer is in memory at a time."""
+    """Of three stacks of 0.8 GB, one layer is in memory at a time."""
     toy = toy_text_to_image.config()
     text = dataclasses.replace(toy.text, num_layers=48, dim=1024, hidden_dim=8192)
     largest = write_text_to_image(folder / "release", dataclasses.replace(toy, text=text))
     peak = peak_of(folder, "release")
     print(f"peak {peak / 1e9:.2f} GB; largest stacked array {largest / 1e9:.2f} GB")
-    assert peak < largest + 0.2e9  # JAX alone takes 0.35e9, so that a whole stack would be too much
+    assert peak < largest + 0.2e9  # JAX alone takes 0.35e9: a complete stack would be too much.
 
 
 @pytest.mark.slow
@@ -148,6 +152,5 @@ def test_peak_memory_of_a_full_size_model(folder):
 
     header = json.loads((folder / "model" / "config.json").read_text())
     assert header["metadata"]["name"] == "BitDance_B_1x"
-    assert (
-        sum(size for size, _ in header["files"].values()) > 0.85e9
-    )  # the transformer's numbers were not lost on the way
+    # The transformer's weights do not compress.
+    assert sum(size for size, _ in header["files"].values()) > 0.85e9

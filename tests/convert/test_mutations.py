@@ -1,4 +1,4 @@
-"""Small files with a few bytes changed, from a seed: each is read, or refused with one line, at once."""
+"""Files with a few bytes changed at random are read, or refused at once with one line."""
 
 import random
 import time
@@ -60,23 +60,23 @@ def read_arrays(load):
     return read
 
 
-def changed(data: bytes, rng: random.Random) -> bytes:
+def mutate(data: bytes, rng: random.Random) -> bytes:
     out = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 4])):
-        place = rng.randrange(len(out) + 1)
+        position = rng.randrange(len(out) + 1)
         kind = rng.randrange(5)
         if kind == 0:
-            out[place : place + 1] = bytes([rng.randrange(256)])
+            out[position : position + 1] = bytes([rng.randrange(256)])
         elif kind == 1:
             extreme = rng.choice(EXTREMES)
-            out[place : place + len(extreme)] = extreme
+            out[position : position + len(extreme)] = extreme
         elif kind == 2:
-            del out[place : place + rng.choice([1, 4, 50])]
+            del out[position : position + rng.choice([1, 4, 50])]
         elif kind == 3:
             start = rng.randrange(len(out) + 1)
-            out[place:place] = out[start : start + 30]
+            out[position:position] = out[start : start + 30]
         elif rng.random() < 0.3:
-            del out[place:]
+            del out[position:]
     return bytes(out)
 
 
@@ -92,14 +92,17 @@ def changed(data: bytes, rng: random.Random) -> bytes:
     ids=["torch", "legacy", "safetensors", "geneval", "dpg"],
 )
 def test_a_few_changed_bytes(tmp_path, write, read):
-    rng, path = random.Random(0), write(tmp_path / "x.safetensors")
-    whole, slowest = path.read_bytes(), 0.0
+    rng = random.Random(0)
+    path = write(tmp_path / "x.safetensors")
+    original = path.read_bytes()
+    slowest = 0.0
     for _ in range(300):
-        path.write_bytes(changed(whole, rng))
+        path.write_bytes(mutate(original, rng))
         begin = time.process_time()
         try:
             read(path)
         except UserError as error:
-            assert "x.safetensors" in str(error) and "\n" not in str(error)
+            assert "x.safetensors" in str(error)
+            assert "\n" not in str(error)
         slowest = max(slowest, time.process_time() - begin)
     assert slowest < 1

@@ -1,4 +1,4 @@
-"""Reading torch's files: what is in them, what is wrong with them, and hostile ones, which must be refused and must not run."""
+"""Files of torch.save: their contents, damage, and hostile ones, which must not run."""
 
 import os
 import pickle
@@ -14,11 +14,11 @@ import torch_writer
 from torch_writer import Call, Tensor
 
 from bitdance_jax.convert import torch_file, torch_pickle
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 
 
 def load(path, data: bytes, records: dict[str, bytes] | None = None):
-    """What a torch file with this pickle is read as."""
+    """The content of a file with this pickle."""
     named = {"data.pkl": data} | (records or {})
     return torch_file.load(
         torch_writer.write_zip(
@@ -43,11 +43,8 @@ def test_contents(tmp_path):
     read = torch_file.load(
         torch_writer.save(tmp_path / "x.pt", {"ema": arrays, "args": args, "epochs": 2**40})
     )
-    assert (
-        read["args"]
-        == {"lr": 1e-4, "name": "é", "sizes": [1, [2, -300]], "flag": True, "none": None}
-        and read["epochs"] == 2**40
-    )
+    assert read["args"] == args.state | {"sizes": [1, [2, -300]]}
+    assert read["epochs"] == 2**40
     for key, array in arrays.items():
         lazy = read["ema"][key]
         assert (lazy.shape, lazy.dtype, lazy.nbytes) == (array.shape, array.dtype, array.nbytes)
@@ -55,7 +52,7 @@ def test_contents(tmp_path):
 
 
 def test_views_share_a_storage(tmp_path):
-    """Two tensors in one storage, one of them transposed; the same list twice."""
+    """Two tensors in one storage, one of them transposed, and a list."""
     shared = [1]
     data = torch_writer.pickle(
         {
@@ -70,7 +67,7 @@ def test_views_share_a_storage(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_the_namespace_as_python_pickles_it(tmp_path, protocol):
+def test_namespaces_of_all_protocols(tmp_path, protocol):
     read = load(
         tmp_path, pickle.dumps({"args": SimpleNamespace(dim=768), "more": [(), {}, 1.5]}, protocol)
     )
@@ -87,17 +84,15 @@ class Runs:
         return self.call
 
 
-STACKED = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."  # names pushed as strings, then STACK_GLOBAL
-RETURNED = (
-    torch_writer.pickle(Call("collections.OrderedDict", ()))[:-1] + b")R."
-)  # calls what a call returned
+STACKED = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."  # STACK_GLOBAL
+# Calls the result of a call.
+RETURNED = torch_writer.pickle(Call("collections.OrderedDict", ()))[:-1] + b")R."
 EXTENSION = b"\x80\x02\x82\x01)R."  # a function by its number in copyreg's registry
 INSTANCE = b"(X\x04\x00\x00\x00trueiposix\nsystem\n."  # INST
 OBJECT = b"(cposix\nsystem\nX\x04\x00\x00\x00trueo."  # OBJ
 PERSISTENT = b"Pposix.system\n."  # PERSID, text
-ATTRIBUTE = (
-    b"\x80\x02ctorch\nFloatStorage\n}X\x08\x00\x00\x00__call__K\x01sb."  # BUILD on a known global
-)
+# BUILD on a known global.
+ATTRIBUTE = b"\x80\x02ctorch\nFloatStorage\n}X\x08\x00\x00\x00__call__K\x01sb."
 CLASS = b"\x80\x02ccollections\nOrderedDict\n}b."
 OF_ARGUMENTS = torch_writer.pickle(
     {"args": Call("argparse.Namespace", (Call("os.system", ("true",)),))}
@@ -133,16 +128,15 @@ OF_ARGUMENTS = torch_writer.pickle(
 def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, data, named):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"ran {command}"))
-    with pytest.raises(
-        UserError, match=r"x\.pt cannot be read: .*hostile, nothing was run"
-    ) as error:
+    with pytest.raises(torch_pickle.Refused, match=r"x\.pt .*hostile, nothing was run") as error:
         load(tmp_path, data)
-    assert named in str(error.value) and "\n" not in str(error.value)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "HERE").exists()
 
 
 def test_python_would_have_run_them(tmp_path, monkeypatch):
-    """The files above do what they say when torch.load, or pickle, reads them."""
+    """Python's pickle does run such a file."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Runs(os.system, "touch HERE"), 2))
     assert (tmp_path / "HERE").exists()
@@ -155,21 +149,21 @@ def test_python_would_have_run_them(tmp_path, monkeypatch):
         (Tensor("float32", "0", 4, 1, (4,), (1,)), "outside its storage"),
         (Tensor("float32", "0", 4, 0, (2, 2), (4, 1)), "outside its storage"),
         (Tensor("float32", "0", 4, 0, (2**40,), (2**40,)), "outside its storage"),
-        (Tensor("float32", "0", 4, 3, (2,), (-1,)), "impossible"),
-        (Tensor("float32", "0", 4, -1, (2,), (1,)), "impossible"),
-        (Tensor("float32", "0", 4, 0, (-1,), (1,)), "impossible"),
-        (Tensor("float32", "0", 4, 0, (2**70,), (1,)), "impossible"),
-        (Tensor("float32", "0", 4, 0, (2, 2), (1,)), "impossible"),
-        (Tensor("float32", "0", 4, 0, (2.0,), (1,)), "impossible"),
-        (Tensor("float32", "0", 4, 0, 2, (1,)), "other arguments than torch's"),
-        (Tensor("float32", "0", 400, 0, (2,), (1,)), "not as long as its tensor says"),
-        (Tensor("float64", "0", 4, 0, (2,), (1,)), "not as long as its tensor says"),
-        (Tensor("float32", "1", 4, 0, (2,), (1,)), "data/1 is missing"),
-        (Tensor("float32", "../data.pkl", 4, 0, (2,), (1,)), "which is no number"),
+        (Tensor("float32", "0", 4, 3, (2,), (-1,)), "invalid"),
+        (Tensor("float32", "0", 4, -1, (2,), (1,)), "invalid"),
+        (Tensor("float32", "0", 4, 0, (-1,), (1,)), "invalid"),
+        (Tensor("float32", "0", 4, 0, (2**70,), (1,)), "invalid"),
+        (Tensor("float32", "0", 4, 0, (2, 2), (1,)), "invalid"),
+        (Tensor("float32", "0", 4, 0, (2.0,), (1,)), "invalid"),
+        (Tensor("float32", "0", 4, 0, 2, (1,)), "_rebuild_tensor_v2"),
+        (Tensor("float32", "0", 400, 0, (2,), (1,)), "data/0"),
+        (Tensor("float64", "0", 4, 0, (2,), (1,)), "data/0"),
+        (Tensor("float32", "1", 4, 0, (2,), (1,)), "data/1"),
+        (Tensor("float32", "../data.pkl", 4, 0, (2,), (1,)), "not a number"),
     ],
 )
 def test_tensors_that_point_outside_are_refused(tmp_path, tensor, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(FileError, match=message):
         load(tmp_path, torch_writer.pickle({"ema": tensor}), {"data/0": bytes(16)})
 
 
@@ -177,21 +171,21 @@ def test_tensors_that_point_outside_are_refused(tmp_path, tensor, message):
     ("data", "message"),
     [
         (b"\x80\x02}X\x02\x00\x00\x00em", "damaged"),
-        (b"\x80\x02}", "damaged|cut short"),
+        (b"\x80\x02}", r"damaged|truncated"),
         (b"\x80\x02.", "damaged"),
         (b"\x80\x02s.", "damaged"),
         (b"\x80\x02h\x05.", "damaged"),
         (b"\x80\x02u.", "damaged"),
         (b"not a pickle", "damaged"),
-        (b"\x80\x02}]K\x01s.", "list as its key"),
+        (b"\x80\x02}]K\x01s.", "list"),
         (
             b"\x80\x02}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00aK\x02X\x01\x00\x00\x00bK\x01X\x01\x00\x00\x00bK\x01u.",
-            "second key a, a second key b",
+            "a, b",
         ),
     ],
 )
 def test_damaged_pickles(tmp_path, data, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(FileError, match=message):
         load(tmp_path, data)
 
 
@@ -227,26 +221,26 @@ MANY_ARGUMENTS = (
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (SIZES_OF_A_LONG_LIST, "torch.Size is called with other arguments"),
-        (SAME_HASH, "an integer of|int as its key"),
+        (SIZES_OF_A_LONG_LIST, r"torch\.Size"),
+        (SAME_HASH, r"integer|int as its key"),
         (KEYS_OF_ONE_SHAPE, "int as its key"),
         (COPIES_OF_A_STATE, "two Namespaces of one dict"),
         (NAME_OF_DOUBLED_LISTS, "not a string"),
-        (MANY_ARGUMENTS, "with 100000 arguments"),
+        (MANY_ARGUMENTS, "100000 arguments"),
         (b"\x80\x02" + integer(10**6000) + b".", "an integer of 19,932 bits"),
         (b"\x80\x02L" + b"9" * 6000 + b"L\n.", "damaged"),
-        (b"\x80\x02Np99999999999999999\n.", "more objects than it can have"),
+        (b"\x80\x02Np99999999999999999\n.", "number"),
         (
             b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n]X\x03\x00\x00\x00cpuK\x01tQ.",
-            "not written as torch does",
+            "storage",
         ),
         (
             torch_writer.pickle(Tensor("float32", "0", 4, 0, (2**40,), (0,))),
-            "repeats its storage '0' too often",
+            "'0' too often",
         ),
         (
             torch_writer.pickle(Tensor("float32", "0", 4, 0, (1,) * 33, (0,) * 33)),
-            "other arguments than torch's",
+            "_rebuild_tensor_v2",
         ),
     ],
     ids=[
@@ -265,36 +259,39 @@ MANY_ARGUMENTS = (
     ],
 )
 def test_small_files_cost_little(tmp_path, data, message):
-    """In time and in memory: each of these took minutes or gigabytes, or ended in a traceback."""
+    """Without limits, each takes minutes or gigabytes, or ends in a traceback."""
     begin = time.process_time()
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(FileError, match=message) as error:
         load(tmp_path, data, {"data/0": bytes(16)})
-    assert time.process_time() - begin < 5 and len(str(error.value)) < 500
+    assert time.process_time() - begin < 5
+    assert len(str(error.value)) < 500
 
 
-def test_a_pickle_has_a_budget_of_instructions(tmp_path, monkeypatch):
+def test_limit_of_instructions(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_pickle, "MAX_INSTRUCTIONS", 1000)
     load(tmp_path, b"\x80\x02" + 998 * b"N" + b".")
-    with pytest.raises(UserError, match="more than 1,000 instructions"):
+    with pytest.raises(FileError, match="1,000 instructions"):
         load(tmp_path, b"\x80\x02" + 1000 * b"N" + b".")
 
 
 def test_zip_files_that_python_cannot_read(tmp_path):
-    """Features that it lacks, names that are no text, sizes past the end."""
-    whole = torch_writer.save(tmp_path / "x.pt", {"a": np.arange(4, dtype=np.float32)}).read_bytes()
-    local, central = whole.index(b"PK\x03\x04"), whole.index(b"PK\x01\x02")
+    """Features that it lacks, names that are not text, sizes past the end."""
+    path = torch_writer.save(tmp_path / "x.pt", {"a": np.arange(4, dtype=np.float32)})
+    original = path.read_bytes()
+    local = original.index(b"PK\x03\x04")
+    central = original.index(b"PK\x01\x02")
 
-    def damage(place: int, value: bytes) -> str:
-        (tmp_path / "x.pt").write_bytes(whole[:place] + value + whole[place + len(value) :])
-        with pytest.raises(UserError, match=r"x\.pt cannot be read: ") as error:
-            torch_file.load(tmp_path / "x.pt")
+    def damage(position: int, value: bytes) -> str:
+        path.write_bytes(original[:position] + value + original[position + len(value) :])
+        with pytest.raises(FileError, match=r"x\.pt") as error:
+            torch_file.load(path)
         return str(error.value)
 
     assert "version" in damage(central + 6, struct.pack("<H", 99))
     for flags in (0x20, 0x40, 0x01):
         damage(central + 8, struct.pack("<H", flags))
     for name, flags in ((central + 46, central + 8), (local + 30, local + 6)):
-        damage(flags, struct.pack("<H", 0x800) + whole[flags + 2 : name] + b"\xff\xfe")
+        damage(flags, struct.pack("<H", 0x800) + original[flags + 2 : name] + b"\xff\xfe")
     damage(central + 20, struct.pack("<II", 2**31, 2**31))
 
 
@@ -306,9 +303,9 @@ def test_deep_and_circular_nesting(tmp_path):
     assert circle[0] is circle
 
 
-def test_records_outside_or_twice_or_compressed(tmp_path):
+def test_records_outside_duplicate_or_compressed(tmp_path):
     data = torch_writer.pickle({})
-    with pytest.raises(UserError, match=r"'x/\.\./\.\./etc' that points outside"):
+    with pytest.raises(FileError, match=r"'x/\.\./\.\./etc'"):
         load(tmp_path, data, {"../../etc": b""})
     with (
         zipfile.ZipFile(tmp_path / "twice.pt", "w") as file,
@@ -316,47 +313,38 @@ def test_records_outside_or_twice_or_compressed(tmp_path):
     ):
         file.writestr("x/data.pkl", data)
         file.writestr("x/data.pkl", torch_writer.pickle({"other": 1}))
-    with pytest.raises(UserError, match="two records of one name"):
+    with pytest.raises(FileError, match="same name"):
         torch_file.load(tmp_path / "twice.pt")
     torch_writer.write_zip(
         tmp_path / "small.pt", {"x/data.pkl": data + bytes(1000)}, zipfile.ZIP_DEFLATED
     )
-    with pytest.raises(UserError, match=r"data\.pkl is compressed"):
+    with pytest.raises(FileError, match=r"data\.pkl .*compressed"):
         torch_file.load(tmp_path / "small.pt")
     torch_writer.write_zip(tmp_path / "other.zip", {"x/readme": b""})
-    with pytest.raises(UserError, match=r"not one of torch\.save"):
+    with pytest.raises(FileError, match=r"torch\.save"):
         torch_file.load(tmp_path / "other.zip")
-    with pytest.raises(UserError, match="big-endian"):
+    with pytest.raises(FileError, match="big-endian"):
         load(tmp_path, data, {"byteorder": b"big"})
 
 
-def test_legacy_formats_are_named_with_the_mend(tmp_path):
+def test_legacy_formats(tmp_path):
     (tmp_path / "legacy.pt").write_bytes(
         pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
     )
     (tmp_path / "tar.pt").write_bytes(bytes(257) + b"ustar" + bytes(250))
     for name in ("legacy.pt", "tar.pt"):
-        with pytest.raises(
-            UserError,
-            match=rf"{name} cannot be read: .*before 1\.6; load it and save it again with torch\.save",
-        ):
+        with pytest.raises(FileError, match=rf"{name} .*before 1\.6"):
             torch_file.load(tmp_path / name)
 
 
-def test_cut_and_damaged_files(tmp_path):
-    whole = torch_writer.save(
-        tmp_path / "x.pt", {"a": np.arange(1000, dtype=np.float32)}
-    ).read_bytes()
-    for length in (4, 100, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "x.pt").write_bytes(whole[:length])
-        with pytest.raises(
-            UserError, match=r"x\.pt cannot be read: it is cut short or damaged .*fetch it again"
-        ):
-            torch_file.load(tmp_path / "x.pt")
-    altered = whole.replace(struct.pack("<f", 500), struct.pack("<f", 501))
-    (tmp_path / "x.pt").write_bytes(altered)
-    read = torch_file.load(tmp_path / "x.pt")["a"].read
-    with pytest.raises(
-        UserError, match=r"x\.pt cannot be read: its record data/0 is damaged .*CRC"
-    ):
+def test_truncated_and_damaged_files(tmp_path):
+    path = torch_writer.save(tmp_path / "x.pt", {"a": np.arange(1000, dtype=np.float32)})
+    original = path.read_bytes()
+    for length in (4, 100, len(original) // 2, len(original) - 1):
+        path.write_bytes(original[:length])
+        with pytest.raises(FileError, match=r"x\.pt .*truncated"):
+            torch_file.load(path)
+    path.write_bytes(original.replace(struct.pack("<f", 500), struct.pack("<f", 501)))
+    read = torch_file.load(path)["a"].read
+    with pytest.raises(FileError, match=r"x\.pt .*data/0 .*CRC"):
         read()

@@ -1,4 +1,7 @@
-"""Writes files as torch.save does, without PyTorch: a zip file of stored records, one of them a pickle. Hostile ones, too."""
+"""Writes files like those of torch.save without PyTorch, hostile ones too.
+
+They are zip files of uncompressed records, one of them a pickle.
+"""
 
 import struct
 import zipfile
@@ -17,7 +20,7 @@ STORAGES = {
 
 
 class Call(NamedTuple):
-    """A call of a global, as the opcode REDUCE; then its state, as BUILD."""
+    """A call of a global (the opcode REDUCE), and its state (BUILD)."""
 
     name: str
     arguments: tuple
@@ -25,7 +28,7 @@ class Call(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A reference to a storage, with whatever sizes."""
+    """A reference to a storage, with any sizes."""
 
     dtype: str
     key: str
@@ -36,7 +39,10 @@ class Tensor(NamedTuple):
 
 
 def save(path: Path, value: Any, *, skip: tuple[str, ...] = ()) -> Path:
-    """Writes `value`: dicts, tuples, lists, scalars, strings, `Call`s, and numpy arrays (a storage each). Not the records in `skip`."""
+    """Writes dicts, tuples, lists, scalars, strings, `Call`s, and numpy arrays (a storage each).
+
+    The records in `skip` are omitted.
+    """
     arrays: list[np.ndarray] = []
     data = pickle(value, arrays)
     records = {"data.pkl": data, "byteorder": b"little"} | {
@@ -56,7 +62,7 @@ def write_zip(path: Path, records: dict[str, bytes], compression: int = zipfile.
 
 
 def pickle(value: Any, arrays: list[np.ndarray] | None = None) -> bytes:
-    """A pickle of protocol 2, as torch writes it; arrays are appended to `arrays`."""
+    """A pickle of protocol 2, as PyTorch writes it. Arrays are appended to `arrays`."""
     return b"\x80\x02" + _encode(value, [] if arrays is None else arrays) + b"."
 
 

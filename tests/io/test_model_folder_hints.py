@@ -6,7 +6,7 @@ from bitdance_jax.errors import FileError
 from bitdance_jax.io import model_folder
 
 
-CONVERT = "python -m bitdance_jax.convert"
+CONVERT = "bitdance convert"
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_other_arguments_of_models(model, prompts):
     [
         ("gs://bucket/model", "bitdance_jax\\[gcs\\]"),
         ("s3://bucket/model", "s3://bucket/model"),
-        ("hf://owner/model", "bitdance_jax.convert"),
+        ("hf://owner/model", "bitdance convert"),
         ("~/no_model", "/home_of_tests/no_model"),
     ],
 )

@@ -505,7 +505,7 @@ def test_another_tokenizer_size(config, folder):
             "runs/mine/model",
             "train it first: python train.py configs/emoji_tokenizer.py --run.workdir runs/mine",
         ),
-        ("models/ae_d16c32", "python -m bitdance_jax.convert RELEASED models/ae_d16c32"),
+        ("models/ae_d16c32", "bitdance convert RELEASED models/ae_d16c32"),
     ],
 )
 def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
@@ -524,7 +524,7 @@ def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
     released = ClassConditionalConfig.imagenet("b_1x")
     message = error_message(dataclasses.replace(config, tokenizer="models/ae", model=released))
     assert message.endswith(
-        "python -m bitdance_jax.convert BitDance_B_1x.pt models/ae --tokenizer-only"
+        "bitdance convert BitDance_B_1x.pt models/ae --tokenizer-only"
     )
 
 

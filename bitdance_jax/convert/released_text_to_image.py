@@ -1,4 +1,4 @@
-"""Sizes of a released text-to-image model: from the shapes of its tensors, its config files and its prompts' tokenizer."""
+"""Configs of released text-to-image models, from their tensors, configs and tokenizer files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from bitdance_jax.config import (
     TokenizerConfig,
 )
 from bitdance_jax.convert.keys import flow_head_config
-from bitdance_jax.convert.sizes import (
+from bitdance_jax.convert.released_configs import (
     Shapes,
     count,
     head_times,
@@ -19,42 +19,44 @@ from bitdance_jax.convert.sizes import (
     recorded,
     shape_of,
 )
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import FileError, short
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
 
 HEAD_DIM = 128
-"""Of an attention head in the flow head of every released text-to-image model."""
+"""Size of the attention heads in the diffusion head of every released text-to-image model."""
 
 SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
-"""The released models' (SPEC 5)."""
+"""The sampler of the released models."""
 
 Record = Mapping[str, Any]
 
 
 def tokens_per_step(vision_head: Record) -> int | None:
-    """P, if the head's config says it; else the prompts' tokenizer tells."""
+    """P, if the head's config has it. Otherwise the prompt tokenizer determines it."""
     return recorded(vision_head, "parallel_num", 0) or None
 
 
 def text_to_image_config(
     shapes: Shapes,
+    *,
     text: Record,
     vision_head: Record,
     tokenizer: TokenizerConfig,
     prompts: PromptTokenizer,
 ) -> TextToImageConfig:
-    """Sizes of a text-to-image model.
+    """The config of a text-to-image model.
 
     Args:
-      shapes: of the state dict, without the tokenizer.
-      text: the language model's config.json: what shapes do not tell, and whether it is a plain Qwen3.
+      shapes: of the state dict without the tokenizer.
+      text: the language model's config.json, for what shapes do not determine.
       vision_head: the head's config.
-      tokenizer: sizes of its tokenizer.
-      prompts: the prompts' tokenizer.
+      tokenizer: config of its tokenizer.
+      prompts: the prompt tokenizer.
 
     Raises:
-      UserError: a tensor that tells the sizes is missing, they cannot be, or the language model is another.
+      FileError: a tensor that determines the sizes is missing, the sizes are impossible, or the
+        language model is not a Qwen3.
     """
     return TextToImageConfig(
         tokenizer=tokenizer,
@@ -66,7 +68,7 @@ def text_to_image_config(
 
 
 def text_record(config: Qwen3Config) -> dict[str, Any]:
-    """A language model's config.json in the release's form."""
+    """The language model's config.json in the release."""
     return {
         "attention_bias": False,
         "head_dim": config.head_dim,
@@ -87,7 +89,7 @@ def text_record(config: Qwen3Config) -> dict[str, Any]:
 
 
 def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
-    """A head's vision_head_config.json in the release's form."""
+    """The head's vision_head_config.json in the release."""
     head = flow_head_config(config.head)
     return {
         "ch_target": config.tokenizer.bits,
@@ -102,11 +104,10 @@ def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
 
 
 def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
-    rope = record.get(
-        "rope_parameters"
-    )  # where later versions of Transformers write what stood at the top
+    # Later versions of Transformers write the rotary parameters into an object.
+    rope = record.get("rope_parameters")
     rope = rope if isinstance(rope, Mapping) else {}
-    plain = {
+    expected = {
         "model_type": "qwen3",
         "hidden_act": "silu",
         "attention_bias": False,
@@ -115,16 +116,13 @@ def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
     }
     odd = [
         f"{name} {record[name] if isinstance(record[name], str) else short(record[name])}"
-        for name, value in plain.items()
+        for name, value in expected.items()
         if record.get(name, value) != value
     ]
-    odd += (
-        [f"rope_type {short(rope['rope_type'])}"]
-        if rope.get("rope_type", "default") != "default"
-        else []
-    )
+    if rope.get("rope_type", "default") != "default":
+        odd.append(f"rope_type {short(rope['rope_type'])}")
     if odd:
-        raise UserError(
+        raise FileError(
             f"the language model is not a plain Qwen3: its config.json has {', '.join(odd)}"
         )
     vocab_size, dim = shape_of(shapes, "model.embed_tokens.weight", 2)

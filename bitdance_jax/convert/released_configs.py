@@ -1,4 +1,7 @@
-"""Sizes of a released model from the shapes of its tensors. What shapes cannot tell comes from the arguments recorded with them."""
+"""Configs of released tokenizers and class-conditional models, from the shapes of their tensors.
+
+What shapes do not determine comes from the arguments that are recorded with the tensors.
+"""
 
 import dataclasses
 import math
@@ -14,33 +17,33 @@ from bitdance_jax.config import (
     TransformerConfig,
 )
 from bitdance_jax.convert.keys import flow_head_config
-from bitdance_jax.errors import UserError, short
+from bitdance_jax.errors import FileError, short
 
 
 LARGEST = 1e18
-"""A recorded number is smaller."""
+"""Limit of recorded numbers."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 GUIDANCE = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}
-"""The published class-conditional models and the guidance scales that they were evaluated with (paper 4.2)."""
+"""Guidance scales with which the published models were evaluated (paper 4.2)."""
 
 TIME_SCHEDULES = ("logit_normal", "uniform")
-"""Distributions of the head's training times, by the release's names, which are ours too; the default first."""
+"""Distributions of the head's training times, by their names in the release; default first."""
 
 HEAD_DIM = 64
-"""Of every released class-conditional model, in the transformer and in the head."""
+"""Size of the attention heads of every released class-conditional model."""
 
 
 def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConfig:
-    """Sizes of a tokenizer.
+    """The config of a tokenizer.
 
     Args:
       shapes: of its state dict.
-      record: its `ae_*_config.json`, if any; `num_codebooks` counts in training alone and is taken from there.
+      record: its `ae_*_config.json` or {}. It gives `num_codebooks`, which only training uses.
 
     Raises:
-      UserError: a tensor that tells the sizes is missing.
+      FileError: a tensor that determines the sizes is missing.
     """
     ch, image_channels = shape_of(shapes, "encoder.conv_in.weight", 4)[:2]
     bits = shape_of(shapes, "encoder.conv_out.weight", 4)[0]
@@ -70,25 +73,27 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
 def class_conditional_config(
     shapes: Shapes, record: Mapping[str, Any], tokenizer: TokenizerConfig
 ) -> ClassConditionalConfig:
-    """Sizes of a class-conditional model.
+    """The config of a class-conditional model.
 
     Args:
-      shapes: of its state dict, without the tokenizer.
-      record: the release's arguments, as far as they are known.
-      tokenizer: sizes of its tokenizer.
+      shapes: of its state dict without the tokenizer.
+      record: the known arguments of the release.
+      tokenizer: config of its tokenizer.
 
     Raises:
-      UserError: a tensor that tells the sizes is missing, or they cannot be.
+      FileError: a tensor that determines the sizes is missing, or the sizes contradict each other.
     """
     classes, class_width = shape_of(shapes, "cls_embedding.weight", 2)
     tokens, dim = shape_of(shapes, "pos_for_diff.weight", 2)
     width = shape_of(shapes, "head.net.input_proj.weight", 2)[0]
     grid = math.isqrt(tokens)
     if grid**2 != tokens or class_width % dim:
-        raise UserError(
-            f"pos_for_diff and cls_embedding cannot be of one model: [{tokens}, {dim}] and [{classes}, {class_width}]"
+        raise FileError(
+            f"pos_for_diff [{tokens}, {dim}] and cls_embedding [{classes}, {class_width}]"
+            " do not belong to one model"
         )
-    tokens_per_step = 1 + shape_of(shapes, "query_token", 3)[1] if "query_token" in shapes else 1
+    num_queries = shape_of(shapes, "query_token", 3)[1] if "query_token" in shapes else 0
+    w1 = shape_of(shapes, "head.net.res_blocks.0.w1.weight", 2)[0]
     return ClassConditionalConfig(
         tokenizer=tokenizer,
         transformer=TransformerConfig(
@@ -101,13 +106,12 @@ def class_conditional_config(
             num_blocks=count(shapes, r"head\.net\.res_blocks\.(\d+)\..*"),
             num_groups=count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\..*"),
             head_dim=HEAD_DIM,
-            use_swiglu=shape_of(shapes, "head.net.res_blocks.0.w1.weight", 2)[0]
-            == 2 * int(1.5 * width),
+            use_swiglu=w1 == 2 * int(1.5 * width),
             **head_times(record),
         ),
         num_classes=classes - 1,
         image_size=grid * tokenizer.downsampling,
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=1 + num_queries,
         class_tokens=class_width // dim,
         order="token" if record.get("parallel_mode") == "standard" else "patch",
         bit_flip_rate=float(recorded(record, "perturb_rate", 0.1 if dim <= 768 else 0.05)),
@@ -117,7 +121,7 @@ def class_conditional_config(
 
 
 def class_conditional_record(config: ClassConditionalConfig) -> dict[str, Any]:
-    """The release's arguments for a model: what `class_conditional_config` reads beside the shapes, and the sizes."""
+    """Inverse of `class_conditional_config`: the release's arguments, sizes among them."""
     head = flow_head_config(config.head)
     return {
         "n_layer": config.transformer.num_layers,
@@ -141,15 +145,15 @@ def class_conditional_record(config: ClassConditionalConfig) -> dict[str, Any]:
 
 
 def head_times(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says of the head's times, as fields of `FlowHeadConfig`.
+    """The recorded training times of the head, as fields of `FlowHeadConfig`.
 
     Raises:
-      UserError: it names another distribution than those that are known.
+      FileError: the distribution is unknown.
     """
     schedule = record.get("time_schedule") or TIME_SCHEDULES[0]
     if schedule not in TIME_SCHEDULES:
-        known = " and ".join(TIME_SCHEDULES)
-        raise UserError(f"time_schedule {short(schedule)} is recorded, and only {known} are known")
+        known = ", ".join(TIME_SCHEDULES)
+        raise FileError(f"the recorded time_schedule {short(schedule)} is none of: {known}")
     return {
         "time_distribution": schedule,
         "time_mean": float(recorded(record, "P_mean", -0.8)),
@@ -159,7 +163,7 @@ def head_times(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_times_record(head: FlowHeadConfig) -> dict[str, Any]:
-    """Inverse of `head_times`, in the release's names."""
+    """Inverse of `head_times`, with the names of the release."""
     return {
         "time_schedule": head.time_distribution,
         "P_mean": head.time_mean,
@@ -187,7 +191,7 @@ def tokenizer_record(config: TokenizerConfig) -> dict[str, Any]:
 
 
 def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[str]:
-    """Where the arguments recorded with a file say other sizes than its tensors have."""
+    """Lists recorded sizes that differ from those of the tensors."""
     found = []
     for name, value in inferred.items():
         if isinstance(value, Mapping):
@@ -199,12 +203,12 @@ def differences(record: Mapping[str, Any], inferred: Mapping[str, Any]) -> list[
 
 
 def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | None:
-    """The name and the evaluation's sampler of the published model that has these sizes, if one has."""
+    """The name and the sampler in evaluation of the published model with these sizes, or None."""
     if not isinstance(config.head, FlowHeadConfig):
         return None
     for name, scale in GUIDANCE.items():
         preset = ClassConditionalConfig.imagenet(name)
-        # What counts in training alone may differ.
+        # Fields that matter in training only may differ.
         same_sizes = dataclasses.replace(
             preset,
             tokenizer=dataclasses.replace(
@@ -228,35 +232,35 @@ def published(config: ClassConditionalConfig) -> tuple[str, SamplerConfig] | Non
 
 
 def recorded(record: Mapping[str, Any], name: str, default: Any) -> Any:
-    """A recorded number of the default's kind, or the default.
+    """A recorded number of the default's type, or the default.
 
     Raises:
-      UserError: it is too large for any model, or NaN.
+      FileError: it is too large for any model, or NaN.
     """
     value = record.get(name, default)
     numbers = (int, float) if isinstance(default, float) else int
     if not isinstance(value, numbers) or isinstance(value, bool):
         return default
     if not abs(value) < LARGEST:
-        raise UserError(
-            f"{name} is {short(value)} in what is recorded with the weights, which cannot be"
-        )
+        raise FileError(f"the recorded {name} is {short(value)}, which is impossible")
     return value
 
 
 def shape_of(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
-    """A tensor's shape; a UserError if there is none or it cannot be."""
+    """A tensor's shape; a FileError if it is missing or has other dimensions."""
     if key not in shapes:
-        raise UserError(f"the key {key} is missing, which tells the model's sizes")
+        raise FileError(f"the key {key} is missing, which determines the model's sizes")
     if len(shapes[key]) != dimensions or 0 in shapes[key]:
-        raise UserError(f"{key} has the shape {list(shapes[key])}, which cannot be")
+        raise FileError(f"{key} has the shape {list(shapes[key])}, which is impossible")
     return shapes[key]
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number in the matching keys."""
+    """One more than the largest number in the keys that match."""
     numbers = [match[1] for key in shapes if (match := re.fullmatch(pattern, key))]
     for number in numbers:
         if len(number) > 9 or int(number) >= len(shapes):
-            raise UserError(f"a key like {pattern} has the number {number[:20]}, which cannot be")
+            raise FileError(
+                f"a key like {pattern} has the number {number[:20]}, which is impossible"
+            )
     return 1 + max(map(int, numbers), default=-1)
