@@ -523,9 +523,7 @@ def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     released = ClassConditionalConfig.imagenet("b_1x")
     message = error_message(dataclasses.replace(config, tokenizer="models/ae", model=released))
-    assert message.endswith(
-        "bitdance convert BitDance_B_1x.pt models/ae --tokenizer-only"
-    )
+    assert message.endswith("bitdance convert BitDance_B_1x.pt models/ae --tokenizer-only")
 
 
 def test_a_tokenizer_that_still_changes(config, tmp_path):
