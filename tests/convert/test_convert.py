@@ -358,7 +358,7 @@ def test_bad_sources(pt, ae_pt, converted, tmp_path):
     }
     refuse(
         released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without),
-        r"a\.pt .*set tokenizer",
+        r"a\.pt .*tokenizer=",
     )
     refuse(pt, "tokenizer .* is a class_conditional model", tokenizer=str(pt))
     refuse(ae_pt, "is a tokenizer", tokenizer=str(ae_pt))
@@ -421,5 +421,5 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert f"{tmp_path / 't'}: tokenizer model, 2.98MB of weights from ae_d16c8.pt\n" in output
     assert f"{tmp_path / 't.safetensors'}: 121 tensors, 2.98MB\n" in output
-    with pytest.raises(UserError, match="--weights"):
+    with pytest.raises(UserError, match="weights"):
         command(tmp_path / "t", tmp_path / "u.safetensors", "--to", "torch", "--weights", "model")

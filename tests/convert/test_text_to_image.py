@@ -208,24 +208,20 @@ def test_sizes_of_the_full_model():
     }
     expected = TextToImageConfig.released("14b_64x")
     prompts = object.__new__(PromptTokenizer)
-    prompts.image_tokens, prompts.tokens_per_step = expected.image_tokens, 64
-    text, head = (
-        released_text_to_image.text_record(expected.text),
-        released_text_to_image.vision_head_record(expected),
-    )
+    prompts.image_tokens = expected.image_tokens
+    prompts.tokens_per_step = 64
+    head = released_text_to_image.vision_head_record(expected)
     assert released_text_to_image.tokens_per_step(head) == 64
-    assert (
-        released_text_to_image.text_to_image_config(
-            shapes, text, head, TokenizerConfig.d16c32(), prompts
-        )
-        == expected
+    config = released_text_to_image.text_to_image_config(
+        shapes,
+        text=released_text_to_image.text_record(expected.text),
+        vision_head=head,
+        tokenizer=TokenizerConfig.d16c32(),
+        prompts=prompts,
     )
-    assert (
-        parameters.release_shapes(
-            text_to_image.abstract_params(expected), keys.text_to_image(expected)
-        )
-        == shapes
-    )
+    assert config == expected
+    abstract = text_to_image.abstract_params(expected)
+    assert parameters.release_shapes(abstract, keys.text_to_image(expected)) == shapes
     ae = {key: tuple(shape) for key, shape in golden_models.manifest()["BitDance-14B/ae"].items()}
     assert released_configs.tokenizer_config(ae, {}) == TokenizerConfig.d16c32()
 
