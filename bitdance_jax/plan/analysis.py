@@ -1,4 +1,4 @@
-"""Compiles a program and adds up what it needs: the plan that is reported, and compared with others by a search."""
+"""Compiles a program and estimates its memory and time: the plan that is reported and ranked."""
 
 import dataclasses
 import math
@@ -28,10 +28,12 @@ class Plan:
     """A compiled program and its costs.
 
     Attributes:
-      program, compiled: what was compiled, and what came of it.
-      chip: the devices' figures; None where they are not known, and then there is no estimate.
+      program: what was compiled.
+      compiled: the result.
+      chip: of the devices; None if it is not in `perf.hardware.CHIPS`.
       memory: bytes on each device.
-      module, rows: the compiled text, and every instruction's cost.
+      module: the parsed text of the compiled program.
+      rows: the cost of every instruction.
       estimate: times; None without a chip.
       compile_seconds: how long the compiler took.
     """
@@ -47,20 +49,21 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Operations of the products on each device."""
+        """Floating-point operations on each device."""
         return sum(row.trips * row.flops for row in self.rows)
 
     def images_per_second(self, seconds: float) -> float:
         return self.program.images / seconds
 
     def utilisation(self, seconds: float) -> float:
-        """Model FLOP utilisation of a call that takes so long: the model's own operations over what all chips could do."""
+        """Model FLOP utilisation (MFU) of a call that takes this long."""
         assert self.chip is not None
         return self.program.model_flops / (seconds * self.chip.flops * self.program.mesh.size)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        program, figures = self.program, self.estimate
+        program = self.program
+        estimate = self.estimate
         return {
             "program": program.name,
             "mesh": dict(program.mesh.shape),
@@ -70,20 +73,20 @@ class Plan:
             "model_flops": program.model_flops,
             "flops_per_device": self.flops,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
-            "estimate": figures and figures.to_dict(),
-            "images_per_second": figures
-            and {name: self.images_per_second(s) for name, s in figures.bounds.items()},
-            "model_flop_utilisation": figures
-            and {name: self.utilisation(s) for name, s in figures.bounds.items()},
+            "estimate": estimate and estimate.to_dict(),
+            "images_per_second": estimate
+            and {name: self.images_per_second(s) for name, s in estimate.bounds.items()},
+            "model_flop_utilisation": estimate
+            and {name: self.utilisation(s) for name, s in estimate.bounds.items()},
             "compile_seconds": self.compile_seconds,
         }
 
 
 def make_plan(program: Program) -> Plan:
-    """Compiles a program and counts.
+    """Compiles a program and estimates its costs.
 
     Raises:
-      DoesNotFit: the compiler, or the sum of what is held at a time, says that it needs more memory than a device has.
+      DoesNotFit: it needs more memory than a device has, by the compiler or by `Memory.total`.
     """
     start = time.monotonic()
     try:
@@ -91,29 +94,25 @@ def make_plan(program: Program) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_too_much(str(error))) from None
+        raise DoesNotFit(_memory_message(str(error))) from None
     seconds = time.monotonic() - start
     chip = chip_of(program.mesh.devices.flat[0])
     memory = Memory.of(compiled)
     if chip is not None and memory.total > chip.memory:
         raise DoesNotFit(
-            f"it needs {memory.total / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}"
+            f"it needs {memory.total / 2**30:.1f} GiB, and a device has {chip.memory / 2**30:.1f}"
         )
     module = hlo.parse(compiled.as_text() or "")
-    rows = costs(module, program.mesh.size, program.turns)
-    figures = None
+    rows = costs(module, program.mesh.size, program.trips)
+    times = None
     if chip is not None:
-        figures = estimate(
-            rows,
-            program.mesh,
-            chip,
-            scheduled_seconds(module, rows, program.mesh, chip, program.turns),
-        )
-    return Plan(program, compiled, chip, memory, module, rows, figures, seconds)
+        scheduled = scheduled_seconds(module, rows, program.mesh, chip, trips=program.trips)
+        times = estimate(rows, program.mesh, chip, scheduled)
+    return Plan(program, compiled, chip, memory, module, rows, times, seconds)
 
 
 def resident_bytes(program: Program) -> int:
-    """Bytes of a program's arguments on each device, known without compiling."""
+    """Bytes of a program's arguments on each device, without compiling it."""
     arrays = [
         leaf
         for leaf in jax.tree.leaves(program.arguments)
@@ -124,10 +123,9 @@ def resident_bytes(program: Program) -> int:
     )
 
 
-def _too_much(message: str) -> str:
+def _memory_message(message: str) -> str:
+    """The sizes in the compiler's message, which is long, or its first line."""
     sizes = re.findall(r"(\d+(?:\.\d+)?)([KMGT])", message)
-    return (
-        "it needs {}{} of {}{} HBM".format(*sizes[0], *sizes[1])
-        if len(sizes) > 1
-        else message.splitlines()[0]
-    )
+    if len(sizes) < 2:
+        return message.splitlines()[0]
+    return "it needs {}{} of {}{} HBM".format(*sizes[0], *sizes[1])

@@ -1,4 +1,4 @@
-"""What devices send to each other in a compiled program: kinds, bytes, groups, and how long they take on a torus or a switch."""
+"""The collectives of a compiled program: kind, bytes, devices, and time on a torus or a switch."""
 
 import math
 import re
@@ -22,21 +22,23 @@ KINDS = (
 )
 
 HOP_SECONDS = 1e-6
-"""Assumed time from a device to the next one, however small the message."""
+"""Assumed latency from one device to the next."""
 
 
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_DEVICE_IDS = rf"(?:, device_ids=\((?:{_IOTA}|([\d,]+))\))?"
+_MESH_GROUPS = rf"replica_groups=mesh\[([^\]]*)\]{_DEVICE_IDS} \{{([^}}]*)\}}"
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange.
+    """One collective operation.
 
     Attributes:
       kind: one of `KINDS`.
-      bytes: size of the whole array on one device of the group: gathered, before it is reduced or scattered, exchanged.
-      devices: numbers of the devices in the first group; the others are like it.
-      channel: a number that all parts of one exchange share; "" if it has none.
+      bytes: size of the unsharded array on a device: the result of a gather, otherwise the operand.
+      devices: indices of the devices in the first group; the other groups are alike.
+      channel: a number that all parts of one collective share; "" if it has none.
     """
 
     kind: str
@@ -46,72 +48,80 @@ class Collective:
 
     @property
     def size(self) -> int:
-        """Devices in a group."""
+        """Number of devices in a group."""
         return len(self.devices)
 
     @property
     def sent(self) -> int:
-        """Bytes that each device sends, when the exchange goes round a ring."""
+        """Bytes that each device sends, if the data travels round a ring."""
         if self.kind in ("collective-permute", "collective-broadcast"):
             return self.bytes
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.size - 1) // self.size
 
     def axes(self, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-        """The axes of the mesh that the exchange runs along."""
-        places = np.stack(np.unravel_index(self.devices, mesh.devices.shape))
+        """The mesh axes over which the devices of a group differ."""
+        indices = np.unravel_index(self.devices, mesh.devices.shape)
         return tuple(
             name
-            for name, along in zip(mesh.axis_names, places, strict=True)
+            for name, along in zip(mesh.axis_names, indices, strict=True)
             if len(set(along.tolist())) > 1
         )
 
     def seconds(self, mesh: jax.sharding.Mesh, chip: Chip) -> float:
-        """On an otherwise idle network.
+        """Seconds on an otherwise idle network.
 
-        On a torus an exchange uses both directions of every axis that its group stretches over, where that axis closes to a ring; one where
-        it does not. Groups that interleave share the links. All-to-all is bound by the middle of the longest ring.
+        On a torus a collective uses the links along every axis over which its group extends: in
+        both directions if the axis is a ring, otherwise in one. Interleaved groups share the links.
+        The middle of the longest ring limits an all-to-all.
         """
         if self.size == 1:
             return 0.0
         if not chip.torus:
             return self.sent / chip.link + HOP_SECONDS
-        coordinates = np.array(
-            [getattr(device, "coords", (0, 0, 0)) for device in mesh.devices.flat]
-        )
-        places = coordinates[list(self.devices)]
-        extents = places.max(0) - places.min(0) + 1
-        rings = wrapped(coordinates.max(0) + 1, chip) & (extents == coordinates.max(0) + 1)
-        links = sum(
-            2 if ring else 1 for ring, extent in zip(rings, extents, strict=True) if extent > 1
-        )
-        bandwidth = chip.link * max(links, 1) * min(1.0, self.size / math.prod(extents.tolist()))
-        hops = sum(
-            int(extent) // 2 if ring else int(extent) - 1
-            for ring, extent in zip(rings, extents, strict=True)
-        )
+        extents, rings = self._extents_on_torus(mesh, chip)
+        axes = list(zip(extents, rings, strict=True))
+        links = sum(2 if ring else 1 for extent, ring in axes if extent > 1)
+        hops = sum(extent // 2 if ring else extent - 1 for extent, ring in axes)
         sent: float = self.sent
+        bandwidth = chip.link * max(links, 1) * min(1.0, self.size / math.prod(extents))
         if self.kind == "all-to-all":
-            longest = int(extents.argmax())
-            sent, bandwidth = (
-                self.bytes * int(extents[longest]) / 4,
-                chip.link * (2 if rings[longest] else 1),
-            )
+            longest = max(range(len(extents)), key=extents.__getitem__)
+            sent = self.bytes * extents[longest] / 4
+            bandwidth = chip.link * (2 if rings[longest] else 1)
         if self.kind == "collective-permute":
             bandwidth = chip.link
         return sent / bandwidth + max(hops, 1) * HOP_SECONDS
 
+    def _extents_on_torus(
+        self, mesh: jax.sharding.Mesh, chip: Chip
+    ) -> tuple[list[int], list[bool]]:
+        """How far a group extends along each axis of the torus, and whether that is a ring."""
+        devices = mesh.devices.flat
+        coordinates = np.array([getattr(device, "coords", (0, 0, 0)) for device in devices])
+        torus = coordinates.max(0) + 1
+        group = coordinates[list(self.devices)]
+        extents = group.max(0) - group.min(0) + 1
+        rings = wrapped(torus, chip) & (extents == torus)
+        return extents.tolist(), rings.tolist()
+
 
 def wrapped(extents: np.ndarray, chip: Chip) -> np.ndarray:
-    """Which axes of a slice close to rings: those of 16 in two dimensions, all where every one is a multiple of 4 in three."""
+    """Which axes of a slice are rings.
+
+    In two dimensions those of 16 devices; in three all axes, if each is a multiple of 4.
+    """
     return extents == 16 if chip.torus == 2 else np.full(3, bool(np.all(extents % 4 == 0)))
 
 
 def find(
     module: Module, computation: Computation, instruction: Instruction, devices: int
 ) -> list[Collective]:
-    """The exchanges that an instruction makes or begins; those inside a fusion too. "-done" halves make none.
+    """The collectives that an instruction starts, or that a fusion contains.
 
     Args:
+      module: the program.
+      computation: the instruction's.
+      instruction: any; a "-done" half has no collectives.
       devices: how many run the program.
     """
     kind = instruction.opcode.removesuffix("-start")
@@ -128,9 +138,8 @@ def find(
         return []
     name = instruction.called("calls") or ""
     found = [part for inner in module[name] for part in find(module, module[name], inner, devices)]
-    if (
-        "all-reduce-scatter" in name
-    ):  # a TPU's reduce-scatter: an all-reduce of which each device keeps a slice
+    # A TPU's reduce-scatter: an all-reduce of which each device uses a slice.
+    if "all-reduce-scatter" in name:
         found = [
             Collective("reduce-scatter", part.bytes, part.devices, part.channel) for part in found
         ]
@@ -138,32 +147,23 @@ def find(
 
 
 def _members(instruction: Instruction, devices: int) -> tuple[int, ...]:
-    """The first group of the attribute `replica_groups`, in any of its three spellings, or of a permutation's pairs."""
+    """The first group of `replica_groups`, in any of its three formats, or of a permutation."""
     text = instruction.attributes
-    if pairs := re.findall(
-        r"\{(\d+),(\d+)\}",
-        instruction.attribute(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}") or "",
-    ):
+    permutation = instruction.attribute(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}") or ""
+    if pairs := re.findall(r"\{(\d+),(\d+)\}", permutation):
         return _cycle({int(source): int(target) for source, target in pairs})
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return tuple(int(number) for number in found[1].split(","))
     if found := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", text):
         return tuple(_iota(*found.groups()[1:]).reshape(_integers(found[1]))[0].tolist())
-    if found := re.search(
-        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:{_IOTA}|([\d,]+))\))? \{{([^}}]*)\}}",
-        text,
-    ):
+    if found := re.search(_MESH_GROUPS, text):
         sizes = {name: int(size) for name, size in re.findall(r"('[^']*')=(\d+)", found[1])}
-        order = (
-            _iota(found[2], found[3])
-            if found[2]
-            else np.array(_integers(found[4]) if found[4] else range(devices))
-        )
-        return tuple(
-            order.ravel()[
-                _along(sizes, re.findall(r"('[^']*')(?::\((\d+)\)(\d+))?", found[5]))
-            ].tolist()
-        )
+        if found[2]:
+            order = _iota(found[2], found[3])
+        else:
+            order = np.array(_integers(found[4]) if found[4] else range(devices))
+        axes = re.findall(r"('[^']*')(?::\((\d+)\)(\d+))?", found[5])
+        return tuple(order.ravel()[_indices_along(sizes, axes)].tolist())
     return tuple(range(devices))
 
 
@@ -172,29 +172,27 @@ def _integers(text: str) -> list[int]:
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:
-    """Numbers from 0 in an array of these sizes, its axes then reordered."""
+    """Integers from 0 in an array of these sizes, transposed by `order`."""
     numbers = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
     return numbers.transpose(_integers(order)) if order else numbers
 
 
-def _along(sizes: dict[str, int], axes: list[tuple[str, str, str]]) -> np.ndarray:
-    """Places along whole axes of a mesh or parts of them: (name, steps before the part, its size)."""
-    strides = dict(
-        zip(sizes, np.cumprod([1, *reversed(sizes.values())])[-2::-1].tolist(), strict=True)
-    )
-    places = np.zeros((), int)
+def _indices_along(sizes: dict[str, int], axes: list[tuple[str, str, str]]) -> np.ndarray:
+    """Device indices along axes of a mesh, or parts of axes: (name, product before, size)."""
+    products = np.cumprod([1, *reversed(sizes.values())])
+    strides = dict(zip(sizes, products[-2::-1].tolist(), strict=True))
+    indices = np.zeros((), int)
     for name, before, size in axes:
         count = int(size) if size else sizes[name]
-        places = np.add.outer(
-            places, strides[name] * (sizes[name] // int(before or 1) // count) * np.arange(count)
-        )
-    return places.ravel()
+        stride = strides[name] * (sizes[name] // int(before or 1) // count)
+        indices = np.add.outer(indices, stride * np.arange(count))
+    return indices.ravel()
 
 
 def _cycle(targets: dict[int, int]) -> tuple[int, ...]:
-    """The devices that a permutation passes through, from its first source on."""
-    at = next(iter(targets))
-    members = [at]
-    while (at := targets.get(at, members[0])) != members[0]:
-        members.append(at)
+    """The cycle of a permutation that contains its first source."""
+    first = next(iter(targets))
+    members = [first]
+    while (target := targets.get(members[-1], first)) != first:
+        members.append(target)
     return tuple(members)

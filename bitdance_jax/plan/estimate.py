@@ -1,11 +1,14 @@
 """Memory and time of one call of a compiled program on each device: a roofline.
 
-Assumptions. Each kernel takes the longer of its products at the chip's peak and its bytes at the memory's bandwidth; work on vectors, and
-whatever stays in a TPU's vector memory, takes no time. Exchanges run at the links' full rate round rings, each as if alone, and one
-microsecond a hop (`collectives.Collective.seconds`). Three figures come of it: `overlapped`, where arithmetic, memory and exchanges all
-hide behind the longest of the three, `scheduled`, where what the compiler starts ahead hides behind what runs meanwhile
-(`plan.schedule`), and `serial`, where everything follows one another. None knows of the input, the host, or how well the matrix units are
-filled; `compiler_seconds`, where a TPU's compiler tells its own estimate of each kernel, knows the last.
+Assumptions: A kernel takes either the time of its matrix products at the chip's peak or the time
+of its bytes at the memory's bandwidth, whichever is longer. Elementwise work, and accesses to a
+TPU's vector memory, take no time. A collective runs alone, at the full rate of the links of its
+rings, and takes a microsecond a hop (`collectives.Collective.seconds`).
+
+Three times follow: `overlapped`, in which arithmetic, memory and collectives overlap completely;
+`scheduled`, in which what the compiler starts early overlaps with what runs meanwhile (`schedule`);
+and `serial`, in which nothing overlaps. None of them includes the input, the host, or partly filled
+matrix units. The last are in `compiler_seconds`, the TPU compiler's own estimate of the kernels.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ from bitdance_jax.plan.cost import Cost
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device. Outputs that take the place of arguments (donated ones) are `aliased` and count once."""
+    """Bytes on each device. `aliased`: of the outputs in the memory of donated arguments."""
 
     arguments: int
     outputs: int
@@ -49,14 +52,16 @@ class Estimate:
     """One call on one device.
 
     Attributes:
-      kernels: instructions executed, loops in full.
-      flops: operations of products, loops in full.
-      bytes: between main memory and the chip.
+      kernels: instructions executed, counting every iteration of loops.
+      flops: their floating-point operations.
+      bytes: read from and written to main memory.
       sent: bytes sent to other devices.
-      arithmetic, memory, communication: seconds of each by itself.
-      kernel_seconds: each kernel's longer side, added up.
-      scheduled: see above.
-      compiler_seconds: the TPU compiler's estimate of the kernels; None elsewhere.
+      arithmetic: seconds of the operations alone.
+      memory: seconds of the memory accesses alone.
+      communication: seconds of the collectives alone.
+      kernel_seconds: sum over the kernels of the longer of arithmetic and memory.
+      scheduled: seconds of the call, see above.
+      compiler_seconds: the TPU compiler's estimate of the kernels; None on other devices.
     """
 
     kernels: int
@@ -72,21 +77,19 @@ class Estimate:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds of a call: overlapped at best, scheduled, serial without any overlap, and the compiler's kernels, then the exchanges."""
+        """Seconds of a call by name; "compiler" is the compiler's kernels, then the collectives."""
         bounds = {
             "overlapped": max(self.arithmetic, self.memory, self.communication),
             "scheduled": self.scheduled,
             "serial": self.kernel_seconds + self.communication,
         }
-        return (
-            bounds
-            if self.compiler_seconds is None
-            else {**bounds, "compiler": self.compiler_seconds + self.communication}
-        )
+        if self.compiler_seconds is not None:
+            bounds["compiler"] = self.compiler_seconds + self.communication
+        return bounds
 
     @property
     def expected(self) -> float:
-        """The least hopeful of the bounds, by which plans are compared."""
+        """The longest of the bounds, by which plans are ranked."""
         return max(self.bounds.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,35 +97,40 @@ class Estimate:
 
 
 def seconds(cost: Cost, chip: Chip) -> float:
-    """Of one execution of one kernel, without what it sends."""
+    """Seconds of one execution of one kernel, without its collectives."""
     return max(cost.flops * cost.passes / chip.flops, cost.bytes / chip.bandwidth)
 
 
 def compiler_seconds(cost: Cost, chip: Chip) -> float:
-    """The same, as the TPU's compiler estimates it; by the roofline where it does not say."""
+    """The TPU compiler's estimate of the same; `seconds` if it gives none."""
     return cost.cycles / chip.clock if cost.cycles and chip.clock else seconds(cost, chip)
 
 
 def estimate(rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, scheduled: float) -> Estimate:
-    """Adds up what `cost.costs` gave; `scheduled` is `schedule.scheduled_seconds`."""
-    exchanges = [(row.trips, exchange) for row in rows for exchange in row.collectives]
-    flops, moved = (
-        sum(row.trips * row.flops for row in rows),
-        sum(row.trips * row.bytes for row in rows),
-    )
+    """Sums the costs of a program, `cost.costs`.
+
+    Args:
+      rows: the costs.
+      mesh: the devices.
+      chip: of the devices.
+      scheduled: `schedule.scheduled_seconds`.
+    """
+    collectives = [(row.trips, collective) for row in rows for collective in row.collectives]
+    size = sum(row.trips * row.bytes for row in rows)
+    compiler = None
+    if chip.clock:
+        compiler = sum(row.trips * compiler_seconds(row, chip) for row in rows)
     return Estimate(
         kernels=sum(row.trips for row in rows),
-        flops=flops,
-        bytes=moved,
-        sent=sum(trips * exchange.sent for trips, exchange in exchanges),
+        flops=sum(row.trips * row.flops for row in rows),
+        bytes=size,
+        sent=sum(trips * collective.sent for trips, collective in collectives),
         arithmetic=sum(row.trips * row.flops * row.passes for row in rows) / chip.flops,
-        memory=moved / chip.bandwidth,
+        memory=size / chip.bandwidth,
         communication=sum(
-            (trips * exchange.seconds(mesh, chip) for trips, exchange in exchanges), 0.0
+            (trips * collective.seconds(mesh, chip) for trips, collective in collectives), 0.0
         ),
         kernel_seconds=sum(row.trips * seconds(row, chip) for row in rows),
         scheduled=scheduled,
-        compiler_seconds=sum(row.trips * compiler_seconds(row, chip) for row in rows)
-        if chip.clock
-        else None,
+        compiler_seconds=compiler,
     )

@@ -1,7 +1,7 @@
-"""Reads a compiled program's text: computations, instructions and shapes with their memory layout.
+"""Parses a compiled program: computations, instructions, and shapes with their memory layout.
 
-The text is what `jax.stages.Compiled.as_text()` gives, one partition's program after all optimizations. Only what the cost model asks
-for is kept.
+The text is the result of `jax.stages.Compiled.as_text()`: the program of one device after all
+optimizations.
 """
 
 import math
@@ -19,13 +19,14 @@ _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(")
 
 @dataclass(frozen=True)
 class Shape:
-    """An array as it lies in memory.
+    """An array and its layout in memory.
 
     Attributes:
       dtype: HLO's name, for example "bf16".
       dims: sizes of the axes.
       order: axes from the fastest varying to the slowest.
-      tile: what TPUs pad to: the sizes, slowest first, of the blocks that the fastest axes are cut into; () where there are none.
+      tile: sizes, slowest first, of the tiles to which TPUs pad the fastest axes; () if there are
+        none.
       space: memory space; 0 is the device's main memory.
     """
 
@@ -37,7 +38,7 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
@@ -47,7 +48,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Bytes in memory, padding to whole tiles included."""
+        """Bytes in memory, with the padding to full tiles."""
         if not self.tile or not self.dims:
             return self.logical_bytes
         sizes = [self.dims[axis] for axis in reversed(self.order)]
@@ -63,11 +64,11 @@ class Shape:
 
 
 ShapeTree = Shape | tuple[Any, ...]
-"""The shape of one array, or those of a tuple, which may hold tuples."""
+"""The shape of an array, or of the elements of a tuple, which may be tuples."""
 
 
 def leaves(tree: ShapeTree) -> Iterator[Shape]:
-    """The arrays of a shape that may be a tuple of shapes."""
+    """The shapes of all arrays in a tree."""
     if isinstance(tree, Shape):
         yield tree
     else:
@@ -82,10 +83,10 @@ class Instruction:
     Attributes:
       name: unique in the program.
       shape: of its result.
-      opcode: what it does.
+      opcode: HLO's name of the operation.
       operands: names of instructions in the same computation.
-      argument: what stands between its parentheses.
-      attributes: what follows them.
+      argument: the text in its parentheses.
+      attributes: the text after them.
     """
 
     name: str
@@ -96,23 +97,23 @@ class Instruction:
     attributes: str
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a regular expression found in the attributes."""
+        """The first group of a regular expression in the attributes; None if it is not found."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else None
 
     def called(self, attribute: str) -> str | None:
-        """The name of the computation that an attribute such as `body` names."""
+        """The computation in an attribute such as `body`."""
         return self.attribute(rf"\b{attribute}=%([\w.\-]+)")
 
     @property
     def op_name(self) -> str:
-        """The JAX operation that the instruction comes from, with the functions and modules it is in; "" if none is known."""
+        """The JAX operation of the instruction, with its functions and modules; "" if unknown."""
         return self.attribute(r'op_name="((?:[^"\\]|\\.)*)"') or ""
 
     @property
     def array(self) -> Shape:
-        """The shape of an instruction that gives one array."""
-        assert isinstance(self.shape, Shape), f"{self.name} gives a tuple"
+        """The shape of the result, which must not be a tuple."""
+        assert isinstance(self.shape, Shape), f"the result of {self.name} is a tuple"
         return self.shape
 
 
@@ -132,7 +133,7 @@ class Computation:
 
     @property
     def parameters(self) -> list[Instruction]:
-        """By number."""
+        """In the order of their numbers."""
         return sorted((i for i in self if i.opcode == "parameter"), key=lambda i: int(i.argument))
 
     def users(self, name: str) -> list[Instruction]:
@@ -141,7 +142,7 @@ class Computation:
 
 @dataclass
 class Module:
-    """A compiled program: all its computations, and the one that is run."""
+    """A compiled program: its computations, and the name of the one that runs first."""
 
     computations: dict[str, Computation]
     entry: str
@@ -151,12 +152,14 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The program of `Compiled.as_text()`."""
+    """Parses the text of `Compiled.as_text()`."""
     computations: dict[str, Computation] = {}
-    entry, current = "", None
+    entry = ""
+    current: Computation | None = None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and (header := _COMPUTATION.match(line)):
-            current = computations[header[2]] = Computation(header[2])
+            current = Computation(header[2])
+            computations[header[2]] = current
             entry = header[2] if header[1] else entry
         elif line.startswith("}"):
             current = None
@@ -179,7 +182,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis at `opening` is closed. Layouts hold balanced ones of their own."""
+    """The index of the parenthesis that closes the one at `opening`. Layouts contain others."""
     depth = 0
     for at in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
@@ -190,7 +193,9 @@ def _closing(text: str, opening: int) -> int:
 
 def _shape(text: str) -> ShapeTree:
     if text.startswith("("):
-        parts, depth, start = [], 0, 1
+        parts = []
+        depth = 0
+        start = 1
         inner = re.sub(r"/\*.*?\*/", "", text)
         for at, letter in enumerate(inner):
             if depth == 1 and (letter == "," or at == len(inner) - 1):
@@ -205,14 +210,13 @@ def _shape(text: str) -> ShapeTree:
     sizes = tuple(int(size.replace("<=", "")) for size in dims.split(",") if size.strip())
     tile = re.search(r"T\(([\d,]+)\)", layout or "")
     space = re.search(r"S\((\d+)\)", layout or "")
+    default = tuple(reversed(range(len(sizes))))
     return Shape(
         dtype,
         sizes,
-        tuple(int(axis) for axis in order.split(","))
-        if order
-        else tuple(reversed(range(len(sizes)))),
-        tuple(int(size) for size in tile[1].split(",")) if tile else (),
-        int(space[1]) if space else 0,
+        order=tuple(int(axis) for axis in order.split(",")) if order else default,
+        tile=tuple(int(size) for size in tile[1].split(",")) if tile else (),
+        space=int(space[1]) if space else 0,
     )
 
 

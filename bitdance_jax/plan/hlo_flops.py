@@ -1,4 +1,7 @@
-"""Floating-point operations of HLO instructions. Only products count, two for each multiply-add, as in `bitdance_jax.perf.flops`."""
+"""Floating-point operations of HLO instructions.
+
+Only matrix products and convolutions count: 2 operations for each multiply-add, as in `perf.flops`.
+"""
 
 import itertools
 import json
@@ -9,7 +12,7 @@ from bitdance_jax.plan.hlo import Computation, Instruction, Module, Shape, leave
 
 
 def flops(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Operations of one execution; of everything inside, for a fusion."""
+    """Operations of one execution; for a fusion, of all instructions in it."""
     if instruction.opcode == "dot":
         return _dot(computation, instruction)
     if instruction.opcode == "convolution":
@@ -23,7 +26,10 @@ def flops(module: Module, computation: Computation, instruction: Instruction) ->
 
 
 def passes(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """How often a TPU's matrix unit, which multiplies bfloat16, goes over an instruction's products: 6 times in precision "highest"."""
+    """How many bfloat16 products a TPU computes for one product of an instruction.
+
+    6 in precision "highest", 3 in "high", otherwise 1.
+    """
     if instruction.opcode == "fusion":
         inner = module[instruction.called("calls") or ""]
         return max((passes(module, inner, part) for part in inner), default=1)
@@ -40,38 +46,36 @@ def _operand(computation: Computation, instruction: Instruction, number: int) ->
 def _dot(computation: Computation, instruction: Instruction) -> int:
     lhs = _operand(computation, instruction, 0).dims
     contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-    return (
-        2
-        * instruction.array.size
-        * math.prod(lhs[int(axis)] for axis in contracted.split(",") if axis)
-    )
+    terms = math.prod(lhs[int(axis)] for axis in contracted.split(",") if axis)
+    return 2 * instruction.array.size * terms
 
 
 def _convolution(computation: Computation, instruction: Instruction, output: Shape) -> int:
-    """A multiply-add counts where the kernel meets an input, not where it meets padding or the holes of a dilated input.
+    """Multiply-adds with padding, or with the holes of a dilated input, do not count.
 
-    TPUs write products of matrices as convolutions, and batches of such products as windows with more padding than input.
+    TPU programs contain matrix products as convolutions, and batches of matrix products as
+    convolutions with more padding than input.
     """
-    lhs, rhs = (_operand(computation, instruction, i) for i in (0, 1))
+    lhs = _operand(computation, instruction, 0)
+    rhs = _operand(computation, instruction, 1)
     labels = instruction.attribute(r"dim_labels=([\w>\-]+)") or ""
     lhs_labels, rhs_labels, out_labels = re.split("_|->", labels)
-    window = dict(
-        re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute(r"window=\{([^}]*)\}") or "")
-    )
-    meetings = 1
+    options = instruction.attribute(r"window=\{([^}]*)\}") or ""
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", options))
+    pairs = 1
     for number in range(len(lhs_labels) - 2):
         sides = ((lhs, lhs_labels), (rhs, rhs_labels), (output, out_labels))
         size, kernel, out = (shape.dims[text.index(str(number))] for shape, text in sides)
-        meetings *= _meetings(size, kernel, out, window, number)
-    features_in, features_out = rhs.dims[rhs_labels.index("i")], output.dims[out_labels.index("f")]
+        pairs *= _count_pairs(size, kernel, out, window=window, axis=number)
+    features_in = rhs.dims[rhs_labels.index("i")]
+    features_out = output.dims[out_labels.index("f")]
+    batch = lhs.dims[lhs_labels.index("b")]
     batch_groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
-    return (
-        2 * meetings * features_in * features_out * lhs.dims[lhs_labels.index("b")] // batch_groups
-    )
+    return 2 * pairs * features_in * features_out * batch // batch_groups
 
 
-def _meetings(size: int, kernel: int, out: int, window: dict[str, str], axis: int) -> int:
-    """How many pairs of output and kernel positions along one axis read an element of the input."""
+def _count_pairs(size: int, kernel: int, out: int, *, window: dict[str, str], axis: int) -> int:
+    """Pairs of an output and a kernel position along an axis that read an element of the input."""
 
     def option(name: str, default: str) -> str:
         return window[name].split("x")[axis] if name in window else default
@@ -82,14 +86,14 @@ def _meetings(size: int, kernel: int, out: int, window: dict[str, str], axis: in
     before = int(option("pad", "0_0").split("_")[0])
     if (stride, base, dilation, before) == (1, 1, 1, 0) and out == size - kernel + 1:
         return out * kernel
-    places = (
+    positions = (
         k * dilation + o * stride - before for k, o in itertools.product(range(kernel), range(out))
     )
-    return sum(place % base == 0 and 0 <= place // base < size for place in places)
+    return sum(position % base == 0 and 0 <= position // base < size for position in positions)
 
 
 def _custom_call(computation: Computation, instruction: Instruction) -> int:
-    """Products that a compiler hands to a library, or that a kernel says it makes."""
+    """Operations of a call to a library, or those that a custom kernel declares."""
     target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
     output = next(leaves(instruction.shape))
     if "gemm" in target or "matmul" in target:

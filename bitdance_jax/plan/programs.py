@@ -1,4 +1,4 @@
-"""The programs that a plan compiles: the ones that training and sampling run, with shapes in the place of arrays."""
+"""The programs of training and sampling, with shapes instead of arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,17 +30,17 @@ from bitdance_jax.train.task import TrainingConfig
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function with the shapes and places of its arguments.
+    """A jitted function with the shapes and shardings of its arguments.
 
     Attributes:
       name: what a call does, for example "training step".
-      function: what `jax.jit` gave.
+      function: the result of `jax.jit`.
       arguments: jax.ShapeDtypeStructs with shardings.
       mesh: the devices.
-      images: images that a call trains on or draws.
-      model_flops: operations of the products that a call needs on all devices together, nothing computed twice.
-      turns: of the loop whose bound is an argument, if there is one.
-      static: keyword arguments that are compiled in.
+      images: how many a call trains on or samples.
+      model_flops: operations of a call on all devices together, without recomputation.
+      trips: iterations of the loop whose number of iterations is an argument, if there is one.
+      static: static keyword arguments.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Program:
     mesh: Mesh
     images: int
     model_flops: int
-    turns: int | None = None
+    trips: int | None = None
     static: Mapping[str, Any] = field(default_factory=dict)
 
     def compile(self) -> jax.stages.Compiled:
@@ -57,10 +57,10 @@ class Program:
 
 
 def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
-    """The step of `train.py`, for the config's batch.
+    """One training step on a batch of the config's size.
 
     Raises:
-      UserError: the mesh divides the batch or the parameters not.
+      UserError: the mesh does not divide the batch or the parameters.
     """
     run, batch_size = config.run, config.data.batch_size
     check_batch(mesh, batch_size, run.accumulate)
@@ -81,8 +81,10 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
     arguments = (
         abstract_state(objective, optimizer, mesh),
         on_mesh(mesh, objective.abstract_frozen(), objective.sharding_rules),
-        _placed(objective.abstract_batch(batch_size), batch_sharding(mesh)),
-        _placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())),
+        _with_sharding(objective.abstract_batch(batch_size), batch_sharding(mesh)),
+        _with_sharding(
+            jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())
+        ),
     )
     return Program(
         "training step", step, arguments, mesh, batch_size, training_flops(objective, batch_size)
@@ -92,7 +94,7 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
 def sampling(
     config: ClassConditionalConfig, sampler: SamplerConfig, dtype: str, per_device: int, mesh: Mesh
 ) -> Program:
-    """What `sample.py --npz` runs to sample `per_device` images on every device at a time, pixels included."""
+    """The sampler of an .npz file: `per_device` images on every device, decoded to pixels."""
     replicated = NamedSharding(mesh, PartitionSpec())
     images = per_device * mesh.size
     programs = Programs(config, mesh, jnp.dtype(dtype))
@@ -123,14 +125,15 @@ def sampling(
     here = [((per_device, *shape[1:]), kind) for shape, kind in rows]
     flops = traced_flops(count, params, *(jax.ShapeDtypeStruct(*row) for row in here))
     arguments = (
-        _placed(params, replicated),
-        *(_placed(jax.ShapeDtypeStruct(*row), replicated) for row in rows),
-        _placed(scales, replicated),
+        _with_sharding(params, replicated),
+        *(_with_sharding(jax.ShapeDtypeStruct(*row), replicated) for row in rows),
+        _with_sharding(scales, replicated),
     )
     function = jax.jit(sample, compiler_options=compiler_options(mesh))
-    turns = config.num_steps
-    return Program("sampling", function, arguments, mesh, images, flops * mesh.size, turns)
+    return Program(
+        "sampling", function, arguments, mesh, images, flops * mesh.size, trips=config.num_steps
+    )
 
 
-def _placed(tree: Any, place: NamedSharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+def _with_sharding(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,4 +1,4 @@
-"""A plan as tables, for people and for README files, and as JSON-ready data."""
+"""A plan as Markdown tables and as JSON-ready data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +23,13 @@ def to_dict(plan: Plan, count: int) -> dict[str, Any]:
 
 
 def to_text(plan: Plan, count: int) -> str:
-    """Markdown: what the program needs and takes, and the `count` first places of each list of `findings`."""
+    """Markdown tables of memory, times, and the first `count` rows of each list of `findings`."""
     program = plan.program
     mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
     kind = program.mesh.devices.flat[0].device_kind
     lines = [
-        f"{program.name}, {program.images} images, {program.mesh.size} x {kind}, mesh {mesh}; compiled in {plan.compile_seconds:.0f} s"
+        f"{program.name}, {program.images} images, {program.mesh.size} x {kind}, mesh {mesh}; "
+        f"compiled in {plan.compile_seconds:.0f} s"
     ]
     lines += ["", *_memory(plan), "", *_times(plan)]
     for title, found in _findings(plan, count).items():
@@ -37,7 +38,7 @@ def to_text(plan: Plan, count: int) -> str:
 
 
 def ranking(plans: Sequence[tuple[str, Plan]]) -> list[str]:
-    """Lines of a table of several plans."""
+    """Lines of a table that compares several plans."""
     rows = []
     for name, plan in plans:
         cells = [name, f"{plan.memory.total / GIB:.1f}"]
@@ -49,58 +50,53 @@ def ranking(plans: Sequence[tuple[str, Plan]]) -> list[str]:
             ]
         rows.append(cells)
     bounds = plans[0][1].estimate.bounds if plans[0][1].estimate else ()
-    return table(
-        ["", "GiB", *(word for name in bounds for word in (f"{name}, s", "images/s", "MFU"))], rows
-    )
+    head = ["", "GiB"]
+    for name in bounds:
+        head += [f"{name}, s", "images/s", "MFU"]
+    return table(head, rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table whose columns are aligned; the first column to the left, the others to the right."""
+    """Lines of a Markdown table, the first column aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
-        return (
-            "| "
-            + " | ".join(
-                c.rjust(w) if i else c.ljust(w)
-                for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-            )
-            + " |"
-        )
+        first = cells[0].ljust(widths[0])
+        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([first, *others])} |"
 
-    return [
-        line(head),
-        "|" + "|".join("-" * (w + 1) + ("-" if not i else ":") for i, w in enumerate(widths)) + "|",
-        *map(line, rows),
-    ]
+    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
+    return [line(head), f"|{'|'.join(rule)}|", *map(line, rows)]
 
 
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
-    parts = {
+    parts: dict[str, float] = {
         "arguments": memory.arguments,
-        "outputs that replace no argument": memory.outputs - memory.aliased,
+        "outputs outside of donated arguments": memory.outputs - memory.aliased,
         "temporaries": memory.temporaries,
         "program": memory.code,
-        "in all": memory.total,
+        "total": memory.total,
     }
+    if plan.chip:
+        parts["available"] = plan.chip.memory
     rows = [(name, f"{size / GIB:.2f}") for name, size in parts.items()]
-    return table(
-        ("memory of a device", "GiB"),
-        [*rows, ("the device has", f"{plan.chip.memory / GIB:.2f}")] if plan.chip else rows,
-    )
+    return table(("memory of a device", "GiB"), rows)
 
 
 def _times(plan: Plan) -> list[str]:
-    estimate, chip = plan.estimate, plan.chip
+    estimate = plan.estimate
+    chip = plan.chip
     repeated = plan.flops * plan.program.mesh.size / max(plan.program.model_flops, 1)
+    executed = sum(row.trips for row in plan.rows)
     lines = [
-        f"arithmetic: {plan.flops / 1e12:.3f} TFLOP a device, {repeated:.3f} times the model's own; {_executed(plan):,} kernels"
+        f"arithmetic: {plan.flops / 1e12:.3f} TFLOP a device, {repeated:.3f} times the model's; "
+        f"{executed:,} kernels"
     ]
     if estimate is None or chip is None:
         return [
             *lines,
-            "times are not estimated: the figures of this device are not known (bitdance_jax/perf/hardware.py)",
+            "no times: this device is not in the table of bitdance_jax/perf/hardware.py",
         ]
     alone = [
         (f"arithmetic at {chip.flops / 1e12:.0f} TFLOP/s", f"{estimate.arithmetic:.4f}"),
@@ -111,8 +107,8 @@ def _times(plan: Plan) -> list[str]:
         (f"{estimate.sent / GIB:.3f} GiB sent", f"{estimate.communication:.4f}"),
     ]
     names = {
-        "overlapped": "at best: all overlaps",
-        "scheduled": "roofline, copies ahead overlap",
+        "overlapped": "roofline, everything overlaps",
+        "scheduled": "roofline, asynchronous copies overlap",
         "serial": "roofline, nothing overlaps",
         "compiler": "compiler's estimate, nothing overlaps",
     }
@@ -128,46 +124,43 @@ def _times(plan: Plan) -> list[str]:
     return [
         *lines,
         "",
-        *table(("each by itself", "s"), alone),
+        *table(("each alone", "s"), alone),
         "",
         *table(("a call", "s", "images/s", "model FLOP utilisation"), bounds),
     ]
 
 
-def _executed(plan: Plan) -> int:
-    return sum(row.trips for row in plan.rows)
-
-
 def _findings(plan: Plan, count: int) -> dict[str, list[Finding]]:
-    rows, mesh, module = plan.rows, plan.program.mesh, plan.module
+    rows = plan.rows
+    mesh = plan.program.mesh
+    arguments = plan.program.arguments
     found = {
-        "Largest arrays in memory": findings.largest_results(rows, count),
-        "Arguments that every device holds whole": findings.replicated_arguments(
-            plan.program.arguments, count
-        ),
+        "Largest arrays in memory": findings.largest_arrays(rows, count),
+        "Replicated arguments": findings.replicated_arguments(arguments, count),
     }
-    if plan.chip is None:
+    chip = plan.chip
+    if chip is None:
         return found
     return {
-        "Parts of the model": findings.parts(rows, plan.chip, count),
-        "Kernels": findings.kernels(rows, plan.chip, count),
-        "Exchanges": findings.exchanges(rows, mesh, plan.chip, count),
-        "Sums of which each device keeps a part (reduce-scatters missed)": findings.reductions_then_cut(
-            module, rows, mesh, plan.chip, count
+        "Modules": findings.slowest_modules(rows, chip, count),
+        "Kernels": findings.slowest_kernels(rows, chip, count),
+        "Collectives": findings.slowest_collectives(rows, mesh, chip, count),
+        "All-reduces that could be reduce-scatters": findings.missed_reduce_scatters(
+            plan.module, rows, mesh, chip, count
         ),
-        "Copies and conversions in loops": findings.moves_in_loops(module, rows, plan.chip, count),
-        "Padding": findings.padding(rows, plan.chip, count),
+        "Copies and conversions in loops": findings.copies_in_loops(plan.module, rows, chip, count),
+        "Padding": findings.padded_arrays(rows, chip, count),
         **found,
     }
 
 
 def _finding_table(findings: list[Finding]) -> list[str]:
-    head = ["from", "what", "largest result", "times", "MiB"]
+    head = ["operation", "what", "largest result", "times", "MiB"]
     rows = [
         [f.source[-90:], f.what[:36], f.shape, f"{f.times:,}", f"{f.bytes / 2**20:,.1f}"]
         for f in findings
     ]
-    if any(f.seconds for f in findings):  # none is known of arrays, nor of devices without figures
+    if any(f.seconds for f in findings):  # Arrays have no time.
         head.append("ms")
         rows = [[*row, f"{f.seconds * 1e3:,.2f}"] for row, f in zip(rows, findings, strict=True)]
     return table(head, rows)

@@ -1,32 +1,41 @@
-"""How long a program takes when what its compiler starts ahead of time hides behind what runs meanwhile.
+"""The time of a program in which asynchronous copies and collectives overlap with kernels.
 
-A compiled program lists its instructions in the order in which they run. Copies and exchanges in two halves (copy-start ... copy-done) run
-beside what stands between the halves: copies as far as the kernels there leave the memory alone, exchanges at their own pace. Everything
-else runs by itself.
+A compiled program lists its instructions in the order of execution. A copy or collective in two
+halves (copy-start and copy-done) runs at the same time as the instructions between the halves: a
+copy while they do not use the memory, a collective all the time. Everything else runs alone.
 """
 
 import jax
 
 from bitdance_jax.perf.hardware import Chip
-from bitdance_jax.plan.cost import Cost, branches, trip_count
+from bitdance_jax.plan.control_flow import branches, trip_count
+from bitdance_jax.plan.cost import Cost
 from bitdance_jax.plan.estimate import seconds
 from bitdance_jax.plan.hlo import Computation, Module
 
 
 def scheduled_seconds(
-    module: Module, rows: list[Cost], mesh: jax.sharding.Mesh, chip: Chip, turns: int | None = None
+    module: Module,
+    rows: list[Cost],
+    mesh: jax.sharding.Mesh,
+    chip: Chip,
+    *,
+    trips: int | None = None,
 ) -> float:
-    """Of one call.
+    """Seconds of one call.
 
     Args:
-      rows: `cost.costs` of the module.
-      turns: as for `cost.costs`.
+      module: the compiled program.
+      rows: its costs, `cost.costs`.
+      mesh: the devices.
+      chip: of the devices.
+      trips: as for `cost.costs`.
     """
-    return _Schedule(module, rows, mesh, chip, turns).call(module[module.entry])
+    return _Schedule(module, rows, mesh, chip, trips).call(module[module.entry])
 
 
 class _Pending:
-    """What has been started and not finished; first come, first served."""
+    """Operations that have started and not finished; they run one after the other."""
 
     def __init__(self) -> None:
         self._left: dict[str, float] = {}
@@ -35,14 +44,17 @@ class _Pending:
         self._left[name] = self._left.get(name, 0.0) + seconds
 
     def work(self, seconds: float) -> None:
-        """Goes on for so long, beside something else."""
+        """The operations run for this time."""
         for name in self._left:
             done = min(seconds, self._left[name])
             seconds -= done
             self._left[name] -= done
 
     def finish(self, name: str | None) -> float:
-        """Seconds until it is done, and what was started before it. One that is not here is of an earlier turn of the loop: then of all."""
+        """Seconds until an operation and those before it have finished.
+
+        An unknown name is of an earlier iteration of the loop: then all have to finish.
+        """
         names = list(self._left)
         count = names.index(name) + 1 if name in self._left else len(names)
         return sum((self._left.pop(each) for each in names[:count]), 0.0)
@@ -55,56 +67,57 @@ class _Schedule:
         rows: list[Cost],
         mesh: jax.sharding.Mesh,
         chip: Chip,
-        turns: int | None,
+        trips: int | None,
     ) -> None:
-        self._module, self._mesh, self._chip, self._turns = module, mesh, chip, turns
+        self._module = module
+        self._mesh = mesh
+        self._chip = chip
+        self._trips = trips
         self._rows = {row.instruction.name: row for row in rows}
 
-    def call(self, computation: Computation, turns: int = 1) -> float:
-        """Seconds of a computation that runs so often in a row, with nothing started before and nothing left over."""
-        pending = (_Pending(), _Pending())
-        # The first turn finds nothing started; all others find what the one before has left them.
-        total = self._run(computation, *pending)
-        if turns > 1:
-            total += (turns - 1) * self._run(computation, *pending)
-        return total + sum(each.finish(None) for each in pending)
+    def call(self, computation: Computation, trips: int = 1) -> float:
+        """Seconds of consecutive runs of a computation, with nothing pending before or after."""
+        copies = _Pending()
+        collectives = _Pending()
+        # What one iteration leaves pending, the next has to finish. All but the first are alike.
+        total = self._run(computation, copies, collectives)
+        if trips > 1:
+            total += (trips - 1) * self._run(computation, copies, collectives)
+        return total + copies.finish(None) + collectives.finish(None)
 
-    def _run(self, computation: Computation, copies: _Pending, exchanges: _Pending) -> float:
+    def _run(self, computation: Computation, copies: _Pending, collectives: _Pending) -> float:
         total = 0.0
         for instruction in computation:
-            opcode, called = (
-                instruction.opcode,
-                instruction.called("to_apply") or instruction.called("calls") or "",
-            )
+            opcode = instruction.opcode
+            called = instruction.called("to_apply") or instruction.called("calls") or ""
             if opcode == "while":
-                count = trip_count(self._module, computation, instruction, self._turns)
-                total += copies.finish(None) + exchanges.finish(None)
-                total += (
-                    self.call(self._module[instruction.called("body") or ""], count)
-                    if count
-                    else 0.0
-                )
+                trips = trip_count(self._module, computation, instruction, self._trips)
+                total += copies.finish(None) + collectives.finish(None)
+                if trips:
+                    total += self.call(self._module[instruction.called("body") or ""], trips)
             elif opcode == "conditional":
                 total += max(map(self.call, branches(self._module, instruction)))
             elif opcode in ("call", "async-start"):
-                total += self._run(self._module[called], copies, exchanges)
+                total += self._run(self._module[called], copies, collectives)
             elif instruction.name in self._rows:
-                total += self._step(self._rows[instruction.name], copies, exchanges)
+                total += self._step(self._rows[instruction.name], copies, collectives)
         return total
 
-    def _step(self, row: Cost, copies: _Pending, exchanges: _Pending) -> float:
-        """Seconds that pass in one instruction; what runs beside it goes on."""
-        name, opcode, chip = row.instruction.name, row.instruction.opcode, self._chip
-        sent = sum((part.seconds(self._mesh, chip) for part in row.collectives), 0.0)
+    def _step(self, row: Cost, copies: _Pending, collectives: _Pending) -> float:
+        """Seconds of one instruction, during which the pending operations run."""
+        name = row.instruction.name
+        opcode = row.instruction.opcode
+        chip = self._chip
+        communication = sum((part.seconds(self._mesh, chip) for part in row.collectives), 0.0)
         if opcode.endswith("-start"):
             copies.start(name, row.bytes / chip.bandwidth)
-            exchanges.start(name, sent)
+            collectives.start(name, communication)
             return 0.0
         if opcode.endswith("-done"):
             waited = copies.finish(row.instruction.operands[0])
-            exchanges.work(waited)
-            return waited + exchanges.finish(row.instruction.operands[0])
-        alone = seconds(row, chip) + sent
+            collectives.work(waited)
+            return waited + collectives.finish(row.instruction.operands[0])
+        alone = seconds(row, chip) + communication
         copies.work(alone - row.bytes / chip.bandwidth)
-        exchanges.work(alone)
+        collectives.work(alone)
         return alone

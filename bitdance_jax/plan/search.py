@@ -1,4 +1,4 @@
-"""Tries the meshes and the ways to save memory that a training step can have, or numbers of images to draw, and ranks what fits."""
+"""Ranks meshes and memory savings of a training step, or batch sizes of a sampler."""
 
 import dataclasses
 import functools
@@ -18,17 +18,17 @@ from bitdance_jax.train.task import TrainingConfig
 
 
 REMATS: tuple[Literal["none", "dots", "nothing"], ...] = ("none", "dots", "nothing")
-"""From the fastest to the one that needs least memory."""
+"""From the fastest to the one that needs the least memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way to run something.
+    """One way to run a program.
 
     Attributes:
-      name: what is printed.
-      make: gives the program.
-      last_resort: never faster than the variant before it, only smaller.
+      name: is printed.
+      make: returns the program.
+      last_resort: it is never faster than the variant before it, but needs less memory.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Variant:
 
 
 Family = list[list[Variant]]
-"""Lists of variants, each from the one that needs most memory to the one that needs least. A list needs at least as much as the one before
-it, in the variant of the same number."""
+"""Lists of variants. In a list each variant needs less memory than the one before it; each list
+needs at least as much memory as the list before it, compared variant by variant."""
 
 
 def training_candidates(
@@ -48,9 +48,11 @@ def training_candidates(
     fsdps: Sequence[int],
     tensors: Sequence[int],
 ) -> list[Family]:
-    """A family for each batch size and `tensor` axis: its meshes, from the most to the fewest parts that the state is cut into.
+    """A family for each batch size and size of the axis "tensor".
 
-    The variants of a mesh: what rematerialisation keeps becomes less, then the batch is cut into 2, 4 and 8.
+    The lists of a family are its meshes, from the most to the fewest shards of the state. The
+    variants of a mesh store less and less for the backward pass, then accumulate gradients over 2,
+    4 and 8 micro-batches.
     """
     savings = [(1, remat) for remat in REMATS] + [(parts, REMATS[-1]) for parts in (2, 4, 8)]
 
@@ -97,7 +99,7 @@ def training_candidates(
 
 
 def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Family]:
-    """Powers of two of images a device, up to `most`, which is tried too. `make` gives the program of a number."""
+    """Powers of two of images a device up to `most`, and `most`; `make` returns the program."""
     counts = sorted({*(2**n for n in range(3, most.bit_length())), most})
     return [
         [
@@ -109,10 +111,11 @@ def sampling_candidates(make: Callable[[int], Program], most: int) -> list[Famil
 
 
 def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tuple[str, str]]]:
-    """Plans of what fits, those of most images a second first, and (name, why not) of the rest. Ctrl-C ranks what there is.
+    """The plans that fit, fastest first, and (name, reason) of the rest. Ctrl-C ends the search.
 
-    After the first variant of a family that fits, the next are tried too for as long as they are faster: to keep less for the backward
-    pass can pay. The rest of the family, which needs more memory, begins with the variant found so.
+    After the first variant of a list that fits, the next are tried while they are faster: to store
+    less for the backward pass can be faster. The next list of the family, which needs more memory,
+    begins with the variant that was found.
     """
     plans: list[tuple[str, Plan]] = []
     refused: list[tuple[str, str]] = []
@@ -121,14 +124,15 @@ def search(families: Sequence[Family]) -> tuple[list[tuple[str, Plan]], list[tup
             for family in families:
                 _try_family(family, plans, refused, bar)
         except KeyboardInterrupt:
-            refused.append(("the rest", "stopped"))
+            refused.append(("the rest", "interrupted"))
     return sorted(plans, key=lambda pair: -_speed(pair[1])), refused
 
 
 def _try_family(
     family: Family, plans: list[tuple[str, Plan]], refused: list[tuple[str, str]], bar: Any
 ) -> None:
-    first, settled = 0, False
+    first = 0
+    settled = False
     for variants in family:
         fastest = 0.0
         for number, variant in enumerate(variants):
@@ -138,7 +142,9 @@ def _try_family(
                 break
             bar.set_description(variant.name)
             try:
-                plan = make_plan(_small_enough(variant.make()))
+                program = variant.make()
+                _check_arguments_fit(program)
+                plan = make_plan(program)
             except DoesNotFit as error:
                 refused.append((variant.name, str(error)))
                 first = number + 1
@@ -149,19 +155,21 @@ def _try_family(
             plans.append((variant.name, plan))
             if _speed(plan) <= fastest:
                 break
-            first, fastest = number, _speed(plan)
+            first = number
+            fastest = _speed(plan)
         settled = settled or fastest > 0
         bar.update()
 
 
-def _small_enough(program: Program) -> Program:
-    """The program, unless its arguments alone are more than a device holds: then nothing needs to be compiled."""
-    chip, size = chip_of(program.mesh.devices.flat[0]), resident_bytes(program)
+def _check_arguments_fit(program: Program) -> None:
+    """Raises DoesNotFit, without compiling, if the arguments alone exceed a device's memory."""
+    chip = chip_of(program.mesh.devices.flat[0])
+    size = resident_bytes(program)
     if chip is not None and size > chip.memory:
         raise DoesNotFit(
-            f"its arguments alone need {size / 2**30:.1f} GiB of a device's {chip.memory / 2**30:.1f}"
+            f"its arguments alone need {size / 2**30:.1f} GiB, "
+            f"and a device has {chip.memory / 2**30:.1f}"
         )
-    return program
 
 
 def _speed(plan: Plan) -> float:

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.perf.arithmetic import traced_flops
+from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.plan.analysis import DoesNotFit, make_plan
 from bitdance_jax.plan.devices import find_devices
 from bitdance_jax.plan.programs import Program
