@@ -1,4 +1,4 @@
-"""Run as `python programs_on_cpus.py` with 8 CPU devices: prints the costs of small sharded programs as JSON."""
+"""Prints the costs of small sharded programs on 8 CPU devices as JSON."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ def loss(w: Any, x: Any) -> Any:
 
 
 def stacked_layers(w: Any, x: Any) -> Any:
-    """Each layer's weights, cut over fsdp, are gathered in its turn of the loop."""
+    """Each layer's weights, sharded over "fsdp", are gathered in its iteration of the loop."""
 
     def layer(x: Any, w: Any) -> Any:
         return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, NamedSharding(MESH, P()))), None
@@ -50,7 +50,7 @@ def convolution(kernel: Any, x: Any) -> Any:
     )
 
 
-def moved(x: Any) -> Any:
+def resharded(x: Any) -> Any:
     return jax.lax.with_sharding_constraint(x * 2, NamedSharding(MESH, P(None, "fsdp"))) + 1
 
 
@@ -65,20 +65,20 @@ PROGRAMS = {
     ),
     "convolution": (convolution, array((3, 3, 4, 8)), array((16, 10, 10, 4), ("data", "fsdp"))),
     "summed": (lambda x: jnp.sum(x, axis=0), array((64, 100), ("data", "fsdp"))),
-    "moved": (moved, array((64, 128), "fsdp")),
+    "resharded": (resharded, array((64, 128), "fsdp")),
 }
 
 
 def measure(function: Any, *arguments: Any) -> dict[str, Any]:
     compiled = jax.jit(function).lower(*arguments).compile()
     rows = cost.costs(hlo.parse(compiled.as_text() or ""), MESH.size)
-    exchanges = [(row.trips, part) for row in rows for part in row.collectives]
+    collectives = [(row.trips, part) for row in rows for part in row.collectives]
     return {
         "traced": traced_flops(function, *arguments),
         "counted": sum(row.trips * row.flops for row in rows) * MESH.size,
         "bytes": sum(row.trips * row.bytes for row in rows),
-        "exchanges": [
-            [part.kind, trips, part.bytes, list(part.axes(MESH))] for trips, part in exchanges
+        "collectives": [
+            [part.kind, trips, part.bytes, list(part.axes(MESH))] for trips, part in collectives
         ],
     }
 

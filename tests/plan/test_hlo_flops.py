@@ -1,4 +1,4 @@
-"""Convolutions as TPUs write them. Whole programs are counted against their jaxprs in test_cost.py."""
+"""Operations of convolutions, as in TPU programs. test_cost.py compares complete programs."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def convolution(lhs, rhs, out, attributes):
             "window={size=1}, dim_labels=0bf_io0->0bf",
             16 * 256 * 1024 * 4096,
         ),
-        # A batch of 5 products as one convolution: of its 5 x 5 meetings of input and kernel all but 5 are with padding.
+        # A batch of 5 products as one convolution, in which all but 5 of 5 x 5 pairs are padding.
         (
             "5,7,3",
             "5,3,11",
@@ -66,32 +66,28 @@ def convolution(lhs, rhs, out, attributes):
         ),
     ],
 )
-def test_multiply_adds_that_meet_an_input(lhs, rhs, out, attributes, count):
+def test_multiply_adds_without_padding(lhs, rhs, out, attributes, count):
     assert flops(*convolution(lhs, rhs, out, attributes)) == 2 * count
 
 
 def test_passes_of_the_matrix_unit():
     attributes = "window={size=1}, dim_labels=0bf_io0->0bf"
     assert passes(*convolution("1,2,3", "3,4,1", "1,2,4", attributes)) == 1
-    assert (
-        passes(
-            *convolution(
-                "1,2,3", "3,4,1", "1,2,4", attributes + ", operand_precision={highest,highest}"
-            )
-        )
-        == 6
-    )
+    attributes += ", operand_precision={highest,highest}"
+    assert passes(*convolution("1,2,3", "3,4,1", "1,2,4", attributes)) == 6
 
 
 @pytest.mark.parametrize(
     ("attributes", "count"),
     [
         (
-            'custom_call_target="__cublas$gemm", backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}',
+            'custom_call_target="__cublas$gemm", backend_config={"dot_dimension_numbers":'
+            '{"lhs_contracting_dimensions":["1"]}}',
             2 * 6 * 8 * 4,
         ),
         (
-            'custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"bytes":"1","flops":"123"}}',
+            'custom_call_target="tpu_custom_call", backend_config={"cost_estimate":'
+            '{"bytes":"1","flops":"123"}}',
             123,
         ),
         ('custom_call_target="Sharding"', 0),

@@ -1,4 +1,4 @@
-"""What runs beside what, by hand: a loop of three turns that copies 256 KB to vector memory (0.262 s) beside a product there."""
+"""Overlap, by hand: a loop of three iterations that copies 256 KB (0.262 s) during a product."""
 
 import dataclasses
 
@@ -13,20 +13,25 @@ from bitdance_jax.plan.schedule import scheduled_seconds
 
 
 CHIP = Chip("toy", (), flops=1e9, memory=1e9, bandwidth=1e6, link=1e6)
-COPY, PRODUCT = 256 * 256 * 4 / 1e6, 2 * 256**3 / 1e9
+COPY = 256 * 256 * 4 / 1e6
+PRODUCT = 2 * 256**3 / 1e9
 NEAR = "f32[256,256]{1,0:S(1)}"
+"""In vector memory."""
 
-TEXT = f"""%body (p: (s32[], f32[256,256], f32[256,256], f32[256,256])) -> (s32[], f32[256,256], f32[256,256], f32[256,256]) {{
-  %p = (s32[], f32[256,256]{{1,0}}, {NEAR}, {NEAR}) parameter(0)
+ARRAYS = "f32[256,256], f32[256,256], f32[256,256]"
+STATE = f"(s32[], f32[256,256]{{1,0}}, {NEAR}, {NEAR})"
+
+TEXT = f"""%body (p: (s32[], {ARRAYS})) -> (s32[], {ARRAYS}) {{
+  %p = {STATE} parameter(0)
   %i = s32[] get-tuple-element(%p), index=0
   %w = f32[256,256]{{1,0}} get-tuple-element(%p), index=1
   %x = {NEAR} get-tuple-element(%p), index=2
   BODY
-  ROOT %t = (s32[], f32[256,256]{{1,0}}, {NEAR}, {NEAR}) tuple(%i, %w, %z, %x)
+  ROOT %t = {STATE} tuple(%i, %w, %z, %x)
 }}
 
-%condition (q: (s32[], f32[256,256], f32[256,256], f32[256,256])) -> pred[] {{
-  %q = (s32[], f32[256,256]{{1,0}}, {NEAR}, {NEAR}) parameter(0)
+%condition (q: (s32[], {ARRAYS})) -> pred[] {{
+  %q = {STATE} parameter(0)
   ROOT %c = pred[] constant(true)
 }}
 
@@ -34,11 +39,11 @@ ENTRY %main (a: f32[256,256], b: f32[256,256]) -> f32[256,256] {{
   %a = f32[256,256]{{1,0}} parameter(0)
   %b = {NEAR} parameter(1)
   %zero = s32[] constant(0)
-  %init = (s32[], f32[256,256]{{1,0}}, {NEAR}, {NEAR}) tuple(%zero, %a, %b, %b)
-  %out = (s32[], f32[256,256]{{1,0}}, {NEAR}, {NEAR}) while(%init), condition=%condition, body=%body, backend_config={{TRIPS}}
+  %init = {STATE} tuple(%zero, %a, %b, %b)
+  %out = {STATE} while(%init), condition=%condition, body=%body, TRIPS
   ROOT %r = {NEAR} get-tuple-element(%out), index=2
 }}
-""".replace("TRIPS", '"known_trip_count":{"n":"3"}')
+""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"3"}}')
 
 START = f"%start = (f32[256,256]{{1,0}}, {NEAR}, u32[]) copy-start(%w)"
 DONE = f"%done = {NEAR} copy-done(%start)"
@@ -61,20 +66,20 @@ def seconds(lines, flops=1e9):
 
 
 @pytest.mark.parametrize("faster", [1, 100])
-def test_a_copy_hides_behind_what_stands_between_its_halves(faster):
-    """Of a product that takes longer than the copy, or 100 times less, and one after it that reads the copy."""
-    turn = max(PRODUCT * 20 / faster, COPY) + PRODUCT * 20 / faster
+def test_a_copy_overlaps_with_what_is_between_its_halves(faster):
+    """A product that takes longer or 100 times less; another one after it reads the copy."""
+    iteration = max(PRODUCT * 20 / faster, COPY) + PRODUCT * 20 / faster
     assert seconds(
         [START, product("y", "x", "x"), DONE, product("z", "y", "done")], faster * 5e7
-    ) == pytest.approx(3 * turn)
+    ) == pytest.approx(3 * iteration)
 
 
-def test_a_copy_without_anything_between_is_waited_for():
+def test_a_copy_with_nothing_between_its_halves():
     assert seconds([START, DONE, product("z", "x", "done")]) == pytest.approx(3 * (COPY + PRODUCT))
 
 
-def test_a_copy_for_the_next_turn():
-    """The first turn has nothing to wait for, the others wait for what is left after a product; the last copy is waited for at the end."""
+def test_a_copy_for_the_next_iteration():
+    """All but the first wait for the rest of the copy; the last copy ends after the loop."""
     early = f"%before = {NEAR} get-tuple-element(%p), index=3"
     done = f"%done = {NEAR} copy-done(%before)"
     assert seconds([early, done, START, product("z", "x", "done")]) == pytest.approx(
@@ -82,20 +87,20 @@ def test_a_copy_for_the_next_turn():
     )
 
 
-def test_an_exchange_hides_too_and_one_in_a_piece_does_not():
+def test_a_collective_overlaps_only_in_two_halves():
+    group = "channel_id=1, replica_groups={{0,1}}"
     both = NEAR.replace("256", "512", 1)
     halves = [
-        f"%start = ({NEAR}, {both}) all-gather-start(%x), channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{0}}"
-    ]
-    halves += [
+        f"%start = ({NEAR}, {both}) all-gather-start(%x), {group}, dimensions={{0}}",
         product("y", "x", "x"),
         f"%done = {both} all-gather-done(%start)",
         product("z", "y", "x"),
     ]
-    whole = [
-        f"%done = {NEAR} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}}}}, to_apply=%add"
+    single = [
+        f"%done = {NEAR} all-reduce(%x), {group}, to_apply=%add",
+        product("y", "x", "x"),
+        product("z", "y", "done"),
     ]
-    whole += [product("y", "x", "x"), product("z", "y", "done")]
     sent = 256 * 256 * 4 / 1e6
     assert seconds(halves) == pytest.approx(3 * (max(sent, PRODUCT) + PRODUCT), rel=1e-4)
-    assert seconds(whole) == pytest.approx(3 * (sent + 2 * PRODUCT), rel=1e-4)
+    assert seconds(single) == pytest.approx(3 * (sent + 2 * PRODUCT), rel=1e-4)

@@ -66,7 +66,7 @@ def test_drawing_a_batch(monkeypatch, tmp_path, capsys, folder):
         and written["images"] == 2
         and "reading weights, s an image" in printed
     )
-    # 8 patches, each after the reading of all weights but the head's once, and of the head's four times.
+    # Each of 8 patches reads the head's weights four times and all others once.
     sizes = {
         name: leaf.size
         for name, leaf in traverse_util.flatten_dict(
