@@ -19,7 +19,7 @@ from bitdance_jax.data.listing import left_out_text
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError
-from bitdance_jax.evaluate import inception, metrics, weights
+from bitdance_jax.evaluate import inception, inception_weights, metrics
 from bitdance_jax.evaluate.features import BATCH, Extractor
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images, open_images
 from bitdance_jax.evaluate.inception_score import inception_score
@@ -88,7 +88,7 @@ def _evaluate_samples(arguments: Arguments) -> None:
         )
     if arguments.inception is None:
         raise ConfigError(
-            f"inception is missing: the weights of the FID Inception-v3, {weights.PUBLISHED}",
+            f"inception is missing: the weights of the FID Inception-v3, {inception_weights.PUBLISHED}",
             "inception",
         )
     if arguments.out is not None:
@@ -164,7 +164,7 @@ def _report_damaged(images: Images) -> None:
 
 
 def _inception(path: str, batch_size: int) -> Extractor:
-    return Extractor(inception.features, weights.load(path), batch_size)
+    return Extractor(inception.features, inception_weights.load(path), batch_size)
 
 
 def _warn_of_order(samples: metrics.FeatureSet, scores: metrics.Scores) -> None:

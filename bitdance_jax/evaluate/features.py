@@ -1,4 +1,4 @@
-"""Images through a feature network, on all devices of this process, one batch after the other."""
+"""Features of images by a feature network, batch by batch, on all devices of this process."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,17 +16,17 @@ BATCH = 64
 
 
 class Features(NamedTuple):
-    """What a network tells of a batch of images. A network without spatial features or classes leaves them out.
+    """The features of a batch of images.
 
     Attributes:
-      pooled: what FID, precision and recall compare.
-      spatial: what sFID compares.
-      logits: of a classifier; for the Inception Score.
+      pooled: for FID, precision and recall.
+      spatial: for sFID; None if the network has none.
+      logits: of a classifier, for the Inception Score; None if the network has none.
     """
 
     pooled: Float[Array | np.ndarray, "B D"]
-    spatial: Float[Array | np.ndarray, "B S"] | None = None
-    logits: Float[Array | np.ndarray, "B K"] | None = None
+    spatial: Float[Array | np.ndarray, "B positions"] | None = None
+    logits: Float[Array | np.ndarray, "B classes"] | None = None
 
 
 Network = Callable[[Any, UInt8[Array, "B H W 3"]], Features]
@@ -34,10 +34,10 @@ Network = Callable[[Any, UInt8[Array, "B H W 3"]], Features]
 
 
 class Extractor:
-    """A feature network compiled for batches of one size, which are split over the local devices."""
+    """A feature network compiled for one batch size; batches are sharded over the local devices."""
 
     def __init__(self, network: Network, params: Any, batch_size: int = BATCH) -> None:
-        """`batch_size` is rounded up to a multiple of the devices."""
+        """`batch_size` is rounded up to a multiple of the number of devices."""
         devices = jax.local_devices()
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
         mesh = jax.make_mesh(
@@ -52,7 +52,7 @@ class Extractor:
         return _fetch(self._start(images), len(images))
 
     def stream(self, images: Images, description: str, progress: bool = True) -> Iterator[Features]:
-        """Features of all images, batch by batch; the devices work on the next batch while one is used."""
+        """Features of all images. While one batch is used, the devices compute the next."""
         with Progress(len(images), "image", description, shown=progress) as bar:
             running: tuple[Features, int] | None = None
             for batch in images.batches(self.batch_size):
@@ -67,12 +67,9 @@ class Extractor:
 
     def _start(self, images: UInt8[np.ndarray, "B H W 3"]) -> Features:
         missing = self.batch_size - len(images)
-        full = (
-            np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
-            if missing
-            else images
-        )
-        return self._network(self._params, jax.device_put(full, self._sharding))
+        if missing:
+            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+        return self._network(self._params, jax.device_put(images, self._sharding))
 
 
 def _fetch(features: Features, count: int) -> Features:

@@ -1,7 +1,8 @@
-"""Inception-v3 in its FID variant: the 2015 TensorFlow graph that every published FID is measured with.
+"""Inception-v3 in its FID variant: the TensorFlow graph of 2015, with which FIDs are published.
 
-It differs from today's Inception-v3 in that average pooling leaves the padding out, that the last block pools by the maximum, and in 1,008
-classes. Submodules carry the names of the published PyTorch port, so that a state dict's keys are the paths of our parameters.
+It differs from the usual Inception-v3: average pooling does not count the padding, the last block
+pools by the maximum, and there are 1,008 classes. Submodules have the names of the published
+PyTorch port, so that the keys of its state dict are the paths of the parameters here.
 """
 
 from typing import Any, Literal
@@ -22,10 +23,11 @@ SPATIAL = 17 * 17 * SPATIAL_CHANNELS
 
 
 class InceptionV3(nn.Module):
-    """Images of any size to what ADM's suite reads, in float32.
+    """The features of ADM's suite, in float32, of images of any size.
 
-    The spatial features are the first 7 channels of mixed_6's first convolution at all 17 x 17 positions, flattened in (row, column,
-    channel) order; the logits are without the classifier's bias.
+    The spatial features are the first 7 channels of the first convolution of mixed_6 at all 17 x 17
+    positions, flattened in the order row, column, channel. The logits are without the classifier's
+    bias.
     """
 
     @nn.compact
@@ -57,13 +59,13 @@ class InceptionV3(nn.Module):
 
 
 def features(params: dict[str, Any], images: UInt8[Array | np.ndarray, "B H W 3"]) -> Features:
-    """`InceptionV3` as a function, for an `Extractor`; `params` from `weights.load`."""
+    """`InceptionV3` as a function, for an `Extractor`; `params` from `inception_weights.load`."""
     outputs: Any = InceptionV3().apply({"params": params}, images)
     return outputs
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution, batch norm with recorded statistics (folded into the convolution by `weights.convert`), ReLU."""
+    """Convolution, folded batch norm (`inception_weights.convert`), ReLU."""
 
     features: int
     kernel: tuple[int, int]

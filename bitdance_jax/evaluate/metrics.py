@@ -1,4 +1,4 @@
-"""Features to scores: everything that ADM's suite reports, for any feature network."""
+"""All scores of ADM's suite from features, for any feature network."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What the scores need to know of a set of images. None where the network or a reference file does not tell.
+    """The features of a set of images. None for what the network or a reference file does not have.
 
     Attributes:
       pooled: mean and covariance of the pooled features.
-      spatial: of the spatial features.
-      vectors: the pooled features themselves, for the manifolds of precision and recall.
+      spatial: mean and covariance of the spatial features.
+      vectors: the pooled features, for the manifolds of precision and recall.
       logits: of the classifier.
     """
 
     pooled: Gaussian
     spatial: Gaussian | None = None
-    vectors: Float[np.ndarray, "M D"] | None = None
-    logits: Float[np.ndarray, "N K"] | None = None
+    vectors: Float[np.ndarray, "B D"] | None = None
+    logits: Float[np.ndarray, "B classes"] | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """None where the features for a score are missing.
+    """The scores of a set of samples. None if the features for a score are missing.
 
     Attributes:
-      fid: Fréchet distance of the pooled features; lower is better, and so on.
-      sfid: of the spatial features.
-      inception_score: of splits drawn at random; higher is better, like the next two.
-      precision: share of samples inside the reference's manifold.
-      recall: share of the reference inside the samples' manifold.
+      fid: Fréchet distance of the pooled features; lower is better.
+      sfid: Fréchet distance of the spatial features; lower is better.
+      inception_score: with random splits; higher is better.
+      precision: share of samples inside the reference's manifold; higher is better.
+      recall: share of the reference inside the samples' manifold; higher is better.
     """
 
     fid: float
@@ -50,7 +50,7 @@ class Scores:
     recall: float | None = None
 
     def __str__(self) -> str:
-        """One line a score, in the order of ADM's suite."""
+        """One line for each score, in the order of ADM's suite."""
         rows = {"Inception Score": self.inception_score, "FID": self.fid, "sFID": self.sfid}
         rows |= {"Precision": self.precision, "Recall": self.recall}
         return "\n".join(
@@ -61,32 +61,30 @@ class Scores:
 def collect(
     batches: Iterable[Features], max_vectors: int | None = None, count: int | None = None
 ) -> FeatureSet:
-    """The feature set of batches, such as `Extractor.stream` gives.
+    """The feature set of batches, such as those of `Extractor.stream`.
 
     Args:
-      batches: features of one image or more each.
-      max_vectors: keep this many of the pooled features, evenly spaced over all `count` of them; None keeps all.
-      count: how many there are in all; needed with `max_vectors`.
+      batches: features of one or more images each.
+      max_vectors: number of pooled features to keep, evenly spaced over all; None: all.
+      count: total number of images; needed with `max_vectors`.
 
     Raises:
       UserError: fewer than two images, or features that are not finite.
     """
-    pooled, spatial = RunningGaussian(), RunningGaussian()
-    vectors, logits = [], []
-    kept = (
-        None
-        if max_vectors is None or count is None or count <= max_vectors
-        else np.arange(max_vectors) * count // max_vectors
-    )
+    pooled = RunningGaussian()
+    spatial = RunningGaussian()
+    vectors = []
+    logits = []
+    kept = None
+    if max_vectors is not None and count is not None and count > max_vectors:
+        kept = np.arange(max_vectors) * count // max_vectors
     for batch in batches:
         first = pooled.count
         features = np.asarray(batch.pooled)
         pooled.add(features)
-        vectors.append(
-            features
-            if kept is None
-            else features[kept[(kept >= first) & (kept < pooled.count)] - first]
-        )
+        if kept is not None:
+            features = features[kept[(kept >= first) & (kept < pooled.count)] - first]
+        vectors.append(features)
         if batch.spatial is not None:
             spatial.add(np.asarray(batch.spatial))
         if batch.logits is not None:
@@ -113,24 +111,27 @@ def score(
     Args:
       samples: of generated images.
       reference: of real ones, by the same network.
-      split: images a split of the Inception Score.
+      split: images in a split of the Inception Score.
       neighbours: k of the manifolds.
-      block: features on a side of a block of distances.
-      progress: show a bar for the manifolds.
+      block: side of a block of distances.
+      progress: show a progress bar for the manifolds.
 
     Raises:
-      UserError: features of other dimensions, too few for the manifolds, or not finite.
+      UserError: features of different dimensions, too few for the manifolds, or not finite.
     """
-    sfid = (
-        frechet_distance(samples.spatial, reference.spatial)
-        if samples.spatial and reference.spatial
-        else None
-    )
-    precision = recall = None
+    sfid = None
+    if samples.spatial and reference.spatial:
+        sfid = frechet_distance(samples.spatial, reference.spatial)
+    quality = None
+    if samples.logits is not None:
+        quality = inception_score(shuffled(samples.logits), split)
+    precision = None
+    recall = None
     if samples.vectors is not None and reference.vectors is not None:
         if samples.vectors.shape[1] != reference.vectors.shape[1]:
             raise UserError(
-                "samples and reference have features of different networks; use one for both"
+                "cannot compare samples and reference with features of different networks; "
+                "use the same for both"
             )
         precision, recall = precision_recall(
             reference.vectors,
@@ -142,9 +143,7 @@ def score(
     return Scores(
         fid=frechet_distance(samples.pooled, reference.pooled),
         sfid=sfid,
-        inception_score=None
-        if samples.logits is None
-        else inception_score(shuffled(samples.logits), split),
+        inception_score=quality,
         precision=precision,
         recall=recall,
     )

@@ -12,36 +12,38 @@ from bitdance_jax.errors import UserError
 
 NEIGHBOURS = 3
 BLOCK = 10_000
-"""Features on a side of a block of distances. 10,000 by 10,000 in float32 are 0.4 GB, and the few copies in use fit a 16 GB device."""
+"""Side of a block of distances. A block in float32 is 0.4 GB, and a few fit a device of 16 GB."""
 
 
 def precision_recall(
-    reference: Float[np.ndarray, "N D"],
-    samples: Float[np.ndarray, "M D"],
+    reference: Float[np.ndarray, "B D"],
+    samples: Float[np.ndarray, "samples D"],
     *,
     neighbours: int = NEIGHBOURS,
     block: int = BLOCK,
     progress: bool = False,
 ) -> tuple[float, float]:
-    """The share of samples inside the reference's manifold, and the share of the reference inside the samples'.
+    """The share of samples in the reference's manifold, and of the reference in the samples'.
 
-    A manifold is the union of balls around the features, each as wide as the distance to the feature's `neighbours`-th neighbour. Distances
-    are in float32; ADM's suite rounds them to float16, which on synthetic features moved both shares by 0.002 to 0.003.
+    A manifold is the union of balls around the features. The radius of a ball is the distance of
+    its feature to the k-th nearest other feature. Distances are in float32; ADM's suite rounds them
+    to float16, which changed both shares of synthetic features by 0.002 to 0.003.
 
     Args:
       reference: features of real images.
       samples: features of generated ones.
       neighbours: k; 3 in ADM's suite.
-      block: features on a side of a block of distances; the result does not depend on it.
-      progress: show a bar.
+      block: side of a block of distances; the result does not depend on it.
+      progress: show a progress bar.
 
     Raises:
-      UserError: too few features, or some that are not finite.
+      UserError: too few features, or features that are not finite.
     """
     for name, features in (("reference", reference), ("samples", samples)):
         if len(features) <= neighbours:
             raise UserError(
-                f"precision and recall need more than {neighbours} images in the {name}, got {len(features)}"
+                f"precision and recall need more than {neighbours} images in the {name}, "
+                f"got {len(features)}"
             )
         if not np.isfinite(features).all():
             raise UserError(
@@ -57,7 +59,8 @@ def precision_recall(
     ) as bar:
         reference_radii = _radii(reference, neighbours, block, bar)
         sample_radii = _radii(samples, neighbours, block, bar)
-        covered, realistic = np.zeros(len(reference), bool), np.zeros(len(samples), bool)
+        covered = np.zeros(len(reference), bool)
+        realistic = np.zeros(len(samples), bool)
         for i in _blocks(len(reference), block):
             for j in _blocks(len(samples), block):
                 rows_inside, columns_inside = _inside(
@@ -74,7 +77,7 @@ def _blocks(count: int, size: int) -> list[slice]:
 
 
 def _radii(features: np.ndarray, neighbours: int, block: int, bar: tqdm) -> np.ndarray:
-    """Squared distance of each feature to its k-th neighbour; the feature itself, at distance 0, comes before the first."""
+    """Squared distance of each feature to its k-th neighbour, not counting the feature itself."""
     radii = []
     for i in _blocks(len(features), block):
         nearest = jnp.full((len(features[i]), neighbours + 1), jnp.inf)
@@ -87,9 +90,9 @@ def _radii(features: np.ndarray, neighbours: int, block: int, bar: tqdm) -> np.n
 
 @jax.jit
 def _nearest(
-    rows: Float[Array, "B D"], columns: Float[Array, "C D"], nearest: Float[Array, "B k"]
+    rows: Float[Array, "B D"], columns: Float[Array, "columns D"], nearest: Float[Array, "B k"]
 ) -> Float[Array, "B k"]:
-    """The k smallest of the squared distances to `columns` and of those given."""
+    """The k smallest of the squared distances to `columns` and of those in `nearest`."""
     candidates = jnp.concatenate([nearest, _squared_distances(rows, columns)], axis=1)
     return -jax.lax.top_k(-candidates, nearest.shape[1])[0]
 
@@ -98,20 +101,19 @@ def _nearest(
 def _inside(
     rows: Float[Array, "B D"],
     row_radii: Float[Array, "B"],
-    columns: Float[Array, "C D"],
-    column_radii: Float[Array, "C"],
-) -> tuple[Bool[Array, "B"], Bool[Array, "C"]]:
-    """Which rows lie in a ball around some column, and which columns in one around some row."""
+    columns: Float[Array, "columns D"],
+    column_radii: Float[Array, "columns"],
+) -> tuple[Bool[Array, "B"], Bool[Array, "columns"]]:
+    """Which rows are in the ball around any column, and which columns in that around any row."""
     distances = _squared_distances(rows, columns)
-    return jnp.any(distances <= column_radii, axis=1), jnp.any(
-        distances <= row_radii[:, None], axis=0
-    )
+    rows_inside = jnp.any(distances <= column_radii, axis=1)
+    columns_inside = jnp.any(distances <= row_radii[:, None], axis=0)
+    return rows_inside, columns_inside
 
 
 def _squared_distances(
-    rows: Float[Array, "B D"], columns: Float[Array, "C D"]
-) -> Float[Array, "B C"]:
+    rows: Float[Array, "B D"], columns: Float[Array, "columns D"]
+) -> Float[Array, "B columns"]:
     products = jnp.matmul(rows, columns.T, precision=Precision.HIGHEST)
-    return jnp.maximum(
-        jnp.sum(rows**2, axis=1)[:, None] - 2 * products + jnp.sum(columns**2, axis=1), 0
-    )
+    row_squares = jnp.sum(rows**2, axis=1)[:, None]
+    return jnp.maximum(row_squares - 2 * products + jnp.sum(columns**2, axis=1), 0)

@@ -1,6 +1,6 @@
 """Prompt files of GenEval and DPG-Bench, and the folder of images that their scorers read.
 
-The layouts are those of the scorers in github.com/djghosh13/geneval and github.com/TencentQQGYLab/ELLA (dpg_bench).
+The scorers: github.com/djghosh13/geneval, and dpg_bench of github.com/TencentQQGYLab/ELLA.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bitdance_jax.config import SamplerConfig, to_dict
-from bitdance_jax.errors import FileError, UserError, short
+from bitdance_jax.errors import FileError, short
 from bitdance_jax.io import image_files, readers
 from bitdance_jax.io.atomic import remove_temporary_files, replace_file
 from bitdance_jax.io.locks import writer_lock
@@ -30,13 +30,13 @@ GENEVAL_PROMPTS = 553
 
 @dataclass(frozen=True)
 class Prompt:
-    """A benchmark's prompt.
+    """A prompt of a benchmark.
 
     Attributes:
-      name: of its file or folder.
+      name: of its image file, or of its folder for GenEval.
       text: the prompt.
-      where: in which file and line, for messages.
-      line: of GenEval, as it was.
+      where: its file and line, for messages.
+      line: of GenEval's file, unchanged; None for DPG-Bench.
     """
 
     name: str
@@ -45,31 +45,29 @@ class Prompt:
     line: bytes | None = None
 
     def finished(self, folder: Path, count: int) -> bool:
-        """Whether all files of `count` images are there, undamaged."""
-        return all(
-            self._is_whole(folder / name) for name in [*self._metadata(), *self._images(count)]
-        )
+        """Whether all files of `count` images exist and are undamaged."""
+        names = [*self._metadata(), *self._images(count)]
+        return all(self._is_complete(folder / name) for name in names)
 
-    def write(self, folder: Path, images: UInt8[np.ndarray, "N H W 3"]) -> None:
-        """Writes the files that are not there yet or damaged, each whole or not at all."""
+    def write(self, folder: Path, images: UInt8[np.ndarray, "B H W 3"]) -> None:
+        """Writes the files that are missing or damaged, each atomically."""
         for name in self._metadata():
-            if not self._is_whole(folder / name):
+            if not self._is_complete(folder / name):
                 with replace_file(folder / name) as temporary:
                     temporary.write_bytes(self.line or b"")
-        for name, image in zip(
-            self._images(len(images)), [_two_columns(images), *images], strict=False
-        ):
-            if not self._is_whole(folder / name):
+        files = zip(self._images(len(images)), [_two_columns(images), *images], strict=False)
+        for name, image in files:
+            if not self._is_complete(folder / name):
                 image_files.save_png(folder / name, image)
 
-    def _is_whole(self, file: Path) -> bool:
-        """Whether a file is there as it was written: a PNG by its own checksums, without decoding it."""
+    def _is_complete(self, file: Path) -> bool:
+        """Whether a file exists and is undamaged; of a PNG only the checksums are read."""
         try:
             if file.suffix != ".png":
                 return file.read_bytes() == self.line
             with Image.open(file, formats=["PNG"]) as image:
                 image.verify()
-        except Exception:  # Pillow raises many types for damaged files.
+        except Exception:  # Pillow raises many types of exceptions for damaged files.
             return False
         return True
 
@@ -77,7 +75,7 @@ class Prompt:
         return [] if self.line is None else [f"{self.name}/metadata.jsonl"]
 
     def _images(self, count: int) -> list[str]:
-        """The grid, then, for GenEval, each image."""
+        """The file of the grid, and for GenEval those of the images."""
         if self.line is None:
             return [f"{self.name}.png"]
         return [
@@ -88,32 +86,34 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GenevalLine:
-    """What is read of a line; the scorer reads the rest."""
+    """The part of a line that is read here; the scorer reads the rest."""
 
     prompt: str
 
 
 class ImageFolder:
-    """The folder of a benchmark's images. Every file in it is one of the benchmark's: its scorers take what they find.
+    """The folder of a benchmark's images.
 
-    What decides the images stands beside it in FOLDER.settings.json, so that a start with other settings is refused.
+    It contains only the benchmark's files, because the scorers read everything in it. The settings
+    are beside it, in FOLDER.settings.json, so that a later call with other settings is an error.
     """
 
     def __init__(self, path: str, settings: dict[str, Any], per_prompt: int) -> None:
-        """`settings` are JSON-ready. Touches nothing: `open` does."""
-        self._path, self._settings_file = Path(path), Path(f"{os.path.abspath(path)}.settings.json")
-        self._settings, self._per_prompt = settings, per_prompt
-        self._pool, self._writing = (
-            ThreadPoolExecutor(thread_name_prefix="images"),
-            list[Future[None]](),
-        )
+        """`settings` are JSON-ready. Nothing is read or written before `open`."""
+        self._path = Path(path)
+        self._settings_file = Path(f"{os.path.abspath(path)}.settings.json")
+        self._settings = settings
+        self._per_prompt = per_prompt
+        self._pool = ThreadPoolExecutor(thread_name_prefix="images")
+        self._writing: list[Future[None]] = []
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Keeps the folder to this process until the block ends.
+        """Locks the folder until the block ends.
 
         Raises:
-          UserError: it cannot be written, holds images of other settings or something else, or another process is writing there.
+          FileError: the folder cannot be written, contains images of other settings or other files,
+            or another process has locked it.
         """
         image_files.check_writable(self._path / "any.png")
         with writer_lock(self._path, is_folder=True), self._pool:
@@ -122,49 +122,51 @@ class ImageFolder:
             yield
 
     def finished(self, prompts: list[Prompt]) -> int:
-        """How many of these have all their files."""
+        """How many of these prompts have all their files."""
         return sum(prompt.finished(self._path, self._per_prompt) for prompt in prompts)
 
-    def write(self, prompts: list[Prompt], images: UInt8[np.ndarray, "Q N H W 3"]) -> None:
-        """Writes images while others are drawn, once those before them are written: compressing a batch takes seconds."""
+    def write(self, prompts: list[Prompt], images: UInt8[np.ndarray, "prompts B H W 3"]) -> None:
+        """Starts to write images in threads, once the images of the last call are written."""
         self.wait()
         if not self._settings_file.exists():
             with replace_file(self._settings_file) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
         pairs = zip(prompts, images, strict=False)
-        self._writing = [self._pool.submit(prompt.write, self._path, own) for prompt, own in pairs]
+        self._writing = [
+            self._pool.submit(prompt.write, self._path, own_images) for prompt, own_images in pairs
+        ]
 
     def wait(self) -> None:
-        """Returns once all that `write` got is in its place.
+        """Returns once all images given to `write` are written.
 
         Raises:
-          UserError: it cannot be written.
+          FileError: they cannot be written.
         """
         for writing in self._writing:
             writing.result()
 
     def _check_settings(self) -> None:
-        file, settings = self._settings_file, self._settings
-        mend = "choose another folder"
-        there: dict[str, Any] = readers.read_json(file, fix=mend) if file.exists() else settings
-        if not there.keys() & settings.keys():
-            raise FileError(f"{file} is not of this command; {mend}", file)
+        file = self._settings_file
+        settings = self._settings
+        fix = "choose another folder"
+        old: dict[str, Any] = readers.read_json(file, fix=fix) if file.exists() else settings
+        if not old.keys() & settings.keys():
+            raise FileError(f"{file} is not of this command; {fix}", file)
         if all(child.name.startswith(".") for child in self._path.iterdir()):
-            file.unlink(missing_ok=True)  # Of images that were since removed.
+            file.unlink(missing_ok=True)  # The images were removed since.
             return
         if not file.exists():
             raise FileError(
-                f"{self._path} is not empty and has no {file.name} beside it; choose another folder",
+                f"{self._path} is not empty and has no {file.name} beside it; {fix}",
                 self._path,
             )
-        # Earlier versions did not write down what they did not let choose.
+        # Earlier versions recorded only the sampler settings that had flags.
         defaults = to_dict(SamplerConfig()).items()
-        there |= {name: value for name, value in defaults if name in settings and name not in there}
-        names = list(there | settings)
+        old |= {name: value for name, value in defaults if name in settings and name not in old}
         differ = [
-            f"{name} {short(there.get(name))}, asked for {short(settings.get(name))}"
-            for name in names
-            if there.get(name) != settings.get(name)
+            f"{name} {short(old.get(name))}, requested {short(settings.get(name))}"
+            for name in old | settings
+            if old.get(name) != settings.get(name)
         ]
         if differ:
             raise FileError(
@@ -175,69 +177,73 @@ class ImageFolder:
 
 
 def read_geneval(path: str) -> list[Prompt]:
-    """The prompts of a .jsonl with a "prompt" in each line, named 00000, 00001, ...; empty lines are left out.
+    """The prompts of a .jsonl with a "prompt" in each line, named 00000, 00001, ...
+
+    Empty lines are ignored.
 
     Raises:
-      UserError: no such file, none in it, or a line that is no such object.
+      FileError: no such file, no prompts in it, or a line without a "prompt".
     """
     prompts: list[Prompt] = []
-    # Without a byte order mark, which the scorer does not know.
+    # Removes a byte order mark, which the scorer could not read.
     lines = readers.read_text(path, readers.MAX_LIST_BYTES).encode()
     for number, line in enumerate(lines.splitlines(keepends=True), 1):
         where = f"line {number} of {path}"
         if not line.strip():
             continue
-        mend = 'a line is an object with a "prompt" that is text'
-        entry: GenevalLine = readers.decode_json(line, GenevalLine, where=where, fix=mend)
+        fix = 'a line must be an object with a text "prompt"'
+        entry: GenevalLine = readers.decode_json(line, GenevalLine, where=where, fix=fix)
         prompts.append(Prompt(f"{len(prompts):05d}", entry.prompt, where, line))
     if not prompts:
-        raise UserError(f"{path} has no prompts")
+        raise FileError(f"{path} has no prompts", path)
     return prompts
 
 
-def geneval_figure(prompts: list[Prompt]) -> str:
-    """Which published figure the images of these prompts are for."""
-    figures = "the published 0.86 (14B-16x) and 0.85 (14B-64x)"
+def compare_with_published(prompts: list[Prompt]) -> str:
+    """Whether the scores of these prompts can be compared with the published ones."""
+    published = "the published scores, 0.86 (14B-16x) and 0.85 (14B-64x),"
     rewritten = f"the {GENEVAL_PROMPTS} rewritten prompts, evaluation_metadata_long.jsonl"
     if all(prompt.text.startswith("a photo of ") for prompt in prompts):
-        return f"these are GenEval's own short prompts; {figures} are for {rewritten}"
+        return f"these are GenEval's original prompts; {published} are for {rewritten}"
     if len(prompts) == GENEVAL_PROMPTS:
-        return f"{GENEVAL_PROMPTS} rewritten prompts; {figures} are for such"
-    return f"{figures} are for {rewritten}, and these are {len(prompts)} others"
+        return f"{GENEVAL_PROMPTS} rewritten prompts; {published} are for such prompts"
+    return f"{published} are for {rewritten}, and these are {len(prompts)} other prompts"
 
 
 def read_dpg(path: str) -> list[Prompt]:
-    """The prompts of a folder of ID.txt, in the order of their names, or of a .json of {id: prompt}, in its own.
+    """The prompts of a folder of ID.txt, sorted by name, or of a .json of {id: prompt}.
 
     Raises:
-      UserError: no such file or folder, no prompts in it, another content, or ids that are there twice or cannot name files.
+      FileError: no such file or folder, no prompts or other contents in it, or ids that occur twice
+        or cannot be names of files.
     """
     if Path(path).is_dir():
         files = sorted(Path(path).glob("*.txt"))
         prompts = [Prompt(file.stem, readers.read_text(file).strip(), str(file)) for file in files]
     else:
         data = readers.read_bytes(path, readers.MAX_LIST_BYTES)
-        mend = "DPG-Bench's prompts are {id: prompt}, each id once, or a folder of ID.txt"
+        fix = "give DPG-Bench's prompts as {id: prompt}, each id once, or as a folder of ID.txt"
         texts: dict[str, str] = readers.decode_json(
-            data, dict[str, str], where=path, fix=mend, unique=True
+            data, dict[str, str], where=path, fix=fix, unique=True
         )
         prompts = [Prompt(name, text, f"{name!r} of {path}") for name, text in texts.items()]
     if not prompts:
-        raise UserError(f"{path} has no prompts")
+        raise FileError(f"{path} has no prompts", path)
     for name in (prompt.name for prompt in prompts):
-        if not re.fullmatch(
-            r"[\w-]{1,200}", name, re.ASCII
-        ):  # The scorer takes what comes before the first dot.
-            raise UserError(
-                f"{path}: the id {short(name)} cannot name an image; ids are letters, digits, _ and -"
+        # The scorer reads the id up to the first dot.
+        if not re.fullmatch(r"[\w-]{1,200}", name, re.ASCII):
+            raise FileError(
+                f"{path}: the id {short(name)} cannot be the name of an image; "
+                "use letters, digits, _ and -",
+                path,
             )
     return prompts
 
 
 def _two_columns(
-    images: UInt8[np.ndarray, "N H W 3"],
+    images: UInt8[np.ndarray, "B H W 3"],
 ) -> UInt8[np.ndarray, "rows_height columns_width 3"]:
-    """Two in a row without padding, one as it is; black at the end of a last row that is not full."""
+    """A grid of two columns, or a single image, without padding; its last cell may be black."""
     columns = min(2, len(images))
     full = np.concatenate([images, np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)])
     return rearrange(full, "(row column) h w c -> (row h) (column w) c", column=columns)

@@ -24,7 +24,7 @@ from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.evaluate.prompt_files import (
     ImageFolder,
     Prompt,
-    geneval_figure,
+    compare_with_published,
     read_dpg,
     read_geneval,
 )
@@ -43,7 +43,7 @@ GUIDANCE: dict[Benchmark, float] = {"GenEval": 13.0, "DPG-Bench": 7.5}
 """Guidance scales with which the released models were scored."""
 
 DPG_IMAGES = 4
-"""The most that DPG-Bench's scorer reads of a prompt: it crops them from a grid of 2 by 2 squares."""
+"""Images of a prompt that DPG-Bench's scorer reads: it crops them from a grid of 2 by 2."""
 
 STRIDE = 2**20
 """Image j of prompt i is number j * STRIDE + i of the seed, whatever the number of either."""
@@ -120,7 +120,7 @@ def generate_images(setting: Setting) -> None:
     is_first = jax.process_index() == 0
     with multihost.entered_on_process_0(folder.open()):
         if is_geneval and is_first:
-            print(f"note: {geneval_figure(prompts)}", file=sys.stderr)
+            print(f"note: {compare_with_published(prompts)}", file=sys.stderr)
         count = _generate_missing(folder, model, prompts, limit, setting, sampler)
     if is_first:
         now = f" ({count} generated now)" if count < limit else ""

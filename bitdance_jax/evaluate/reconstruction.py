@@ -1,4 +1,4 @@
-"""How well a tokenizer keeps images: PSNR, SSIM, rFID."""
+"""Reconstruction quality of a tokenizer: PSNR, SSIM and rFID."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,13 @@ from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ReconstructionScores:
-    """Attributes:
-    psnr: mean over the images, in dB, peak 255.
-    ssim: mean over the images, Gaussian window.
-    rfid: Fréchet distance of Inception features between originals and reconstructions; None without a feature network.
+    """The scores of a tokenizer.
+
+    Attributes:
+      psnr: mean over the images, in dB, peak 255.
+      ssim: mean over the images, with a Gaussian window.
+      rfid: Fréchet distance of Inception features between originals and reconstructions; None
+        without a feature network.
     """
 
     psnr: float
@@ -38,14 +41,16 @@ class ReconstructionScores:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Attributes:
-    scores: over all images.
-    pairs: the first images, each followed by its reconstruction.
-    count: how many images there were, damaged ones left out.
+    """The result of an evaluation.
+
+    Attributes:
+      scores: over all images.
+      pairs: the first images, each followed by its reconstruction.
+      count: number of images, without damaged ones.
     """
 
     scores: ReconstructionScores
-    pairs: UInt8[np.ndarray, "N H W 3"]
+    pairs: UInt8[np.ndarray, "B H W 3"]
     count: int
 
 
@@ -58,18 +63,19 @@ def evaluate_tokenizer(
     show: int,
     progress: bool = True,
 ) -> Reconstruction:
-    """Encodes and decodes every image that can be read, and compares.
+    """Encodes and decodes all images, and compares them with the originals.
 
     Args:
-      tokenizer: its GAN decoder's noise, if it has any, is that of seed 0.
-      images: with sides divisible by the tokenizer's downsampling.
-      extractor: for the rFID, with batches of at least `batch_size`; None leaves it out.
+      tokenizer: the noise of a GAN decoder is that of seed 0.
+      images: with sides divisible by the tokenizer's downsampling; damaged ones are skipped.
+      extractor: for rFID, with batches of at least `batch_size`; None: no rFID.
       batch_size: images at a time.
-      show: how many pairs to return.
-      progress: show a bar.
+      show: number of pairs to return.
+      progress: show a progress bar.
 
     Raises:
-      UserError: sides that are not divisible, or too few images for a covariance.
+      ConfigError: sides that are not divisible.
+      UserError: too few images for a covariance.
     """
     down = tokenizer.config.downsampling
     if any(side % down for side in images.size):
@@ -80,12 +86,15 @@ def evaluate_tokenizer(
             "image_size",
         )
     similarity = jax.jit(ssim)
-    psnrs, ssims, pairs = [], [], []
-    originals, reconstructions = RunningGaussian(), RunningGaussian()
+    psnrs = []
+    ssims = []
+    pairs = []
+    originals = RunningGaussian()
+    reconstructions = RunningGaussian()
     seen = 0
     with Progress(len(images), "image", "reconstructing", shown=progress) as bar:
         for batch in images.batches(batch_size):
-            # A short last batch is filled up, to keep one compiled shape.
+            # A smaller last batch is padded, so that one shape is compiled.
             full = batch[np.minimum(np.arange(batch_size), len(batch) - 1)]
             decoded = tokenizer.decode(tokenizer.encode(full), first_index=seen)
             ssims.append(np.asarray(similarity(decoded, full))[: len(batch)])

@@ -1,11 +1,11 @@
-"""What samples are compared with: a reference file of ADM's suite, or a folder of real images."""
+"""The reference of the scores: a reference file of ADM's suite, or a folder of real images."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.images import ARRAY, FolderImages, Images, NpzImages
 from bitdance_jax.evaluate.inception import POOLED, SPATIAL
@@ -15,25 +15,29 @@ from bitdance_jax.io import readers
 
 
 MAX_STATISTICS_BYTES = 2**27
-"""Of an array in a reference file: a covariance of 2,048 features in float64 has a quarter."""
+"""Limit of an array in a reference file; a covariance of 2,048 features has a quarter of it."""
+
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+"""Arrays of means and covariances in a reference file."""
 
 MANIFOLD_IMAGES = 10_000
-"""Images of a folder that the reference's manifold is made of: as many as ADM's reference files hold."""
+"""Images of a folder that make up the reference's manifold, as in ADM's reference files."""
 
 
 class Reference:
-    """A reference, opened and checked, before any features are computed.
+    """A reference. The constructor checks its files and computes no features.
 
     Args:
-      path: an .npz with `mu` and `sigma`, `mu_s` and `sigma_s`, `arr_0` (statistics that are not there are computed from arr_0), or a
-        folder of images, from which all is computed.
-      size: of the samples; the images must have it, and those of a folder are centre-cropped to it.
+      path: an .npz with `mu` and `sigma`, `mu_s` and `sigma_s`, and `arr_0`, from which missing
+        statistics are computed, or a folder of images.
+      size: of the samples and of the reference's images; those of a folder are centre-cropped.
 
     Attributes:
-      missing: a line for each score that the file does not allow.
+      missing: a line for each score that cannot be computed with this file.
 
     Raises:
-      UserError: no such file or folder, neither statistics nor images, images of another size, statistics of other features.
+      FileError: no such file or folder, neither statistics nor images in it, images of another
+        size, or statistics of other features.
     """
 
     def __init__(self, path: str | os.PathLike[str], size: tuple[int, int]) -> None:
@@ -46,22 +50,26 @@ class Reference:
         else:
             self._images = self._read_file()
         if self._images is not None and self._images.size != size:
-            there, here = (f"{height} x {width}" for height, width in (self._images.size, size))
-            raise UserError(
-                f"the samples are {here} and the images of {self._path} {there}; scores need one size"
+            own, other = (f"{height} x {width}" for height, width in (self._images.size, size))
+            raise FileError(
+                f"the images of {self._path} are {own}, and the samples {other}; "
+                "scores need images of the same size",
+                path,
             )
-        self.missing = (
-            []
-            if self._images
-            else [f"{self._path} has no {ARRAY}: precision and recall cannot be computed"]
-        )
-        if self._images is None and self._spatial is None:
-            self.missing.append(f"{self._path} has no mu_s and sigma_s: sFID cannot be computed")
+        self.missing: list[str] = []
+        if self._images is None:
+            self.missing.append(
+                f"{self._path} has no {ARRAY}: precision and recall cannot be computed"
+            )
+            if self._spatial is None:
+                self.missing.append(
+                    f"{self._path} has no mu_s and sigma_s: sFID cannot be computed"
+                )
 
     def features(self, extractor: Extractor, progress: bool = True) -> FeatureSet:
-        """The reference's feature set: from its images, with the statistics of the file where it has them."""
+        """The reference's feature set, with the statistics of the file if it has them."""
         if self._images is None:
-            assert self._pooled is not None  # checked when the file was read
+            assert self._pooled is not None  # as _read_file checks
             return FeatureSet(self._pooled, self._spatial)
         limit = MANIFOLD_IMAGES if isinstance(self._images, FolderImages) else None
         computed = collect(
@@ -72,41 +80,49 @@ class Reference:
         )
 
     def _read_file(self) -> Images | None:
-        try:
-            readers.check_file(self._path)
-            # numpy leaves a file open that is no .npz.
-            with open(self._path, "rb") as opened, np.load(opened) as file:
-                names = list(file)
-                wanted = [name for name in names if name in ("mu", "sigma", "mu_s", "sigma_s")]
-                sizes = {info.filename: info.file_size for info in file.zip.infolist()}
-                if large := [
-                    name for name in wanted if sizes.get(f"{name}.npy", 0) > MAX_STATISTICS_BYTES
-                ]:
-                    raise UserError(
-                        f"{large[0]} of {self._path} is larger than such statistics are; fetch the file again"
-                    )
-                arrays = {name: file[name] for name in wanted}
-        except readers.MissingFile:
-            raise UserError(f"no reference file or folder {self._path}") from None
-        except UserError:
-            raise
-        except (
-            Exception
-        ) as error:  # numpy, zipfile and zlib raise many types for a file that they cannot read
-            raise UserError(
-                f"{self._path} cannot be read as an .npz ({error}); fetch it again"
-            ) from error
+        """Reads the statistics of an .npz; returns its images, None if it has none."""
+        names, arrays = self._read_arrays()
         self._pooled = read_statistics(self._path, arrays)
         self._spatial = read_statistics(self._path, arrays, "_s")
         for statistics, dimensions in ((self._pooled, POOLED), (self._spatial, SPATIAL)):
             if statistics is not None and len(statistics.mean) != dimensions:
-                raise UserError(
-                    f"{self._path} has statistics of {len(statistics.mean)} features, and Inception-v3 gives {dimensions}"
+                raise FileError(
+                    f"{self._path} has statistics of {len(statistics.mean)} features, and "
+                    f"Inception-v3 has {dimensions}; use a reference file of ADM's suite",
+                    self._path,
                 )
         if ARRAY in names:
             return NpzImages(self._path)
         if self._pooled is None:
-            raise UserError(
-                f"{self._path} has neither mu and sigma nor {ARRAY}; it has: {', '.join(names) or 'nothing'}"
+            raise FileError(
+                f"{self._path} has neither mu and sigma nor {ARRAY}; "
+                f"it has: {', '.join(names) or 'nothing'}",
+                self._path,
             )
         return None
+
+    def _read_arrays(self) -> tuple[list[str], dict[str, np.ndarray]]:
+        """The names of all arrays of an .npz, and the arrays of statistics."""
+        try:
+            readers.check_file(self._path)
+            # numpy would not close a file that is not an .npz.
+            with open(self._path, "rb") as opened, np.load(opened) as file:
+                names = list(file)
+                sizes = {info.filename: info.file_size for info in file.zip.infolist()}
+                found = [name for name in names if name in STATISTICS]
+                for name in found:
+                    if sizes.get(f"{name}.npy", 0) > MAX_STATISTICS_BYTES:
+                        raise FileError(
+                            f"{name} of {self._path} is too large for statistics; "
+                            "fetch the file again",
+                            self._path,
+                        )
+                return names, {name: file[name] for name in found}
+        except readers.MissingFile:
+            raise FileError(f"no reference file or folder {self._path}", self._path) from None
+        except UserError:
+            raise
+        except Exception as error:  # numpy, zipfile and zlib raise many types of exceptions.
+            raise FileError(
+                f"{self._path} cannot be read as an .npz ({error}); fetch it again", self._path
+            ) from error

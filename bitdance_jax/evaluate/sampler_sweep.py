@@ -17,7 +17,7 @@ from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError, FileError
-from bitdance_jax.evaluate import inception, weights
+from bitdance_jax.evaluate import inception, inception_weights
 from bitdance_jax.evaluate.features import Extractor, Features
 from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images
@@ -215,7 +215,7 @@ def _inception_features(
             file=sys.stderr,
         )
     real = Reference(setting.reference, (model.config.image_size, model.config.image_size))
-    extractor = Extractor(inception.features, weights.load(setting.inception), batch_size)
+    extractor = Extractor(inception.features, inception_weights.load(setting.inception), batch_size)
     return extractor, real.features(extractor).pooled
 
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of features: accumulated batch by batch, or read from a reference file of ADM's suite."""
+"""Mean and covariance of features, computed batch by batch or read from a reference file."""
 
 import os
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The normal distribution that Fréchet distances compare, in float64.
+    """Mean and unbiased covariance of features, in float64.
 
     Attributes:
       mean: [D].
-      covariance: [D, D], unbiased.
-      count: features it was estimated from; None where a file does not say.
+      covariance: [D, D].
+      count: number of images; None if it was read from a file.
     """
 
     mean: Float[np.ndarray, "D"]
@@ -26,7 +26,10 @@ class Gaussian:
 
 
 class RunningGaussian:
-    """Accumulates a `Gaussian` in float64 without keeping the features: batches are merged by Chan's formula, which loses no digits."""
+    """Computes a `Gaussian` batch by batch in float64, without storing the features.
+
+    Chan's formula merges the batches without cancellation.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -34,10 +37,10 @@ class RunningGaussian:
         self._scatter: np.ndarray | None = None
 
     def add(self, features: Float[np.ndarray, "B D"]) -> None:
-        """Takes in one batch.
+        """Adds a batch.
 
         Raises:
-          UserError: NaN or infinite features.
+          UserError: features that are NaN or infinite.
         """
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
@@ -52,7 +55,9 @@ class RunningGaussian:
         centred = batch - mean
         scatter = centred.T @ centred
         if self._mean is None or self._scatter is None:
-            self.count, self._mean, self._scatter = len(batch), mean, scatter
+            self.count = len(batch)
+            self._mean = mean
+            self._scatter = scatter
             return
         total = self.count + len(batch)
         shift = mean - self._mean
@@ -65,14 +70,14 @@ class RunningGaussian:
         """The Gaussian of all features so far.
 
         Raises:
-          UserError: fewer than two.
+          UserError: fewer than two images.
         """
         if self._mean is None or self._scatter is None or self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, got {self.count}")
         return Gaussian(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
 
-def gaussian(features: Float[np.ndarray, "N D"]) -> Gaussian:
+def gaussian(features: Float[np.ndarray, "B D"]) -> Gaussian:
     """Mean and covariance of features."""
     running = RunningGaussian()
     running.add(features)
@@ -82,30 +87,33 @@ def gaussian(features: Float[np.ndarray, "N D"]) -> Gaussian:
 def read_statistics(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], suffix: str = ""
 ) -> Gaussian | None:
-    """`mu` and `sigma` of a reference file's arrays (with suffix "_s" those of the spatial features), or None where it has neither.
+    """`mu` and `sigma` of a reference file; None if it has neither.
+
+    Args:
+      path: of the file, for messages.
+      arrays: of the file.
+      suffix: "_s" for the statistics of the spatial features.
 
     Raises:
-      UserError: one without the other, shapes that do not belong together, values that are not finite.
+      FileError: only one of the two, shapes that do not match, or values that are not finite.
     """
     names = [f"mu{suffix}", f"sigma{suffix}"]
     missing = [name for name in names if name not in arrays]
     if len(missing) == 2:
         return None
     if missing:
-        raise UserError(
-            f"{os.fspath(path)} has no array {missing[0]}; mu and sigma belong together"
-        )
+        raise FileError(f"{os.fspath(path)} has no array {missing[0]}, which is needed", path)
     mean, covariance = (np.asarray(arrays[name]) for name in names)
+    where = f"{os.fspath(path)}: {names[0]} and {names[1]}"
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(
-            f"{os.fspath(path)}: {names[0]} {mean.shape} and {names[1]} {covariance.shape} must be [D] and [D, D]"
+        raise FileError(
+            f"{where} must have shapes [D] and [D, D], got {mean.shape} and {covariance.shape}",
+            path,
         )
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
-        raise UserError(
-            f"{os.fspath(path)}: {names[0]} and {names[1]} must be floating point, got {mean.dtype} and {covariance.dtype}"
+        raise FileError(
+            f"{where} must be floating point, got {mean.dtype} and {covariance.dtype}", path
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(
-            f"{os.fspath(path)}: {names[0]} or {names[1]} has values that are not finite"
-        )
+        raise FileError(f"{where} must be finite; fetch the file again", path)
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))

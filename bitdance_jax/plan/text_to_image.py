@@ -1,4 +1,4 @@
-"""Plans of text-to-image sampling: the three programs that draw a batch of prompts, and what they come to together."""
+"""Plans of text-to-image sampling: the three programs that generate a batch of prompts."""
 
 import sys
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
 BOUNDS = {
-    "overlapped": "at best, s an image",
+    "overlapped": "all overlaps, s an image",
     "scheduled": "roofline",
     "serial": "nothing overlaps",
     "compiler": "compiler",
 }
-"""Names of `Estimate.bounds` in a table."""
+"""Titles of `Estimate.bounds` in a table."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,15 @@ class Setting:
     mesh: MeshConfig = ALL_DEVICES
 
 
-class Drawing(NamedTuple):
-    """Plans of what draws one batch on a mesh.
+class BatchPlan(NamedTuple):
+    """Plans of the programs that generate one batch on a mesh.
 
     Attributes:
-      plans: the prompts, the patches, the decoder.
+      plans: of the prompts, the patches, and the decoder.
       calls: how often each runs.
-      images: images of the batch.
-      weight_seconds: to read each device's weights as often as they are used: the head's at every evaluation, the others for every patch.
+      images: of the batch.
+      weight_seconds: to read the weights from memory: the head's for every evaluation, the others
+        for every patch; None if the chip is unknown.
     """
 
     plans: tuple[Plan, Plan, Plan]
@@ -83,18 +84,16 @@ class Drawing(NamedTuple):
     weight_seconds: float | None
 
     def seconds(self, bound: str) -> float | None:
-        """Of one image, by one of `Estimate.bounds`."""
+        """Seconds of one image, by one of `Estimate.bounds`; None if unknown."""
         bounds = [plan.estimate.bounds for plan in self.plans if plan.estimate]
         if len(bounds) < len(self.plans) or bound not in bounds[0]:
             return None
-        return (
-            sum(count * each[bound] for count, each in zip(self.calls, bounds, strict=True))
-            / self.images
-        )
+        calls = zip(self.calls, bounds, strict=True)
+        return sum(count * each[bound] for count, each in calls) / self.images
 
 
 def find_model(name: str) -> TextToImageConfig | None:
-    """The text-to-image model of that name, "14b_16x" or "14b_64x", or of the model folder there; None if it is neither."""
+    """The config of "14b_16x", "14b_64x" or a model folder; None if `name` is none of these."""
     released = name.lower().replace("-", "_").removeprefix("bitdance_")
     if released in ("14b_16x", "14b_64x"):
         return TextToImageConfig.released(released)
@@ -108,7 +107,7 @@ def find_model(name: str) -> TextToImageConfig | None:
 
 
 def check(setting: Setting, config: TextToImageConfig) -> None:
-    """Raises a UserError for what the model cannot draw."""
+    """Raises a UserError for a size that the model cannot generate."""
     model.check_size(config, *parse_size(setting.size))
 
 
@@ -122,22 +121,22 @@ def describe(
         f"compiling three programs for {mesh.size} x {devices[0].device_kind}; this takes minutes",
         file=sys.stderr,
     )
-    drawing = plan_drawing(setting, config, mesh)
-    for plan in drawing.plans:
+    batch = plan_batch(setting, config, mesh)
+    for plan in batch.plans:
         print(report.to_text(plan, top) + "\n")
-    print("\n".join(summary(drawing)))
+    print("\n".join(summary(batch)))
     return {
-        "programs": [report.to_dict(plan, top) for plan in drawing.plans],
-        **_figures(drawing),
+        "programs": [report.to_dict(plan, top) for plan in batch.plans],
+        **_to_dict(batch),
     }
 
 
 def compare(
     setting: Setting, config: TextToImageConfig, devices: list[jax.Device]
 ) -> dict[str, Any]:
-    """Prints how fast each mesh draws a batch, the fastest first; returns it for a JSON file."""
+    """Prints how fast each mesh generates a batch, fastest first; returns it for a JSON file."""
     check(setting, config)
-    drawings: list[tuple[str, Drawing]] = []
+    batches: list[tuple[str, BatchPlan]] = []
     decoder: Plan | None = None
     refused: dict[str, str] = {}
     rows = setting.batch_size * rows_of_image(setting.sampler)
@@ -149,85 +148,82 @@ def compare(
     for mesh in tqdm([mesh for mesh in meshes if rows % mesh.data == 0], dynamic_ncols=True):
         name = f"mesh.data={mesh.data} mesh.tensor={mesh.tensor}"
         try:
-            drawings.append(
-                (name, plan_drawing(setting, config, make_mesh(mesh, devices), decoder))
-            )
-            decoder = drawings[-1][1].plans[2]  # it is cut over all devices alike
+            batches.append((name, plan_batch(setting, config, make_mesh(mesh, devices), decoder)))
+            decoder = batches[-1][1].plans[2]  # It is sharded over all devices on every mesh.
         except UserError as error:
             refused[name] = str(error)
-    drawings.sort(key=lambda pair: max(pair[1].seconds(bound) or 0.0 for bound in BOUNDS))
-    print("\n".join(_times_table(drawings)) if drawings else "nothing fits")
+    batches.sort(key=lambda pair: max(pair[1].seconds(bound) or 0.0 for bound in BOUNDS))
+    print("\n".join(_times_table(batches)) if batches else "nothing fits")
     for name, reason in refused.items():
         print(f"{name}: {reason}", file=sys.stderr)
     return {
-        "drawings": [{"name": name, **_figures(drawing)} for name, drawing in drawings],
+        "batches": [{"name": name, **_to_dict(batch)} for name, batch in batches],
         "refused": refused,
     }
 
 
-def summary(drawing: Drawing) -> list[str]:
-    """Lines: memory and seconds an image, against the time that reading the weights takes."""
-    mesh = drawing.plans[0].program.mesh
+def summary(batch: BatchPlan) -> list[str]:
+    """Lines of a table: memory, and seconds an image as multiples of reading the weights."""
+    mesh = batch.plans[0].program.mesh
     layout = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return [
-        f"a batch of {drawing.images} on {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {layout}:",
+        f"a batch of {batch.images} on {mesh.size} x {mesh.devices.flat[0].device_kind}, "
+        f"mesh {layout}:",
         "",
-        *_times_table([("", drawing)]),
+        *_times_table([("", batch)]),
     ]
 
 
-def _times_table(drawings: list[tuple[str, Drawing]]) -> list[str]:
+def _times_table(batches: list[tuple[str, BatchPlan]]) -> list[str]:
     rows = []
-    for name, drawing in drawings:
-        limit = drawing.weight_seconds and drawing.weight_seconds / drawing.images
+    for name, batch in batches:
+        limit = batch.weight_seconds and batch.weight_seconds / batch.images
         row = [
             name,
-            f"{max(plan.memory.total for plan in drawing.plans) / 2**30:.1f}",
+            f"{max(plan.memory.total for plan in batch.plans) / 2**30:.1f}",
             f"{limit:.2f}" if limit else "-",
         ]
         for bound in BOUNDS:
-            seconds = drawing.seconds(bound)
-            row.append(
-                "-"
-                if seconds is None or limit is None
-                else f"{seconds:.2f} ({seconds / limit:.1f} x)"
-            )
+            seconds = batch.seconds(bound)
+            if seconds is None or limit is None:
+                row.append("-")
+            else:
+                row.append(f"{seconds:.2f} ({seconds / limit:.1f} x)")
         rows.append(row)
     return report.table(["", "GiB a device", "reading weights, s an image", *BOUNDS.values()], rows)
 
 
-def _figures(drawing: Drawing) -> dict[str, Any]:
+def _to_dict(batch: BatchPlan) -> dict[str, Any]:
     return {
-        "images": drawing.images,
-        "calls": drawing.calls,
-        "memory": [plan.memory.total for plan in drawing.plans],
-        "weight_seconds_an_image": drawing.weight_seconds
-        and drawing.weight_seconds / drawing.images,
-        "seconds_an_image": {bound: drawing.seconds(bound) for bound in BOUNDS},
+        "images": batch.images,
+        "calls": batch.calls,
+        "memory": [plan.memory.total for plan in batch.plans],
+        "weight_seconds_an_image": batch.weight_seconds and batch.weight_seconds / batch.images,
+        "seconds_an_image": {bound: batch.seconds(bound) for bound in BOUNDS},
     }
 
 
-def plan_drawing(
+def plan_batch(
     setting: Setting, config: TextToImageConfig, mesh: Mesh, decoder: Plan | None = None
-) -> Drawing:
-    """Compiles what `TextToImage.generate` runs for a batch; the decoder only if its plan is not given.
+) -> BatchPlan:
+    """Compiles the programs of `TextToImage.generate`; the decoder only if its plan is not given.
 
     Raises:
       UserError: a mesh that does not divide the model, or the batch.
       DoesNotFit: it needs more memory than a device has.
     """
-    batch = _Batch(setting, config, mesh)
+    batch = _Programs(setting, config, mesh)
     begin = make_plan(batch.begin())
     plans = (begin, make_plan(batch.advance(begin)), decoder or make_plan(batch.decode()))
     calls = (1, 1, -(-setting.batch_size // plans[2].program.images))
     read = _bytes_read(batch.weights["model"], batch.patches, batch.solver.num_evaluations)
-    return Drawing(
+    return BatchPlan(
         plans, calls, setting.batch_size, read / begin.chip.bandwidth if begin.chip else None
     )
 
 
-class _Batch:
-    """The programs of one batch, with the shapes and places of what they take."""
+class _Programs:
+    """The programs of one batch, with the shapes and shardings of their arguments."""
 
     def __init__(self, setting: Setting, config: TextToImageConfig, mesh: Mesh) -> None:
         height, width = parse_size(setting.size)
@@ -245,18 +241,18 @@ class _Batch:
         self.weights = abstract_weights(config, mesh, self._dtype, setting.weights)
         one = model.prefix_rows(config, [[0] * setting.prompt_tokens], height, width)
         length = one.tokens.shape[1]
-        array: Any = self._whole
+        array: Any = self._replicated
         prompts, unconditional = (
             Prefixes(array((rows, length), jnp.int32), array((rows,), jnp.int32))
             for rows in (self._images, 1)
         )
-        positions = self._whole(self._tokens.shape, jnp.int32)
+        positions = self._replicated(self._tokens.shape, jnp.int32)
         self._inputs = Inputs(prompts, (unconditional, positions))
-        self._keys = self._whole((self._images, 2), jnp.uint32)
+        self._keys = self._replicated((self._images, 2), jnp.uint32)
         self.solver, scales = next_patch.resolve(
             self._sampler, config.head.time_shift, self.patches
         )
-        self._scales = None if scales is None else self._whole(scales.shape, scales.dtype)
+        self._scales = None if scales is None else self._replicated(scales.shape, scales.dtype)
 
     def begin(self) -> Program:
         inputs = (self.weights["model"], self._inputs, self._scales)
@@ -277,7 +273,7 @@ class _Batch:
             self._inputs,
             self._keys,
             self._scales,
-            self._whole((), jnp.int32),
+            self._replicated((), jnp.int32),
         )
         flops = self._flops(self.patches) - self._flops(0)
         name = f"{self.patches} patches"
@@ -293,8 +289,8 @@ class _Batch:
     def decode(self) -> Program:
         config, images = self._config.tokenizer, min(chunk_size(*self._size), self._images)
         grid = (images, self._grid, len(self._tokens) // self._grid, config.bits)
-        codes = self._whole(grid, jnp.int8)
-        inputs = (self.weights["tokenizer"], codes, self._whole((images, 2), jnp.uint32))
+        codes = self._replicated(grid, jnp.int8)
+        inputs = (self.weights["tokenizer"], codes, self._replicated((images, 2), jnp.uint32))
 
         def decode(params: Any, codes: Any, keys: Any) -> Any:
             return decode_codes(
@@ -310,16 +306,16 @@ class _Batch:
         function: Any,
         inputs: tuple[Any, ...],
         flops: int,
-        turns: int | None = None,
+        trips: int | None = None,
         static: dict[str, Any] | None = None,
     ) -> Program:
-        return Program(name, function, inputs, self._mesh, self._images, flops, turns, static or {})
+        return Program(name, function, inputs, self._mesh, self._images, flops, trips, static or {})
 
-    def _whole(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def _replicated(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return _array(self._mesh, shape, dtype)
 
     def _flops(self, patches: int) -> int:
-        """Of the prompts and so many patches."""
+        """Operations of the prompts and of so many patches."""
         config = self._config
         module = model.TextToImage(config, dtype=self._dtype)
 
@@ -346,7 +342,7 @@ def _array(
 def abstract_weights(
     config: TextToImageConfig, mesh: Mesh, dtype: jnp.dtype, weights: str
 ) -> dict[str, Any]:
-    """Shapes and places of `TextToImage.params`."""
+    """Shapes and shardings of `TextToImage.params`."""
     shapes = {
         "model": model.abstract_params(config, scan=False),
         "tokenizer": autoencoder.abstract_params(config.tokenizer),
@@ -360,21 +356,21 @@ def abstract_weights(
         parts = jax.eval_shape(quantize, stored) if how.int8 else stored
         axes = [*how.sharding.spec, *[None] * (leaf.ndim - len(how.sharding.spec))]
         leaves[path] = jax.tree.map(
-            lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _cut(part.shape, axes)),
+            lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _spec(part.shape, axes)),
             parts,
         )
     return traverse_util.unflatten_dict(leaves)
 
 
-def _cut(shape: tuple[int, ...], axes: list[Any]) -> PartitionSpec:
-    """A quantized kernel's scales lie as its channels do; their first axis is a single row."""
+def _spec(shape: tuple[int, ...], axes: list[Any]) -> PartitionSpec:
+    """The sharding of a kernel, or of its scales, whose first axis has size 1."""
     return PartitionSpec(
         *(None if size == 1 else names for size, names in zip(shape, axes, strict=True))
     )
 
 
 def _bytes_read(params: Any, patches: int, evaluations: int) -> float:
-    """Bytes of weights that a device reads for a batch: the head's own at every evaluation, all others but embeddings once a patch."""
+    """Bytes of weights that a device reads for a batch, see `BatchPlan`, without embeddings."""
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

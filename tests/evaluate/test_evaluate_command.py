@@ -14,7 +14,7 @@ from PIL import Image
 from bitdance_jax.cli import evaluate as command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.evaluate import inception, metrics, weights
+from bitdance_jax.evaluate import inception, metrics
 from bitdance_jax.evaluate.features import Features
 from bitdance_jax.evaluate.statistics import gaussian
 from bitdance_jax.io import image_files

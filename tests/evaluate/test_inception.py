@@ -8,7 +8,7 @@ import pytest
 from golden_models import assert_close, read
 from inception_weights import state_dict
 
-from bitdance_jax.evaluate import inception, weights
+from bitdance_jax.evaluate import inception, inception_weights
 
 
 network = jax.jit(inception.features)
@@ -16,7 +16,7 @@ network = jax.jit(inception.features)
 
 @functools.cache
 def params():
-    return weights.convert(state_dict())
+    return inception_weights.convert(state_dict())
 
 
 @pytest.mark.slow

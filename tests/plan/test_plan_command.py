@@ -69,19 +69,8 @@ def test_a_training_step_on_this_machine(monkeypatch, tmp_path, capsys, known_ch
 
 
 def test_a_sampler_on_devices_without_figures(monkeypatch, capsys):
-    assert (
-        plan(
-            monkeypatch,
-            "configs/emoji_4x.py",
-            *TINY,
-            "--sample",
-            "--per-device",
-            "2",
-            "--dtype",
-            "float32",
-        )
-        == 0
-    )
+    flags = ["--sample", "--per-device", "2", "--dtype", "float32"]
+    assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, *flags) == 0
     printed = capsys.readouterr().out
     assert "sampling, 2 images, 1 x cpu" in printed and "times the model's own" in printed
     assert "times are not estimated" in printed and "model FLOP utilisation" not in printed

@@ -8,7 +8,7 @@ from golden_models import GOLDEN
 from inception_weights import state_dict
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate import weights
+from bitdance_jax.evaluate import inception_weights
 
 
 def flat(params):
@@ -17,7 +17,7 @@ def flat(params):
 
 def test_batch_norms_are_folded_into_the_convolutions():
     """conv -> batch norm of one position, as torch computes it."""
-    state, params = state_dict(), flat(weights.convert(state_dict()))
+    state, params = state_dict(), flat(inception_weights.convert(state_dict()))
     name = "Mixed_6d.branch1x1"
     x = np.random.default_rng(0).standard_normal(768)
     norm = {
@@ -35,13 +35,13 @@ def test_batch_norms_are_folded_into_the_convolutions():
 
 def test_every_key_is_used_and_what_features_do_not_need_may_be_there_or_not():
     state = state_dict()
-    params = flat(weights.convert(state))
+    params = flat(inception_weights.convert(state))
     convolutions = sum(key.endswith("conv.weight") for key in state)
     assert len(params) == 2 * convolutions + 1 and len(state) == 5 * convolutions + 2
     assert all(array.dtype == np.float32 for array in params.values())
     counted = state | {"Conv2d_1a_3x3.bn.num_batches_tracked": np.array(3)}
     del counted["fc.bias"]
-    assert flat(weights.convert(counted)).keys() == params.keys()
+    assert flat(inception_weights.convert(counted)).keys() == params.keys()
 
 
 def test_all_wrong_keys_are_listed_at_once():
@@ -49,7 +49,7 @@ def test_all_wrong_keys_are_listed_at_once():
     del state["Mixed_5b.branch1x1.conv.weight"], state["Mixed_7c.branch_pool.bn.running_var"]
     state |= {"AuxLogits.fc.bias": np.zeros(3), "fc.weight": np.zeros((1000, 2048), np.float32)}
     with pytest.raises(UserError) as caught:
-        weights.convert(state)
+        inception_weights.convert(state)
     assert str(caught.value) == (
         "missing Mixed_5b.branch1x1.conv.weight, missing Mixed_7c.branch_pool.bn.running_var, unknown AuxLogits.fc.bias, "
         "fc.weight is (1000, 2048) instead of (1008, 2048)"
@@ -59,8 +59,8 @@ def test_all_wrong_keys_are_listed_at_once():
 def test_safetensors(tmp_path):
     safetensors.numpy.save_file(state_dict(), tmp_path / "inception.safetensors")
     loaded, expected = (
-        flat(weights.load(tmp_path / "inception.safetensors")),
-        flat(weights.convert(state_dict())),
+        flat(inception_weights.load(tmp_path / "inception.safetensors")),
+        flat(inception_weights.convert(state_dict())),
     )
     assert all(np.array_equal(loaded[path], expected[path]) for path in expected)
 
@@ -70,7 +70,7 @@ def test_a_torch_file_is_read_lazily_and_refused_for_its_keys():
         UserError,
         match=r"legacy.pth does not hold the FID Inception-v3: missing .*, unknown conv.weight; fetch https://",
     ):
-        weights.load(GOLDEN / "evaluation" / "legacy.pth")
+        inception_weights.load(GOLDEN / "evaluation" / "legacy.pth")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_torch_file_is_read_lazily_and_refused_for_its_keys():
 )
 def test_other_files(tmp_path, name, message):
     with pytest.raises(UserError, match=r"no weights at .*; fetch https://"):
-        weights.load(tmp_path / name)
+        inception_weights.load(tmp_path / name)
     (tmp_path / name).write_text("something else")
     with pytest.raises(UserError, match=message):
-        weights.load(tmp_path / name)
+        inception_weights.load(tmp_path / name)
