@@ -38,7 +38,7 @@ def plan(monkeypatch, *flags):
 
 @pytest.fixture
 def known_chip(monkeypatch):
-    """The CPU as a chip whose figures are known."""
+    """The CPU as a known chip."""
     chip = dataclasses.replace(next(chip for chip in CHIPS if chip.name == "h100"), memory=1e9)
     monkeypatch.setattr(analysis, "chip_of", lambda device: chip)
     monkeypatch.setattr(search, "chip_of", lambda device: chip)
@@ -50,60 +50,61 @@ def test_a_training_step_on_this_machine(monkeypatch, tmp_path, capsys, known_ch
     assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, "--json", str(out), "--top", "3") == 0
     printed = capsys.readouterr().out
     assert "training step, 2 images, 1 x cpu, mesh data 1 x fsdp 1 x tensor 1" in printed
-    assert "model FLOP utilisation" in printed and "| backward transformer/layers/" in printed
+    assert "model FLOP utilisation" in printed
+    assert "| backward transformer/layers/" in printed
     written = json.loads(out.read_text())["plan"]
-    assert (
-        written["flops_per_device"] == written["model_flops"] > 0
-    )  # nothing is computed twice without rematerialisation
-    memory, bounds = written["memory"], written["estimate"]["bounds"]
-    assert (
-        memory["total"]
-        == sum(memory[k] for k in ("arguments", "outputs", "temporaries", "code"))
-        - memory["aliased"]
-    )
-    assert memory["aliased"] > 0.9 * memory["outputs"]  # the state is given up to the new one
+    # Without rematerialization nothing is computed twice.
+    assert written["flops_per_device"] == written["model_flops"] > 0
+    bounds = written["estimate"]["bounds"]
+    memory = written["memory"]
+    used = sum(memory[name] for name in ("arguments", "outputs", "temporaries", "code"))
+    assert memory["total"] == used - memory["aliased"]
+    assert memory["aliased"] > 0.9 * memory["outputs"]  # The state is donated.
     assert written["images_per_second"]["serial"] == pytest.approx(2 / bounds["serial"])
     utilisation = written["model_flops"] / bounds["serial"] / known_chip.flops
     assert written["model_flop_utilisation"]["serial"] == pytest.approx(utilisation)
     assert len(written["findings"]["Kernels"]) == 3
 
 
-def test_a_sampler_on_devices_without_figures(monkeypatch, capsys):
+def test_a_sampler_on_an_unknown_chip(monkeypatch, capsys):
     flags = ["--sample", "--per-device", "2", "--dtype", "float32"]
     assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, *flags) == 0
     printed = capsys.readouterr().out
-    assert "sampling, 2 images, 1 x cpu" in printed and "times the model's own" in printed
-    assert "times are not estimated" in printed and "model FLOP utilisation" not in printed
+    assert "sampling, 2 images, 1 x cpu" in printed
+    assert "times the model's" in printed
+    assert "no times" in printed
+    assert "model FLOP utilisation" not in printed
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
         ([], "give a config first"),
         (["configs/none.py"], "no config file configs/none.py"),
         (
             ["configs/emoji_4x.py", "--topology", "v5e:99999x99999"],
-            "unknown topology 'v5e:99999x99999'; a chip and its layout",
+            "'v5e:99999x99999'",
         ),
-        (["configs/emoji_4x.py", "--topology", "v5p:2x0x2"], "unknown topology"),
+        (["configs/emoji_4x.py", "--topology", "v5p:2x0x2"], "'v5p:2x0x2'"),
         (
             ["configs/emoji_4x.py", "--topology", "v9:2x2"],
-            "unknown topology 'v9:2x2'; a chip and its layout",
+            "'v9:2x2'",
         ),
-        (["configs/emoji_4x.py", "--mesh.fsdp", "3"], "does not divide 1 devices"),
+        (["configs/emoji_4x.py", "--mesh.fsdp", "3"], "1 devices"),
         (["configs/emoji_4x.py", "--top", "few"], "invalid"),
-        (["configs/emoji_4x.py", "--mesh.fsd", "3"], "did you mean --mesh.fsdp?"),
+        (["configs/emoji_4x.py", "--mesh.fsd", "3"], "--mesh.fsdp?"),
         (
             ["configs/emoji_tokenizer.py", "--sample"],
-            "needs the config of a class-conditional model",
+            "--sample",
         ),
         (["configs/emoji_4x.py", "--data.batch-size", "9", "--run.accumulate", "2"], "multiple of"),
     ],
 )
-def test_bad_input_is_one_line(monkeypatch, capsys, flags, message):
+def test_bad_input_is_one_line(monkeypatch, capsys, flags, named):
     assert plan(monkeypatch, *flags) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ")
+    assert named in error
 
 
 def test_a_topology_without_the_compiler(monkeypatch, capsys):
@@ -132,7 +133,7 @@ def test_own_flags_apart_from_the_configs():
 
 
 def toy_program(images):
-    """A product of a megabyte's worth of numbers, whatever it stands for."""
+    """A product of two arrays of a megabyte."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     argument = jax.ShapeDtypeStruct(
         (512, 512), "float32", sharding=NamedSharding(mesh, PartitionSpec())
@@ -140,9 +141,10 @@ def toy_program(images):
     return Program("toy", jax.jit(lambda x: x @ x), (argument,), mesh, images, 2 * 512**3)
 
 
-def test_memory_for_all_that_is_held_at_a_time(known_chip, monkeypatch):
+def test_a_program_that_exceeds_a_device(known_chip, monkeypatch):
     program = toy_program(1)
-    assert resident_bytes(program) == 2**20 and make_plan(program).memory.total >= 2 * 2**20
+    assert resident_bytes(program) == 2**20
+    assert make_plan(program).memory.total >= 2 * 2**20
     monkeypatch.setattr(
         analysis, "chip_of", lambda device: dataclasses.replace(known_chip, memory=1.5 * 2**20)
     )
@@ -150,7 +152,7 @@ def test_memory_for_all_that_is_held_at_a_time(known_chip, monkeypatch):
         make_plan(program)
 
 
-def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
+def test_a_search_continues_with_the_variant_found_and_ranks(known_chip):
     tried = []
     images = {"slow": 1, "fast": 8, "slower": 4}
 
@@ -159,7 +161,7 @@ def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
         if name.startswith("large"):
             raise DoesNotFit("too large")
         if name == "impossible":
-            raise UserError("cannot be cut")
+            raise UserError("cannot be sharded")
         return toy_program(images.get(name, 2))
 
     def variants(*names):
@@ -178,24 +180,17 @@ def test_a_search_finds_a_familys_variant_once_and_ranks(known_chip):
     ]
     plans, refused = search.search(families)
     assert tried == [
-        "large",
-        "slow",
-        "fast",
-        "slower",
-        "second",
-        "impossible",
-        "large 2",
-        "third",
-        "large 3",
-        "small",
-        "small",
+        *("large", "slow", "fast", "slower", "second"),
+        *("impossible", "large 2"),
+        *("third", "large 3", "small", "small"),
     ]
     assert {name for name, _ in plans} == {"slow", "fast", "slower", "second", "third", "small"}
     speeds = [plan.images_per_second(plan.estimate.expected) for _, plan in plans]
-    assert plans[0][0] == "fast" and speeds == sorted(speeds, reverse=True)
+    assert plans[0][0] == "fast"
+    assert speeds == sorted(speeds, reverse=True)
     assert refused == [
         ("large", "too large"),
-        ("impossible", "cannot be cut"),
+        ("impossible", "cannot be sharded"),
         ("large 2", "too large"),
         ("large 3", "too large"),
     ]
@@ -229,7 +224,8 @@ def test_a_state_that_cannot_fit_is_not_compiled(known_chip, monkeypatch):
     )
     monkeypatch.setattr(search, "make_plan", lambda program: pytest.fail("compiled"))
     plans, ((_, reason),) = search.search([[[Variant("one", lambda: toy_program(1))]]])
-    assert plans == [] and "its arguments alone need" in reason
+    assert plans == []
+    assert "arguments alone" in reason
 
 
 def test_sampling_candidates():
