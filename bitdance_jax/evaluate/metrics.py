@@ -27,7 +27,7 @@ class FeatureSet:
 
     pooled: Gaussian
     spatial: Gaussian | None = None
-    vectors: Float[np.ndarray, "B D"] | None = None
+    vectors: Float[np.ndarray, "vectors D"] | None = None
     logits: Float[np.ndarray, "B classes"] | None = None
 
 

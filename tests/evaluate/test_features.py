@@ -1,4 +1,4 @@
-"""Streaming through a network: every image once and in order, on one device or several."""
+"""Features of a stream of images: every image once and in order, on one or several devices."""
 
 import subprocess
 import sys
@@ -49,8 +49,10 @@ extractor = Extractor(network, {"scale": np.float32(2)}, 6)
 assert extractor.batch_size == 8
 (first, second) = extractor.stream(ArrayImages(IMAGES), "images", progress=False)
 on_devices = extractor._start(IMAGES[:8]).pooled
-assert len(on_devices.sharding.device_set) == 4 and on_devices.addressable_shards[0].data.shape == (2, 3)
-np.testing.assert_allclose(np.concatenate([first.pooled, second.pooled]), 2 * IMAGES.mean((1, 2)), rtol=1e-6)
+assert len(on_devices.sharding.device_set) == 4
+assert on_devices.addressable_shards[0].data.shape == (2, 3)
+both = np.concatenate([first.pooled, second.pooled])
+np.testing.assert_allclose(both, 2 * IMAGES.mean((1, 2)), rtol=1e-6)
 """
 
 

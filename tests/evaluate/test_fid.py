@@ -1,4 +1,4 @@
-"""The Fréchet distance: recorded ones, closed forms, and the definition with a matrix square root."""
+"""The Fréchet distance: recorded values, closed forms, and the definition by a matrix root."""
 
 import json
 
@@ -20,17 +20,15 @@ def random_gaussian(seed, dimensions=8, rank=None):
 
 @pytest.mark.parametrize("pair", ["ab", "ac"])
 def test_recorded(pair):
-    features, expected = (
-        read("evaluation/features"),
-        json.loads((GOLDEN / "evaluation" / "metrics.json").read_text()),
-    )
+    features = read("evaluation/features")
+    expected = json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())
     a, b = (gaussian(features[name]) for name in pair)
     assert frechet_distance(a, b) == pytest.approx(expected[f"fid_{pair}"], rel=1e-6)
     assert frechet_distance(b, a) == pytest.approx(expected[f"fid_{pair}"], rel=1e-6)
 
 
 def test_commuting_covariances():
-    """Of diagonal ones: |mean difference|² plus the squared differences of the standard deviations."""
+    """If they are diagonal: |mean difference|² + squared differences of the standard deviations."""
     a = Gaussian(np.array([1.0, 2.0, 3.0]), np.diag([1.0, 4.0, 9.0]))
     b = Gaussian(np.array([1.0, 0.0, 4.0]), np.diag([25.0, 4.0, 1.0]))
     assert frechet_distance(a, b) == pytest.approx(0 + 4 + 1 + (1 - 5) ** 2 + 0 + (3 - 1) ** 2)
@@ -43,13 +41,13 @@ def test_definition():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
-def test_equal_ones_are_at_zero():
+def test_equal_gaussians():
     a = random_gaussian(0, dimensions=50)
     assert 0 <= frechet_distance(a, a) < 1e-6
 
 
 def test_singular_covariances():
-    """Rank 1 along different axes: nothing overlaps. Rank 3 with itself: all of it."""
+    """Of rank 1 along different axes, without overlap, and of rank 3 with complete overlap."""
     a, b = (Gaussian(np.zeros(3), np.diag(variances)) for variances in ([4.0, 0, 0], [0, 9.0, 0]))
     assert frechet_distance(a, b) == pytest.approx(13)
     c = random_gaussian(0, dimensions=20, rank=3)
@@ -57,5 +55,5 @@ def test_singular_covariances():
 
 
 def test_other_dimensions():
-    with pytest.raises(UserError, match="8 and of 3 dimensions"):
+    with pytest.raises(UserError, match="8 and 3 dimensions"):
         frechet_distance(random_gaussian(0), random_gaussian(0, 3))

@@ -1,4 +1,4 @@
-"""Images out of .npz files and folders, batch by batch, and a line for whatever is wrong with them."""
+"""Images from .npz files and folders, and errors that name the file."""
 
 import io
 import tracemalloc
@@ -9,7 +9,7 @@ import pytest
 
 from bitdance_jax.data.sources import FolderSource
 from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, NpzImages, open_images
 from bitdance_jax.io import image_files
 
@@ -32,7 +32,7 @@ def test_npz(tmp_path, save, batch):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_keeps_memory_flat(tmp_path, save):
+def test_an_npz_is_read_in_batches(tmp_path, save):
     save(tmp_path / "s.npz", np.zeros((400, 64, 64, 3), np.uint8))  # 4.9 MB
     tracemalloc.start()
     for _ in NpzImages(tmp_path / "s.npz").batches(10):
@@ -43,34 +43,31 @@ def test_npz_keeps_memory_flat(tmp_path, save):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("arrays", "named"),
     [
-        ({"mu": np.zeros(3)}, "has no array arr_0, which holds the images; it has: mu"),
-        (
-            {"arr_0": np.zeros((2, 4, 4, 3), np.float32)},
-            r"uint8 \[N, H, W, 3\], and is float32 \[2, 4, 4, 3\]",
-        ),
-        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"and is uint8 \[2, 3, 4, 4\]"),
-        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"and is uint8 \[0, 4, 4, 3\]"),
-        ({"arr_0": np.zeros((4, 4, 3), np.uint8)}, r"and is uint8 \[4, 4, 3\]"),
+        ({"mu": np.zeros(3)}, "it has: mu"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, r"float32 \[2, 4, 4, 3\]"),
+        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"uint8 \[2, 3, 4, 4\]"),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"uint8 \[0, 4, 4, 3\]"),
+        ({"arr_0": np.zeros((4, 4, 3), np.uint8)}, r"uint8 \[4, 4, 3\]"),
         ({"arr_0": np.asfortranarray(some_images())}, "Fortran order"),
     ],
 )
-def test_npz_with_something_else(tmp_path, arrays, message):
+def test_npz_with_other_arrays(tmp_path, arrays, named):
     np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(FileError, match=f"arr_0.*{named}"):
         NpzImages(tmp_path / "s.npz")
 
 
-def test_no_npz(tmp_path):
-    with pytest.raises(UserError, match="no file"):
+def test_files_that_are_no_npz(tmp_path):
+    with pytest.raises(FileError, match="no file"):
         open_images(tmp_path / "s.npz")
     (tmp_path / "s.npz").write_text("not a zip file")
-    with pytest.raises(UserError, match=r"cannot be read as an .npz"):
+    with pytest.raises(FileError, match=r"cannot be read as an .npz"):
         open_images(tmp_path / "s.npz")
     with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
         archive.writestr("arr_0.npy", b"nothing of numpy's")
-    with pytest.raises(UserError, match=r"arr_0 of .* is damaged"):
+    with pytest.raises(FileError, match=r"arr_0 of .* is damaged"):
         open_images(tmp_path / "t.npz")
 
 
@@ -80,12 +77,12 @@ def test_npz_damaged_inside(tmp_path):
     data = bytearray(path.read_bytes())
     data[500] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(FileError, match="is damaged"):
         list(NpzImages(path).batches(3))
 
 
-@pytest.mark.parametrize("place", ["name", "magic", "size"])
-def test_npz_whose_directory_does_not_fit(tmp_path, place):
+@pytest.mark.parametrize("part", ["name", "magic", "size"])
+def test_npz_with_a_damaged_directory(tmp_path, part):
     np.savez(tmp_path / "s.npz", some_images())
     data = (tmp_path / "s.npz").read_bytes()
     start, central = data.index(b"PK\x03\x04"), data.index(b"PK\x01\x02")
@@ -93,24 +90,24 @@ def test_npz_whose_directory_does_not_fit(tmp_path, place):
         "name": (start + 30, b"\xff"),
         "magic": (start, b"XX"),
         "size": (central + 42, b"\xff\xff\xff\x7f"),
-    }[place]
+    }[part]
     (tmp_path / "s.npz").write_bytes(data[:at] + value + data[at + len(value) :])
-    with pytest.raises(UserError, match=r"s\.npz (is damaged|cannot be read)"):
+    with pytest.raises(FileError, match=r"s\.npz (is damaged|cannot be read)"):
         NpzImages(tmp_path / "s.npz")
 
 
-def test_npz_cut_short_inside(tmp_path):
-    """A header that promises more images than follow."""
+def test_npz_that_is_truncated_inside(tmp_path):
+    """The header is of more images than the file has."""
     np.save(tmp_path / "a.npy", some_images())
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         archive.writestr("arr_0.npy", (tmp_path / "a.npy").read_bytes()[:-5])
-    with pytest.raises(UserError, match="is cut short"):
+    with pytest.raises(FileError, match=r"arr_0 .*truncated"):
         list(NpzImages(tmp_path / "s.npz").batches(3))
 
 
 def test_npz_of_another_size(tmp_path):
     np.savez(tmp_path / "s.npz", some_images())
-    with pytest.raises(UserError, match="are 6 x 8, and 6 x 6 are needed"):
+    with pytest.raises(FileError, match=r"6 x 6.* 6 x 8"):
         open_images(tmp_path / "s.npz", 6)
 
 
@@ -141,17 +138,15 @@ def test_folder_cropped(tmp_path):
 
 def test_folder_of_several_sizes(tmp_path):
     images = FolderImages(save_folder(tmp_path, [*some_images(3), *some_images(1, 8, 8)]))
-    with pytest.raises(UserError, match=r"3.png is 8 x 8 and the first image 6 x 8"):
+    with pytest.raises(FileError, match=r"3\.png is 8 x 8.* 6 x 8"):
         list(images.batches(2))
 
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "photo.heic").touch()
-    with pytest.raises(
-        UserError, match=r"holds no images .*files left out by their ending: 1 \(\.heic 1\)"
-    ):
+    with pytest.raises(FileError, match=r"no images .*\.heic 1"):
         FolderImages(tmp_path)
-    with pytest.raises(UserError, match="no image folder"):
+    with pytest.raises(FileError, match="no image folder"):
         FolderImages(tmp_path / "nowhere")
 
 
@@ -177,13 +172,13 @@ def test_a_damaged_image_is_left_out(tmp_path, capfd, crop, damaged):
 def test_nothing_but_damaged_images(tmp_path):
     for number in range(150):
         (tmp_path / f"{number}.png").write_text("damaged")
-    with pytest.raises(UserError, match="none of the 150 images"):
+    with pytest.raises(FileError, match="none of the 150 images"):
         FolderImages(tmp_path)
     with pytest.raises(UserError, match="101 of the last 101 images could not be read"):
         list(FolderImages(tmp_path, 6).batches(2))
     for number in range(100):
         (tmp_path / f"{number}.png").unlink()
-    with pytest.raises(UserError, match="none of the 50 images in"):
+    with pytest.raises(FileError, match="none of the 50 images in"):
         list(FolderImages(tmp_path, 6).batches(2))
 
 
@@ -215,5 +210,5 @@ def test_npz_with_an_impossible_shape(tmp_path, shape):
     )
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(96))
-    with pytest.raises(UserError):
+    with pytest.raises(FileError):
         NpzImages(tmp_path / "s.npz")

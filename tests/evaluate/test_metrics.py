@@ -1,4 +1,4 @@
-"""Features to scores: what is passed to which formula, and what is left out."""
+"""Scores from features: which features each formula gets, and missing scores."""
 
 import numpy as np
 import pytest
@@ -22,24 +22,24 @@ def features(seed, count=30):
     )
 
 
-def in_batches(whole, size):
+def in_batches(full, size):
     return [
-        Features(*(x if x is None else x[i : i + size] for x in whole))
-        for i in range(0, len(whole.pooled), size)
+        Features(*(x if x is None else x[i : i + size] for x in full))
+        for i in range(0, len(full.pooled), size)
     ]
 
 
 def test_collect():
-    whole = features(0)
-    result = collect(in_batches(whole, 7))
+    full = features(0)
+    result = collect(in_batches(full, 7))
     for computed, expected in (
-        (result.pooled, gaussian(whole.pooled)),
-        (result.spatial, gaussian(whole.spatial)),
+        (result.pooled, gaussian(full.pooled)),
+        (result.spatial, gaussian(full.spatial)),
     ):
         np.testing.assert_allclose(computed.mean, expected.mean, atol=1e-12)
         np.testing.assert_allclose(computed.covariance, expected.covariance, atol=1e-12)
-    np.testing.assert_array_equal(result.vectors, whole.pooled)
-    np.testing.assert_array_equal(result.logits, whole.logits)
+    np.testing.assert_array_equal(result.vectors, full.pooled)
+    np.testing.assert_array_equal(result.logits, full.logits)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_collect():
     [(30, range(30)), (100, range(30)), (10, range(0, 30, 3)), (4, [0, 7, 15, 22]), (1, [0])],
 )
 def test_collect_keeps_evenly_spaced_vectors(limit, kept):
-    whole = features(0)
-    result = collect(in_batches(whole, 7), max_vectors=limit, count=30)
-    np.testing.assert_array_equal(result.vectors, whole.pooled[list(kept)])
-    np.testing.assert_allclose(result.pooled.mean, gaussian(whole.pooled).mean)
+    full = features(0)
+    result = collect(in_batches(full, 7), max_vectors=limit, count=30)
+    np.testing.assert_array_equal(result.vectors, full.pooled[list(kept)])
+    np.testing.assert_allclose(result.pooled.mean, gaussian(full.pooled).mean)
 
 
 def test_score():
@@ -69,7 +69,7 @@ def test_score():
 
 @pytest.mark.parametrize("labels", [np.arange(600) // 60, np.arange(600) % 10])
 def test_the_inception_score_does_not_depend_on_the_order_of_the_classes(labels):
-    """A file sorted by class, as the release writes it, scores as one in which the classes take turns."""
+    """Files sorted by class, as the release writes them, and with alternating classes."""
     certain = features(0, 600)._replace(
         logits=np.where(np.arange(10) == labels[:, None], 20.0, 0.0).astype(np.float32)
     )
@@ -79,17 +79,22 @@ def test_the_inception_score_does_not_depend_on_the_order_of_the_classes(labels)
     assert scores == score(collect([certain]), collect([features(1)]), split=60)
 
 
-def test_scores_that_the_features_do_not_allow_are_none():
+def test_scores_without_features_are_none():
     pooled_only = Features(features(1).pooled)
     scores = score(collect([pooled_only]), FeatureSet(gaussian(features(0).pooled)))
-    assert scores == Scores(scores.fid) and scores.fid > 0
+    assert scores == Scores(scores.fid)
+    assert scores.fid > 0
     assert str(scores) == f"FID: {scores.fid:.4f}"
 
 
 def test_the_lines_are_in_the_order_of_adms_suite():
     assert str(Scores(1.68, 4.2, 297.1, 0.8, 0.62)).splitlines() == [
-        "Inception Score: 297.1000", "FID: 1.6800", "sFID: 4.2000", "Precision: 0.8000", "Recall: 0.6200",
-    ]  # fmt: skip
+        "Inception Score: 297.1000",
+        "FID: 1.6800",
+        "sFID: 4.2000",
+        "Precision: 0.8000",
+        "Recall: 0.6200",
+    ]
 
 
 def test_features_of_two_networks():

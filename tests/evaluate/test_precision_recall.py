@@ -1,4 +1,4 @@
-"""Precision and recall: recorded, by brute force, and sets whose answer is plain."""
+"""Precision and recall: recorded, by brute force, and of sets with a known answer."""
 
 import json
 
@@ -19,24 +19,20 @@ def brute_force(reference, samples, k):
             np.sum((point - features[i]) ** 2) <= radius(features, i) for i in range(len(features))
         )
 
-    return np.mean([inside(point, reference) for point in samples]), np.mean(
-        [inside(point, samples) for point in reference]
-    )
+    precision = np.mean([inside(point, reference) for point in samples])
+    return precision, np.mean([inside(point, samples) for point in reference])
 
 
 def two_sets(seed=0):
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((37, 4)).astype(np.float32), (
-        0.7 * rng.standard_normal((53, 4)) + 0.5
-    ).astype(np.float32)
+    reference = rng.standard_normal((37, 4)).astype(np.float32)
+    return reference, (0.7 * rng.standard_normal((53, 4)) + 0.5).astype(np.float32)
 
 
 @pytest.mark.parametrize("pair", ["ab", "ac"])
 def test_recorded(pair):
-    features, expected = (
-        read("evaluation/features"),
-        json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())[f"prc_{pair}"],
-    )
+    features = read("evaluation/features")
+    expected = json.loads((GOLDEN / "evaluation" / "metrics.json").read_text())[f"prc_{pair}"]
     samples, reference = (features[name] for name in pair)
     precision, recall = precision_recall(reference, samples)
     assert (precision, recall) == pytest.approx(
@@ -70,7 +66,8 @@ def test_few_modes_are_precise_and_recall_little():
     precision, recall = precision_recall(
         np.concatenate([cluster, cluster + 100]), cluster[:10] * 0.01
     )
-    assert precision == 1 and recall <= 0.5
+    assert precision == 1
+    assert recall <= 0.5
 
 
 @pytest.mark.parametrize(("reference", "samples", "name"), [(3, 9, "reference"), (9, 3, "samples")])

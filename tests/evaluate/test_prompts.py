@@ -1,7 +1,8 @@
-"""The images of GenEval's and DPG-Bench's prompts, by a toy text-to-image model."""
+"""The images of GenEval's and DPG-Bench's prompts, from a small text-to-image model."""
 
 import functools
 import json
+import re
 import shutil
 import sys
 import time
@@ -16,7 +17,12 @@ from bitdance_jax.cli import prompts as prompts_command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompt_images as prompts
-from bitdance_jax.evaluate.prompt_files import Prompt, geneval_figure, read_dpg, read_geneval
+from bitdance_jax.evaluate.prompt_files import (
+    Prompt,
+    compare_with_published,
+    read_dpg,
+    read_geneval,
+)
 from bitdance_jax.io import image_files
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines import toy_text_to_image
@@ -24,7 +30,7 @@ from bitdance_jax.pipelines.text_to_image import TextToImage
 
 
 LINES = [
-    b'{"tag": "single_object",  "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n',
+    b'{"tag": "single_object",  "include": [{"class": "bench"}], "prompt": "a photo of a bench"}\n',
     b'{"prompt": "a photo of a cow", "tag": "single_object"}\n',
     '{"prompt": "两只猫"}'.encode(),
 ]
@@ -40,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(folder):
-    """Runs it in the working directory; all runs share a model and what it compiled."""
+    """Runs the command in the working directory; all runs share a compiled model."""
     with pytest.MonkeyPatch.context() as patch:
         load = functools.cache(TextToImage.load)
         patch.setattr(prompts.TextToImage, "load", load)
@@ -59,7 +65,7 @@ def working_directory(tmp_path, monkeypatch) -> None:
 
 
 def contents(folder: str) -> dict[str, tuple[bytes, int]]:
-    """Of every file, its bytes and when it was written."""
+    """The bytes and the time of every file."""
     paths = (path for path in Path(folder).rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
@@ -67,35 +73,27 @@ def contents(folder: str) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def test_geneval_and_going_on(command, capsys):
-    """The layout; then the first prompts first, the others later, and what was lost once more: always the same bytes."""
-    flags = [
-        "--geneval",
-        "geneval.jsonl",
-        "--per-prompt",
-        "3",
-        "--seed",
-        "5",
-        "--batch-size",
-        "2",
-        *SMALL,
-    ]
-    assert command(*flags, "--out", "whole") == 0
-    assert capsys.readouterr().out == "3 images of each of 3 prompts in whole\n"
-    whole = contents("whole")
+def without_times(files: dict[str, tuple[bytes, int]]) -> dict[str, bytes]:
+    return {name: data for name, (data, _) in files.items()}
+
+
+def test_geneval_and_resuming(command, capsys):
+    """The layout, and the same bytes in a resumed folder and after a file was lost."""
+    flags = "--geneval geneval.jsonl --per-prompt 3 --seed 5 --batch-size 2".split() + SMALL
+    assert command(*flags, "--out", "full") == 0
+    assert capsys.readouterr().out == "3 images of each of 3 prompts in full\n"
+    full = contents("full")
     files = ["metadata.jsonl", "grid.png", *(f"samples/{j:04d}.png" for j in range(3))]
-    assert sorted(whole) == sorted(f"{i:05d}/{file}" for i in range(3) for file in files)
-    assert [whole[f"{i:05d}/metadata.jsonl"][0] for i in range(3)] == LINES
+    assert sorted(full) == sorted(f"{i:05d}/{file}" for i in range(3) for file in files)
+    assert [full[f"{i:05d}/metadata.jsonl"][0] for i in range(3)] == LINES
 
     samples = [
-        [image_files.load_image(f"whole/{i:05d}/samples/{j:04d}.png") for j in range(3)]
+        [image_files.load_image(f"full/{i:05d}/samples/{j:04d}.png") for j in range(3)]
         for i in range(3)
     ]
-    assert (
-        samples[0][0].shape == (8, 12, 3)
-        and len({image.tobytes() for row in samples for image in row}) == 9
-    )
-    grid = image_files.load_image("whole/00001/grid.png")
+    assert samples[0][0].shape == (8, 12, 3)
+    assert len({image.tobytes() for row in samples for image in row}) == 9
+    grid = image_files.load_image("full/00001/grid.png")
     expected = np.block(
         [[[samples[1][0]], [samples[1][1]]], [[samples[1][2]], [np.zeros((8, 12, 3), np.uint8)]]]
     )
@@ -109,22 +107,20 @@ def test_geneval_and_going_on(command, capsys):
     assert "3 images of each of 3 prompts in parts (2 generated now)\n" in capsys.readouterr().out
     Path("parts/00001/samples/0001.png").unlink()
     before = contents("parts")
-    Path("parts/00001/samples/.bitdance_jax.0123456789abcdef").touch()  # as a kill leaves it
+    Path("parts/00001/samples/.bitdance_jax.0123456789abcdef").touch()  # of a killed process
     assert command(*flags, "--out", "parts") == 0
     after = contents("parts")
-    assert {name: data for name, (data, _) in after.items()} == {
-        name: data for name, (data, _) in whole.items()
-    }
-    assert {name: after[name] for name in before} == before and {
-        name: before[name] for name in first
-    } == first
+    assert without_times(after) == without_times(full)
+    assert before.items() <= after.items()
+    assert first.items() <= before.items()
     assert command(*flags, "--out", "parts") == 0
-    assert "(0 generated now)" in capsys.readouterr().out and contents("parts") == after
+    assert "(0 generated now)" in capsys.readouterr().out
+    assert contents("parts") == after
 
 
 @pytest.fixture
 def quick(monkeypatch) -> list[dict]:
-    """Generates grey images that tell their numbers; the calls."""
+    """Replaces the model by grey images of their numbers; returns the calls."""
     calls = []
 
     def sample(self, texts, *, size, first_index, **options):
@@ -138,46 +134,35 @@ def quick(monkeypatch) -> list[dict]:
     return calls
 
 
-def test_a_image_depends_on_its_numbers_alone(command, quick):
-    """Not on how many there are of a prompt, nor on the batch."""
+def test_an_image_depends_only_on_its_numbers(command, quick):
+    """Not on the number of images of a prompt, nor on the batch size."""
     flags = ["--geneval", "geneval.jsonl"]
     assert command(*flags, "--batch-size", "2", "--per-prompt", "1", "--out", "pairs") == 0
     assert command(*flags, "--batch-size", "3", "--per-prompt", "2", "--out", "threes") == 0
     for i in range(3):
         for out, j in (("pairs", 0), ("threes", 0), ("threes", 1)):
-            assert np.all(
-                image_files.load_image(f"{out}/{i:05d}/samples/{j:04d}.png") == 50 * j + i
-            )
+            image = image_files.load_image(f"{out}/{i:05d}/samples/{j:04d}.png")
+            assert np.all(image == 50 * j + i)
 
 
 @pytest.mark.parametrize("kind", ["folder", "json"])
 def test_dpg(command, quick, kind):
-    """Four in a square without padding, under the prompt's id."""
+    """A grid of 2 by 2 without padding, named by the prompt's id."""
     texts = {"COCOval2014_7": "a red truck", "drawtext-9": "two dogs", "partiprompts1": "three"}
     Path("prompts").mkdir()
     for name, text in texts.items():
         Path(f"prompts/{name}.txt").write_text(text + "\n")
     Path("prompts.json").write_text(json.dumps(texts))
-    assert (
-        command(
-            "--dpg",
-            "prompts" if kind == "folder" else "prompts.json",
-            "--out",
-            "out",
-            "--batch-size",
-            "2",
-        )
-        == 0
-    )
+    given = "prompts" if kind == "folder" else "prompts.json"
+    assert command("--dpg", given, "--out", "out", "--batch-size", "2") == 0
     assert sorted(contents("out")) == sorted(f"{name}.png" for name in texts)
     for i, name in enumerate(texts):
         quarters = np.array([[i, 50 + i], [100 + i, 150 + i]], np.uint8).repeat(32, 0).repeat(32, 1)
         np.testing.assert_array_equal(
             image_files.load_image(f"out/{name}.png"), np.stack([quarters] * 3, -1)
         )
-    assert [call["texts"] for call in quick] == [["a red truck", "two dogs"]] * 4 + [
-        ["three", "three"]
-    ] * 4
+    batches = [["a red truck", "two dogs"]] * 4 + [["three", "three"]] * 4
+    assert [call["texts"] for call in quick] == batches
 
 
 def test_released_settings(command, quick):
@@ -187,261 +172,165 @@ def test_released_settings(command, quick):
     assert command("--dpg", "d.json", "--out", "d") == 0
     shared = {"size": "1024x1024", "seed": 0, "batch_size": 4}
     texts = ["a photo of a bench", "a photo of a cow", "两只猫", "两只猫"]
+    shared |= {"texts": texts, "sampler": released}
     assert quick[:4] == [
-        shared
-        | {
-            "texts": texts,
-            "sampler": released,
-            "first_index": j * prompts.STRIDE,
-            "progress": j == 0,
-        }
-        for j in range(4)
+        shared | {"first_index": j * prompts.STRIDE, "progress": j == 0} for j in range(4)
     ]
-    assert len(quick) == 8 and quick[4]["sampler"] == SamplerConfig(
+    assert len(quick) == 8
+    assert quick[4]["sampler"] == SamplerConfig(
         head_steps=50, guidance_scale=7.5, guidance_schedule="constant"
     )
 
 
 @pytest.mark.parametrize(
-    ("texts", "figure"),
+    ("texts", "note"),
     [
         (
             ["a photo of a bench", "a photo of two cows"] * 276 + ["a photo of a cat"],
-            "GenEval's own short prompts; the published 0.86",
+            "GenEval's original prompts",
         ),
         (
             [f"A wooden bench in park {n}" for n in range(553)],
-            "553 rewritten prompts; the published 0.86 (14B-16x) and 0.85 (14B-64x)",
+            "for such prompts",
         ),
         (
             ["A wooden bench"],
-            "rewritten prompts, evaluation_metadata_long.jsonl, and these are 1 others",
+            "1 other prompts",
         ),
     ],
 )
-def test_which_published_figure_a_file_is_for(tmp_path, texts, figure):
+def test_whether_published_scores_can_be_compared(tmp_path, texts, note):
     Path("x.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    assert figure in geneval_figure(read_geneval("x.jsonl"))
+    assert note in compare_with_published(read_geneval("x.jsonl"))
 
 
-def test_the_command_says_which_figure(command, quick, capsys):
+def test_the_command_prints_whether_scores_can_be_compared(command, quick, capsys):
     assert command("--geneval", "geneval.jsonl", "--out", "out") == 0
-    assert capsys.readouterr().err.startswith("note: the published 0.86 (14B-16x)")
+    assert capsys.readouterr().err.startswith("note: the published scores, 0.86 (14B-16x)")
     Path("d.json").write_text('{"1": "a cat"}')
     assert command("--dpg", "d.json", "--out", "dpg") == 0
     assert "note:" not in capsys.readouterr().err
 
 
-def test_other_settings_are_refused(command, quick, folder, tmp_path, capsys):
+def test_other_settings_are_an_error(command, quick, folder, tmp_path, capsys):
     flags = ["--geneval", "geneval.jsonl", "--out", "out", "--limit", "1"]
     assert command(*flags, "--guidance-scale", "3") == 0
     assert command(*flags, "--guidance-scale", "3", "--limit", "2", "--batch-size", "1") == 0
     toy_text_to_image.save(tmp_path / "other", tiny_models.TEXT_TO_IMAGE, seed=1)
     assert command(*flags, "--seed", "4", checkpoint=tmp_path / "other") == 2
     error = capsys.readouterr().err
-    assert (
-        "error: out was begun with other settings (checkpoint " in error
-        and "; use the same again, or choose another folder\n" in error
-    )
-    assert "seed 0, asked for 4; --guidance-scale 3.0, asked for 13.0" in error
+    assert "error: out was begun with other settings (checkpoint " in error
+    assert "seed 0, requested 4" in error
     Path("geneval.jsonl").write_bytes(LINES[1])
     assert command(*flags, "--guidance-scale", "3") == 2
     assert "out was begun with other settings (prompts " in capsys.readouterr().err
     Path("out.settings.json").write_text("[")
-    assert command(*flags) == 2 and "out.settings.json cannot be read: " in capsys.readouterr().err
-    shutil.move("out.settings.json", "kept")
-    assert (
-        command(*flags) == 2
-        and "out is not empty and has no out.settings.json beside it" in capsys.readouterr().err
-    )
+    assert command(*flags) == 2
+    assert "out.settings.json cannot be read: " in capsys.readouterr().err
+    shutil.move("out.settings.json", "old.json")
+    assert command(*flags) == 2
+    assert "out is not empty and has no out.settings.json" in capsys.readouterr().err
     shutil.rmtree("out")
     Path("out.settings.json").write_text('{"mine": 1}')
-    assert (
-        command(*flags) == 2
-        and "is not of this command; choose another folder" in capsys.readouterr().err
-    )
+    assert command(*flags) == 2
+    assert "out.settings.json is not of this command" in capsys.readouterr().err
     Path("out.settings.json").write_text('{"seed": 4}')  # of images that were removed
     assert command(*flags) == 0
 
 
-def test_damaged_files_are_written_again_and_no_others(command, quick):
+def test_only_damaged_files_are_written_again(command, quick):
     flags = ["--geneval", "geneval.jsonl", "--per-prompt", "2", "--batch-size", "1", "--out", "out"]
     assert command(*flags) == 0
-    whole = contents("out")
-    image = bytearray(whole["00000/samples/0001.png"][0])
+    full = contents("out")
+    image = bytearray(full["00000/samples/0001.png"][0])
     image[60] ^= 1
     damage = {
         "00000/samples/0001.png": bytes(image),
         "00000/metadata.jsonl": LINES[0][:20],
-        "00001/grid.png": b"",  # as a loss of power leaves it on some file systems
-        "00001/samples/0000.png": whole["00001/samples/0000.png"][0][:-20],
+        "00001/grid.png": b"",  # after a loss of power, on some file systems
+        "00001/samples/0000.png": full["00001/samples/0000.png"][0][:-20],
     }
     for name, data in damage.items():
         Path("out", name).write_bytes(data)
     quick.clear()
     assert command(*flags) == 0
-    assert [call["first_index"] for call in quick] == [
-        0,
-        prompts.STRIDE,
-        1,
-        prompts.STRIDE + 1,
-    ]  # of the first two prompts
+    # Only the first two prompts are generated.
+    numbers = [0, prompts.STRIDE, 1, prompts.STRIDE + 1]
+    assert [call["first_index"] for call in quick] == numbers
     after = contents("out")
-    assert {name: data for name, (data, _) in after.items()} == {
-        name: data for name, (data, _) in whole.items()
-    }
-    assert {name for name in whole if after[name] != whole[name]} == damage.keys()
+    assert without_times(after) == without_times(full)
+    assert {name for name in full if after[name] != full[name]} == damage.keys()
 
 
-def test_a_second_command_in_the_folder_is_refused(command, quick, capsys):
+def test_a_second_command_in_the_folder_is_an_error(command, quick, capsys):
     with writer_lock("out", is_folder=True):
         assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
-    assert (
-        capsys.readouterr().err
-        == "error: another process is writing out; wait for it, or give another folder\n"
-    )
-    assert not quick and not Path("out").exists()
+    assert "another process is writing out" in capsys.readouterr().err
+    assert quick == []
+    assert not Path("out").exists()
 
 
-def test_a_image_that_cannot_be_written_ends_it(command, quick, monkeypatch, capsys):
-    """Also one that is being written when the last one is drawn."""
+def test_an_image_that_cannot_be_written_is_an_error(command, quick, monkeypatch, capsys):
+    """Also if a thread writes it after the last image was generated."""
     monkeypatch.setattr(
         Prompt,
         "write",
         lambda self, folder, images: image_files.save_png("/dev/null/x.png", images[0]),
     )
     assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
-    assert "error: cannot write the image /dev/null/x.png: " in capsys.readouterr().err
+    assert "/dev/null/x.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("flags", "data", "message"),
+    ("flags", "data", "named"),
     [
-        ([], b"", "give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS"),
-        (["--geneval", "x", "--dpg", "x"], b"", "give one of --geneval"),
-        (["--geneval", "none.jsonl"], b"", "there is no file none.jsonl"),
-        (["--dpg", "none"], b"", "there is no file none"),
+        ([], b"", "--geneval .*--dpg"),
+        (["--geneval", "x", "--dpg", "x"], b"", "--geneval .*--dpg"),
+        (["--geneval", "none.jsonl"], b"", "none.jsonl"),
+        (["--dpg", "none"], b"", "none"),
         (["--geneval", "x"], b"\n", "x has no prompts"),
-        (["--geneval", "x"], LINES[0] + b"\n{prompt", "line 3 of x cannot be read: "),
-        (
-            ["--geneval", "x"],
-            LINES[0] + b'{"prompts": "a cat"}',
-            "line 2 of x cannot be read: Object missing required field prompt; a line is an object",
-        ),
-        (
-            ["--geneval", "x"],
-            b'["prompt"]',
-            "line 1 of x cannot be read: Expected object, got array; a line is an object",
-        ),
-        (
-            ["--geneval", "x"],
-            b'{"prompt": ["a cat"]}',
-            "line 1 of x cannot be read: prompt: Expected str, got array",
-        ),
-        (
-            ["--geneval", "x"],
-            b'{"prompt": "a", "tag": ' + b"[" * 200_000,
-            "line 1 of x cannot be read: it is nested too deeply",
-        ),
-        (
-            ["--geneval", "x"],
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "x is a pointer of Git LFS",
-        ),
-        (["--geneval", "/dev/zero"], b"", "/dev/zero is not a file"),
-        (
-            ["--geneval", "x"],
-            b'{"prompt": " "}',
-            "line 1 of x: a prompt is empty; write what the image shall show",
-        ),
-        (
-            ["--geneval", "x"],
-            LINES[0] + b'{"prompt": "%s"}' % (b"x" * 1100),
-            "line 2 of x: the prompt 'xxx",
-        ),
+        (["--geneval", "x"], LINES[0] + b"\n{prompt", "line 3 of x"),
+        (["--geneval", "x"], LINES[0] + b'{"prompts": "a cat"}', "line 2 of x .*prompt"),
+        (["--geneval", "x"], b'["prompt"]', "line 1 of x .*array"),
+        (["--geneval", "x"], b'{"prompt": ["a cat"]}', "line 1 of x .*prompt"),
+        (["--geneval", "x"], b'{"prompt": "a", "tag": ' + b"[" * 200_000, "line 1 of x"),
+        (["--geneval", "x"], b"version https://git-lfs.github.com/spec/v1\n", "x .*Git LFS"),
+        (["--geneval", "/dev/zero"], b"", "/dev/zero"),
+        (["--geneval", "x"], b'{"prompt": " "}', "line 1 of x.* empty"),
+        (["--geneval", "x"], LINES[0] + b'{"prompt": "%s"}' % (b"x" * 1100), "line 2 of x.*'xxx"),
         (["--dpg", "x"], b"{}", "x has no prompts"),
-        (["--dpg", "x"], b"a cat", "x cannot be read: JSON is malformed"),
-        (
-            ["--dpg", "x"],
-            b'["a cat"]',
-            "x cannot be read: Expected object, got array; DPG-Bench's prompts are {id: prompt}",
-        ),
-        (
-            ["--dpg", "x"],
-            b'{"1": {"prompt": "a cat"}}',
-            "x cannot be read: [...]: Expected str, got object",
-        ),
-        (
-            ["--dpg", "x"],
-            b'{"1": "a", "2": "b", "1": "c"}',
-            "x has duplicate keys: 1; DPG-Bench's prompts are",
-        ),
-        (
-            ["--dpg", "x"],
-            b'{"a/b": "a"}',
-            "x: the id 'a/b' cannot name an image; ids are letters, digits, _ and -",
-        ),
-        (["--dpg", "x"], b'{"1.5": "a"}', "x: the id '1.5' cannot name an image"),
-        (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: the prompt 'xxx"),
-        (
-            ["--dpg", "x", "--size", "128x64"],
-            b'{"1": "a"}',
-            "DPG-Bench scores at most 4 square images",
-        ),
-        (
-            ["--dpg", "x", "--per-prompt", "5"],
-            b'{"1": "a"}',
-            "DPG-Bench scores at most 4 square images",
-        ),
-        (["--geneval", "x", "--limit", "0"], LINES[0], "--limit must be positive, got 0"),
-        (
-            ["--geneval", "x", "--per-prompt", "5000"],
-            LINES[0],
-            "--per-prompt must be between 1 and 4096, got 5000",
-        ),
-        (
-            ["--geneval", "x", "--head-steps", "1000000000000"],
-            LINES[0],
-            "--head-steps must be between 1 and 10000, got",
-        ),
-        (
-            ["--geneval", "x", "--batch-size", "10000000"],
-            LINES[0],
-            "--batch-size must be between 1 and 65536, got",
-        ),
-        (["--geneval", "x", "--size", "64"], LINES[0], "a size is WIDTHxHEIGHT in pixels"),
-        (
-            ["--geneval", "x", "--size", "14x8"],
-            LINES[0],
-            "width and height must be multiples of 4 up to 128 pixels, got 14x8",
-        ),
-        (
-            ["--geneval", "x", "--size", "12x8", "--seed", "-1"],
-            LINES[0],
-            "the seed must be between 0 and",
-        ),
-        (["--geneval", "x", "--head-steps", "0"], LINES[0], "--head-steps must be positive, got 0"),
-        (
-            ["--geneval", "x", "--out", "gs://bucket/x"],
-            LINES[0],
-            "--out must be a local folder",
-        ),
-        (
-            ["--geneval", "x", "--size", "12x8", "--out", "x"],
-            LINES[0],
-            "cannot write the image x/any.png",
-        ),
+        (["--dpg", "x"], b"a cat", "x .*JSON"),
+        (["--dpg", "x"], b'["a cat"]', "x .*array.*ID.txt"),
+        (["--dpg", "x"], b'{"1": {"prompt": "a cat"}}', "x .*object"),
+        (["--dpg", "x"], b'{"1": "a", "2": "b", "1": "c"}', "x .*duplicate.* 1;"),
+        (["--dpg", "x"], b'{"a/b": "a"}', "x.*'a/b'"),
+        (["--dpg", "x"], b'{"1.5": "a"}', "x.*'1.5'"),
+        (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: .*'xxx"),
+        (["--dpg", "x", "--size", "128x64"], b'{"1": "a"}', "128x64"),
+        (["--dpg", "x", "--per-prompt", "5"], b'{"1": "a"}', "--per-prompt"),
+        (["--geneval", "x", "--limit", "0"], LINES[0], "--limit"),
+        (["--geneval", "x", "--per-prompt", "5000"], LINES[0], "--per-prompt"),
+        (["--geneval", "x", "--head-steps", "1000000000000"], LINES[0], "--head-steps"),
+        (["--geneval", "x", "--head-steps", "0"], LINES[0], "--head-steps"),
+        (["--geneval", "x", "--batch-size", "10000000"], LINES[0], "--batch-size"),
+        (["--geneval", "x", "--size", "64"], LINES[0], "size .*64"),
+        (["--geneval", "x", "--size", "14x8"], LINES[0], "14x8"),
+        (["--geneval", "x", "--size", "12x8", "--seed", "-1"], LINES[0], "seed"),
+        (["--geneval", "x", "--out", "gs://bucket/x"], LINES[0], "--out"),
+        (["--geneval", "x", "--size", "12x8", "--out", "x"], LINES[0], "x/any.png"),
     ],
 )
-def test_bad_input(command, monkeypatch, capsys, flags, data, message):
-    """One line, before any weight is read, and nothing is left that would stand in the way of the next start."""
+def test_bad_input(command, monkeypatch, capsys, flags, data, named):
+    """One line, before the weights are read, and no new files."""
     monkeypatch.setattr(
         TextToImage, "params", property(lambda self: pytest.fail("weights were read"))
     )
     Path("x").write_bytes(data)
     assert command(*flags, *([] if "--out" in flags else ["--out", "out"])) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert re.search(named, error)
+    assert error.count("\n") == 1
     assert sorted(path.name for path in Path().iterdir()) == ["geneval.jsonl", "x"]
 
 
@@ -449,20 +338,18 @@ def test_damaged_weights_leave_no_folder(command, folder, capsys):
     damaged = shutil.copytree(folder, "damaged")
     Path(damaged, "weights", "_METADATA").unlink()
     assert command("--geneval", "geneval.jsonl", "--out", "out", *SMALL, checkpoint=damaged) == 2
-    assert (
-        "error: the model folder is incomplete: " in capsys.readouterr().err
-        and not Path("out").exists()
-    )
+    assert "error: the model folder is incomplete: " in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 @pytest.mark.slow
-def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, capsys):
-    """Each draws its part of every batch; one is killed at some moment. What is there then is whole, and the rest becomes what it was."""
+def test_two_processes_share_the_prompts_and_one_resumes(command, folder, capsys):
+    """One is killed at some moment: all files are complete, and resuming gives the same images."""
     Path("many.jsonl").write_text(
         "".join(json.dumps({"prompt": f"{n} cats"}) + "\n" for n in range(40))
     )
     flags = ["--geneval", "many.jsonl", "--per-prompt", "2", "--batch-size", "1", *SMALL]
-    assert command(*flags, "--out", "whole") == 0
+    assert command(*flags, "--out", "full") == 0
     script = ["-m", "bitdance_jax.evaluate.prompts", "--checkpoint", folder, *flags, "--multi-host"]
     processes = start_job([[*script, "--out", out] for out in ("parts", "unused")], Path.cwd())
     while not Path("parts/00006/grid.png").exists():
@@ -470,11 +357,10 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
         time.sleep(0.002)
     processes[1].kill()
     _, error = processes[0].communicate(timeout=60)
-    assert (
-        processes[0].returncode == 2
-        and "error: process 1 is gone (killed, or its host is down); start all" in error
-    )
-    assert not Path("unused").exists() and "images" not in processes[1].communicate()[0]
+    assert processes[0].returncode == 2
+    assert "error: process 1 is gone (" in error
+    assert not Path("unused").exists()
+    assert "images" not in processes[1].communicate()[0]
 
     begun = {
         name: file
@@ -490,12 +376,13 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
     capsys.readouterr()
     assert command(*flags, "--out", "parts") == 0
     assert "2 images of each of 40 prompts in parts (" in capsys.readouterr().out
-    whole, parts = contents("whole"), contents("parts")
-    assert set(whole) == set(parts) and begun.items() <= parts.items()
-    for name in whole:
+    parts = contents("parts")
+    assert set(contents("full")) == set(parts)
+    assert begun.items() <= parts.items()
+    for name in parts:
         if name.endswith(".png"):
             one, other = (
-                image_files.load_image(f"{out}/{name}").astype(int) for out in ("whole", "parts")
+                image_files.load_image(f"{out}/{name}").astype(int) for out in ("full", "parts")
             )
             np.testing.assert_allclose(one, other, atol=1)
 
@@ -503,23 +390,19 @@ def test_two_hosts_share_the_prompts_and_one_goes_on_alone(command, folder, caps
 def test_other_models(command, tmp_path, capsys):
     emoji = Path(prompts.__file__).parents[1] / "assets" / "emoji" / "model"
     assert command("--geneval", "geneval.jsonl", "--out", "out", checkpoint=emoji) == 2
-    assert (
-        "holds a class_conditional model, and a text_to_image model is needed here"
-        in capsys.readouterr().err
-    )
+    assert "class_conditional" in capsys.readouterr().err
     assert command("--geneval", "geneval.jsonl", "--out", "out", checkpoint=tmp_path / "none") == 2
-    assert f"no model folder {tmp_path}/none" in capsys.readouterr().err
+    assert f"{tmp_path}/none" in capsys.readouterr().err
 
 
-def test_names_and_places(tmp_path):
+def test_prompts_and_their_names(tmp_path):
     assert read_geneval("geneval.jsonl")[1] == Prompt(
         "00001", "a photo of a cow", "line 2 of geneval.jsonl", LINES[1]
     )
     Path("blank.jsonl").write_bytes(LINES[0] + b"\n" + LINES[1])
     assert [prompt.name for prompt in read_geneval("blank.jsonl")] == ["00000", "00001"]
-    Path("marked.jsonl").write_bytes(
-        b"\xef\xbb\xbf" + LINES[0]
-    )  # a scorer would not read a line with the mark
+    # The scorer could not read a line with a byte order mark.
+    Path("marked.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES[0])
     assert read_geneval("marked.jsonl") == [
         Prompt("00000", "a photo of a bench", "line 1 of marked.jsonl", LINES[0])
     ]

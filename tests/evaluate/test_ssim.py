@@ -1,4 +1,4 @@
-"""SSIM: scikit-image's recorded value, the definition window by window, and plain cases."""
+"""SSIM: a recorded value of scikit-image, the definition by windows, and simple cases."""
 
 import json
 
@@ -33,10 +33,8 @@ def by_definition(x, y):
 
 
 def test_recorded():
-    images, expected = (
-        read("evaluation/psnr_ssim"),
-        json.loads((GOLDEN / "evaluation" / "psnr_ssim.json").read_text()),
-    )
+    images = read("evaluation/psnr_ssim")
+    expected = json.loads((GOLDEN / "evaluation" / "psnr_ssim.json").read_text())
     x, y = images["x"][None], images["y"][None]
     np.testing.assert_allclose(psnr(x, y), expected["psnr"], rtol=1e-12)
     np.testing.assert_allclose(ssim(x, y), expected["ssim_gaussian_sigma1.5"], atol=1e-6)

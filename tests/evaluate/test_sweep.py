@@ -1,4 +1,4 @@
-"""The sweep: a table that it goes on with, a plot, the right distance, and no word of FID where it is none."""
+"""The sweep: its table, which it continues, its plot, its distance, and the name of its score."""
 
 import dataclasses
 import sys
@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def command(folders, monkeypatch, capsys, tmp_path):
-    """Runs the sweep in an empty folder: exit status, stdout, stderr. {models} in a flag is the folder of models."""
+    """Runs the sweep in an empty folder; returns status, stdout and stderr. {models}: `folders`."""
 
     def command(*flags):
         flags = [str(flag).format(models=folders) for flag in flags]
@@ -58,23 +58,23 @@ def command(folders, monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def quick_scores(monkeypatch):
-    """A score without drawing; a list of the samplers that it was asked for."""
-    asked = []
+    """Replaces the score; returns a list of the samplers that were scored."""
+    scored = []
 
     class Scorer:
         def __init__(self, arguments, model):
             pass
 
         def __call__(self, sampler):
-            asked.append((sampler.guidance_scale, sampler.head_steps))
+            scored.append((sampler.guidance_scale, sampler.head_steps))
             return 10 * sampler.guidance_scale + 1 / sampler.head_steps
 
     monkeypatch.setattr(sweep, "Scorer", Scorer)
-    return asked
+    return scored
 
 
 def images_of(sampler, seed, count):
-    """Stands for the drawn images: other ones for each sampler and seed."""
+    """Replaces the generated images; each sampler and seed has others."""
     rng = np.random.default_rng((seed, sampler.head_steps, int(10 * sampler.guidance_scale)))
     return rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
 
@@ -94,22 +94,14 @@ def frechet(a, b):
 
 
 def test_table_plot_and_console(command, quick_scores, tmp_path):
-    status, out, _ = command(
-        "--guidance",
-        "2.5,1,2.5",
-        "--head-steps",
-        "10,25",
-        "--num-images",
-        "50",
-        "--out",
-        "new/s.csv",
-    )
+    flags = "--guidance 2.5,1,2.5 --head-steps 10,25 --num-images 50 --out new/s.csv"
+    status, out, _ = command(*flags.split())
     assert status == 0
     assert quick_scores == [(2.5, 10), (1.0, 10), (2.5, 25), (1.0, 25)]
     lines = (tmp_path / "new" / "s.csv").read_text().splitlines()
-    assert (
-        lines[0]
-        == "checkpoint,dtype,seed,num_images,solver,guidance_schedule,guidance_scale,head_steps,reference,score,value"
+    assert lines[0] == (
+        "checkpoint,dtype,seed,num_images,solver,guidance_schedule,guidance_scale,head_steps,"
+        "reference,score,value"
     )
     assert len(lines) == 5
     assert lines[1].endswith(f",float32,0,50,euler_maruyama,linear,2.5,10,emoji,{OWN},25.1")
@@ -125,7 +117,7 @@ def test_table_plot_and_console(command, quick_scores, tmp_path):
         assert image.width == 2 * plot.WIDTH
 
 
-def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
+def test_rows_of_the_table_are_not_computed_again(command, quick_scores, tmp_path):
     command("--guidance", "1,2", "--head-steps", "10")
     before = (tmp_path / "sweep.csv").read_text()
     quick_scores.clear()
@@ -134,11 +126,9 @@ def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
     assert (tmp_path / "sweep.csv").read_text().startswith(before)
     quick_scores.clear()
     status, out, _ = command("--guidance", "2", "--head-steps", "25")
-    assert (status, quick_scores, out.splitlines()[0]) == (
-        0,
-        [],
-        f"guidance 2, 25 head steps: {OWN} 20.04",
-    )
+    assert status == 0
+    assert quick_scores == []
+    assert out.splitlines()[0] == f"guidance 2, 25 head steps: {OWN} 20.04"
     for other in (
         ["--seed", "1"],
         ["--num-images", "70"],
@@ -151,7 +141,7 @@ def test_rows_of_the_table_are_not_drawn_again(command, quick_scores, tmp_path):
     assert (tmp_path / "sweep.csv").read_text().count("\n") == 1 + 6 + 4
 
 
-def test_stopped_it_keeps_its_rows(command, monkeypatch, tmp_path):
+def test_an_interrupted_sweep_keeps_its_rows(command, monkeypatch, tmp_path):
     def stop(self, sampler):
         if sampler.guidance_scale == 3:
             raise KeyboardInterrupt
@@ -160,16 +150,17 @@ def test_stopped_it_keeps_its_rows(command, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep.Scorer, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(sweep.Scorer, "__call__", stop)
     status, _, error = command("--guidance", "1,2,3,4")
-    assert (status, error) == (130, "stopped; the same command resumes\n")
+    assert status == 130
+    assert error.startswith("stopped; ")
     assert (tmp_path / "sweep.csv").read_text().count("\n") == 3
 
 
-def test_without_lists_it_scores_the_model_as_it_was_saved(command, quick_scores):
+def test_without_lists_the_saved_sampler_is_scored(command, quick_scores):
     assert command()[0] == 0
     assert quick_scores == [(2.0, 2)]
 
 
-def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_images, tmp_path):
+def test_the_default_score_is_the_distance_of_encoder_features(command, quick_images, tmp_path):
     status, out, error = command(
         "--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32"
     )
@@ -195,29 +186,23 @@ def test_the_demonstration_is_the_distance_of_encoder_features(command, quick_im
 def test_with_inception_it_is_fid_against_the_reference(
     command, quick_images, monkeypatch, tmp_path
 ):
-    """A little network stands for Inception-v3: its own tests are elsewhere."""
+    """A small network replaces Inception-v3, which has tests of its own."""
 
     def network(params, images):
         return Features(params * images[:, :2, :2].astype(jnp.float32).reshape(len(images), -1))
 
     monkeypatch.setattr(
-        sweep.weights, "load", lambda path: jnp.float32(0.5) if path == "inception.pth" else None
+        sweep.inception_weights,
+        "load",
+        lambda path: jnp.float32(0.5) if path == "inception.pth" else None,
     )
     monkeypatch.setattr(sweep.inception, "features", network)
     (tmp_path / "real").mkdir()
     real = np.random.default_rng(9).integers(0, 256, (30, 16, 16, 3), np.uint8)
     for number, image in enumerate(real):
         image_files.save_png(tmp_path / "real" / f"{number:02}.png", image)
-    status, out, error = command(
-        "--guidance",
-        "2,3",
-        "--num-images",
-        "40",
-        "--inception",
-        "inception.pth",
-        "--reference",
-        "real",
-    )
+    flags = "--guidance 2,3 --num-images 40 --inception inception.pth --reference real"
+    status, out, error = command(*flags.split())
     assert status == 0
     corner = [
         0.5 * x[:, :2, :2].reshape(len(x), -1).astype(np.float64)
@@ -228,14 +213,9 @@ def test_with_inception_it_is_fid_against_the_reference(
         for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
     ]
     np.testing.assert_allclose(values, [frechet(x, corner[0]) for x in corner[1:]], rtol=1e-6)
-    assert (
-        out.startswith(f"guidance 2, 2 head steps: FID {values[0]:.4g}\n")
-        and "not ImageNet" not in out
-    )
-    assert (
-        "warning: the covariance of 40 images in 2048 dimensions is singular: FID is far too large"
-        in error
-    )
+    assert out.startswith(f"guidance 2, 2 head steps: FID {values[0]:.4g}\n")
+    assert "not ImageNet" not in out
+    assert "warning: the covariance of 40 images in 2048 dimensions is singular" in error
 
 
 def guided(*scales):
@@ -243,88 +223,86 @@ def guided(*scales):
 
 
 @pytest.mark.slow
-def test_it_draws_with_each_setting(command, tmp_path):
+def test_generated_images_depend_on_the_sampler(command, tmp_path):
     status, out, _ = command("--head-steps", "1,2", "--num-images", "30", "--batch-size", "8")
     assert status == 0, out
     values = [
         float(line.rpartition(",")[2])
         for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
     ]
-    assert len(values) == 2 and 0 < values[0] != values[1] > 0
+    assert len(values) == 2
+    assert 0 < values[0] != values[1] > 0
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
         (
             ["--guidance", "2,x"],
-            "--guidance must be numbers separated by commas",
+            "--guidance",
         ),
         (
             ["--guidance", "nan"],
-            "--guidance must be numbers separated by commas",
+            "--guidance",
         ),
         (
             ["--guidance", ""],
-            "--guidance must be numbers separated by commas",
+            "--guidance",
         ),
         (
             ["--head-steps", "10;25"],
-            "--head-steps must be numbers separated by commas",
+            "--head-steps",
         ),
         (
             ["--head-steps", "2.5"],
-            "--head-steps must be numbers separated by commas",
+            "--head-steps",
         ),
-        (["--head-steps", "10,0"], "--head-steps must be positive, got 0"),
-        (["--guidance", "1,-1"], "--guidance-scale must not be negative, got -1.0"),
-        (["--num-images", "1"], "--num-images must be between 2 and 100000000, got 1"),
-        (["--out", "sweep.txt"], "--out must be a local file that ends in .csv"),
+        (["--head-steps", "10,0"], "--head-steps"),
+        (["--guidance", "1,-1"], "--guidance"),
+        (["--num-images", "1"], "--num-images"),
+        (["--out", "sweep.txt"], "--out"),
         (
             ["--inception", "x.pth"],
-            "--reference must be an .npz of ADM's suite",
+            "--reference",
         ),
         (
             ["--checkpoint", "{models}/tokenizer"],
-            "is a tokenizer",
+            "tokenizer",
         ),
-        (["--checkpoint", "nowhere"], "no model folder nowhere"),
-        (["--reference", "nowhere"], "no image folder nowhere"),
-        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
-        (["--batch-size", "10000000"], "--batch-size must be between 1 and 65536, got 10000000"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--reference", "nowhere"], "nowhere"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "10000000"], "--batch-size"),
         (
             ["--num-images", "1000000000000000000"],
-            "--num-images must be between 2 and 100000000, got 1000000000000000000",
+            "--num-images",
         ),
         (
             ["--head-steps", "10,1000000000000"],
-            "--head-steps must be between 1 and 10000, got 1000000000000",
+            "--head-steps",
         ),
     ],
 )
-def test_bad_input_is_one_line(command, tmp_path, flags, message):
+def test_bad_input_is_one_line(command, tmp_path, flags, named):
     status, out, error = command(*flags)
     assert (status, out) == (2, "")
-    assert error.splitlines()[-1].startswith("error: ") and message in error.splitlines()[-1]
+    line = error.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert named in line
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_sweep_into_the_same_table_is_refused(command, tmp_path):
     with writer_lock(tmp_path / "sweep.csv", is_folder=False):
         status, out, error = command("--checkpoint", "nowhere")
-    assert (status, out, error) == (
-        2,
-        "",
-        "error: another process is writing sweep.csv; wait for it, or give another name\n",
-    )
+    assert (status, out) == (2, "")
+    assert "another process is writing sweep.csv" in error
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "notes", "\0", '"' + "a" * 200_000])
 def test_another_table_is_refused(command, tmp_path, text):
     (tmp_path / "sweep.csv").write_text(text)
     status, _, error = command()
-    assert (status, error) == (
-        2,
-        "error: sweep.csv exists and is not the table of a sweep; remove it or choose another file\n",
-    )
+    assert status == 2
+    assert "sweep.csv exists and is not the table of a sweep" in error
     assert (tmp_path / "sweep.csv").read_text() == text
