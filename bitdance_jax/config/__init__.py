@@ -10,6 +10,7 @@ from bitdance_jax.config.plain import Config, from_dict, to_dict
 from bitdance_jax.config.sampler import SamplerConfig
 from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (
+    DiscriminatorConfig,
     HostsConfig,
     MeshConfig,
     OptimizerConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "ClassConditionalConfig",
     "Config",
     "ConfigError",
+    "DiscriminatorConfig",
     "FlowHeadConfig",
     "HeadConfig",
     "HostsConfig",

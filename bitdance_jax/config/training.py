@@ -107,14 +107,45 @@ class RunConfig(Config):
 
 
 @dataclass(frozen=True)
+class DiscriminatorConfig(Config):
+    """The PatchGAN discriminator that a tokenizer is trained against, and its optimizer, Adam.
+
+    Attributes:
+      filters: channels of its first convolution.
+      layers: its strided convolutions.
+      learning_rate: constant.
+      b1, b2: decays of Adam's moments.
+      lecam: weight of LeCAM regularization.
+      start: step of the first update, and of the first adversarial loss.
+      adaptive: scale the adversarial loss so that its gradient at the decoder's last layer is as large
+        as that of the reconstruction and perceptual losses.
+    """
+
+    filters: Count = 64
+    layers: Count = 3
+    learning_rate: Positive = 1e-4
+    b1: Decay = 0.5
+    b2: Decay = 0.9
+    lecam: NotNegative = 0.05
+    start: Natural = 0
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
 class TokenizerLossConfig(Config):
-    """Weights of the tokenizer's losses (paper 3.1): reconstruction, entropy, commitment.
+    """Weights of the tokenizer's losses (paper 3.1, 4.1).
 
     Attributes:
       l1, l2: weights of the mean absolute and mean squared pixel error.
       entropy: weight of the per-sample entropy minus the codebook entropy.
       commitment: weight of mean((z - code)^2).
       temperature: of the codebook logits.
+      perceptual: weight of the distance in a network's features.
+      perceptual_network: "vgg16" for LPIPS, or "efficientnet", which needs no file.
+      perceptual_weights: file with the network's weights; None: VGG16 from PyTorch's cache,
+        EfficientNet-Lite0 from the extra `perceptual`.
+      adversarial: weight of the adversarial loss; 0: there is no discriminator.
+      discriminator: its sizes and optimizer.
     """
 
     l1: NotNegative = 0.0
@@ -122,6 +153,11 @@ class TokenizerLossConfig(Config):
     entropy: NotNegative = 0.02
     commitment: NotNegative = 0.05
     temperature: Positive = 0.01
+    perceptual: NotNegative = 0.0
+    perceptual_network: Literal["vgg16", "efficientnet"] = "vgg16"
+    perceptual_weights: PathName | None = None
+    adversarial: NotNegative = 0.0
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.images import Images
 from bitdance_jax.evaluate.psnr import psnr
-from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import RunningGaussian
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.tokenizer.ssim import ssim
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from bitdance_jax.nn import linear
+
 
 MOMENTUM = 0.9
 """Decay of BatchNorm's running statistics, which are stored but not used: training normalizes by
@@ -38,8 +40,8 @@ class PatchDiscriminator(nn.Module):
         logits = self._conv(1, stride=1, bias=True, name=f"conv_{self.layers + 1}")(x)
         return logits[..., 0].astype(jnp.float32)
 
-    def _conv(self, features: int, *, stride: int, bias: bool, name: str) -> nn.Conv:
-        return nn.Conv(
+    def _conv(self, features: int, *, stride: int, bias: bool, name: str) -> linear.Conv:
+        return linear.Conv(
             features,
             (4, 4),
             strides=(stride, stride),

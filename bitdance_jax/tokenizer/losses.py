@@ -1,45 +1,43 @@
-"""The tokenizer's training loss (SPEC 1): reconstruction + entropy + commitment, with a place for further image terms."""
+"""The tokenizer's training loss (paper 3.1): reconstruction, entropy, commitment, and image terms."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bitdance_jax.config import TokenizerLossConfig
 from bitdance_jax.tokenizer import lfq
-from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
 
 ImageTerm = Callable[[Float[Array, "B H W C"], Float[Array, "B H W C"]], Float[Array, ""]]
-"""(reconstruction, images) -> a further term, perceptual (LPIPS) or adversarial (a discriminator's verdict): its weight inside."""
+"""(reconstruction, images) -> another term of the loss, perceptual or adversarial, before its weight."""
 
 
 def tokenizer_loss(
-    model: Autoencoder,
-    params: Any,
+    reconstruction: Float[Array, "B H W C"],
+    z: Float[Array, "B h w K"],
     images: Float[Array, "B H W C"],
-    noise: Float[Array, "B h w K"] | None,
+    *,
     config: TokenizerLossConfig,
-    image_terms: Mapping[str, ImageTerm] | None = None,
+    num_codebooks: int,
+    image_terms: Mapping[str, tuple[float | Float[Array, ""], ImageTerm]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Loss of a batch, and its parts.
+    """Loss of a batch, and its parts before their weights.
 
     Args:
+      reconstruction: the decoder's output.
+      z: the encoder's output before the sign.
       images: in [-1, 1].
-      noise: standard normal, for a GAN decoder; None for a plain one.
-      image_terms: by name; each is added to the loss and reported under its name.
+      config: weights.
+      num_codebooks: groups of bits whose entropy is taken together.
+      image_terms: by name, weight and term.
 
     Returns:
-      The loss, and a dict with `l1`, `l2` (on the [-1, 1] scale), `sample_entropy` and `codebook_entropy` (nats), `commitment`, and each
-      image term.
+      The loss, and a dict with `l1`, `l2` (on the [-1, 1] scale), `sample_entropy` and
+      `codebook_entropy` (nats), `commitment`, and each image term.
     """
-    outputs: Any = model.apply({"params": params}, images, noise)
-    reconstruction, z = outputs
     error = reconstruction.astype(jnp.float32) - images
-    sample_entropy, codebook_entropy = lfq.entropy_terms(
-        z, model.config.num_codebooks, config.temperature
-    )
+    sample_entropy, codebook_entropy = lfq.entropy_terms(z, num_codebooks, config.temperature)
     metrics = {
         "l1": jnp.mean(jnp.abs(error)),
         "l2": jnp.mean(jnp.square(error)),
@@ -53,7 +51,7 @@ def tokenizer_loss(
         + config.entropy * (sample_entropy - codebook_entropy)
         + config.commitment * metrics["commitment"]
     )
-    for name, term in (image_terms or {}).items():
+    for name, (weight, term) in (image_terms or {}).items():
         metrics[name] = term(reconstruction, images)
-        loss = loss + metrics[name]
+        loss = loss + weight * metrics[name]
     return loss, metrics

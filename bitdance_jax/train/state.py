@@ -23,12 +23,14 @@ class TrainState:
       params: the trained parameters, float32.
       ema: their exponential moving average, float32, which starts at the initial parameters.
       opt_state: optax state.
+      auxiliary: what else the objective changes in a step (`Objective.init_auxiliary`).
     """
 
     step: Any
     params: Params
     ema: Params
     opt_state: Any
+    auxiliary: Params = flax.struct.field(default_factory=dict)
 
 
 def init_state(
@@ -44,7 +46,9 @@ def init_state(
             traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given)
         )
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    auxiliary = objective.init_auxiliary(jax.random.fold_in(key, 1))
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, ema, optimizer.init(params), auxiliary)
 
 
 def abstract_state(

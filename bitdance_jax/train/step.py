@@ -58,8 +58,11 @@ def make_train_step(
             extra_rules(rules),
         ):
             keys = row_keys(jax.random.fold_in(key, state.step), batch)
-            loss, own_metrics, grads = _mean_gradients(
-                objective, state.params, frozen, (batch, keys), accumulate
+            (loss, own_metrics, outputs), grads = _mean_gradients(
+                objective, state, frozen, (batch, keys), accumulate
+            )
+            auxiliary, auxiliary_metrics = objective.update_auxiliary(
+                state.auxiliary, outputs, batch, state.step
             )
             # With this constraint each device gets its part of the gradients' sum, not all of it.
             grads = jax.lax.with_sharding_constraint(grads, shardings(mesh, grads, rules))
@@ -69,10 +72,11 @@ def make_train_step(
             metrics = {
                 "loss": loss,
                 **own_metrics,
+                **auxiliary_metrics,
                 "grad_norm": optax.tree.norm(grads),
                 "learning_rate": schedule(state.step),
             }
-            return TrainState(state.step + 1, params, ema, opt_state), metrics
+            return TrainState(state.step + 1, params, ema, opt_state, auxiliary), metrics
 
     state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state(objective, optimizer, mesh))
     return jax.jit(
@@ -106,24 +110,31 @@ def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
 
 
 def _mean_gradients(
-    objective: Objective, params: Params, frozen: Params, rows: Any, accumulate: int
-) -> tuple[jax.Array, Metrics, Params]:
-    """Loss, metrics and gradients of (batch, keys): means over its micro-batches."""
+    objective: Objective, state: TrainState, frozen: Params, rows: Any, accumulate: int
+) -> tuple[tuple[jax.Array, Metrics, Any], Params]:
+    """Loss, metrics and gradients of (batch, keys): means over its micro-batches. And the outputs,
+    stacked over micro-batches."""
 
     def gradients(rows: Any) -> Any:
         batch, keys = rows
-        return jax.value_and_grad(objective.loss, has_aux=True)(params, frozen, batch, keys)
+        gradient = jax.value_and_grad(objective.auxiliary_loss, has_aux=True)
+        (loss, (metrics, outputs)), grads = gradient(
+            state.params, state.auxiliary, frozen, batch, keys, state.step
+        )
+        return (loss, metrics, grads), outputs
 
     if accumulate == 1:
-        (loss, metrics), grads = gradients(rows)
-        return loss, metrics, grads
+        (loss, metrics, grads), outputs = gradients(rows)
+        return (loss, metrics, outputs), grads
 
-    def add(total: Any, micro_batch: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradients(micro_batch)), None
+    def add(total: Any, micro_batch: Any) -> tuple[Any, Any]:
+        values, outputs = gradients(micro_batch)
+        return jax.tree.map(jnp.add, total, values), outputs
 
     micro_batches = split_rows(rows, accumulate)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, first))
-    total, _ = jax.lax.scan(add, zeros, micro_batches)
-    (loss, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
-    return loss, metrics, grads
+    values, _ = jax.eval_shape(gradients, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values)
+    total, outputs = jax.lax.scan(add, zeros, micro_batches)
+    loss, metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
+    return (loss, metrics, outputs), grads

@@ -66,6 +66,40 @@ class Objective(abc.ABC):
           keys: one per row; all randomness of a row comes from its own key.
         """
 
+    def init_auxiliary(self, key: jax.Array) -> Params:
+        """Initial state of what a step changes besides the parameters, such as a discriminator with
+        its optimizer; {} if there is none."""
+        return {}
+
+    def auxiliary_loss(
+        self,
+        params: Params,
+        auxiliary: Params,
+        frozen: Params,
+        batch: Batch,
+        keys: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        """`loss` where it depends on the auxiliary state.
+
+        Args:
+          params, frozen, batch, keys: as of `loss`.
+          auxiliary: as of `init_auxiliary`.
+          step: number of steps done, int32 scalar.
+
+        Returns:
+          Loss, metrics, and what `update_auxiliary` needs of the forward pass.
+        """
+        loss, metrics = self.loss(params, frozen, batch, keys)
+        return loss, (metrics, None)
+
+    def update_auxiliary(
+        self, auxiliary: Params, outputs: Any, batch: Batch, step: jax.Array
+    ) -> tuple[Params, Metrics]:
+        """The auxiliary state after a step, and its metrics. `outputs` is what `auxiliary_loss`
+        returned for the parameters before the step; with micro-batches, stacked over them."""
+        return auxiliary, {}
+
     @abc.abstractmethod
     def abstract_batch(self, batch_size: int) -> Batch:
         """Shapes and dtypes of a batch."""

@@ -1,22 +1,29 @@
 """Training the tokenizer: reconstruction, entropy and commitment losses (paper section 3.1)."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from bitdance_jax.config import TokenizerConfig, TokenizerLossConfig, to_dict
 from bitdance_jax.config.plain import Size, require
+from bitdance_jax.convert import perceptual
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import RunRecord
-from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer import autoencoder, efficientnet, lfq
+from bitdance_jax.tokenizer import perceptual as lpips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.tokenizer.losses import tokenizer_loss
+from bitdance_jax.tokenizer.losses import ImageTerm, tokenizer_loss
+from bitdance_jax.tokenizer.ssim import ssim
+from bitdance_jax.train import adversary
+from bitdance_jax.train.adversary import Adversary
 from bitdance_jax.train.image_task import (
     ImageTask,
     TaskData,
@@ -29,6 +36,31 @@ from bitdance_jax.train.task import Batch, Metrics, Objective, Params, TrainingC
 
 PREVIEW_IMAGES = 16
 
+ImageTerms = dict[str, tuple[Any, ImageTerm]]
+"""By name, weight and term."""
+
+
+class PerceptualNetwork(NamedTuple):
+    """A network that measures the distance of images.
+
+    Attributes:
+      distance: (params, images, images) -> distance of each pair.
+      abstract_params: shapes of its parameters.
+      load: reads them from a file; of None, from where it is usually found.
+    """
+
+    distance: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    abstract_params: Callable[[], Params]
+    load: Callable[[str | None], Params]
+
+
+PERCEPTUAL_NETWORKS = {
+    "vgg16": PerceptualNetwork(lpips.lpips, lpips.abstract_params, perceptual.load_lpips),
+    "efficientnet": PerceptualNetwork(
+        efficientnet.distance, efficientnet.abstract_params, perceptual.load_efficientnet
+    ),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTraining(TrainingConfig):
@@ -38,11 +70,14 @@ class TokenizerTraining(TrainingConfig):
       model: its sizes.
       image_size: of the training crops, in pixels.
       loss: weights of the loss terms.
+      train_encoder: False: the encoder is that of `init`, and only the decoder is trained, as in the
+        second stage of a tokenizer with a GAN decoder. A plain decoder in `init` is widened for it.
     """
 
     model: TokenizerConfig
     image_size: Size
     loss: TokenizerLossConfig = TokenizerLossConfig()
+    train_encoder: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +86,17 @@ class TokenizerTraining(TrainingConfig):
             self.image_size % factor == 0,
             f"image_size must be a multiple of the downsampling {factor}, got {self.image_size}",
             "image_size",
+        )
+        require(
+            self.train_encoder or self.init is not None,
+            "train_encoder False needs the encoder of a trained tokenizer; set init",
+            "init",
+        )
+        require(
+            not self.loss.adversarial or self.run.accumulate == 1,
+            "the discriminator's batch statistics are those of the complete batch; set "
+            "run.accumulate 1 or loss.adversarial 0",
+            "run.accumulate",
         )
 
     def make_objective(self) -> "TokenizerObjective":
@@ -67,53 +113,199 @@ class TokenizerTraining(TrainingConfig):
             image_size=64,
             model=dataclasses.replace(self.model, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1),
             optimizer=dataclasses.replace(self.optimizer, warmup_steps=5, decay_start=None),
+            loss=dataclasses.replace(self.loss, perceptual=0.0),
             profile=None,
             init=None,
+            train_encoder=True,
         )
 
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
-        kind = model_lookup.read_config(folder).kind
-        if kind not in ("tokenizer", "class_conditional"):
-            raise UserError(f"init {folder} holds a {kind} model, and this run trains a tokenizer")
-        params = model_lookup.load(folder).params
-        return (params if kind == "tokenizer" else params["tokenizer"]), frozenset()
+        params = _read_tokenizer(folder)
+        bits = self.model.bits
+        is_plain = params["decoder"]["conv_in"]["kernel"].shape[2] == bits
+        if self.model.decoder == "gan" and is_plain:
+            params = {**params, "decoder": _with_noise_inputs(params["decoder"], bits)}
+        if not self.train_encoder:
+            params = {"decoder": params["decoder"]}
+        return params, frozenset()
 
 
 class TokenizerObjective(Objective):
-    """The tokenizer's losses; evaluates PSNR in dB. No weights are frozen."""
+    """The tokenizer's losses, against a discriminator if `loss.adversarial` is positive.
+
+    The auxiliary state is the discriminator's (`train.adversary`). Frozen weights are those of
+    the perceptual network and, with `train_encoder=False`, the encoder's.
+    """
+
+    sharding_rules = (*adversary.SHARDING_RULES, (r"perceptual/.*", PartitionSpec()))
 
     def __init__(self, config: TokenizerTraining) -> None:
         self._config = config
         self._model = Autoencoder(config.model, jnp.dtype(config.run.compute_dtype))
+        self._adversary = Adversary(config.loss, config.image_size)
 
     def init(self, key: jax.Array) -> Params:
         size = self._config.image_size
         image = jnp.zeros((1, size, size, self._config.model.image_channels))
-        return self._model.init(key, image, self._decoder_noise(key[None]))["params"]
+        params = self._model.init(key, image, self._decoder_noise(key[None]))["params"]
+        return params if self._config.train_encoder else {"decoder": params["decoder"]}
+
+    def init_auxiliary(self, key: jax.Array) -> Params:
+        return self._adversary.init(key) if self._config.loss.adversarial else {}
 
     def loss(
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        images = image_files.to_model(batch["image"])
-        noise = self._decoder_noise(keys)
-        return tokenizer_loss(self._model, params, images, noise, self._config.loss)
+        """The loss without the adversarial term."""
+        return self._loss(params, frozen, batch, keys, adversarial={})[:2]
+
+    def auxiliary_loss(
+        self,
+        params: Params,
+        auxiliary: Params,
+        frozen: Params,
+        batch: Batch,
+        keys: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        config = self._config.loss
+        terms: ImageTerms = {}
+        if config.adversarial:
+            weight = config.adversarial * (step >= config.discriminator.start)
+            if config.discriminator.adaptive:
+                weight *= self._adaptive_weight(params, auxiliary, frozen, batch, keys)
+            term = self._adversary.generator_term(auxiliary)
+            terms = {"adversarial": (weight, lambda fake, _: term(fake))}
+        loss, metrics, reconstruction = self._loss(params, frozen, batch, keys, adversarial=terms)
+        outputs = jax.lax.stop_gradient(reconstruction) if config.adversarial else None
+        return loss, (metrics, outputs)
+
+    def update_auxiliary(
+        self, auxiliary: Params, outputs: Any, batch: Batch, step: jax.Array
+    ) -> tuple[Params, Metrics]:
+        if not self._config.loss.adversarial:
+            return auxiliary, {}
+        return self._adversary.update(
+            auxiliary, real=image_files.to_model(batch["image"]), fake=outputs, step=step
+        )
 
     def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
-        images = batch["image"].astype(jnp.float32)
-        error = self.reconstruct(params, batch["image"], keys).astype(jnp.float32) - images
+        images = image_files.to_model(batch["image"])
+        z, values = self._reconstruct(params, frozen, images, keys)
+        reconstruction = image_files.to_uint8(values)
+        error = reconstruction.astype(jnp.float32) - batch["image"].astype(jnp.float32)
         mean_squared = jnp.mean(jnp.square(error), axis=(1, 2, 3))
-        return {"psnr": jnp.mean(10 * jnp.log10(255.0**2 / mean_squared))}
+        share = jnp.mean(z > 0, axis=(0, 1, 2))  # of positive values, for each bit
+        metrics = {
+            "psnr": jnp.mean(10 * jnp.log10(255.0**2 / jnp.maximum(mean_squared, 1e-4))),
+            "ssim": jnp.mean(ssim(reconstruction, batch["image"])),
+            "bits_used": jnp.mean((share > 0) & (share < 1)),
+            "bit_balance": jnp.mean(2 * jnp.minimum(share, 1 - share)),
+        }
+        if self._config.loss.perceptual:
+            # Of what a user sees: clipped and rounded.
+            seen = image_files.to_model(reconstruction)
+            metrics["perceptual"] = self._perceptual(frozen)(seen, images)
+        return metrics
 
-    def reconstruct(self, params: Params, images: jax.Array, keys: jax.Array) -> jax.Array:
+    def reconstruct(
+        self, params: Params, frozen: Params, images: jax.Array, keys: jax.Array
+    ) -> jax.Array:
         """Encodes and decodes uint8 images [B, H, W, 3]."""
-        variables = {"params": params}
-        z: Any = self._model.apply(variables, image_files.to_model(images), method="encode")
-        codes, noise = lfq.quantize(z), self._decoder_noise(keys)
-        values: Any = self._model.apply(variables, codes, noise, method="decode")
+        _, values = self._reconstruct(params, frozen, image_files.to_model(images), keys)
         return image_files.to_uint8(values)
 
     def abstract_batch(self, batch_size: int) -> Batch:
         return abstract_images(batch_size, self._config.image_size)
+
+    def abstract_frozen(self) -> Params:
+        frozen: Params = {}
+        if self._config.loss.perceptual:
+            network = PERCEPTUAL_NETWORKS[self._config.loss.perceptual_network]
+            frozen["perceptual"] = network.abstract_params()
+        if not self._config.train_encoder:
+            frozen["encoder"] = autoencoder.abstract_params(self._config.model)["encoder"]
+        return frozen
+
+    def _loss(
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        keys: jax.Array,
+        adversarial: ImageTerms,
+    ) -> tuple[jax.Array, Metrics, jax.Array]:
+        """Loss, metrics and the reconstruction."""
+        images = image_files.to_model(batch["image"])
+        outputs: Any = self._model.apply(
+            self._variables(params, frozen), images, self._decoder_noise(keys)
+        )
+        reconstruction, z = outputs
+        config = self._config.loss
+        terms: ImageTerms = {}
+        if config.perceptual:
+            terms["perceptual"] = (config.perceptual, self._perceptual(frozen))
+        loss, metrics = tokenizer_loss(
+            reconstruction,
+            z,
+            images,
+            config=config,
+            num_codebooks=self._config.model.num_codebooks,
+            image_terms=terms | adversarial,
+        )
+        return loss, metrics, reconstruction
+
+    def _perceptual(self, frozen: Params) -> ImageTerm:
+        distance = PERCEPTUAL_NETWORKS[self._config.loss.perceptual_network].distance
+
+        def term(reconstruction: jax.Array, images: jax.Array) -> jax.Array:
+            reconstruction = reconstruction.astype(jnp.float32)
+            return jnp.mean(distance(frozen["perceptual"], reconstruction, images))
+
+        return term
+
+    def _adaptive_weight(
+        self, params: Params, auxiliary: Params, frozen: Params, batch: Batch, keys: jax.Array
+    ) -> jax.Array:
+        """Ratio of the norms of two gradients at the decoder's last kernel: of the reconstruction and
+        perceptual losses, and of the adversarial one (Esser et al. 2021, arXiv 2012.09841)."""
+        params, auxiliary = jax.lax.stop_gradient((params, auxiliary))
+        images = image_files.to_model(batch["image"])
+        config = self._config.loss
+
+        def decode(kernel: jax.Array) -> jax.Array:
+            decoder = params["decoder"]
+            last = {**decoder["conv_out"], "kernel": kernel}
+            replaced = params | {"decoder": decoder | {"conv_out": last}}
+            return self._reconstruct(replaced, frozen, images, keys)[1].astype(jnp.float32)
+
+        def reconstruction_loss(values: jax.Array) -> jax.Array:
+            error = values - images
+            loss = config.l1 * jnp.mean(jnp.abs(error)) + config.l2 * jnp.mean(jnp.square(error))
+            if config.perceptual:
+                loss += config.perceptual * self._perceptual(frozen)(values, images)
+            return loss
+
+        values, pull_back = jax.vjp(decode, params["decoder"]["conv_out"]["kernel"])
+        (of_reconstruction,) = pull_back(jax.grad(reconstruction_loss)(values))
+        (of_adversary,) = pull_back(jax.grad(self._adversary.generator_term(auxiliary))(values))
+        ratio = jnp.linalg.norm(of_reconstruction) / (jnp.linalg.norm(of_adversary) + 1e-4)
+        return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
+
+    def _reconstruct(
+        self, params: Params, frozen: Params, images: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The encoder's output, and the decoder's of its bits; images in [-1, 1]."""
+        variables = self._variables(params, frozen)
+        z: Any = self._model.apply(variables, images, method="encode")
+        noise = self._decoder_noise(keys)
+        values: Any = self._model.apply(variables, lfq.quantize(z), noise, method="decode")
+        return z, values
+
+    def _variables(self, params: Params, frozen: Params) -> dict[str, Params]:
+        if self._config.train_encoder:
+            return {"params": params}
+        return {"params": {**params, "encoder": frozen["encoder"]}}
 
     def _decoder_noise(self, keys: jax.Array) -> jax.Array | None:
         config = self._config
@@ -137,7 +329,7 @@ class TokenizerTask(ImageTask):
         super().__init__(TaskData(data, seed, config.image_size, *open_splits(data)))
         self._export_dtype = config.run.export_dtype
         self.objective = config.make_objective()
-        self.frozen: Params = {}
+        self.frozen = read_frozen(config)
         self.record = RunRecord(
             "tokenizer",
             to_dict(config.model),
@@ -149,11 +341,53 @@ class TokenizerTask(ImageTask):
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
         originals = next(self._data.held_out_batches(PREVIEW_IMAGES))["image"]
         keys = jax.random.split(jax.random.key(0), len(originals))
-        pairs = np.concatenate([originals, self._reconstruct(ema_params, originals, keys)])
+        reconstructions = self._reconstruct(ema_params, self.frozen, originals, keys)
+        pairs = np.concatenate([originals, reconstructions])
         return {"reconstructions": image_files.grid(pairs, columns=len(originals))}
 
     def export(
         self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]
     ) -> None:
+        # An encoder that was not trained is part of the tokenizer all the same.
+        params = {name: part for name, part in self.frozen.items() if name == "encoder"}
+        params |= ema_params
         dtype = self._export_dtype
-        save_model(folder, self.record, ema_params, step=step, metrics=metrics, dtype=dtype)
+        save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
+
+
+def read_frozen(config: TokenizerTraining) -> Params:
+    """The weights that are not trained.
+
+    Raises:
+      FileError: those of the perceptual network are missing or damaged.
+      UserError: there is no tokenizer in `init`.
+    """
+    frozen: Params = {}
+    loss = config.loss
+    if loss.perceptual:
+        frozen["perceptual"] = PERCEPTUAL_NETWORKS[loss.perceptual_network].load(
+            loss.perceptual_weights
+        )
+    if not config.train_encoder:
+        assert config.init is not None  # checked by the config
+        frozen["encoder"] = jax.tree.map(
+            lambda x: np.asarray(x, np.float32), _read_tokenizer(config.init)["encoder"]
+        )
+    return frozen
+
+
+def _read_tokenizer(folder: str) -> Params:
+    kind = model_lookup.read_config(folder).kind
+    if kind not in ("tokenizer", "class_conditional"):
+        raise UserError(f"init {folder} holds a {kind} model, and this run trains a tokenizer")
+    params = model_lookup.load(folder).params
+    return params if kind == "tokenizer" else params["tokenizer"]
+
+
+def _with_noise_inputs(decoder: Params, bits: int) -> Params:
+    """A plain decoder as a GAN decoder that ignores its noise: `conv_in` gets inputs of weight 0."""
+    conv_in = decoder["conv_in"]
+    kernel = np.asarray(conv_in["kernel"])
+    zeros = np.zeros((*kernel.shape[:2], bits, kernel.shape[3]), kernel.dtype)
+    widened = {**conv_in, "kernel": np.concatenate([kernel, zeros], axis=2)}
+    return {**decoder, "conv_in": widened}

@@ -11,9 +11,9 @@ from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.images import ArrayImages
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
-from bitdance_jax.evaluate.ssim import ssim
 from bitdance_jax.evaluate.statistics import gaussian
 from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.tokenizer.ssim import ssim
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3)).astype(np.uint8)

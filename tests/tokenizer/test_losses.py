@@ -21,6 +21,17 @@ def brightness(reconstruction: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.square(jnp.mean(reconstruction) - jnp.mean(images))
 
 
+def loss_of(reconstruction, z, images, image_terms=None):
+    return tokenizer_loss(
+        reconstruction,
+        z,
+        images,
+        config=WEIGHTS,
+        num_codebooks=CONFIG.num_codebooks,
+        image_terms=image_terms,
+    )
+
+
 class Losses(NamedTuple):
     """The loss with an image term of weight 0 and 1, as (loss, parts), gradient; and what it is made of."""
 
@@ -39,12 +50,11 @@ def losses() -> Losses:
 
     @jax.jit
     def run(params, weight):
-        term = {
-            "brightness": lambda reconstruction, images: weight * brightness(reconstruction, images)
-        }
-        return jax.value_and_grad(
-            lambda p: tokenizer_loss(model, p, images, None, WEIGHTS, term), has_aux=True
-        )(params)
+        def loss(params):
+            reconstruction, z = model.apply({"params": params}, images)
+            return loss_of(reconstruction, z, images, {"brightness": (weight, brightness)})
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     return Losses(
         run(params, 0.0),
@@ -65,7 +75,7 @@ def test_parts(losses):
         "sample_entropy": sample_entropy,
         "codebook_entropy": codebook_entropy,
         "commitment": lfq.commitment(losses.z),
-        "brightness": 0.0,
+        "brightness": brightness(losses.reconstruction, losses.images),
     }
     (_, parts), _ = losses.without_term
     assert parts.keys() == expected.keys()
@@ -83,10 +93,10 @@ def test_loss_is_the_weighted_sum(losses):
 def test_image_terms_are_added_and_reported(losses):
     (loss, _), gradient = losses.without_term
     (loss_with_term, parts), gradient_with_term = losses.with_term
-    term = 10 * brightness(losses.reconstruction, losses.images)
-    assert term > 1e-3 * loss
+    term = brightness(losses.reconstruction, losses.images)
+    assert 10 * term > 1e-3 * loss
     np.testing.assert_allclose(parts["brightness"], term, rtol=1e-4)
-    np.testing.assert_allclose(loss_with_term, loss + term, rtol=1e-5)
+    np.testing.assert_allclose(loss_with_term, loss + 10 * term, rtol=1e-5)
     # Its gradient goes through the decoder, and straight through the bits to the encoder.
     for part in ("decoder", "encoder"):
         assert (
@@ -98,9 +108,6 @@ def test_image_terms_are_added_and_reported(losses):
 
 
 def test_without_image_terms():
-    model, images = Autoencoder(CONFIG), jnp.zeros((1, 8, 8, 3))
-    _, parts = jax.eval_shape(
-        lambda params: tokenizer_loss(model, params, images, None, WEIGHTS),
-        random_params(model, images),
-    )
+    images = jnp.zeros((1, 8, 8, 3))
+    _, parts = jax.eval_shape(loss_of, images, jnp.zeros((1, 4, 4, 4)), images)
     assert set(parts) == {"l1", "l2", "sample_entropy", "codebook_entropy", "commitment"}

@@ -8,7 +8,7 @@ from golden_models import GOLDEN, read
 
 from bitdance_jax.errors import UserError
 from bitdance_jax.evaluate.psnr import psnr
-from bitdance_jax.evaluate.ssim import ssim
+from bitdance_jax.tokenizer.ssim import ssim
 
 
 def by_definition(x, y):

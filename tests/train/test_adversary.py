@@ -1,0 +1,257 @@
+"""A tokenizer trained against a discriminator: its state, meshes, the start, both stages."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitdance_jax.config import (
+    DiscriminatorConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerConfig,
+    TokenizerLossConfig,
+)
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.distributed import sharding
+from bitdance_jax.distributed.mesh import make_mesh, put_batch
+from bitdance_jax.errors import ConfigError
+from bitdance_jax.io import model_folder
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.train.checkpoint import Checkpoints
+from bitdance_jax.train.initial import initial_params
+from bitdance_jax.train.loop import train
+from bitdance_jax.train.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.tokenizer_training import TokenizerTraining
+
+
+SIDE = 16
+BATCH = 8
+CONFIG = TokenizerTraining(
+    run=RunConfig(workdir="", steps=10),
+    model=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=1),
+    image_size=SIDE,
+    data=DataConfig(batch_size=BATCH),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant"),
+    loss=TokenizerLossConfig(
+        l1=1.0,
+        l2=0.0,
+        adversarial=0.5,
+        discriminator=DiscriminatorConfig(filters=8, layers=1, adaptive=True),
+    ),
+)
+
+
+class Run:
+    """Steps of a config on a mesh."""
+
+    def __init__(self, config: TokenizerTraining, mesh_config: MeshConfig = MeshConfig()) -> None:
+        count = abs(mesh_config.data * mesh_config.fsdp * mesh_config.tensor)
+        self.mesh = make_mesh(mesh_config, jax.devices()[:count])
+        self.objective = config.make_objective()
+        schedule = learning_rate_schedule(config.optimizer, config.run.steps)
+        self.optimizer = make_optimizer(config.optimizer, schedule, self.objective)
+        self._step = make_train_step(
+            self.objective, self.optimizer, schedule, self.mesh, ema_decay=0.99
+        )
+
+    def init(self) -> TrainState:
+        places = sharding.shardings(
+            self.mesh,
+            abstract_state(self.objective, self.optimizer, self.mesh),
+            self.objective.sharding_rules,
+        )
+        init = jax.jit(
+            lambda key: init_state(self.objective, self.optimizer, key), out_shardings=places
+        )
+        return init(jax.random.key(0))
+
+    def steps(self, state: TrainState, first: int, last: int) -> tuple[TrainState, list[dict]]:
+        metrics = []
+        for number in range(first, last):
+            rng = np.random.default_rng(number)
+            batch = {
+                "image": rng.integers(0, 256, (BATCH, SIDE, SIDE, 3)).astype(np.uint8),
+                "label": np.zeros(BATCH, np.int32),
+            }
+            batch = put_batch(self.mesh, batch, BATCH)
+            state, found = self._step(state, {}, batch, jax.random.key(1))
+            metrics.append(jax.device_get(found))
+        return state, metrics
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return Run(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    """States after 0 and 4 steps on the host, and the metrics between."""
+    state = run.init()
+    before = jax.device_get(state)
+    state, metrics = run.steps(state, 0, 4)
+    return before, jax.device_get(state), metrics
+
+
+def test_both_players_move(trained):
+    before, after, metrics = trained
+    for part in ("params", "batch_stats"):
+        changed = jax.tree.map(
+            lambda a, b: bool(np.any(a != b)), before.auxiliary[part], after.auxiliary[part]
+        )
+        assert all(jax.tree.leaves(changed)), part
+    assert after.auxiliary["logit_means"].real != 0
+    assert {"adversarial", "discriminator_loss", "logits_real", "logits_fake"} <= metrics[0].keys()
+    assert all(np.isfinite(value) for found in metrics for value in found.values())
+
+
+def test_a_discriminator_alone_learns_to_tell_them_apart():
+    """Against a tokenizer that hardly changes."""
+    optimizer = dataclasses.replace(CONFIG.optimizer, learning_rate=1e-9)
+    discriminator = DiscriminatorConfig(filters=8, layers=1, learning_rate=3e-3)
+    loss = dataclasses.replace(CONFIG.loss, discriminator=discriminator)
+    run = Run(dataclasses.replace(CONFIG, optimizer=optimizer, loss=loss))
+    _, metrics = run.steps(run.init(), 0, 40)
+    assert metrics[-1]["discriminator_loss"] < 0.3 * metrics[0]["discriminator_loss"]
+    assert metrics[-1]["logits_real"] > 0.5 > -0.5 > metrics[-1]["logits_fake"]
+
+
+def test_resuming_is_exact(run, trained, tmp_path):
+    state, _ = run.steps(run.init(), 0, 2)
+    with Checkpoints(str(tmp_path / "checkpoints"), keep=1) as checkpoints:
+        checkpoints.save(2, state, {"next_batch": 2})
+        checkpoints.wait()
+        restored = checkpoints.restore(abstract_state(run.objective, run.optimizer, run.mesh))
+    assert restored is not None
+    state, _ = run.steps(restored[0], 2, 4)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), trained[1])
+
+
+def test_before_the_start_there_is_no_adversary():
+    late = dataclasses.replace(CONFIG.loss.discriminator, start=2)
+    loss = dataclasses.replace(CONFIG.loss, discriminator=late)
+    run = Run(dataclasses.replace(CONFIG, loss=loss))
+    plain = Run(dataclasses.replace(CONFIG, loss=dataclasses.replace(CONFIG.loss, adversarial=0.0)))
+    state = run.init()
+    first = jax.device_get(state.auxiliary)
+    state, _ = run.steps(state, 0, 2)
+    without, _ = plain.steps(plain.init(), 0, 2)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.auxiliary), first)
+    for ours, expected in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(without.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    state, _ = run.steps(state, 2, 3)
+    moved = jax.tree.map(
+        lambda a, b: bool(np.any(a != b)), state.auxiliary["params"], first["params"]
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_adaptive_weight_balances_gradients_at_the_last_layer(run):
+    objective = run.objective
+    state = run.init()
+    rng = np.random.default_rng(0)
+    batch = {"image": jnp.asarray(rng.integers(0, 256, (BATCH, SIDE, SIDE, 3)), jnp.uint8)}
+    keys = jax.random.split(jax.random.key(0), BATCH)
+
+    def gradient(weight_of_adversary: float) -> np.ndarray:
+        """At the decoder's last kernel, of the L1 loss and the adversarial one with this weight."""
+        model = Autoencoder(CONFIG.model)
+        images = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1
+        term = objective._adversary.generator_term(state.auxiliary)
+
+        def loss(params):
+            reconstruction, _ = model.apply({"params": params}, images)
+            l1 = jnp.mean(jnp.abs(reconstruction - images))
+            return (l1 if weight_of_adversary == 0 else 0) + weight_of_adversary * term(
+                reconstruction
+            )
+
+        return jax.jit(jax.grad(loss))(state.params)["decoder"]["conv_out"]["kernel"]
+
+    expected = np.linalg.norm(gradient(0.0)) / np.linalg.norm(gradient(1.0))
+    weight = jax.jit(objective._adaptive_weight)(state.params, state.auxiliary, {}, batch, keys)
+    np.testing.assert_allclose(weight, expected, rtol=0.02)
+
+
+def test_micro_batches_are_refused():
+    with pytest.raises(ConfigError, match="accumulate"):
+        dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, accumulate=2))
+
+
+def test_the_second_stage(tmp_path):
+    """A plain tokenizer becomes one with a GAN decoder: same images at first, the encoder stays."""
+    plain = dataclasses.replace(
+        CONFIG,
+        run=RunConfig(workdir=str(tmp_path / "plain"), steps=2, preview_every=100),
+        loss=TokenizerLossConfig(),
+    )
+    train(plain.make_task(), plain)
+    first = str(tmp_path / "plain" / "model")
+    stage2 = dataclasses.replace(
+        CONFIG,
+        run=RunConfig(workdir=str(tmp_path / "gan"), steps=2, preview_every=2),
+        model=dataclasses.replace(CONFIG.model, decoder="gan"),
+        init=first,
+        train_encoder=False,
+    )
+    given = initial_params(stage2)
+    assert set(given) == {"decoder"}
+    given = jax.tree.map(jnp.asarray, given)
+    plain_params = jax.tree.map(jnp.asarray, model_folder.load(first).params)
+    codes = jnp.where(jax.random.bernoulli(jax.random.key(0), shape=(1, 4, 4, 8)), 1.0, -1.0)
+    noise = jax.random.normal(jax.random.key(1), codes.shape)
+    expected = Autoencoder(plain.model).apply({"params": plain_params}, codes, method="decode")
+    ours = Autoencoder(stage2.model).apply({"params": given}, codes, noise, method="decode")
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+    train(stage2.make_task(), stage2, initial=initial_params(stage2))
+    params = model_folder.load(str(tmp_path / "gan" / "model")).params
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], plain_params["encoder"])
+    assert np.any(params["decoder"]["conv_in"]["kernel"][:, :, 8:] != 0)
+    with pytest.raises(ConfigError, match="init"):
+        dataclasses.replace(stage2, init=None)
+
+
+def on_eight_devices() -> None:
+    """Batch statistics are those of the complete batch on any mesh."""
+    expected = None
+    for mesh in (MeshConfig(1, 1, 1), MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)):
+        run = Run(CONFIG, mesh)
+        _, metrics = run.steps(run.init(), 0, 4)
+        values = [[found[name] for name in ("loss", "discriminator_loss")] for found in metrics]
+        if expected is None:
+            expected = values
+        np.testing.assert_allclose(values, expected, rtol=2e-4, err_msg=str(mesh))
+
+
+@pytest.mark.slow
+def test_the_mesh_does_not_matter():
+    flags = (
+        "force_host_platform_device_count=8",
+        "backend_optimization_level=0",
+        "cpu_use_fusion_emitters=false",
+    )
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(f"--xla_{flag}" for flag in flags)}
+    environment = os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, __file__], env=environment, check=True)
+
+
+if __name__ == "__main__":
+    on_eight_devices()
