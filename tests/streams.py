@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from bitdance_jax.transformer.block_causal import Block
-from bitdance_jax.transformer.qwen3 import Qwen3Block
+from bitdance_jax.nn.block import PreNormBlock
 
 
 class Dtypes(NamedTuple):
@@ -34,7 +33,7 @@ def dtypes(function: Callable[..., Any], *arguments: Any) -> Dtypes:
         module, result = context.module, method(*inputs, **keywords)
         if context.method_name != "__call__" or "head" in module.path:
             return result
-        if isinstance(module, Block | Qwen3Block):
+        if isinstance(module, PreNormBlock):
             found.stream.update((inputs[0].dtype.name, result[0].dtype.name))
         elif isinstance(module, nn.RMSNorm) and module.name not in ("q_norm", "k_norm"):
             found.norms.add(inputs[0].dtype.name)

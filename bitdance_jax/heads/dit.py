@@ -6,7 +6,6 @@ normalizes and modulates its own tokens.
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from bitdance_jax.config import FlowHeadConfig
 from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.nn import attention, linear
 from bitdance_jax.nn.layers import FusedDense, SwiGLU, head_init
-from bitdance_jax.nn.stack import stacked
+from bitdance_jax.nn.stack import repeat
 
 
 TIME_FEATURES = 256
@@ -159,11 +158,15 @@ class HeadGroup(nn.Module):
         count = config.num_blocks // config.num_groups
         vectors = 6 if self.tokens_per_step > 1 else 3
         self.ada_ln = FusedDense(vectors, config.width, True, nn.initializers.zeros, self.dtype)
-        arguments: tuple[Any, ...] = (config, self.tokens_per_step, self.dtype)
-        if self.scan:
-            self.blocks: Any = stacked(HeadBlock, count, self.remat)(*arguments)
-        else:
-            self.blocks = [HeadBlock(*arguments) for _ in range(count)]
+        self.blocks = repeat(
+            HeadBlock,
+            count,
+            scan=self.scan,
+            remat=self.remat,
+            config=config,
+            tokens_per_step=self.tokens_per_step,
+            dtype=self.dtype,
+        )
 
     def modulation(self, style: Float[Array, "*E T D"]) -> list[Float[Array, "*E T D"]]:
         """The blocks' scales, shifts and gates."""

@@ -19,10 +19,11 @@ from bitdance_jax.config import ClassConditionalConfig
 from bitdance_jax.heads.make import make_head
 from bitdance_jax.nn import attention, rope
 from bitdance_jax.nn.attention import KVCache
+from bitdance_jax.nn.block import Rotary
 from bitdance_jax.nn.layers import SwiGLU, residual_dtype
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import order
-from bitdance_jax.transformer.block_causal import BlockCausalTransformer, Rotary
+from bitdance_jax.transformer.block_causal import BlockCausalTransformer
 
 
 Params = Any

@@ -38,6 +38,15 @@ def stacked(block: type[nn.Module], length: int, remat: str | None) -> Callable[
     )
 
 
+def repeat(
+    block: type[nn.Module], length: int, *, scan: bool, remat: str | None, **fields: Any
+) -> Any:
+    """`stacked`, or a list of modules, of `block(**fields)`; for an attribute named as in STACKED."""
+    if scan:
+        return stacked(block, length, remat)(**fields)
+    return [block(**fields) for _ in range(length)]
+
+
 def apply_layers(
     layers: Any, x: Array, *shared: Any, cache: list[Any] | None = None, start: Any = 0
 ) -> tuple[Array, list[Any] | None]:

@@ -1,10 +1,9 @@
-"""Qwen3 (paper 4.3): grouped-query attention with q/k norms and rotate-half RoPE, a gated MLP, pre-norm blocks, an untied output layer."""
+"""Qwen3 (paper 4.3): pre-norm blocks of grouped-query attention and a gated MLP, an untied output layer."""
 
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -12,11 +11,9 @@ from bitdance_jax.config import Qwen3Config
 from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.nn import attention, linear, rope
 from bitdance_jax.nn.attention import KVCache, Mask
+from bitdance_jax.nn.block import PreNormBlock, Rotary, merge_heads, split_heads
 from bitdance_jax.nn.layers import residual_dtype, transformer_init
-from bitdance_jax.nn.stack import apply_layers, stacked
-
-
-Rotary = tuple[Float[Array, "#B S half"], Float[Array, "#B S half"]]
+from bitdance_jax.nn.stack import apply_layers, repeat
 
 
 def _dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
@@ -26,7 +23,7 @@ def _dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
 
 
 class GroupedQueryAttention(nn.Module):
-    """Rotary attention with fewer key heads than query heads, RMSNorm on each query and key; over its own tokens or over a cache."""
+    """Rotary attention with fewer key heads than query heads, and RMSNorm on each query and key."""
 
     config: Qwen3Config
     dtype: DTypeLike = jnp.float32
@@ -35,32 +32,28 @@ class GroupedQueryAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B S D"],
+        x: Float[Array, "B Q D"],
         rotary: Rotary,
         mask: Mask,
         cache: KVCache | None = None,
         start: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+    ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         config = self.config
 
-        def heads(name: str, count: int) -> Float[Array, "B N S D"]:
-            y = rearrange(
-                _dense(count * config.head_dim, self.dtype, name)(x),
-                "b s (n d) -> b n s d",
-                n=count,
-            )
-            return constrain(y, "batch", "heads", None, None)
+        def project(name: str, num_heads: int) -> Float[Array, "B A Q F"]:
+            return split_heads(_dense(num_heads * config.head_dim, self.dtype, name)(x), num_heads)
 
-        # Normed and rotated in the residual stream's type, and rounded once, for the product.
-        residual = residual_dtype(config.residual_dtype, self.dtype)
-        q = nn.RMSNorm(config.norm_eps, dtype=residual, name="q_norm")(heads("q", config.num_heads))
-        k = nn.RMSNorm(config.norm_eps, dtype=residual, name="k_norm")(
-            heads("k", config.num_kv_heads)
-        )
-        v = heads("v", config.num_kv_heads)
-        q, k = (rope.rotate(x, *rotary).astype(self.dtype) for x in (q, k))
+        def norm_and_rotate(name: str, heads: Float[Array, "B A Q F"]) -> Float[Array, "B A Q F"]:
+            # In the residual stream's type, and rounded once, for the product.
+            residual = residual_dtype(config.residual_dtype, self.dtype)
+            normed = nn.RMSNorm(config.norm_eps, dtype=residual, name=name)(heads)
+            return rope.rotate(normed, *rotary).astype(self.dtype)
+
+        q = norm_and_rotate("q_norm", project("q", config.num_heads))
+        k = norm_and_rotate("k_norm", project("k", config.num_kv_heads))
+        v = project("v", config.num_kv_heads)
         out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
-        return _dense(config.dim, self.dtype, "out")(rearrange(out, "b n s d -> b s (n d)")), cache
+        return _dense(config.dim, self.dtype, "out")(merge_heads(out)), cache
 
 
 class GatedMLP(nn.Module):
@@ -70,38 +63,11 @@ class GatedMLP(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        width, dtype = self.config.hidden_dim, self.dtype
-        hidden = nn.silu(_dense(width, dtype, "gate")(x)) * _dense(width, dtype, "up")(x)
-        return _dense(self.config.dim, dtype, "down")(constrain(hidden, "batch", None, "hidden"))
-
-
-class Qwen3Block(nn.Module):
-    """Pre-norm attention and gated MLP. Its two results are the scan's carry and output."""
-
-    config: Qwen3Config
-    dtype: DTypeLike = jnp.float32
-    kernel: attention.Kernel = "xla"
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        rotary: Rotary,
-        mask: Mask,
-        cache: KVCache | None = None,
-        start: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
-        config = self.config
-        y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="attention_norm")(x)
-        y, cache = GroupedQueryAttention(config, self.dtype, self.kernel, name="attention")(
-            y, rotary, mask, cache, start
-        )
-        x = x + y
-        y = nn.RMSNorm(config.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
-        return constrain(
-            x + GatedMLP(config, self.dtype, name="mlp")(y), "batch", None, None
-        ), cache
+    def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
+        width = self.config.hidden_dim
+        gate = nn.silu(_dense(width, self.dtype, "gate")(x))
+        hidden = constrain(gate * _dense(width, self.dtype, "up")(x), "batch", None, "hidden")
+        return _dense(self.config.dim, self.dtype, "down")(hidden)
 
 
 class Qwen3(nn.Module):
@@ -109,8 +75,8 @@ class Qwen3(nn.Module):
 
     Attributes:
       config: sizes.
-      scan: parameters stacked and layers scanned, for training; else one by one, which a cache needs.
-      remat: what the backward pass keeps (`stack.remat_policy`); None keeps everything.
+      scan: parameters stacked and layers scanned, for training; or unrolled, as a cache needs them.
+      remat: what the backward pass stores (`stack.remat_policy`); None: everything.
       dtype: compute type of the products; the residual stream has its own (`layers.residual_dtype`).
       kernel: attention kernel.
     """
@@ -124,45 +90,55 @@ class Qwen3(nn.Module):
     def setup(self) -> None:
         config = self.config
         self._residual = residual_dtype(config.residual_dtype, self.dtype)
-        # Rows are looked up in the table's own type: converted first, a whole table would be copied.
+        # Rows are looked up in the table's own type: converting the table first would copy it.
         looked_up = self.dtype if config.residual_dtype == "compute" else None
         self.embed_tokens = linear.Embed(
             config.vocab_size, config.dim, dtype=looked_up, embedding_init=transformer_init
         )
-        arguments: tuple[Any, ...] = (config, self.dtype, self.kernel)
-        if self.scan:
-            self.layers: Any = stacked(Qwen3Block, config.num_layers, self.remat)(*arguments)
-        else:
-            self.layers = [Qwen3Block(*arguments) for _ in range(config.num_layers)]
+        self.layers = repeat(
+            PreNormBlock,
+            config.num_layers,
+            scan=self.scan,
+            remat=self.remat,
+            make_attention=functools.partial(
+                GroupedQueryAttention, config, self.dtype, self.kernel
+            ),
+            make_mlp=functools.partial(GatedMLP, config, self.dtype),
+            norm_eps=config.norm_eps,
+            dtype=self.dtype,
+        )
         self.norm = nn.RMSNorm(config.norm_eps, dtype=self._residual)
         self.lm_head = linear.Dense(
             config.vocab_size, use_bias=False, kernel_init=transformer_init, dtype=self.dtype
         )
 
-    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    def embed(self, tokens: Int[Array, "B Q"]) -> Float[Array, "B Q D"]:
         return constrain(self.embed_tokens(tokens).astype(self._residual), "batch", None, None)
 
-    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """The next token's logits. Only training on text needs them: sampling does without the weights of `lm_head`."""
+    def logits(self, hidden: Float[Array, "B Q D"]) -> Float[Array, "B Q V"]:
+        """The next token's logits. Sampling needs neither them nor the weights of `lm_head`."""
         return self.lm_head(hidden)
 
     def __call__(
         self,
-        x: Float[Array, "B S D"],
-        positions: Int[Array, "#B S"],
+        x: Float[Array, "B Q D"],
+        positions: Int[Array, "#B Q"],
         mask: Mask,
         cache: list[KVCache] | None = None,
         start: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
-        """Hidden states of S new tokens, written into the cache's slots from `start` on.
+    ) -> tuple[Float[Array, "B Q D"], list[KVCache] | None]:
+        """Hidden states of Q new tokens, the first at position `start` of the cache.
 
         Args:
+          x: embedded tokens.
           positions: of the new tokens, for the rotary embedding; rows may differ.
-          mask: which of the first T slots each new token sees; T = S without a cache.
+          mask: which of the first T positions of the cache each new token sees; T = Q without one.
           cache: one per layer.
+          start: position of the first new token in the cache.
 
         Returns:
-          Hidden states after the final norm, in the residual stream's type, and the cache with the new tokens.
+          Hidden states after the final norm, in the residual stream's type, and the cache with the
+          new tokens.
         """
         rotary = rope.rotary_1d(positions, self.config.head_dim, self.config.rope_base)
         x, cache = apply_layers(
