@@ -11,6 +11,7 @@ from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.pipelines import checks
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.pipeline import Pipeline
 from bitdance_jax.pipelines.text_to_image import TextToImage
 from bitdance_jax.pipelines.weights import WeightType
@@ -27,8 +28,9 @@ def load(
     """The model of a folder, class-conditional or text to image.
 
     Args:
-      folder: a model folder, local or gs://, the folder of a training run, finished or not, or "emoji",
-        the embedded model.
+      folder: a model folder, local or gs://, the folder of a training run, finished or not, "emoji",
+        the embedded model, or a Hugging Face id, OWNER/REPOSITORY or OWNER/REPOSITORY/FILE, where no
+        such folder exists: it is downloaded and converted once, into `hub_models.cache_folder`.
       dtype: compute type; None: float32, of text-to-image models on accelerators bfloat16.
       mesh: how the devices share the work. None: one device, or of text-to-image models all devices,
         which share every layer. `MeshConfig(data=-1)`: all devices, each with its own images.
@@ -39,7 +41,7 @@ def load(
     Raises:
       UserError: no such folder, damaged, or not a model that samples images.
     """
-    folder = checks.folder(folder)
+    folder = local_folder(checks.folder(folder))
     kind = model_lookup.read_config(folder).kind
     if kind == "tokenizer":
         raise FileError(

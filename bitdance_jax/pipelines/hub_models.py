@@ -1,0 +1,60 @@
+"""Models of the Hugging Face hub, downloaded and converted once into a cache."""
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+from bitdance_jax.convert.convert import convert
+from bitdance_jax.errors import FileError
+from bitdance_jax.io import model_folder
+from bitdance_jax.io.model_folder_hints import MODELS
+
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w./-]+)?")
+"""OWNER/REPOSITORY or OWNER/REPOSITORY/FILE."""
+
+
+def cache_folder() -> Path:
+    """$BITDANCE_CACHE; else bitdance_jax in $XDG_CACHE_HOME, or in ~/.cache."""
+    if given := os.environ.get("BITDANCE_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "bitdance_jax"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is that of a repository or its file rather than a local path.
+
+    Not if there is such a path, or a folder with the owner's name, or under `models/` and `runs/`,
+    where folders may still be missing.
+    """
+    owner = name.partition("/")[0]
+    local = owner in (MODELS, "runs") or Path(owner).exists() or Path(name).exists()
+    return not local and HUB_ID.fullmatch(name) is not None
+
+
+def local_folder(name: str) -> str:
+    """The model folder of a name: in the cache for a hub id, which is converted if it is not there; else the name itself.
+
+    Processes of one machine wait for the one that converts. An incomplete conversion is not used.
+
+    Raises:
+      UserError: the model cannot be downloaded, converted or written.
+    """
+    if not is_hub_id(name):
+        return name
+    folder = cache_folder() / "models" / name.replace("/", "--")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not model_folder.is_model_folder(folder):
+                print(f"{name} is converted once, into {folder}", file=sys.stderr)
+                with contextlib.redirect_stdout(sys.stderr):
+                    convert(name, str(folder))
+    except OSError as error:
+        raise FileError(f"cannot write {folder}: {error.strerror or error}", folder) from error
+    return str(folder)
