@@ -76,19 +76,23 @@ def draw(model: Pipeline, wish: Wish) -> Iterator[Partial]:
     total = len(captions(model, wish))
     if total > MAX_IMAGES:
         raise UserError(f"{total} images are too many at a time; {MAX_IMAGES} are the most")
+    if model.kind == "class_conditional" and not wish.subject:
+        raise UserError("choose at least one class")
+    every = max(1, model.num_patches(wish.size) // PREVIEWS)
+    return model.sample_steps(wish.subject, every=every, **options(model, wish))
+
+
+def options(model: Pipeline, wish: Wish) -> dict[str, Any]:
+    """Arguments of `Pipeline.sample_steps` and `describe`."""
     sampler = dataclasses.replace(
         model.sampler, head_steps=wish.steps, guidance_scale=float(wish.guidance)
     )
-    if model.kind == "class_conditional" and not wish.subject:
-        raise UserError("choose at least one class")
-    return model.sample_steps(
-        wish.subject,
-        wish.seed,
-        every=max(1, model.num_patches(wish.size) // PREVIEWS),
-        images_per_input=wish.images,
-        size=wish.size,
-        sampler=sampler,
-    )
+    return {
+        "seed": wish.seed,
+        "images_per_input": wish.images,
+        "size": wish.size,
+        "sampler": sampler,
+    }
 
 
 def captions(model: Pipeline, wish: Wish) -> list[str | None]:
@@ -109,7 +113,7 @@ def make_page(gradio: Any, model: Pipeline, name: str) -> Any:
                 last = sampled == patches
                 shown = list(
                     zip(
-                        _save(folder, wish.seed, images) if last else images,
+                        _save(folder, model, wish, images) if last else images,
                         captions(model, wish),
                         strict=True,
                     )
@@ -186,11 +190,12 @@ def make_page(gradio: Any, model: Pipeline, name: str) -> Any:
     return page
 
 
-def _save(folder: str, seed: int, images: np.ndarray) -> list[str]:
-    """PNG files, whose names a browser keeps when it saves them."""
-    paths = [os.path.join(folder, f"seed-{seed}-{number:02d}.png") for number in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        save_png(path, image)
+def _save(folder: str, model: Pipeline, wish: Wish, images: np.ndarray) -> list[str]:
+    """PNG files, whose names a browser keeps when it saves them; their text says how they were sampled."""
+    texts = model.describe(wish.subject, **options(model, wish))
+    paths = [os.path.join(folder, f"seed-{wish.seed}-{i:02d}.png") for i in range(len(images))]
+    for path, image, text in zip(paths, images, texts, strict=True):
+        save_png(path, image, text=text)
     return paths
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import sys
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.checks import parse_size
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
+from bitdance_jax.pipelines.pipeline import common_description
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
 from bitdance_jax.pipelines.weights import WeightType
 
@@ -199,23 +200,30 @@ def generate_prompts(arguments: Arguments) -> None:
         weights=arguments.weights,
         lazy=True,
     )
+    chosen: dict[str, Any] = {
+        "size": size,
+        "images_per_input": each,
+        "seed": arguments.seed,
+        "sampler": chosen_sampler(arguments, model.sampler),
+    }
     images = model.sample(
         prompts,
-        size=size,
-        images_per_input=each,
-        seed=arguments.seed,
-        sampler=chosen_sampler(arguments, model.sampler),
+        **chosen,
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,
         progress=jax.process_index() == 0,
     )
-    multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts)))
+    text = common_description(model.describe(prompts, **chosen))
+    multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts), text))
 
 
-def save_prompts(path: str, images: UInt8[np.ndarray, "N H W 3"], prompts: int) -> None:
+def save_prompts(
+    path: str, images: UInt8[np.ndarray, "B H W 3"], prompts: int, text: dict[str, str]
+) -> None:
     """Saves one image as it is, one image per prompt as a square grid, more as a row per prompt."""
     each = len(images) // prompts
     columns = each if each > 1 else math.isqrt(len(images) - 1) + 1
-    image_files.save_png(path, images[0] if len(images) == 1 else image_files.grid(images, columns))
+    image = images[0] if len(images) == 1 else image_files.grid(images, columns)
+    image_files.save_png(path, image, text=text)
     print(f"{counted(len(images), 'image')} of {images.shape[2]}x{images.shape[1]} in {path}")
 
 
@@ -237,9 +245,9 @@ def generate_grid(
     batch_size = label_batch_size(arguments, count)
     images = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=batch_size)
     captions = [model.class_names[label] for label in labels]
-    image_files.save_png(
-        arguments.out, image_files.grid(images, arguments.per_label, captions, enlarge=enlarge)
-    )
+    grid = image_files.grid(images, arguments.per_label, captions, enlarge=enlarge)
+    text = common_description(model.describe(numbers, arguments.seed, sampler=sampler))
+    image_files.save_png(arguments.out, grid, text=text)
     print(f"{counted(len(images), 'image')} of {counted(len(labels), 'label')} in {arguments.out}")
 
 

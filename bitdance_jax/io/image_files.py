@@ -3,13 +3,15 @@
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io.atomic import replace_file
@@ -156,14 +158,27 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise FileError(f"cannot write the image {path}: {reason}", path) from error
 
 
-def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "H W 3"]) -> None:
+def save_png(
+    path: str | os.PathLike[str],
+    image: UInt8[np.ndarray, "H W 3"],
+    *,
+    text: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Writes a PNG atomically and makes its folder if it is missing.
+
+    Args:
+      path: of the file.
+      image: its pixels.
+      text: text chunks by keyword, for example how the image was sampled (`Pipeline.describe`).
 
     Raises:
       FileError: it cannot be written (permissions, full disk).
     """
+    chunks = PngInfo()
+    for keyword, value in text.items():
+        chunks.add_text(keyword, value.replace("\0", " "))
     with replace_file(path, "the image ") as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=chunks)
 
 
 def check_grid(count: int, height: int, width: int) -> None:

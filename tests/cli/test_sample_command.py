@@ -93,6 +93,7 @@ def test_it_draws_a_grid(sample, tmp_path):
     assert out == "4 images of 2 labels in new/x.png\n"
     with Image.open(tmp_path / "new" / "x.png") as image:
         pixels = np.asarray(image)
+        text = image.text
     # Images of 16 pixels, enlarged 8 times, each in a margin of 2; the captions stand to the left.
     assert pixels.shape[0] == 2 * 132 and 2 * 132 + 20 < pixels.shape[1] < 2 * 132 + 120
     cells = [
@@ -101,6 +102,7 @@ def test_it_draws_a_grid(sample, tmp_path):
         for column in range(2)
     ]
     assert all(cell.std() > 10 for cell in cells)
+    assert text["seed"] == "0" and text["head_steps"] == "3" and "label" not in text
     assert len({cell.tobytes() for cell in cells}) == 4
 
 
@@ -166,6 +168,8 @@ def test_prompts(sample, quick_prompts, tmp_path):
     assert sample(*at, "--prompt", "a cat")[:2] == (0, "1 image of 64x32 in x.png\n")
     with Image.open("x.png") as image:
         assert image.size == (64, 32)
+        expected = {"prompt": "a cat", "seed": "0", "index": "0", "model": "prompts"}
+        assert expected.items() <= image.text.items()
     sampler = toy_text_to_image.SAMPLER
     expected = {
         "prompt": ("a cat",),
