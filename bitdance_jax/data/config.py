@@ -22,7 +22,7 @@ from bitdance_jax.errors import UserError
 _PATHS = {
     "folder": "a folder with one sub-folder per class",
     "imagenet_tar": "ILSVRC2012_img_train.tar",
-    "tokens": "a folder that `python -m bitdance_jax.data.tokenize` wrote",
+    "tokens": "a folder that `bitdance tokenize` wrote",
 }
 """What `DataConfig.path` is, for the datasets that need it."""
 
@@ -34,7 +34,7 @@ class DataConfig(Config):
     Attributes:
       source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder per class),
         "imagenet_tar" (the official training tar, read in place), "tfds" (a prepared TensorFlow
-        Dataset), or "tokens" (made from one of these by `python -m bitdance_jax.data.tokenize`).
+        Dataset), or "tokens" (made from one of these by `bitdance tokenize`).
       path: the folder, the tar, or the folder of tokens; for "tfds" the folder of prepared datasets
         (None: the default of TFDS).
       dataset: for "tfds": its name.

@@ -104,7 +104,7 @@ class Manifest(Config):
             )
         except readers.MissingFile as error:
             raise UserError(
-                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: python -m bitdance_jax.data.tokenize"
+                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: bitdance tokenize"
             ) from error
         if manifest.format_version != FORMAT_VERSION:
             raise UserError(

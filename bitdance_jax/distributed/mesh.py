@@ -54,7 +54,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     """XLA options for the mesh's devices.
 
     On TPUs they keep XLA from splitting a product of sharded arrays into a ring of small products,
-    whose communication takes several times as long as one all-gather; `python -m bitdance_jax.plan`
+    whose communication takes several times as long as one all-gather; `bitdance plan`
     shows the cost.
     """
     if mesh.devices.flat[0].platform != "tpu":

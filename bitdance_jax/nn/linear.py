@@ -1,7 +1,7 @@
 """Flax's linear layers and embeddings, whose weights are gathered where they are used (`gathered`).
 
 Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or
-turn each product into a ring of small ones; both cost TPUs several times the product (`python -m bitdance_jax.plan`).
+turn each product into a ring of small ones; both cost TPUs several times the product (`bitdance plan`).
 The kernels of Dense and DenseGeneral may be `quantize.Int8Kernel`.
 
 A weight's gradient is a product that sums over rows, on each device and then over the devices that have other rows. JAX would give it the

@@ -53,7 +53,7 @@ def _how_to_get(folder: str, config: TokenizerConfig) -> str:
     run = os.path.dirname(os.path.normpath(folder))
     if os.path.basename(os.path.normpath(folder)) == "model" and run:
         workdir = "" if run == "runs/emoji_tokenizer" else f" --run.workdir {run}"
-        advice = f"train it first: python train.py configs/emoji_tokenizer.py{workdir}"
+        advice = f"train it first: bitdance train emoji_tokenizer{workdir}"
     elif config == TokenizerConfig.d16c32():
         advice = (
             "it is part of every released ImageNet model: "

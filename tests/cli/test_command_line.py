@@ -1,4 +1,4 @@
-"""Flags to dataclasses, and one line for whatever is wrong with them."""
+"""Flags to dataclasses, exit statuses, and errors as one line."""
 
 import dataclasses
 import importlib
@@ -32,7 +32,7 @@ from bitdance_jax.train.class_conditional_training import ClassConditionalTraini
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws things.
+    """Does things.
 
     Attributes:
       out: the file.
@@ -51,6 +51,7 @@ DEFAULT = Arguments("here", steps=5, sampler=SamplerConfig(head_steps=20))
 
 
 MANY = "0123456789 " * 12 + "end"  # wider than a terminal
+IMPORTS = "import sys; from bitdance_jax.cli.command_line import run"
 
 
 def complaint(*flags, default=DEFAULT):
@@ -61,14 +62,15 @@ def complaint(*flags, default=DEFAULT):
 
 
 def test_values():
-    flags = "--out there --steps 4 --kind fancy --sizes 1 2 3 --scale 2 --sampler.solver euler --sampler.guidance-scale=1.5"
+    flags = "--out there --steps 4 --kind fancy --sizes 1 2 3 --scale 2 "
+    flags += "--sampler.solver euler --sampler.guidance-scale=1.5"
     expected = Arguments(
         "there", 4, "fancy", (1, 2, 3), 2.0, SamplerConfig(solver="euler", guidance_scale=1.5)
     )
     assert parse(Arguments, flags.split()) == expected
 
 
-def test_what_is_not_named_comes_from_the_default():
+def test_fields_without_a_flag_come_from_the_default():
     assert parse(Arguments, [], DEFAULT) == DEFAULT
     expected = Arguments("here", steps=5, sampler=SamplerConfig(head_steps=20, guidance_scale=3.0))
     assert parse(Arguments, ["--sampler.guidance_scale", "3"], DEFAULT) == expected
@@ -96,7 +98,7 @@ def test_an_unknown_flag_names_the_nearest(flag, nearest):
 
 
 @pytest.mark.parametrize("flag", ["--zzzzzz", "stray"])
-def test_an_unknown_flag_like_no_other(flag):
+def test_an_unknown_flag_without_a_similar_one(flag):
     assert complaint(flag) == f"unknown flag {flag} (--help lists them all)"
 
 
@@ -154,7 +156,7 @@ def test_a_bad_value_of_an_optional_flag_names_one_type():
         parse(Optional, ["--steps", "1.5"])
 
 
-def test_what_a_dataclass_says_of_itself():
+def test_an_error_of_the_dataclass_itself():
     with pytest.raises(UserError, match=r"^--steps must be positive, got 0$"):
         parse(Positive, ["--steps", "0"])
 
@@ -165,8 +167,8 @@ def test_a_missing_value_names_its_flag():
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_no_terminal_leaves_its_frame(monkeypatch, encoding):
-    """tyro draws its box as stdout's encoding allows."""
+def test_the_frame_is_removed_in_every_encoding(monkeypatch, encoding):
+    """tyro prints its box with the characters of stdout's encoding."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     assert (
         complaint("--steps", "x")
@@ -181,7 +183,7 @@ def test_help(capsys):
     out, err = capsys.readouterr()
     assert (
         "tool.py" in out
-        and "Draws things." in out
+        and "Does things." in out
         and "how many." in out
         and "--sampler.head-steps" in out
     )
@@ -201,8 +203,8 @@ def test_run_prints_one_line_for_bad_input(capsys):
     assert capsys.readouterr() == ("", "error: no model folder x\n")
 
 
-def test_what_a_message_quotes_cannot_leave_the_line(capsys):
-    """Keys of files may have line ends, a terminal's escape sequences, halves of surrogate pairs, and may be many."""
+def test_quoted_text_stays_on_the_line(capsys):
+    """Keys of files may have line ends, escape sequences and surrogates, and may be very long."""
 
     def main():
         raise UserError("unknown key a\nb\x1b[2J\udcff é " + "k" * 10**6)
@@ -222,7 +224,7 @@ def test_a_name_that_is_too_long_is_one_line(capsys, tmp_path):
     assert printed.startswith("error: ") and "too long" in printed and printed.count("\n") == 1
 
 
-def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
+def test_an_error_of_the_system_is_one_line(capsys, tmp_path):
     def main() -> None:
         tmp_path.write_text("")
 
@@ -231,8 +233,8 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
-def test_output_that_goes_nowhere_is_one_line(output):
-    code = "import sys; from bitdance_jax.cli.command_line import run; sys.exit(run(lambda: print('done')))"
+def test_output_that_cannot_be_written_is_one_line(output):
+    code = f"{IMPORTS}; sys.exit(run(lambda: print('done')))"
     if output == "closed pipe":
         reader, writer = os.pipe()
         os.close(reader)
@@ -246,8 +248,8 @@ def test_output_that_goes_nowhere_is_one_line(output):
     assert tool.stderr.startswith("error: cannot write, perhaps to the output: ")
 
 
-def test_names_that_the_output_has_no_letters_for():
-    code = "import sys; from bitdance_jax.cli.command_line import run; sys.exit(run(lambda: print('na\\xefve \\udcff')))"
+def test_letters_that_the_output_cannot_encode_are_escaped():
+    code = f"{IMPORTS}; sys.exit(run(lambda: print('na\\xefve \\udcff')))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     tool = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -295,7 +297,7 @@ def test_a_full_device_is_one_line(capsys):
 
 @dataclass(frozen=True)
 class Paths:
-    """Arguments that are paths, and such as are not."""
+    """Arguments that are paths, and one that is not."""
 
     positional: Annotated[PathName, tyro.conf.Positional]
     out: PathName
@@ -304,7 +306,7 @@ class Paths:
     data: DataConfig = DataConfig(source="folder", path="~/images")
 
 
-def test_the_home_folder_in_paths_and_nowhere_else(monkeypatch):
+def test_the_home_folder_is_expanded_in_paths_only(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     paths = parse(Paths, ["~", "--out=~/x", "--cache", "~/y", "--text=~/z"])
     assert (paths.positional, paths.out, paths.cache, paths.text) == (
@@ -317,7 +319,7 @@ def test_the_home_folder_in_paths_and_nowhere_else(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/x", "hf://owner/name", "https://host/x"])
-def test_places_that_cannot_be_read(place):
+def test_unsupported_schemes(place):
     with pytest.raises(
         UserError, match=f"^{place} is neither a local path nor one under gs://; fetch it first"
     ):
@@ -333,7 +335,7 @@ def test_google_storage_without_its_library(monkeypatch):
 
 
 def strings(config, prefix=""):
-    """Fields of a command's arguments, and of the configs in them, that are strings but no paths."""
+    """The fields of a command's arguments that are strings but not paths, nested ones included."""
     for name, hint in typing.get_type_hints(config, include_extras=True).items():
         kinds = [hint, *typing.get_args(hint)]
         classes = (kind for kind in kinds if isinstance(kind, type))
@@ -357,11 +359,11 @@ def strings(config, prefix=""):
         ("cli.toy_text_to_image", set()),
     ],
 )
-def test_every_path_of_a_command_is_one(module, others):
+def test_the_paths_of_a_command_have_the_type_of_paths(module, others):
     assert set(strings(importlib.import_module(f"bitdance_jax.{module}").Arguments)) == others
 
 
-def test_every_path_of_a_training_config_is_one():
+def test_the_paths_of_a_training_config_have_the_type_of_paths():
     assert set(strings(ClassConditionalTraining)) == {"data.dataset", "hosts.coordinator"}
 
 
@@ -374,7 +376,7 @@ def test_every_path_of_a_training_config_is_one():
         ("abacus", ["train.py", "emoji_tokenizer"]),
     ],
 )
-def test_a_device_that_is_not_there_is_one_line(tmp_path, platform, command):
+def test_a_missing_device_is_one_line(tmp_path, platform, command):
     root = Path(__file__).parents[2]
     command = [str(root / word) if word.endswith(".py") else word for word in command]
     environment = processes.environment() | {"JAX_PLATFORMS": platform}
@@ -418,7 +420,7 @@ def test_after_the_imports_ctrl_c_is_an_exception_again():
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_tool_says_nothing_of_writes_that_fail_beside_another(caplog):
+def test_failed_writes_that_follow_another_are_not_reported(caplog):
     """TensorStore's, which fail with the first one; Orbax raises that."""
     assert run(lambda: 0) == 0
     for message in ("Future exception was never retrieved\nfuture: <Future>", "something else"):

@@ -1,4 +1,4 @@
-"""`python train.py`: overrides, and one clear line for whatever is wrong."""
+"""`bitdance train`: flags that override the config, and errors as one line."""
 
 import dataclasses
 import os
@@ -25,7 +25,8 @@ from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 def get_config():
     model = TokenizerConfig(bits=8, ch=32, ch_mult=(1, 2), num_res_blocks=1)
-    return TokenizerTraining(run=RunConfig(workdir="runs/test", steps=3), model=model, image_size=64)
+    run = RunConfig(workdir="runs/test", steps=3)
+    return TokenizerTraining(run=run, model=model, image_size=64)
 """
 
 
@@ -50,7 +51,8 @@ def run(command, monkeypatch, capsys, *arguments):
 
 
 def test_flags_override_the_file(command, config_file):
-    flags = "--run.steps 100 --model.ch-mult 1 2 2 --optimizer.clip-norm None --run.compute-dtype bfloat16 --optimizer.learning_rate=1e-3"
+    flags = "--run.steps 100 --model.ch-mult 1 2 2 --optimizer.clip-norm None "
+    flags += "--run.compute-dtype bfloat16 --optimizer.learning_rate=1e-3"
     default, _ = command.load_config(str(config_file))
     config = command.parse(type(default), flags.split(), default, "train.py")
     assert (config.run.steps, config.run.compute_dtype, config.run.workdir) == (

@@ -499,11 +499,11 @@ def test_another_tokenizer_size(config, folder):
     [
         (
             "runs/emoji_tokenizer/model",
-            "train it first: python train.py configs/emoji_tokenizer.py",
+            "train it first: bitdance train emoji_tokenizer",
         ),
         (
             "runs/mine/model",
-            "train it first: python train.py configs/emoji_tokenizer.py --run.workdir runs/mine",
+            "train it first: bitdance train emoji_tokenizer --run.workdir runs/mine",
         ),
         ("models/ae_d16c32", "bitdance convert RELEASED models/ae_d16c32"),
     ],
