@@ -55,7 +55,7 @@ class Programs:
         self,
         params: Any,
         inputs: Inputs,
-        keys: UInt32[np.ndarray, "B 2"],
+        keys: UInt32[Array | np.ndarray, "B 2"],
         *,
         solver: Solver,
         scales: Scales,
