@@ -74,7 +74,7 @@ def tokenizer(name: str) -> Tokenizer:
     """The toy tokenizer in "tokenizer" or "tokenizer_gan" (whose encoder was not kept)."""
     return Tokenizer(
         _tokenizer_config(_recorded_config(name)),
-        keys.convert(read(f"{name}/weights"), keys.TOKENIZER),
+        keys.convert(read(f"{name}/weights"), keys.CNN_TOKENIZER),
     )
 
 

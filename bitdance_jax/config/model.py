@@ -3,6 +3,7 @@
 Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and of the published release.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -33,6 +34,9 @@ class TokenizerConfig(Config):
       image_channels: channels of an image.
       decoder: "plain", or "gan": the decoder also takes normal noise of the code's shape.
       num_codebooks: groups the bits are split into for the entropy terms; it must divide `bits`.
+      attention_blocks: transformer blocks of the encoder and of the decoder, as UniWeTok has them
+        (arXiv 2602.14178); 0 for the CNN tokenizers.
+      attention_heads: of each of those blocks.
     """
 
     bits: Size = 32
@@ -42,6 +46,8 @@ class TokenizerConfig(Config):
     image_channels: Size = 3
     decoder: Literal["plain", "gan"] = "plain"
     num_codebooks: Size = 4
+    attention_blocks: Annotated[int, Range(0, 32)] = 0
+    attention_heads: Size = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +59,16 @@ class TokenizerConfig(Config):
         require(
             self.bits % self.num_codebooks == 0,
             f"num_codebooks must divide bits, got {self.num_codebooks} and {self.bits}",
+        )
+        width = self.ch * self.ch_mult[-1]
+        require(
+            not self.attention_blocks or width % (4 * self.attention_heads) == 0,
+            f"the width {width} of the coarsest level must be a multiple of 4 * attention_heads, "
+            f"got {self.attention_heads} heads",
+        )
+        require(
+            not self.attention_blocks or self.decoder == "gan",
+            "a tokenizer with attention_blocks has a GAN decoder; set decoder gan",
         )
 
     @property
@@ -76,6 +92,11 @@ class TokenizerConfig(Config):
             decoder="gan",
             num_codebooks=16,
         )
+
+    @classmethod
+    def uniwetok(cls) -> Self:
+        """UniWeTok (arXiv 2602.14178): 128 bits for 32x32 pixels, attention at the coarsest level."""
+        return dataclasses.replace(cls.d32c128(), attention_blocks=2, attention_heads=16)
 
 
 @dataclass(frozen=True)

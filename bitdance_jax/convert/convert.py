@@ -114,23 +114,25 @@ def _open_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weig
 
 
 def _tokenizer(source: Source) -> Converted:
-    config, abstract = _tokenizer_sizes(source)
-    _check(source, parameters.problems(source.tensors, abstract, keys.TOKENIZER))
-    params = parameters.from_release(source.tensors, abstract, keys.TOKENIZER)
+    config = _tokenizer_config(source)
+    abstract = autoencoder.abstract_params(config)
+    table = keys.tokenizer(config)
+    _check(source, parameters.problems(source.tensors, abstract, table))
+    params = parameters.from_release(source.tensors, abstract, table)
     return Converted("tokenizer", to_dict(config), params, _metadata(source, {}), {})
 
 
-def _tokenizer_sizes(source: Source) -> tuple[TokenizerConfig, Params]:
+def _tokenizer_config(source: Source) -> TokenizerConfig:
     if source.own:
         config = from_dict(TokenizerConfig, source.own["config"], f"{source.path}: config")
     else:
         config = released_configs.tokenizer_config(_shapes(source.tensors), source.record)
         _note_differences(source, released_configs.tokenizer_record(config))
-    return config, autoencoder.abstract_params(config)
+    return config
 
 
 def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weights) -> Converted:
-    tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
+    tokenizer_config = _tokenizer_config(tokenizer)
     tensors = _without_tokenizer(source)
     if source.own:
         config = from_dict(ClassConditionalConfig, source.own["config"], f"{source.path}: config")
@@ -146,7 +148,7 @@ def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weigh
         abstract=class_conditional.abstract_params(config),
         table=keys.class_conditional(config),
         tokenizer=tokenizer,
-        tokenizer_abstract=tokenizer_abstract,
+        tokenizer_config=tokenizer_config,
     )
     metadata: dict[str, Any] = {"class_names": None, "weights": weights}
     if known := released_configs.published(config):
@@ -157,7 +159,7 @@ def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weigh
 
 def _text_to_image(source: Source, tokenizer: Source) -> Converted:
     assert source.text_tokenizer is not None
-    tokenizer_config, tokenizer_abstract = _tokenizer_sizes(tokenizer)
+    tokenizer_config = _tokenizer_config(tokenizer)
     tensors = _without_tokenizer(source)
     text = source.record["text"]
     head = source.record["vision_head"]
@@ -188,7 +190,7 @@ def _text_to_image(source: Source, tokenizer: Source) -> Converted:
         abstract=text_to_image.abstract_params(config),
         table=keys.text_to_image(config),
         tokenizer=tokenizer,
-        tokenizer_abstract=tokenizer_abstract,
+        tokenizer_config=tokenizer_config,
     )
     metadata = _metadata(source, {"sampler": to_dict(released_text_to_image.SAMPLER)})
     files = prompt_tokenizer.read_files(source.text_tokenizer)
@@ -202,17 +204,21 @@ def _params(
     abstract: Params,
     table: keys.Table,
     tokenizer: Source,
-    tokenizer_abstract: Params,
+    tokenizer_config: TokenizerConfig,
 ) -> Params:
     """The parameters of a model with its tokenizer; a FileError lists the wrong keys of both."""
     prefix = sources.INNER_TOKENIZER[source.kind] if tokenizer.path == source.path else ""
+    tokenizer_table = keys.tokenizer(tokenizer_config)
+    tokenizer_abstract = autoencoder.abstract_params(tokenizer_config)
     tokenizer_problems = parameters.problems(
-        tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER, prefix=prefix
+        tokenizer.tensors, tokenizer_abstract, tokenizer_table, prefix=prefix
     )
     _check(source, parameters.problems(tensors, abstract, table) + tokenizer_problems)
     return {
         "model": parameters.from_release(tensors, abstract, table),
-        "tokenizer": parameters.from_release(tokenizer.tensors, tokenizer_abstract, keys.TOKENIZER),
+        "tokenizer": parameters.from_release(
+            tokenizer.tensors, tokenizer_abstract, tokenizer_table
+        ),
     }
 
 

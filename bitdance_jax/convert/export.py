@@ -142,7 +142,7 @@ def _inner_tokenizer(folder: str, saved: ModelFolder, config: TokenizerConfig) -
 
 def _tokenizer(folder: str, params: Any, config: TokenizerConfig) -> Tensors:
     model_folder.check_shapes(folder, params, autoencoder.abstract_params(config))
-    return parameters.to_release(params, keys.TOKENIZER)
+    return parameters.to_release(params, keys.tokenizer(config))
 
 
 def _own_record(saved: ModelFolder) -> dict[str, str]:

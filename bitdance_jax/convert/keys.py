@@ -23,6 +23,7 @@ from bitdance_jax.config import (
     FlowHeadConfig,
     HeadConfig,
     TextToImageConfig,
+    TokenizerConfig,
 )
 from bitdance_jax.errors import ConfigError, FileError
 
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
 Table = tuple[Row, ...]
 
-TOKENIZER: Table = (
+CNN_TOKENIZER: Table = (
     Row(r"(encoder|decoder)\.(conv_in|conv_out|norm_out)\.(weight|bias)", r"\1/\2/\3"),
     Row(r"(encoder|decoder)\.mid_block\.(\d+)\.(\w+)\.(weight|bias)", r"\1/mid_\2/\3/\4"),
     Row(
@@ -116,9 +117,26 @@ def flow_head(head: HeadConfig, tokens_per_step: int, prefix: str = "") -> Table
     return tuple(rows)
 
 
-def class_conditional(config: ClassConditionalConfig) -> Table:
-    """The table of a class-conditional model without its tokenizer; layers are unrolled."""
-    num_heads = config.transformer.num_heads
+def tokenizer(config: TokenizerConfig) -> Table:
+    """The table of a tokenizer."""
+    if not config.attention_blocks:
+        return CNN_TOKENIZER
+    block = r"(encoder|decoder)\.mid_attn_blocks\.(\d+)\."
+    ours = r"\1/mid_attention/blocks_\2/"
+    return (
+        *CNN_TOKENIZER,
+        Row(r"(encoder|decoder)\.register_token\.weight", r"\1/mid_attention/registers"),
+        Row(block + r"attention_norm\.weight", ours + "attention_norm/weight"),
+        Row(block + r"ffn_norm\.weight", ours + "mlp_norm/weight"),
+        _qkv(block + r"attention\.wqkv\.weight", ours, num_heads=config.attention_heads),
+        Row(block + r"attention\.wo\.weight", ours + "attention/out/weight"),
+        Row(block + r"feed_forward\.w1\.weight", ours + "mlp/w1/weight", parts=2),
+        Row(block + r"feed_forward\.w2\.weight", ours + "mlp/w2/weight"),
+    )
+
+
+def _qkv(pattern: str, path: str, *, num_heads: int) -> Row:
+    """The row of a fused projection whose queries and keys are rotated."""
 
     def reorder(qkv: np.ndarray, order: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         q, k, v = np.split(qkv, 3)
@@ -126,6 +144,17 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
         q, k = (rearrange(order(w), "c n d -> (n d) c") for w in heads)
         return np.concatenate([q, k, v])
 
+    return Row(
+        pattern,
+        path + "attention/qkv/weight",
+        parts=3,
+        change=functools.partial(reorder, order=pairs_to_halves),
+        undo=functools.partial(reorder, order=halves_to_pairs),
+    )
+
+
+def class_conditional(config: ClassConditionalConfig) -> Table:
+    """The table of a class-conditional model without its tokenizer; layers are unrolled."""
     head = tuple(
         row._replace(path=f"head/{row.path}")
         for row in flow_head(config.head, config.tokens_per_step, prefix=r"head\.")
@@ -147,12 +176,10 @@ def class_conditional(config: ClassConditionalConfig) -> Table:
             r"layers\.(\d+)\.attention_norm\.weight", r"transformer/layers_\1/attention_norm/weight"
         ),
         Row(r"layers\.(\d+)\.ffn_norm\.weight", r"transformer/layers_\1/mlp_norm/weight"),
-        Row(
+        _qkv(
             r"layers\.(\d+)\.attention\.wqkv\.weight",
-            r"transformer/layers_\1/attention/qkv/weight",
-            parts=3,
-            change=functools.partial(reorder, order=pairs_to_halves),
-            undo=functools.partial(reorder, order=halves_to_pairs),
+            r"transformer/layers_\1/",
+            num_heads=config.transformer.num_heads,
         ),
         Row(r"layers\.(\d+)\.attention\.wo\.weight", r"transformer/layers_\1/attention/out/weight"),
         Row(

@@ -31,6 +31,9 @@ GUIDANCE = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}
 TIME_SCHEDULES = ("logit_normal", "uniform")
 """Distributions of the head's training times, by their names in the release; default first."""
 
+ATTENTION_HEADS = 16
+"""Of UniWeTok's blocks, which shapes do not tell."""
+
 HEAD_DIM = 64
 """Size of the attention heads of every released class-conditional model."""
 
@@ -61,13 +64,31 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
         image_channels=image_channels,
         decoder="gan" if decoder_inputs == 2 * bits else "plain",
         num_codebooks=1,
+        attention_blocks=_attention_blocks(shapes),
+        attention_heads=recorded(_sizes_record(record), "n_heads", ATTENTION_HEADS),
     )
     released = {
         dataclasses.replace(preset, num_codebooks=1): preset
-        for preset in (TokenizerConfig.d16c32(), TokenizerConfig.d32c128())
+        for preset in (
+            TokenizerConfig.d16c32(),
+            TokenizerConfig.d32c128(),
+            TokenizerConfig.uniwetok(),
+        )
     }
     default = released.get(sizes, sizes).num_codebooks
     return dataclasses.replace(sizes, num_codebooks=recorded(record, "num_codebooks", default))
+
+
+def _attention_blocks(shapes: Shapes) -> int:
+    """Transformer blocks of UniWeTok's encoder; 0 for a CNN tokenizer."""
+    if "encoder.register_token.weight" not in shapes:
+        return 0
+    return count(shapes, r"encoder\.mid_attn_blocks\.(\d+)\..*")
+
+
+def _sizes_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    sizes = record.get("ddconfig")
+    return sizes if isinstance(sizes, Mapping) else {}
 
 
 def class_conditional_config(
@@ -183,6 +204,8 @@ def tokenizer_record(config: TokenizerConfig) -> dict[str, Any]:
         "ch_mult": list(config.ch_mult),
         "num_res_blocks": config.num_res_blocks,
     }
+    if config.attention_blocks:
+        sizes |= {"attn_blocks": config.attention_blocks, "n_heads": config.attention_heads}
     return {
         "ddconfig": sizes,
         "num_codebooks": config.num_codebooks,

@@ -152,7 +152,7 @@ def _open_torch(path: Path, weights: Weights) -> Source:
     elif "state_dict" in content:
         tensors = _tensors(path, content["state_dict"])
         if "encoder.conv_in.weight" in tensors:
-            tensors, notes = _only_tokenizer(path, tensors)
+            tensors, notes = _only_tokenizer(path, tensors, weights)
     else:
         tensors = _tensors(path, content)
     record = content.get("args")
@@ -160,22 +160,31 @@ def _open_torch(path: Path, weights: Weights) -> Source:
     return Source(path, _kind(path, tensors), tensors, record, notes=notes)
 
 
-def _only_tokenizer(path: Path, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """Drops averaged weights and other networks of the tokenizer's training, with notes."""
+def _only_tokenizer(
+    path: Path, tensors: Tensors, weights: Weights
+) -> tuple[Tensors, tuple[str, ...]]:
+    """The tokenizer's tensors in a file of PyTorch Lightning, averaged ones where there are some.
+
+    An averaged tensor has the key of the raw one without its dots, after AVERAGED. Other networks of
+    the training, such as the discriminator, are dropped, with a note.
+    """
     own = {key: array for key, array in tensors.items() if key.startswith(("encoder.", "decoder."))}
-    averaged = [key for key in tensors if key.startswith(AVERAGED)]
-    others = [key for key in tensors if key not in own and not key.startswith(AVERAGED)]
+    averaged = {key: f"{AVERAGED}{key.replace('.', '')}" for key in own}
+    found = {key: tensors[name] for key, name in averaged.items() if name in tensors}
     notes = []
-    if averaged:
-        notes.append(
-            f"{path} also has averaged weights ({len(averaged)} keys, {AVERAGED}*), which are not"
-            " converted yet; these are the raw ones"
+    if found:
+        used = (
+            "the averaged weights of"
+            if weights == "ema"
+            else "the raw weights, not the averaged of"
         )
+        notes.append(f"{path}: {used} {len(found)} of {len(own)} tensors are converted")
+    others = [key for key in tensors if key not in own and not key.startswith(AVERAGED)]
     if others:
         notes.append(
             f"omitted {len(others)} keys that are not the tokenizer's, such as {others[0]}"
         )
-    return own, tuple(notes)
+    return (own | found if weights == "ema" else own), tuple(notes)
 
 
 def _tensors(path: Path, state: Any) -> dict[str, LazyArray]:

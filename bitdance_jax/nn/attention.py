@@ -93,14 +93,14 @@ def attend_through_cache(
     q: Float[Array, "B N S D"],
     k: Float[Array, "B M S D"],
     v: Float[Array, "B M S D"],
-    mask: Mask,
+    mask: Mask | None,
     kernel: Kernel,
     cache: KVCache | None,
     start: Int[Array, ""] | int,
 ) -> tuple[Float[Array, "B N S D"], KVCache | None]:
     """`attend` of S new tokens to themselves, or to the first T slots of a cache, which they enter first, from slot `start` on."""
     if cache is not None:
-        if isinstance(mask, BlockCausal | PackedMask):
+        if mask is None or isinstance(mask, BlockCausal | PackedMask):
             raise ValueError("a cache takes its mask as an array: which slots each new token sees")
         cache = write_cache(cache, k, v, start)
         visible = mask.shape[-1]

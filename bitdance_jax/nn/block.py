@@ -36,7 +36,7 @@ class PreNormBlock(nn.Module):
         self,
         x: Float[Array, "B Q D"],
         rotary: Rotary,
-        mask: Mask,
+        mask: Mask | None,
         cache: KVCache | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:

@@ -185,10 +185,20 @@ def decode_codes(
     noise = None
     if tokenizer.config.decoder == "gan":
         noise = jax.vmap(lambda key: jax.random.normal(key, codes.shape[1:]))(keys)
-    split = mesh is not None and mesh.size > 1 and codes.shape[1] % mesh.size == 0
+    split = (
+        mesh is not None
+        and mesh.size > 1
+        and codes.shape[1] % mesh.size == 0
+        and not tokenizer.config.attention_blocks
+    )
     axes = AXES if split else ()
 
     def decode(params: Params, codes: Array, noise: Array | None) -> Array:
+        if tokenizer.config.attention_blocks:  # every position is needed at once
+            values: Any = tokenizer.apply(
+                {"params": params}, codes.astype(jnp.float32), noise, method="decode"
+            )
+            return image_files.to_uint8(values)
         values = strips.decode(tokenizer, params, codes.astype(jnp.float32), noise, axes=axes)
         return image_files.to_uint8(values)
 

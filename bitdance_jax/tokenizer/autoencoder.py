@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer import lfq, uniwetok
 from bitdance_jax.tokenizer.decoder import Decoder
 from bitdance_jax.tokenizer.encoder import Encoder
 
@@ -27,8 +27,11 @@ class Autoencoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config, self.dtype)
-        self.decoder = Decoder(self.config, self.dtype)
+        has_attention = self.config.attention_blocks > 0
+        encoder: Any = uniwetok.Encoder if has_attention else Encoder
+        decoder: Any = uniwetok.Decoder if has_attention else Decoder
+        self.encoder = encoder(self.config, self.dtype)
+        self.decoder = decoder(self.config, self.dtype)
 
     def encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
         """Values before the sign, of which `lfq.quantize` makes bits.
@@ -94,7 +97,7 @@ def check_codes(
 def abstract_params(config: TokenizerConfig) -> dict[str, Any]:
     """Shapes of the parameters, float32, without computing any."""
     side = config.downsampling
-    image = jax.ShapeDtypeStruct((1, side, 2 * side, config.image_channels), jnp.float32)
-    noise = jax.ShapeDtypeStruct((1, 1, 2, config.bits), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, 2 * side, 2 * side, config.image_channels), jnp.float32)
+    noise = jax.ShapeDtypeStruct((1, 2, 2, config.bits), jnp.float32)
     arguments = (image, noise) if config.decoder == "gan" else (image,)
     return jax.eval_shape(Autoencoder(config).init, jax.random.key(0), *arguments)["params"]

@@ -30,17 +30,27 @@ class Decoder(nn.Module):
         self, codes: Float[Array, "B h w K"], noise: Float[Array, "B h w K"] | None = None
     ) -> Float[Array, "B H W C"]:
         config = self.config
-        widths = [config.ch * m for m in config.ch_mult]
         x = codes if noise is None else jnp.concatenate([codes, noise], axis=-1)
-        x = conv3x3(widths[-1], self.dtype, name="conv_in")(x)
+        x = conv3x3(config.ch * config.ch_mult[-1], self.dtype, name="conv_in")(x)
+        return decode_levels(config, self.dtype, x, codes)
+
+
+def decode_levels(
+    config: TokenizerConfig,
+    dtype: DTypeLike,
+    x: Float[Array, "B h w C"],
+    codes: Float[Array, "B h w K"],
+) -> Float[Array, "B H W D"]:
+    """What follows `conv_in`, as submodules of the caller: mid blocks, levels, last convolution."""
+    widths = [config.ch * m for m in config.ch_mult]
+    for block in range(config.num_res_blocks):
+        x = ResidualBlock(widths[-1], dtype, name=f"mid_{block}")(x)
+    for level in reversed(range(len(widths))):
+        x = AdaptiveGroupNorm(dtype, name=f"adaptive_{level}")(x, codes)
         for block in range(config.num_res_blocks):
-            x = ResidualBlock(widths[-1], self.dtype, name=f"mid_{block}")(x)
-        for level in reversed(range(len(widths))):
-            x = AdaptiveGroupNorm(self.dtype, name=f"adaptive_{level}")(x, codes)
-            for block in range(config.num_res_blocks):
-                x = ResidualBlock(widths[level], self.dtype, name=f"up_{level}_block_{block}")(x)
-            if level > 0:
-                x = conv3x3(4 * widths[level], self.dtype, name=f"up_{level}_upsample")(x)
-                x = depth_to_space(x)
-        x = nn.silu(GroupNorm(self.dtype, name="norm_out")(x))
-        return conv3x3(config.image_channels, self.dtype, name="conv_out")(x)
+            x = ResidualBlock(widths[level], dtype, name=f"up_{level}_block_{block}")(x)
+        if level > 0:
+            x = conv3x3(4 * widths[level], dtype, name=f"up_{level}_upsample")(x)
+            x = depth_to_space(x)
+    x = nn.silu(GroupNorm(dtype, name="norm_out")(x))
+    return conv3x3(config.image_channels, dtype, name="conv_out")(x)

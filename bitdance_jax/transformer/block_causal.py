@@ -11,39 +11,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.config import TransformerConfig
-from bitdance_jax.nn import attention, linear, rope
+from bitdance_jax.nn import attention
 from bitdance_jax.nn.attention import KVCache, Mask
-from bitdance_jax.nn.block import PreNormBlock, Rotary, merge_heads, split_heads
-from bitdance_jax.nn.layers import FusedDense, SwiGLU, residual_dtype, transformer_init
+from bitdance_jax.nn.block import PreNormBlock, Rotary
+from bitdance_jax.nn.layers import SwiGLU, residual_dtype
+from bitdance_jax.nn.self_attention import SelfAttention
 from bitdance_jax.nn.stack import apply_layers, repeat
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention with rotary positions, fused qkv and no biases, with or without a cache."""
-
-    config: TransformerConfig
-    dtype: DTypeLike = jnp.float32
-    kernel: attention.Kernel = "xla"
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B Q D"],
-        rotary: Rotary,
-        mask: Mask,
-        cache: KVCache | None = None,
-        start: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
-        dim = self.config.dim
-        qkv = FusedDense(3, dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (split_heads(part, self.config.num_heads) for part in qkv)
-        q = rope.rotate(q, *rotary)
-        k = rope.rotate(k, *rotary)
-        out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
-        project = linear.Dense(
-            dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="out"
-        )
-        return project(merge_heads(out)), cache
 
 
 class BlockCausalTransformer(nn.Module):
@@ -72,7 +45,9 @@ class BlockCausalTransformer(nn.Module):
             config.num_layers,
             scan=self.scan,
             remat=self.remat,
-            make_attention=functools.partial(SelfAttention, config, self.dtype, self.kernel),
+            make_attention=functools.partial(
+                SelfAttention, config.dim, config.num_heads, self.dtype, self.kernel
+            ),
             make_mlp=functools.partial(
                 SwiGLU, config.hidden_dim, config.dim, use_bias=False, dtype=self.dtype
             ),

@@ -35,7 +35,7 @@ def test_released_class_conditional_models(name, d16c32):
     tokenizer = {
         key.removeprefix("vae."): shape for key, shape in shapes.items() if key.startswith("vae.")
     }
-    assert converted_shapes(tokenizer, keys.TOKENIZER) == d16c32
+    assert converted_shapes(tokenizer, keys.CNN_TOKENIZER) == d16c32
 
     config = ClassConditionalConfig.imagenet(name)
     rest = {key: shape for key, shape in shapes.items() if not key.startswith("vae.")}
@@ -48,7 +48,7 @@ def test_released_class_conditional_models(name, d16c32):
 def test_released_text_to_image_models(name, d16c32):
     config = TextToImageConfig.released(name)
     released = manifest()
-    assert converted_shapes(released["BitDance-14B/ae"], keys.TOKENIZER) == d16c32
+    assert converted_shapes(released["BitDance-14B/ae"], keys.CNN_TOKENIZER) == d16c32
     parts = {part: released[f"BitDance-14B/{part}"] for part in ("vision_head", "projector")}
     shapes = {
         f"{part}.{key}": shape for part, shapes in parts.items() for key, shape in shapes.items()
@@ -70,7 +70,7 @@ def test_all_unknown_keys_are_listed():
         for name in ("encoder.norm_out.weight", "encoder.attention.weight", "discriminator.bias")
     }
     with pytest.raises(FileError) as error:
-        keys.convert(state, keys.TOKENIZER)
+        keys.convert(state, keys.CNN_TOKENIZER)
     assert "encoder.attention.weight" in str(error.value)
     assert "discriminator.bias" in str(error.value)
 
@@ -81,7 +81,7 @@ def test_patterns_match_complete_keys():
         "encoder.conv_in.weight.bias": np.zeros(1),
     }
     with pytest.raises(FileError, match=r"vae\.encoder.*; .*weight\.bias"):
-        keys.convert(state, keys.TOKENIZER)
+        keys.convert(state, keys.CNN_TOKENIZER)
 
 
 def test_two_keys_for_one_parameter():

@@ -94,7 +94,8 @@ def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
     ae = autoencoder.abstract_params(config.tokenizer)
     shapes = parameters.release_shapes(model, keys.text_to_image(config))
     shapes |= {
-        f"ae.{key}": shape for key, shape in parameters.release_shapes(ae, keys.TOKENIZER).items()
+        f"ae.{key}": shape
+        for key, shape in parameters.release_shapes(ae, keys.CNN_TOKENIZER).items()
     }
     folder.mkdir()
     for stem in ("vision_head", "projector", "ae", "model"):

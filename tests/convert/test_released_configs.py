@@ -38,7 +38,7 @@ def test_published_models(name, scale):
     tokenizer = released_configs.tokenizer_config(official(f"BitDance_{name}", vae=True), {})
     assert tokenizer == TokenizerConfig.d16c32()
     assert parameters.release_shapes(
-        autoencoder.abstract_params(tokenizer), keys.TOKENIZER
+        autoencoder.abstract_params(tokenizer), keys.CNN_TOKENIZER
     ) == official(f"BitDance_{name}", vae=True)
 
     shapes = official(f"BitDance_{name}", vae=False)
@@ -75,7 +75,7 @@ def test_every_size_and_patch_size(size, parallel):
 
 @pytest.mark.parametrize("config", [TokenizerConfig.d16c32(), TokenizerConfig.d32c128()])
 def test_released_tokenizers(config):
-    shapes = parameters.release_shapes(autoencoder.abstract_params(config), keys.TOKENIZER)
+    shapes = parameters.release_shapes(autoencoder.abstract_params(config), keys.CNN_TOKENIZER)
     assert released_configs.tokenizer_config(shapes, {}) == config
 
 
