@@ -1,6 +1,10 @@
-"""A web page that draws: `python -m bitdance_jax.app` with the embedded emoji model, `--checkpoint FOLDER` with any other.
+"""`bitdance app`: serves a web page that generates images.
 
-Classes or a prompt go in; a gallery fills in while the patches are drawn. The page needs Gradio (the extra `app`) and no internet.
+    bitdance app
+    bitdance app --checkpoint MODEL
+
+The visitor chooses classes or writes a prompt, and the gallery shows the patches as they are
+generated. The page needs Gradio (the extra `app`), but no internet.
 """
 
 import os
@@ -13,7 +17,7 @@ from bitdance_jax.app.page_guard import Guard, bypass_proxy, own_names
 from bitdance_jax.cli.command_line import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import Config, PathName, Range
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.pipelines.load import load
 from bitdance_jax.pipelines.weights import WeightType
@@ -21,17 +25,20 @@ from bitdance_jax.pipelines.weights import WeightType
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """Serves a web page that draws images.
+    """Serves a web page that generates images.
 
     Attributes:
-      checkpoint: class-conditional or text-to-image model folder, local or gs://; "emoji" is the small model that comes with the package.
-      host: address to listen at; 0.0.0.0 lets other machines in.
+      checkpoint: class-conditional or text-to-image model folder, local or gs://; "emoji" is the
+        small model of the package.
+      host: address to listen at; 0.0.0.0 accepts other machines.
       port: of that address.
       share: also a public address for 72 hours, through Gradio's servers.
-      names: further names that this page is reached by, of a proxy in front of it, say; requests under others are refused.
-      dtype: of weights and activations; float32 if left out, but for prompts on accelerators bfloat16.
-      weights: the type that a text-to-image model's weights are kept in, `dtype` if left out.
-      compilation_cache: folder, local or gs://, where compiled programs are kept: the first images come sooner the next time.
+      names: further host names of the page, for example of a proxy in front of it; requests under
+        other names are refused.
+      dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
+      weights: the type of a text-to-image model's weights in memory; default: `dtype`.
+      compilation_cache: folder, local or gs://, for compiled programs, which makes the first images
+        after the next start faster.
     """
 
     checkpoint: PathName = EMBEDDED
@@ -57,10 +64,10 @@ def main() -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Looks whether the page can be served there, before a model is loaded.
+    """Checks, before a model is loaded, that the page can be served at an address.
 
     Raises:
-      UserError: no: the host is none of this machine's, or the port is taken.
+      ConfigError: the host is not of this machine, or the port is in use.
     """
     try:
         if not host:
@@ -72,17 +79,17 @@ def check_address(host: str, port: int) -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen()
-    except (OSError, UnicodeError) as error:  # of names that no host can have
+    except (OSError, UnicodeError) as error:  # UnicodeError: of malformed host names
         reason = getattr(error, "strerror", None) or error
-        line = f"cannot serve at {host}:{port}: {reason}; give another --host or --port"
-        raise UserError(line) from error
+        line = f"cannot serve at {host}:{port}: {reason}; choose another host or port"
+        raise ConfigError(line, "host") from error
 
 
 def start_server(page: Any, arguments: Arguments) -> None:
     """Serves the page in threads, and prints its address (Gradio prints the public one).
 
     Raises:
-      UserError: nothing can be served at that address.
+      ConfigError: nothing can be served at that address.
     """
     bypass_proxy(arguments.host)
     guard = (Guard, (), {"names": own_names(arguments.host, arguments.names, arguments.share)})
@@ -95,17 +102,17 @@ def start_server(page: Any, arguments: Arguments) -> None:
             css=STYLE,
             app_kwargs={"middleware": [guard]},
             prevent_thread_lock=True,
-            quiet=True,  # what it says of its own options is no help with ours
+            quiet=True,  # Its messages are about options of its own.
         )
-    except OSError as error:  # Gradio's, of a port that is taken, has several lines
-        raise UserError(
-            f"cannot serve at {arguments.host}:{arguments.port}: {str(error).splitlines()[0]}"
-        ) from None
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        line = f"cannot serve at {arguments.host}:{arguments.port}: {reason}"
+        raise ConfigError(line, "port") from None
     print(f"the page is at {address} until Ctrl-C", flush=True)
 
 
 def import_gradio() -> Any:
-    """Gradio, told to keep to itself."""
+    """Gradio, without its reports and its history of runs."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
     try:

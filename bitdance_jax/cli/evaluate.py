@@ -88,7 +88,8 @@ def _evaluate_samples(arguments: Arguments) -> None:
         )
     if arguments.inception is None:
         raise ConfigError(
-            f"inception is missing: the weights of the FID Inception-v3, {inception_weights.PUBLISHED}",
+            "inception is missing: the weights of the FID Inception-v3, "
+            f"{inception_weights.PUBLISHED}",
             "inception",
         )
     if arguments.out is not None:

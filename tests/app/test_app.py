@@ -1,4 +1,4 @@
-"""The web page: what it draws for a wish, its warnings, and the page itself in a browser where there is one."""
+"""The web page: images of a request, warnings, and the page in a browser where there is one."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,16 @@ import pytest
 import tiny_models
 from PIL import Image
 
-from bitdance_jax import UserError
+from bitdance_jax import ConfigError, FileError, UserError
 from bitdance_jax.app import page as page_module
 from bitdance_jax.app import serve as app
-from bitdance_jax.app.page import Wish, draw
+from bitdance_jax.app.page import Request, generate
+from bitdance_jax.app.page_inputs import PROMPTS, max_per_class
 from bitdance_jax.pipelines import toy_text_to_image
+from bitdance_jax.pipelines.load import load
 
 
-WISH = Wish(subject=[0, 3], size="16x16", images=2, seed=5, steps=3, guidance=2.0)
+REQUEST = Request(subject=[0, 3], size="16x16", images=2, seed=5, steps=3, guidance=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +42,16 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classes(folders):
-    return app.load_drawer(app.Arguments(str(folders / "classes")))
+    return load(folders / "classes")
 
 
 @pytest.fixture(scope="module")
 def prompts(folders):
-    return app.load_drawer(app.Arguments(str(folders / "prompts")))
+    return load(folders / "prompts")
 
 
 def test_classes(classes):
-    *previews, last = draw(classes, WISH)
+    *previews, last = generate(classes, REQUEST)
     assert [partial.sampled for partial in previews] == list(range(1, 16)) and last.sampled == 16
     sampler = dataclasses.replace(classes.sampler, head_steps=3, guidance_scale=2.0)
     *_, expected = classes.sample_steps([0, 0, 3, 3], 5, every=1, sampler=sampler)
@@ -57,7 +59,7 @@ def test_classes(classes):
 
 
 def test_prompt(prompts):
-    *previews, last = draw(prompts, WISH._replace(subject="a cat", size="12x8"))
+    *previews, last = generate(prompts, REQUEST._replace(subject="a cat", size="12x8"))
     assert previews and last.sampled == last.patches == 6
     sampler = dataclasses.replace(prompts.sampler, head_steps=3, guidance_scale=2.0)
     *_, expected = prompts.sample_steps(
@@ -76,9 +78,9 @@ def test_prompt(prompts):
         ({"images": 33}, "66 images are too many"),
     ],
 )
-def test_bad_wishes_for_classes(classes, change, message):
+def test_bad_requests_for_classes(classes, change, message):
     with pytest.raises(UserError, match=message):
-        next(draw(classes, WISH._replace(**change)))
+        next(generate(classes, REQUEST._replace(**change)))
 
 
 @pytest.mark.parametrize(
@@ -90,16 +92,26 @@ def test_bad_wishes_for_classes(classes, change, message):
         ({"size": None}, "size is empty"),
     ],
 )
-def test_bad_wishes_for_prompts(prompts, change, message):
+def test_bad_requests_for_prompts(prompts, change, message):
     with pytest.raises(UserError, match=message):
-        next(draw(prompts, WISH._replace(subject="a cat", size="12x8")._replace(**change)))
+        next(generate(prompts, REQUEST._replace(subject="a cat", size="12x8")._replace(**change)))
 
 
-def test_models_that_the_page_cannot_show(folders):
-    with pytest.raises(UserError, match="is a tokenizer"):
-        app.load_drawer(app.Arguments(str(folders / "tokenizer")))
-    with pytest.raises(UserError, match="--weights belongs to text-to-image"):
-        app.load_drawer(app.Arguments(str(folders / "classes"), weights="int8"))
+@pytest.mark.parametrize(
+    ("name", "flags", "error", "message"),
+    [
+        ("tokenizer", [], FileError, "tokenizer"),
+        ("classes", ["--weights", "int8"], ConfigError, "weights"),
+    ],
+)
+def test_models_that_the_page_cannot_show(folders, monkeypatch, name, flags, error, message):
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    argv = ["app", "--checkpoint", str(folders / name), "--port", port, *flags]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(error, match=message):
+        app.main()
 
 
 def test_an_address_where_nothing_can_be_served():
@@ -114,7 +126,7 @@ def test_an_address_where_nothing_can_be_served():
         ]
         for host, port in addresses:
             with pytest.raises(
-                UserError, match=r"^cannot serve at .*; give another --host or --port$"
+                UserError, match=r"^cannot serve at .*; choose another host or port$"
             ):
                 app.check_address(host, port)
 
@@ -126,36 +138,36 @@ def test_without_gradio(monkeypatch):
 
 
 @pytest.fixture
-def drawing_page(request, kind):
-    """A page's function that draws, its good fields, and the pop-ups that it shows."""
+def page(request, kind):
+    """The function behind the button, valid fields, and the pop-ups that it shows."""
     gradio = pytest.importorskip("gradio")
     events = page_module.make_page(gradio, request.getfixturevalue(kind), kind).fns.values()
-    (drawing,) = (event for event in events if event.concurrency_limit == 1)
-    assert any(drawing._id in event.cancels for event in events)
+    (main,) = (event for event in events if event.concurrency_limit == 1)
+    assert any(main._id in event.cancels for event in events)
     warnings = []
     request.getfixturevalue("monkeypatch").setattr(gradio, "Warning", warnings.append)
     return (
-        drawing.fn,
-        WISH if kind == "classes" else WISH._replace(subject="a cat", size="12x8"),
+        main.fn,
+        REQUEST if kind == "classes" else REQUEST._replace(subject="a cat", size="12x8"),
         warnings,
     )
 
 
-def whole(drawing):
+def updates(stream):
     async def collect():
-        return [shown async for shown in drawing]
+        return [shown async for shown in stream]
 
     return asyncio.run(collect())
 
 
 @pytest.mark.parametrize("kind", ["classes", "prompts"])
-def test_gallery_and_warnings(drawing_page, kind):
-    on_draw, good, warnings = drawing_page
-    (_, started), *partly, (images, status) = whole(on_draw(*good))
+def test_gallery_and_warnings(page, kind):
+    on_click, good, warnings = page
+    (_, started), *partly, (images, status) = updates(on_click(*good))
     assert (
         started.startswith("starting")
         and partly
-        and all(text.startswith("drawing: ") for _, text in partly)
+        and all(text.startswith("generating: ") for _, text in partly)
     )
     assert re.fullmatch(r"done: (16 of 16|6 of 6) patches, \d+\.\d s", status)
     assert [caption for _, caption in images] == (
@@ -165,48 +177,46 @@ def test_gallery_and_warnings(drawing_page, kind):
         "seed-5-00.png",
         "seed-5-01.png",
     ]
-    *_, (_, status) = whole(on_draw(*good._replace(seed=None)))
+    *_, (_, status) = updates(on_click(*good._replace(seed=None)))
     assert [status] == warnings == ["seed is empty; fill it in"]
 
 
 @pytest.mark.parametrize("kind", ["classes"])
-def test_another_drawing_after_one_that_was_stopped_or_failed(drawing_page, monkeypatch):
-    on_draw, good, warnings = drawing_page
+def test_a_request_after_one_that_was_stopped_or_failed(page, monkeypatch):
+    on_click, good, warnings = page
 
     async def stop_one_while_another_waits():
-        stopped, waiting = on_draw(*good), on_draw(*good)
-        assert [(await anext(drawing))[1][:8] for drawing in (stopped, waiting, stopped)] == [
-            "starting",
-            "starting",
-            "drawing:",
-        ]
+        stopped, waiting = on_click(*good), on_click(*good)
+        streams = (stopped, waiting, stopped)
+        texts = [(await anext(stream))[1] for stream in streams]
+        words = [re.match("[a-z]+", text)[0] for text in texts]
+        assert words == ["starting", "starting", "generating"]
         first = asyncio.ensure_future(anext(waiting))
-        assert not (await asyncio.wait([first], timeout=0.5))[
-            0
-        ]  # two at a time would need the memory of two
+        done, _ = await asyncio.wait([first], timeout=0.5)
+        assert not done  # Two at a time would need twice the memory.
         await stopped.aclose()
-        assert (await first)[1].startswith("drawing: 1 of 16")
+        assert (await first)[1].startswith("generating: 1 of 16")
         await waiting.aclose()
 
     asyncio.run(stop_one_while_another_waits())
     with monkeypatch.context() as patch:
-        patch.setattr(page_module, "draw", lambda *_: jnp.zeros(2**50, jnp.int8))
-        *_, (_, status) = whole(on_draw(*good))
+        patch.setattr(page_module, "generate", lambda *_: jnp.zeros(2**50, jnp.int8))
+        *_, (_, status) = updates(on_click(*good))
     assert [status] == warnings and status.startswith(
         "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
     )
-    *_, (_, status) = whole(on_draw(*good))
+    *_, (_, status) = updates(on_click(*good))
     assert status.startswith("done")
 
 
-def test_no_more_can_be_chosen_than_is_drawn(classes):
+def test_the_number_of_images_is_limited(classes):
     gradio = pytest.importorskip("gradio")
     (limit,) = [
         event.fn
         for event in page_module.make_page(gradio, classes, "").fns.values()
         if event.concurrency_limit != 1 and event.fn
     ]
-    assert {n: page_module.most_of_each(n) for n in (0, 1, 9, 64)} == {0: 64, 1: 64, 9: 7, 64: 1}
+    assert {n: max_per_class(n) for n in (0, 1, 9, 64)} == {0: 64, 1: 64, 9: 7, 64: 1}
     slider = limit(list(range(9)), 16)
     assert (slider.maximum, slider.value) == (7, 7)
     assert limit([0], 7).value == 7
@@ -243,7 +253,8 @@ def test_server(classes, monkeypatch):
         assert status("POST", "/gradio_api/cancel", cancel, Content_Type="application/json") == 200
         elsewhere = {"Content_Type": "application/json", "Origin": "http://elsewhere.example.com"}
         assert status("POST", "/gradio_api/cancel", cancel, **elsewhere) == 403
-        form = b"--a\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n0\r\n--a--\r\n"
+        disposition = b"Content-Disposition: form-data; name=files; filename=a.png"
+        form = b"--a\r\n" + disposition + b"\r\n\r\n0\r\n--a--\r\n"
         assert (
             status(
                 "POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=a"
@@ -337,17 +348,17 @@ def open_page(folders, tmp_path):
 def test_classes_in_a_browser(open_page, tmp_path):
     page = open_page("classes")
     page.fill(steps="200", count="7")  # long enough to be stopped
-    page.press("draw")
-    page.wait_for_status("^drawing: ")
+    page.press("generate")
+    page.wait_for_status("^generating: ")
     page.expect(page.images).to_have_count(63)
     page.press("stop")
     page.wait_for_status("^stopped: ")
     page.fill(steps="2", count="1")
-    page.press("draw")
+    page.press("generate")
     page.wait_for_status("^done: 16 of 16 patches")
     page.expect(page.images).to_have_count(9)
     page.fill(seed="")
-    page.press("draw")
+    page.press("generate")
     page.wait_for_warning("seed is empty; fill it in")
     page.expect(page.images).to_have_count(9)
     page.images.nth(2).click()
@@ -366,20 +377,20 @@ def test_classes_in_a_browser(open_page, tmp_path):
 def test_prompts_in_a_browser(open_page):
     page = open_page("prompts")
     page.fill(size="128x128")
-    page.press("draw")
+    page.press("generate")
     page.wait_for_warning("a prompt is empty; write what the image shall show")
     page.fill(subject="a cat", size="13x8")
-    page.press("draw")
+    page.press("generate")
     page.wait_for_warning("multiples of 4 up to 128 pixels, got 13x8")
     page.fill(size="128x128", steps="200", count="4")  # long enough to be stopped
-    page.press("draw")
-    page.wait_for_status("^drawing: ")
+    page.press("generate")
+    page.wait_for_status("^generating: ")
     page.press("stop")
     page.wait_for_status("^stopped: ")
-    page.page.get_by_text(page_module.PROMPTS[-1]).click()
-    page.expect(page.page.locator("#subject textarea")).to_have_value(page_module.PROMPTS[-1])
+    page.page.get_by_text(PROMPTS[-1]).click()
+    page.expect(page.page.locator("#subject textarea")).to_have_value(PROMPTS[-1])
     page.fill(size="16x12", steps="2", count="3")
-    page.press("draw")
+    page.press("generate")
     page.wait_for_status("^done: 12 of 12 patches")
     page.expect(page.images).to_have_count(3)
     assert not page.elsewhere
