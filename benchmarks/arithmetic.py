@@ -1,4 +1,4 @@
-"""The fewest floating-point operations that the sampler needs: products only, 2 for each multiply-add."""
+"""The minimal number of floating-point operations of the sampler, counting matrix products only."""
 
 from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig
 from bitdance_jax.sampling.solvers import make_solver
@@ -7,22 +7,24 @@ from bitdance_jax.sampling.solvers import make_solver
 def minimal_sampler_flops(
     config: ClassConditionalConfig, sampler: SamplerConfig, batch: int
 ) -> int:
-    """Products that drawing `batch` images' codes cannot do without, counted by hand.
+    """Operations to sample the codes of `batch` images, counted by hand; a multiply-add is two.
 
-    Every input token goes through every layer once and attends to just what it may see, but of those before the first block the last layer
-    needs keys and values alone; the head runs for every token at every evaluation,
-    its time embedding once for each time, its condition's once for each token.
+    Every input token passes every layer once and attends to the tokens that it may see. For those
+    before the first block, the last layer computes only keys and values. The head runs for every
+    token at every evaluation, its time embedding once for each time, and the embedding of its
+    condition once for each token.
     """
     rows = batch * (2 if sampler.guidance_scale != 1 else 1)
-    bits, patch, tokens = config.tokenizer.bits, config.tokens_per_step, config.num_tokens
+    bits = config.tokenizer.bits
+    patch = config.tokens_per_step
+    tokens = config.num_tokens
     evaluations = make_solver(sampler, config.head.time_shift).num_evaluations
 
-    dim, hidden, layers = (
-        config.transformer.dim,
-        config.transformer.hidden_dim,
-        config.transformer.num_layers,
-    )
-    prefix, visual = config.class_tokens + patch - 1, tokens - patch
+    dim = config.transformer.dim
+    hidden = config.transformer.hidden_dim
+    layers = config.transformer.num_layers
+    prefix = config.class_tokens + patch - 1
+    visual = tokens - patch
     weights = layers * (4 * dim * dim + 3 * dim * hidden)
     plain = config.class_tokens - 1
     first_block = plain + patch
@@ -40,7 +42,9 @@ def minimal_sampler_flops(
     )
 
     assert isinstance(config.head, FlowHeadConfig)
-    width, blocks, groups = config.head.width, config.head.num_blocks, config.head.num_groups
+    width = config.head.width
+    blocks = config.head.num_blocks
+    groups = config.head.num_groups
     block = 3 * 1.5 * width * width + (4 * width * width + 2 * width * patch if patch > 1 else 0)
     vectors = 6 if patch > 1 else 3
     evaluation = blocks * block + (groups * vectors + 2) * width * width + 2 * bits * width

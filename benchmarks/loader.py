@@ -1,9 +1,9 @@
-"""Times the loader alone, without a model: images (or tokens) a second from each kind of source, on made-up data in a temporary folder.
+"""Measures the throughput of the data loader from each kind of source, with synthetic data.
 
-python benchmarks/loader.py --workers 0 2
+    python benchmarks/loader.py --workers 0 2
 
-The images are JPEGs as ImageNet's are in what counts for the loader: 500 x 375 pixels, 4:2:0, about 110 KB. They come from the disk's
-cache: what is measured is the processor.
+The images are JPEGs like those of ImageNet: 500 x 375 pixels, 4:2:0, about 110 KB. They are read
+from the disk's cache, so that this measures the processor.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.token_writer import write_shard
 from bitdance_jax.data.tokens import Manifest, Versions, serialize, shards
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 
 
 CLASSES = ("n01440764", "n01443537")
@@ -44,10 +44,10 @@ class Arguments:
       sources: kinds of sources: folder, imagenet_tar, tfds, tokens.
       workers: numbers of loader processes to try; 0 loads in threads.
       image_size: in pixels.
-      batch_size: images a batch; of tokens 8 times as many.
-      images: JPEGs that are made.
-      seconds: how long each case is timed, after a warm-up.
-      repeats: timed parts of that length; the median counts.
+      batch_size: images in a batch; for tokens 8 times as many.
+      images: number of synthetic JPEGs.
+      seconds: length of a measurement.
+      repeats: number of measurements, after a warm-up; their median is printed.
     """
 
     sources: tuple[str, ...] = SOURCES
@@ -61,12 +61,11 @@ class Arguments:
     def __post_init__(self) -> None:
         unknown = [source for source in self.sources if source not in SOURCES]
         if unknown:
-            raise UserError(f"unknown source {unknown[0]}; known: {', '.join(SOURCES)}")
-        if (
-            min(self.image_size, self.batch_size, self.images, self.repeats) < 1
-            or self.seconds <= 0
-        ):
-            raise UserError("image_size, batch_size, images, repeats and seconds must be positive")
+            known = ", ".join(SOURCES)
+            raise ConfigError(f"sources has {unknown[0]}; known: {known}", "sources")
+        for field in ("image_size", "batch_size", "images", "seconds", "repeats"):
+            if getattr(self, field) <= 0:
+                raise ConfigError(f"{field} must be positive", field)
 
 
 def jpeg(number: int) -> bytes:
@@ -113,12 +112,13 @@ def write_tfds(folder: Path, images: list[bytes]) -> None:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            "the source tfds needs a package more: pip install 'bitdance_jax[datasets]'"
+            "the source tfds needs another package: pip install 'bitdance_jax[datasets]'"
         ) from error
 
     class Synthetic(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        url_infos: dict[str, str] = {}  # noqa: RUF012  TFDS would look for them by means of a package that it does not require
+        # TFDS would search for them with a package that it does not require.
+        url_infos: dict[str, str] = {}  # noqa: RUF012
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
@@ -142,7 +142,7 @@ def write_tfds(folder: Path, images: list[bytes]) -> None:
 
 
 def write_tokens(folder: Path, image_size: int) -> None:
-    """Random bits of a tokenizer with 32 bits a token, 16 pixels wide."""
+    """Writes random bits of a tokenizer with 32 bits a token and tokens of 16 x 16 pixels."""
     versions = Versions(flips=True)
     manifest = Manifest(
         TOKENS,
@@ -150,9 +150,9 @@ def write_tokens(folder: Path, image_size: int) -> None:
         CLASSES,
         image_size,
         TokenizerConfig(),
-        "made up",
+        "synthetic",
         "float32",
-        "made up",
+        "synthetic",
         versions,
     )
     manifest.write(folder)
@@ -160,12 +160,8 @@ def write_tokens(folder: Path, image_size: int) -> None:
     rng = np.random.default_rng(0)
     with write_shard(shard) as write:
         for number in range(TOKENS):
-            write(
-                serialize(
-                    number % 2,
-                    rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8),
-                )
-            )
+            codes = rng.integers(0, 256, (versions.count, *manifest.code_shape), np.uint8)
+            write(serialize(number % 2, codes))
 
 
 def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
@@ -173,12 +169,8 @@ def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
     if source == "tokens":
         write_tokens(path, arguments.image_size)
         return DataConfig(source="tokens", path=str(path))
-    images = [
-        jpeg(number)
-        for number in tqdm(
-            range(arguments.images), desc=f"making {source}", unit="image", leave=False
-        )
-    ]
+    numbers = tqdm(range(arguments.images), desc=f"making {source}", unit="image", leave=False)
+    images = [jpeg(number) for number in numbers]
     if source == "folder":
         write_folder(path, images)
         return DataConfig(source="folder", path=str(path))
@@ -190,7 +182,7 @@ def make_data(folder: Path, source: str, arguments: Arguments) -> DataConfig:
 
 
 def measure(config: DataConfig, workers: int, arguments: Arguments) -> tuple[float, float]:
-    """Images a second, and milliseconds of this process's own computing an image: the medians over the timed parts."""
+    """Median images a second, and median milliseconds of this process's CPU time an image."""
     batch_size = arguments.batch_size * (8 if config.source == "tokens" else 1)
     batches = make_loader(
         config.open_split("all"),
@@ -202,14 +194,16 @@ def measure(config: DataConfig, workers: int, arguments: Arguments) -> tuple[flo
     )
 
     def time_part() -> tuple[float, float]:
-        count, start, computing = 0, time.perf_counter(), time.process_time()
+        count = 0
+        start = time.perf_counter()
+        cpu_start = time.process_time()
         while time.perf_counter() - start < arguments.seconds:
             count += len(next(batches)["label"])
-        return count / (time.perf_counter() - start), 1e3 * (
-            time.process_time() - computing
-        ) / count
+        seconds = time.perf_counter() - start
+        cpu_seconds = time.process_time() - cpu_start
+        return count / seconds, 1e3 * cpu_seconds / count
 
-    time_part()  # Workers start, and what was read ahead is used up.
+    time_part()  # Workers start, and prefetched batches are used.
     rates, costs = zip(*(time_part() for _ in range(arguments.repeats)), strict=True)
     batches.close()
     return statistics.median(rates), statistics.median(costs)
@@ -224,7 +218,8 @@ def main() -> None:
             for workers in arguments.workers:
                 rate, cost = measure(config, workers, arguments)
                 print(
-                    f"{source:<13} {workers} workers  {rate:>8.0f} images/s  {cost:>6.2f} ms of this process an image",
+                    f"{source:<13} {workers} workers  {rate:>8.0f} images/s"
+                    f"  {cost:>6.2f} ms of this process an image",
                     flush=True,
                 )
 

@@ -1,4 +1,4 @@
-"""How well the programs of tests are compiled: most take longer to compile than to run."""
+"""Optimization of the programs in tests. Most take longer to compile than to run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,10 +7,13 @@ import jax
 
 
 @contextlib.contextmanager
-def optimized(well: bool = True) -> Iterator[None]:
-    """In this context programs are compiled with all optimizations, as users' are, or in a third of the time."""
+def optimized(enabled: bool = True) -> Iterator[None]:
+    """Compiles programs with all optimizations, as for users.
+
+    With `enabled=False`, compiling takes a third of the time.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", not well)
+    jax.config.update("jax_disable_most_optimizations", not enabled)
     try:
         yield
     finally:

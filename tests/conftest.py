@@ -1,4 +1,4 @@
-"""Runs before any test module is imported: the CPU by default, exact products, quick compilation, and array shapes checked at run time."""
+"""Settings of all tests: CPU, exact products, fast compilation, run-time checks of array shapes."""
 
 import importlib.util
 import os
@@ -11,10 +11,11 @@ import pytest
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).parent))  # for golden_models and jaxprs
+sys.path.insert(0, str(Path(__file__).parent))  # for the shared modules of tests
 
 PACKAGE = Path(__file__).parents[1] / "bitdance_jax"
-# All but two without arrays of their own, whose annotations beartype cannot check: config's `Self`, and those that nn.linear has from Flax.
+# All modules but two without arrays, whose annotations beartype cannot check: `Self` in config, and
+# those that nn.linear inherits from Flax.
 MODULES = [
     f"bitdance_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("config", "nn")
 ]
@@ -30,13 +31,13 @@ import jax  # noqa: E402
 
 
 jax.config.update("jax_default_matmul_precision", "highest")
-# On the CPU most tests compile for longer than they run; others ask for `compiling.optimized`.
+# On the CPU most tests compile for longer than they run. Others use `compiling.optimized`.
 jax.config.update("jax_disable_most_optimizations", os.environ["JAX_PLATFORMS"] == "cpu")
 
 
 @pytest.fixture(scope="module")
 def optimized():
-    """For modules whose programs are compiled as users' are."""
+    """Compiles the programs of a module with all optimizations, as for users."""
     with compiling.optimized():
         yield
 
@@ -53,5 +54,5 @@ def toy() -> ModuleType:
 
 @pytest.fixture
 def as_users_call(monkeypatch):
-    """Without the checks of the hook above, which would find wrong arguments before the package does."""
+    """Disables the hook above, which would refuse wrong arguments before the package does."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -1,4 +1,4 @@
-"""The recorded models of tests/golden as our configs and parameters, and how recorded and computed arrays are compared."""
+"""The models of tests/golden as configs and parameters, and comparisons with recorded arrays."""
 
 import functools
 import json
@@ -37,7 +37,13 @@ class Tokenizer(NamedTuple):
 
 
 class ClassConditionalModel(NamedTuple):
-    """A toy class-conditional model: `params` unrolled and without the tokenizer, `table` for further tensors under the release's keys."""
+    """A toy class-conditional model without its tokenizer.
+
+    Attributes:
+      config: of the model.
+      params: unrolled.
+      table: the key table, for further tensors with the release's keys.
+    """
 
     config: ClassConditionalConfig
     params: dict[str, Any]
@@ -45,7 +51,13 @@ class ClassConditionalModel(NamedTuple):
 
 
 class TextToImageModel(NamedTuple):
-    """A toy text-to-image model: `params` unrolled and without the tokenizer, and the recorded prompt (`prompt.json`)."""
+    """A toy text-to-image model without its tokenizer.
+
+    Attributes:
+      config: of the model.
+      params: unrolled.
+      prompt: the recorded prompt (`prompt.json`).
+    """
 
     config: TextToImageConfig
     params: dict[str, Any]
@@ -53,12 +65,12 @@ class TextToImageModel(NamedTuple):
 
 
 def read(name: str) -> dict[str, np.ndarray]:
-    """The tensors of tests/golden/{name}.safetensors, or .safetensors.xz; bfloat16 becomes float32."""
+    """The tensors of tests/golden/{name}.safetensors or .safetensors.xz; bfloat16 as float32."""
     path = GOLDEN / f"{name}.safetensors"
     packed = path.with_name(path.name + ".xz")
     if packed.exists():
-        with tempfile.NamedTemporaryFile() as file:  # safetensors reads bfloat16 from files alone
-            file.write(_unpacked(packed))
+        with tempfile.NamedTemporaryFile() as file:  # safetensors reads bfloat16 only from files
+            file.write(_decompress(packed))
             file.flush()
             tensors = safetensors.numpy.load_file(file.name)
     else:
@@ -71,7 +83,7 @@ def read(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def tokenizer(name: str) -> Tokenizer:
-    """The toy tokenizer in "tokenizer" or "tokenizer_gan" (whose encoder was not kept)."""
+    """The toy tokenizer in "tokenizer" or "tokenizer_gan" (without its encoder)."""
     return Tokenizer(
         _tokenizer_config(_recorded_config(name)),
         keys.convert(read(f"{name}/weights"), keys.CNN_TOKENIZER),
@@ -157,14 +169,17 @@ def text_to_image(name: str) -> TextToImageModel:
 
 
 def release_folder(name: str, target: Path) -> Path:
-    """The folder `target` with one of TEXT_TO_IMAGE as it was released; what models share is stored once, .safetensors packed."""
+    """Writes one of TEXT_TO_IMAGE as a released folder.
+
+    In the repository, files that models share are stored once, and compressed.
+    """
     target.mkdir()
     (target / "ae.safetensors").write_bytes(
-        _unpacked(GOLDEN / "tokenizer" / "weights.safetensors.xz")
+        _decompress(GOLDEN / "tokenizer" / "weights.safetensors.xz")
     )
     for file in [*(GOLDEN / "t2i_4x" / "model").glob("*.xz"), *(GOLDEN / name / "model").iterdir()]:
         if file.suffix == ".xz":
-            (target / file.stem).write_bytes(_unpacked(file))
+            (target / file.stem).write_bytes(_decompress(file))
         else:
             (target / file.name).write_bytes(file.read_bytes())
     return target
@@ -177,12 +192,14 @@ def manifest() -> dict[str, dict[str, list[int]]]:
 
 @functools.cache
 def time_frequencies() -> np.ndarray:
-    """The recordings' frequencies of time, float32 [128]: `dit.TIME_FREQUENCIES`, or a neighbour where the machine's `exp` gave that.
+    """The time frequencies of the recordings, float32 [128].
 
-    The features that `pieces` has of five times tell which.
+    They are `dit.TIME_FREQUENCIES` or adjacent numbers, because `exp` differs between machines. The
+    recorded features of five times determine which.
     """
     pieces = read("pieces/pieces")
-    ours, recorded = dit.TIME_FREQUENCIES, np.split(pieces["timestep_embedding.out"], 2, axis=-1)
+    ours = dit.TIME_FREQUENCIES
+    recorded = np.split(pieces["timestep_embedding.out"], 2, axis=-1)
     candidates = np.stack(
         [ours, np.nextafter(ours, np.float32(0)), np.nextafter(ours, np.float32(1))]
     )
@@ -200,7 +217,8 @@ def nhwc(x: np.ndarray) -> jax.Array:
 
 def largest_error(actual: ArrayLike, desired: ArrayLike) -> float:
     """The largest difference, relative to the largest desired value."""
-    actual, desired = np.asarray(actual), np.asarray(desired)
+    actual = np.asarray(actual)
+    desired = np.asarray(desired)
     assert actual.shape == desired.shape
     return float(np.max(np.abs(actual - desired)) / np.max(np.abs(desired)))
 
@@ -212,16 +230,16 @@ def assert_close(actual: ArrayLike, desired: ArrayLike, tolerance: float = 1e-4)
     )
 
 
-def neighbouring(numbers: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Every number moved up or down to the next float32, at random."""
+def perturb(arrays: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Changes every value to the next float32 above or below, at random."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda a: np.nextafter(a, rng.choice(np.array([-np.inf, np.inf], np.float32), a.shape)),
-        numbers,
+        arrays,
     )
 
 
-def _unpacked(path: Path) -> bytes:
+def _decompress(path: Path) -> bytes:
     return lzma.decompress(path.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""The FID Inception-v3's state dict with the seeded weights that the recorded features in tests/golden/evaluation were made with."""
+"""Random weights of FID's Inception-v3, as for the recorded features in tests/golden/evaluation."""
 
 import functools
 import json
@@ -10,17 +10,17 @@ from golden_models import GOLDEN
 
 @functools.cache
 def state_dict() -> dict[str, np.ndarray]:
-    """Every tensor of the published state dict but the counters `num_batches_tracked`."""
+    """All tensors of the published state dict except the counters `num_batches_tracked`."""
     rng = np.random.default_rng(0)
     shapes = json.loads((GOLDEN / "evaluation" / "keys.json").read_text())
     return {
-        key: _draw(rng, key, shapes[key])
+        key: _sample(rng, key, shapes[key])
         for key in sorted(shapes)
         if not key.endswith("num_batches_tracked")
     }
 
 
-def _draw(rng: np.random.Generator, key: str, shape: list[int]) -> np.ndarray:
+def _sample(rng: np.random.Generator, key: str, shape: list[int]) -> np.ndarray:
     a = rng.standard_normal(shape)
     if key.endswith("running_var"):
         a = 1 + 0.5 * abs(a)

@@ -1,11 +1,16 @@
-"""Looking into traced programs."""
+"""Inspects traced programs."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
 class Operation(NamedTuple):
-    """One equation of a program, and how often a run executes it: the product of the lengths of the scans around it."""
+    """One equation of a program.
+
+    Attributes:
+      equation: the equation.
+      times: how often a run executes it: the product of the lengths of the scans around it.
+    """
 
     equation: Any
     times: int
@@ -27,7 +32,7 @@ def products_with(closed_jaxpr: Any, kernel_shape: tuple[int, ...]) -> list[int]
 
 
 def largest_intermediate(closed_jaxpr: Any) -> int:
-    """Elements of the largest array that any equation makes."""
+    """Number of elements of the largest array that an equation computes."""
     return max(
         variable.aval.size
         for equation, _ in operations(closed_jaxpr)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: quick to compile, alone or as the hosts of one job."""
+"""Runs Python commands in processes with fast compilation, alone or as the hosts of one job."""
 
 import os
 import socket
@@ -12,21 +12,21 @@ import jax
 
 QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
-    QUICK.append("--xla_cpu_use_fusion_emitters=false")  # which later versions do not know
-"""Compiling takes half the time, and small programs run as fast."""
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")  # unknown to later versions
+"""Flags that halve the time to compile. Small programs run as fast."""
 
 Command = Sequence[str | os.PathLike[str]]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Of a process with so many CPU devices."""
+    """The environment of a process with this many CPU devices."""
     flags = " ".join([f"--xla_force_host_platform_device_count={devices}", *QUICK])
     folders = os.pathsep.join(map(str, Path(__file__).parents[:2]))
     return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": folders, "XLA_FLAGS": flags}
 
 
 def python(command: Command, cwd: Path, devices: int = 1) -> str:
-    """What a Python command says that must not fail."""
+    """The output of a Python command, which must succeed."""
     process = subprocess.run(
         [sys.executable, *command],
         env=environment(devices),
@@ -39,7 +39,7 @@ def python(command: Command, cwd: Path, devices: int = 1) -> str:
 
 
 def start_job(commands: Sequence[Command], cwd: Path, devices: int = 1) -> list[subprocess.Popen]:
-    """Starts Python commands in processes that find each other, each with so many devices."""
+    """Starts Python commands as the processes of one job, each with this many devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Parameters for toy models without compiling an initialiser, and none of them zero, so that every path counts."""
+"""Random parameters of toy models. None is zero, so that every path affects the results."""
 
 from typing import Any
 
@@ -8,22 +8,26 @@ import numpy as np
 
 
 def random_params(model: nn.Module, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-    """Parameters of `model.init(key, *arguments, **keywords)`: kernels normal / sqrt(inputs), norm scales about 1, the rest about 0."""
+    """Parameters like those of `model.init(key, *arguments, **keywords)`, without compiling it.
+
+    Kernels are normal / sqrt(inputs), norm scales are around 1, and the rest is around 0.
+    """
     rng = np.random.default_rng(0)
 
-    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name, noise = path[-1].key, rng.standard_normal(leaf.shape)
+    def sample(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].key
+        noise = rng.standard_normal(leaf.shape)
         if name == "kernel":
-            # Stacked layers have further axes in front, which are no inputs; nor are the parts of a fused layer (`layers.FusedDense`).
+            # The axes of stacked layers and of the parts of a fused layer (`FusedDense`) are not
+            # inputs.
             fused = path[-2].key in ("qkv", "w1", "ada_ln", "final_ada_ln") and leaf.shape[-2] <= 6
-            noise /= np.sqrt(
-                np.prod(
-                    leaf.shape[-4:-1] if "conv" in str(path) else leaf.shape[-3 if fused else -2]
-                )
-            )
+            inputs = leaf.shape[-3 if fused else -2]
+            if "conv" in str(path):
+                inputs = np.prod(leaf.shape[-4:-1])
+            noise /= np.sqrt(inputs)
         else:
             noise = 0.1 * noise + (name == "scale")
         return jax.numpy.asarray(noise, leaf.dtype)
 
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments, **keywords))["params"]
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(sample, shapes)

@@ -1,8 +1,9 @@
-"""How far float32 may be from a formula's value: from the value itself, in float64, and from float32's own errors around it.
+"""Tolerances for float32 results, derived from the rounding errors of perturbed runs.
 
-Two implementations that round at every step lie on their own sides of the value. At random weights their errors can be along
-one direction and of any size, so that neither says how large the other's may be: errors of many runs do, whose numbers differ
-in the last digit. A normal error is beyond BOUND times their root mean square once in 10,000 cases.
+The exact value is computed in float64. With random weights, the rounding errors of two
+implementations can be of any size, and one does not bound the other. So the error of a result is
+compared with those of many runs whose inputs differ in the last bit. A normally distributed error
+exceeds BOUND times their root mean square once in 10,000 cases.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from compiling import optimized
-from golden_models import largest_error, neighbouring
+from golden_models import largest_error, perturb
 from jax.extend.core import Literal
 from jax.typing import ArrayLike
 
@@ -21,8 +22,9 @@ from bitdance_jax.sampling.next_patch import PatchModel
 
 
 BOUND = 5
-RUNS = 16
 
+RUNS = 16
+"""Number of perturbed runs."""
 
 INNER = (
     "jit",
@@ -35,20 +37,25 @@ INNER = (
     "custom_jvp_call",
     "custom_vjp_call",
 )
-"""Operations that only run an inner program."""
+"""Primitives that run an inner program."""
 
 
 def bound(exact: ArrayLike, others: Sequence[ArrayLike]) -> float:
-    """The largest difference from the value that rounding explains, relative to the largest value; of RUNS other runs."""
-    return BOUND * float(
-        np.sqrt(np.mean(np.square([largest_error(other, exact) for other in others])))
-    )
+    """The largest error that rounding explains, relative to the largest value.
+
+    Args:
+      exact: the value.
+      others: results of perturbed runs.
+    """
+    errors = [largest_error(other, exact) for other in others]
+    return BOUND * float(np.sqrt(np.mean(np.square(errors))))
 
 
 def assert_rounded(
     actual: ArrayLike, exact: ArrayLike, others: Sequence[ArrayLike], name: str = ""
 ) -> None:
-    error, allowed = largest_error(actual, exact), bound(exact, others)
+    error = largest_error(actual, exact)
+    allowed = bound(exact, others)
     assert error <= allowed, (
         f"{name}: {error:.1e} of the largest value from float64, more than {allowed:.1e}"
     )
@@ -57,63 +64,59 @@ def assert_rounded(
 def assert_bits(
     values: np.ndarray, expected: np.ndarray, exact: np.ndarray, others: Sequence[np.ndarray]
 ) -> None:
-    """The signs of values [N, B, P, K] are those expected, but where rounding decides them.
+    """Compares the signs of values [N, B, P, K], except where rounding determines them.
 
-    What an image draws after such a bit comes from another sequence, and says nothing.
+    Patches of an image after such a bit are sampled from another prefix, and are not compared.
     """
     for image in range(values.shape[1]):
         for patch in range(len(values)):
-            now = patch, image
-            allowed = bound(exact[now], [other[now] for other in others]) * np.max(
-                np.abs(exact[now])
-            )
-            wrong = np.sign(values[now]) != np.sign(expected[now])
-            assert not np.any(wrong & (np.abs(exact[now]) > allowed)), (
-                f"patch {patch} of image {image}"
-            )
+            index = patch, image
+            value = exact[index]
+            allowed = bound(value, [other[index] for other in others]) * np.max(np.abs(value))
+            wrong = np.sign(values[index]) != np.sign(expected[index])
+            assert not np.any(wrong & (np.abs(value) > allowed)), f"patch {patch} of image {image}"
             if wrong.any():
                 break
 
 
 def other_runs(
-    function: Callable[[Any], Any], numbers: Any, device: jax.Device | None = None
+    function: Callable[[Any], Any], arrays: Any, device: jax.Device | None = None
 ) -> list[Any]:
-    """Results of the function with every number moved to a neighbouring one.
+    """Results of the function for RUNS perturbations of its arrays.
 
     Args:
-      device: where the function runs, by default as all else.
+      function: of the arrays.
+      arrays: a pytree.
+      device: for the function; None: the default device.
     """
     with optimized(False), jax.default_device(device):
         run = jax.jit(function)
-        return [jax.device_get(run(neighbouring(numbers, seed))) for seed in range(RUNS)]
+        return [jax.device_get(run(perturb(arrays, seed))) for seed in range(RUNS)]
 
 
-def runs_of_recordings(
-    function: Callable[[Any], Any], numbers: Any, others: list[Any]
-) -> list[Any]:
+def runs_of_recordings(function: Callable[[Any], Any], arrays: Any, others: list[Any]) -> list[Any]:
     """`other_runs` on a CPU, where the recordings were made; `others` if they ran on one."""
     if jax.default_backend() == "cpu":
         return others
-    return other_runs(function, numbers, jax.local_devices(backend="cpu")[0])
+    return other_runs(function, arrays, jax.local_devices(backend="cpu")[0])
 
 
 class Replayed:
-    """A model [R rows] that reads given bits [N, R, P, K], whatever was sampled.
+    """A model of R rows that reads given bits [N, R, P, K] instead of the sampled ones.
 
-    The cache of a sampler's state is then the model's own with the states of all patches [N, R, P, C].
+    Its cache is the model's own, with the states of all patches [N, R, P, C].
     """
 
     def __init__(self, model: PatchModel, bits: jax.Array) -> None:
-        self._model, self._bits = model, bits
-        self.num_patches, self.patch_shape, self.head = (
-            model.num_patches,
-            model.patch_shape,
-            model.head,
-        )
+        self._model = model
+        self._bits = bits
+        self.num_patches = model.num_patches
+        self.patch_shape = model.patch_shape
+        self.head = model.head
 
     def read_prefix(self) -> tuple[Any, jax.Array]:
-        cache, none = self._model.read_prefix(), jnp.zeros(self.patch_shape)
-        states, _ = jax.eval_shape(self._model.read, none, 0, cache)
+        cache = self._model.read_prefix()
+        states, _ = jax.eval_shape(self._model.read, jnp.zeros(self.patch_shape), 0, cache)
         return cache, jnp.zeros((self.num_patches, *states.shape), states.dtype)
 
     def read(
@@ -125,9 +128,9 @@ class Replayed:
 
 
 def recorded_time_features(t: jax.Array) -> jax.Array:
-    """`dit.timestep_features` of the angles that the recordings have, as float32 numbers in float64 too.
+    """`dit.timestep_features` with the angles of the recordings, float32 even in float64 programs.
 
-    Angles reach 1000 rad: their last digit moves features by 3e-5, more than all that is rounded after them.
+    Angles reach 1000 rad. Their last bit changes features by 3e-5, more than later rounding does.
     """
     angles = _float32(_float32(1000.0 * t)[..., None] * golden_models.time_frequencies())
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -138,7 +141,7 @@ def _float32(x: jax.Array) -> jax.Array:
 
 
 def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with float64 in the place of float32 in all operations of its traced program; it returns numpy arrays.
+    """The function with float64 instead of float32 in all operations. It returns numpy arrays.
 
     It runs on the CPU: not every GPU library multiplies float64.
     """
@@ -174,13 +177,14 @@ def _run(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
 
 
 def _operation(equation: Any, inputs: list[Any]) -> list[Any]:
-    name, params = equation.primitive.name, equation.params
+    name = equation.primitive.name
+    params = equation.params
     if name in INNER:
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
     if name == "scan":
         return _scan(equation, inputs)
-    if name == "scatter-add":  # it has a program of its own for the sum of two elements
+    if name == "scatter-add":  # its parameters include a program
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
         return [jax.lax.scatter_add(*inputs, **{key: params[key] for key in names})]
     wider = {key: jnp.dtype(jnp.float64) for key, value in params.items() if _is_float32(value)}
@@ -193,11 +197,12 @@ def _is_float32(value: Any) -> bool:
 
 
 def _scan(equation: Any, inputs: list[Any]) -> list[Any]:
-    """A scan's inputs are constants, carry and slices, its results carry and slices.
+    """Runs a scan. Its inputs are constants, carry and slices, and its results carry and slices.
 
-    Slices have an axis more outside of the body, which tells how many there are, whatever JAX's version calls their number.
+    Slices have one more axis outside of the body. This gives their number in all versions of JAX.
     """
-    params, body = equation.params, equation.params["jaxpr"]
+    params = equation.params
+    body = params["jaxpr"]
     carried = len(equation.outvars) - _sliced(equation.outvars, body.out_avals)
     last = len(inputs) - _sliced(equation.invars, body.in_avals)
     first = last - carried

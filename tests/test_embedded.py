@@ -1,4 +1,4 @@
-"""The model that ships with the package: its size, its figures, and that its images are of their labels."""
+"""The embedded model: its size, its reconstructions, and the labels of its images."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.evaluate.psnr import psnr
 
 
-pytestmark = pytest.mark.usefixtures("optimized")  # more is computed than compiled
+pytestmark = pytest.mark.usefixtures("optimized")  # computing takes longer than compiling
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "bitdance_jax" / "assets" / "emoji" / "model"
@@ -26,13 +26,13 @@ def model():
     return bitdance_jax.load()
 
 
-def test_it_is_the_model_of_the_committed_config_in_12_megabytes(model):
+def test_config_and_size(model):
     assert model.config == emoji_4x.get_config().model
     assert model.class_names == EmojiSource("all").class_names
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 12e6
 
 
-def test_held_out_images_come_back_at_24_decibels(model):
+def test_psnr_of_held_out_images(model):
     images = EmojiSource("heldout").arrays["image"]
     assert len(images) == 100
     assert np.mean(psnr(model.tokenizer.decode(model.tokenizer.encode(images)), images)) >= 24
@@ -40,7 +40,10 @@ def test_held_out_images_come_back_at_24_decibels(model):
 
 @pytest.mark.slow
 def test_samples_look_like_their_labels(model):
-    """The training image nearest to a sample, at 16 x 16 pixels, mostly has its label: chance is 1 in 9, held-out images reach 0.62."""
+    """At 16 x 16 pixels, the training image nearest to a sample often has its label.
+
+    By chance the rate is 1/9; held-out images reach 0.62.
+    """
     source = EmojiSource("train").arrays
     labels = np.repeat(np.arange(9), 4)
     samples = model.sample(labels.tolist(), seed=1, batch_size=len(labels), progress=False)
@@ -54,11 +57,12 @@ def test_samples_look_like_their_labels(model):
 
 
 @pytest.mark.slow
-def test_readme_command_draws_the_grid_within_a_minute(tmp_path):
+def test_sampling_a_grid_takes_less_than_a_minute(tmp_path):
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "samples.png")]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 60
     assert "72 images of 9 labels" in process.stdout
     with Image.open(tmp_path / "samples.png") as image:
-        assert image.width > 8 * 128 and image.height > 9 * 128
+        assert image.width > 8 * 128
+        assert image.height > 9 * 128

@@ -1,4 +1,4 @@
-"""Models small enough to make, sample and train within seconds, with random weights, and their model folders."""
+"""Models with random weights that can be sampled and trained within seconds."""
 
 import dataclasses
 from pathlib import Path

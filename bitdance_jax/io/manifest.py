@@ -1,8 +1,8 @@
 """The `config.json` of a model folder: its description, and the sizes and checksums of its files.
 
-It is `{"format": "bitdance_jax", "version": 1, "package_version": ..., "kind": ..., "config": {...},
-"metadata": {...}, "files": {name: [bytes, CRC-32]}}`. The version of the package that wrote it is
-for people; nothing reads it.
+It is `{"format": "bitdance_jax", "version": 1, "package_version": ..., "kind": ...,
+"config": {...}, "metadata": {...}, "files": {name: [bytes, CRC-32]}}`. Nothing reads the version of
+the package that wrote it; it is for users.
 """
 
 import json

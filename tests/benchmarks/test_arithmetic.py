@@ -1,4 +1,4 @@
-"""The arithmetic of the released models' samplers, compared with the least that they need."""
+"""The operations of the released models' samplers, compared with the minimum."""
 
 import functools
 import importlib.util
@@ -34,9 +34,10 @@ def shape(*sizes, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("name", ["b_16x", "b_4x", "b_1x"])
-def test_the_sampler_needs_little_more_than_the_minimum(name):
-    """At full size, without arrays. The excess: attention reads the masked part of the cache too."""
-    config, batch = ClassConditionalConfig.imagenet(name), 2
+def test_operations_of_the_sampler(name):
+    """At full size, without arrays. The excess is attention to the masked part of the cache."""
+    config = ClassConditionalConfig.imagenet(name)
+    batch = 2
     sampler = SamplerConfig(head_steps=10, guidance_scale=3.0)
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
     read = functools.partial(read_labels, ClassConditional(config))

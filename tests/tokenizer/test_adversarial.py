@@ -91,7 +91,7 @@ def test_both_losses_and_their_gradients_are_as_recorded(recorded):
             gradient,
             nhwc(recorded[f"{step}grad_y"]),
             [
-                generator_gradient(golden_models.neighbouring(y, seed), x, params)[1]
+                generator_gradient(golden_models.perturb(y, seed), x, params)[1]
                 for seed in range(16)
             ],
         )
