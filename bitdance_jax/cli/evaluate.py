@@ -15,7 +15,7 @@ import tyro
 
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import BatchSize, Config, ImageSide, PathName, Range
-from bitdance_jax.data.listing import left_out_text
+from bitdance_jax.data.listing import describe_skipped
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError
@@ -151,7 +151,7 @@ def _open(path: str, size: int | None) -> Images:
 
 def _report_images(path: str, images: Images) -> None:
     """Prints the number of images, and of the other files in their folder."""
-    others = f"; {left_out_text(images.left_out)}" if isinstance(images, FolderImages) else ""
+    others = f"; {describe_skipped(images.skipped)}" if isinstance(images, FolderImages) else ""
     print(f"{path}: {len(images):,} images{others.removesuffix('; ')}", file=sys.stderr)
 
 

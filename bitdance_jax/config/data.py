@@ -15,8 +15,8 @@ class AugmentConfig(Config):
       min_crop: smallest side of a crop, as a share of the image's shorter side; 1: always the
         largest square.
       flip: probability of a horizontal flip, of random and of centre crops.
-      decay_start, decay_end: epochs between which the share of random crops falls from 1 to 0; None:
-        never.
+      decay_start, decay_end: epochs between which the share of random crops falls from 1 to 0;
+        None: never.
     """
 
     min_crop: Annotated[float, Range(0, 1, above=True)] = 0.8

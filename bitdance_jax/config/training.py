@@ -29,7 +29,8 @@ class OptimizerConfig(Config):
       weight_decay: of tensors with two or more dimensions, except connector, class embedding and
         query tokens.
       clip_norm: global gradient norm; None: no clipping.
-      ema_decay: of the exponential moving average kept in float32, started from the initial weights.
+      ema_decay: of the exponential moving average, float32, which starts at the initial
+        weights.
     """
 
     learning_rate: Positive = 6e-4
@@ -49,8 +50,8 @@ class RunConfig(Config):
     """Length, precision and folders of a training run, and the intervals of its outputs.
 
     Attributes:
-      workdir: local folder of the run: checkpoints, metrics, images, and at the end the model folder
-        `model/`.
+      workdir: local folder of the run: checkpoints, metrics, images, and at the end the model
+        folder `model/`.
       steps: total number of optimizer steps.
       seed: of the initial weights, the order of the data and all noise.
       compute_dtype: of activations; parameters, EMA and optimizer state are float32.
@@ -67,8 +68,8 @@ class RunConfig(Config):
         hundred losses; None: never.
       log_every, save_every, preview_every: in steps.
       keep: number of checkpoints to keep, the newest ones.
-      checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. On several hosts
-        all must have access to it.
+      checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. On several
+        hosts all must have access to it.
     """
 
     workdir: PathName

@@ -1,4 +1,5 @@
-"""The array_record package, which has no wheels for Windows: there its classes raise an error on use."""
+"""The array_record package, which has no wheels for Windows: there its classes raise an error on
+use."""
 
 from typing import Any, NoReturn
 

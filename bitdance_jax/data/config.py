@@ -1,7 +1,8 @@
 """Where training images come from: the config of a dataset, which opens it.
 
 A new dataset is a source (`data.records.ImageSource`) in a file of its own, and its name here. A
-source that need not have a name is opened by a subclass of DataConfig beside it (docs/extending.md).
+source that need not have a name is opened by a subclass of DataConfig beside it
+(docs/extending.md).
 """
 
 import os
@@ -44,9 +45,9 @@ class DataConfig(Config):
       batch_size: images per step.
       augment: see AugmentConfig.
       workers: loader processes; 0 loads in threads of the training process.
-      cache_latents: for class-conditional training: run the tokenizer once over the images and store
-        the tokens in the run's folder. Crops are then centre crops; a flip chooses between two
-        stored versions.
+      cache_latents: for class-conditional training: run the tokenizer once over the images and
+        store the tokens in the run's folder. Crops are then centre crops; a flip chooses between
+        two stored versions.
     """
 
     source: Literal["emoji", "folder", "imagenet_tar", "tfds", "tokens"] = "emoji"
@@ -124,14 +125,15 @@ class DataConfig(Config):
         if held_out.class_names != records.class_names:
             names = sorted(set(held_out.class_names) ^ set(records.class_names))
             raise UserError(
-                f"the held-out data {self.held_out} has {len(held_out.class_names)} classes and the "
-                f"training data {len(records.class_names)}, or in another order; the first that "
-                f"only one of them has: {(names or ['none'])[0]}"
+                f"the held-out data {self.held_out} has {len(held_out.class_names)} classes and "
+                f"the training data {len(records.class_names)}, or in another order; the first "
+                f"that only one of them has: {(names or ['none'])[0]}"
             )
         return records, held_out
 
     def open_split(self, split: Split) -> ImageSource:
-        """One split; "all" is all of `open()`, held-out records included. Raises as `open_splits`."""
+        """One split; "all" is all of `open()`, held-out records included. Raises as
+        `open_splits`."""
         if split == "heldout":
             return self.open_splits()[1]
         records = self.open()

@@ -1,7 +1,7 @@
-"""The official ILSVRC2012_img_train.tar, read in place: a tar of one tar a class, of which nothing is unpacked.
+"""The official ILSVRC2012_img_train.tar, a tar of one tar per class, read without unpacking it.
 
-Once, all headers are read and an index is written: where each image lies, and which class it is of. From then on an image is one
-read at a known place, by any number of threads and processes.
+The first use reads all headers and writes an index: the offset, size and class of each image. After
+that, any number of threads and processes read images at their offsets.
 """
 
 import hashlib
@@ -21,16 +21,17 @@ from tqdm import tqdm
 
 from bitdance_jax.data.listing import ending, is_image
 from bitdance_jax.data.records import Names, reading
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage, decode_image
 
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 BLOCK = tarfile.BLOCKSIZE
 MAX_IMAGE_BYTES = 2**28
-INDEXING_THREADS = 8  # the time goes into waiting for the disk
+INDEXING_THREADS = 8
+"""Indexing mostly waits for the disk."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,19 @@ class _Member:
 
 
 class ImagenetTarSource:
-    """Images of the official tar, or of any tar whose members are one tar of images a class, named after it.
+    """Images of the official tar, or of any tar of one tar of images per class, named after it.
 
-    Labels number the classes in sorted order, which for WordNet ids is ImageNet's usual order; images are sorted by class, then as
-    they lie in the tar; which files are images, their names say (`listing.is_image`). The index is kept beside the tar as
-    `<name>.index.npz`, or where that folder cannot be written to, in the user's cache folder; it is made anew when the tar's size or
-    time of change is another.
+    Labels number the classes in sorted order, which for WordNet ids is ImageNet's usual order.
+    Images are ordered by class, then as in the tar. Names tell which files are images
+    (`listing.is_image`). The index is stored beside the tar as `<name>.index.npz`, or in the user's
+    cache folder if that folder is read-only. It is made again when the tar's size or modification
+    time changes.
 
     Attributes:
-      left_out: how many files of the inner tars are no images, by their ending.
+      skipped: number of files in the inner tars that are no images, by their ending.
 
     Raises:
-      UserError: the tar is missing, unreadable, cut, or of another layout.
+      FileError: the tar is missing, unreadable or truncated, or has another layout.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -60,17 +62,18 @@ class ImagenetTarSource:
         try:
             readers.check_file(self._path)
         except readers.MissingFile as error:
-            raise UserError(
-                f"no tar at {self._path}; give the official ILSVRC2012_img_train.tar"
+            raise FileError(
+                f"no tar at {self._path}; use the official ILSVRC2012_img_train.tar", self._path
             ) from error
         self._open()
         index = _read_or_make_index(self._path, self._descriptor)
         self.class_names = tuple(map(str, index["class_names"]))
-        self.left_out = dict(
-            zip(map(str, index["left_out"]), index["left_out_counts"].tolist(), strict=True)
-        )
+        counts = index["skipped_counts"].tolist()
+        self.skipped = dict(zip(map(str, index["skipped"]), counts, strict=True))
         self._names = Names(index["names"], index["name_ends"])
-        self._starts, self._sizes, self._labels = index["starts"], index["sizes"], index["labels"]
+        self._starts = index["starts"]
+        self._sizes = index["sizes"]
+        self._labels = index["labels"]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -98,47 +101,42 @@ class ImagenetTarSource:
         weakref.finalize(self, os.close, self._descriptor)
 
 
-def index_places(tar: Path) -> tuple[Path, Path]:
-    """Where the index of a tar may be: beside it, or else in the user's cache folder."""
+def index_paths(tar: Path) -> tuple[Path, Path]:
+    """The two possible paths of a tar's index: beside it, and in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitdance_jax"
     name = f"{tar.name}.index.npz"
-    return tar.with_name(
-        name
-    ), cache / f"{hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:12]}-{name}"
+    digest = hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:12]
+    return tar.with_name(name), cache / f"{digest}-{name}"
 
 
 def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
     status = os.fstat(descriptor)
     stamp = np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns])
-    places = index_places(tar)
-    for place in places:
+    beside, cached = index_paths(tar)
+    for path in (beside, cached):
         try:
-            with (
-                open(place, "rb") as file,
-                np.load(file) as saved,
-            ):  # it leaves open what is no .npz
+            # np.load does not close a file that it cannot read.
+            with open(path, "rb") as file, np.load(file) as saved:
                 if np.array_equal(saved["stamp"], stamp):
                     return dict(saved)
         except (KeyError, *readers.ZIP_ERRORS):
             pass
     index = {"stamp": stamp, **_make_index(tar, descriptor, status.st_size)}
-    beside = os.access(tar.parent, os.W_OK)
-    with (
-        replace_file(places[0] if beside else places[1], "the index ") as temporary,
-        open(temporary, "wb") as out,
-    ):
+    path = beside if os.access(tar.parent, os.W_OK) else cached
+    with replace_file(path, "the index ") as temporary, open(temporary, "wb") as out:
         np.savez(out, **index)  # type: ignore[arg-type]
     return index
 
 
 def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
-    """All headers of the tar, with a progress bar over the classes."""
+    """The index of the tar from all its headers; shows a progress bar over the classes."""
     classes = [
         member for member in _members(descriptor, 0, size, str(tar)) if member.name.endswith(".tar")
     ]
     if not classes:
-        raise UserError(
-            f"{tar} holds no inner tars, one a class; give the official ILSVRC2012_img_train.tar"
+        raise FileError(
+            f"{tar} has no inner tars, one per class; use the official ILSVRC2012_img_train.tar",
+            tar,
         )
     classes.sort(key=lambda member: _stem(member.name))
     names = [_stem(member.name) for member in classes]
@@ -149,11 +147,11 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
         )
         found = [member for member in members if is_image(member.name)]
         if not found:
-            raise UserError(f"{inner.name} in {tar} is empty; download the tar again")
-        others.update(ending(member.name) for member in members if not is_image(member.name))
+            raise FileError(f"{inner.name} in {tar} is empty; download the tar again", tar)
+        skipped.update(ending(member.name) for member in members if not is_image(member.name))
         return found
 
-    others: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
 
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
         bar = tqdm(
@@ -175,43 +173,47 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
         "sizes": np.array([member.size for member in members], np.int64),
         "names": packed.text,
         "name_ends": packed.ends,
-        "left_out": np.array(list(others), str),
-        "left_out_counts": np.array(list(others.values()), np.int64),
+        "skipped": np.array(list(skipped), str),
+        "skipped_counts": np.array(list(skipped.values()), np.int64),
     }
 
 
 def _members(descriptor: int, start: int, end: int, name: str) -> Iterator[_Member]:
-    """The regular files of the tar that lies between two places of a file.
+    """The regular files of the tar between two offsets of a file.
 
-    `tarfile` would take a tar that is cut between two members for a whole one, so only its headers' parser is used.
+    Only `tarfile`'s parser of headers is used: `tarfile` itself does not notice that a tar is
+    truncated between two members.
     """
-    place = start
+    offset = start
     while True:
-        header = os.pread(descriptor, BLOCK, place) if place + BLOCK <= end else b""
+        header = os.pread(descriptor, BLOCK, offset) if offset + BLOCK <= end else b""
+        position = f"{offset - start:,} bytes"
         if len(header) < BLOCK:
-            raise UserError(
-                f"{name} is cut: it ends after {place - start:,} bytes without an end mark; download the tar again"
+            raise FileError(
+                f"{name} is truncated: it ends after {position} without an end mark; "
+                "download the tar again"
             )
         if not any(header):
             return
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise UserError(
-                f"{name} is no tar or is damaged {place - start:,} bytes from its start ({error})"
+            raise FileError(
+                f"{name} is no tar or is damaged {position} from its start ({error})"
             ) from error
         if info.size < 0:
-            raise UserError(
-                f"{name} is damaged {place - start:,} bytes from its start ({info.name} has {info.size:,} bytes)"
+            raise FileError(
+                f"{name} is damaged {position} from its start ({info.name} has {info.size:,} bytes)"
             )
-        place += BLOCK
-        if place + info.size > end:
-            raise UserError(
-                f"{name} is cut: {info.name} in it should be {info.size:,} bytes and {end - place:,} are left; download the tar again"
+        offset += BLOCK
+        if offset + info.size > end:
+            raise FileError(
+                f"{name} is truncated: {info.name} in it has {info.size:,} bytes "
+                f"and {end - offset:,} are left; download the tar again"
             )
         if info.isreg():
-            yield _Member(info.name, place, info.size)
-        place += -(-info.size // BLOCK) * BLOCK
+            yield _Member(info.name, offset, info.size)
+        offset += -(-info.size // BLOCK) * BLOCK
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one rule for training and evaluation."""
+"""Which files of a folder are images, in training and in evaluation."""
 
 import os
 from collections import Counter
@@ -8,24 +8,26 @@ from bitdance_jax.io.image_files import SUFFIXES
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of that name counts as an image: by its ending, and not hidden."""
+    """Whether a file of that name is an image: by its ending, and not hidden."""
     base = name.rsplit("/", 1)[-1]
     return base.lower().endswith(SUFFIXES) and not base.startswith(".")
 
 
 def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[str]]:
-    """Paths of the images below a folder at any depth, sorted, and how many other files there are by their ending.
+    """The sorted paths of images below a folder at any depth, and the numbers of other files by
+    ending.
 
-    Hidden files and folders are passed over. Symbolic links are followed; a folder that is met a second time,
-    as by a link to one above it, is not listed again. The files themselves are not looked at, which on some
-    network disks would cost a call each.
+    Hidden files and folders are skipped. Symbolic links are followed; a folder that is found a
+    second time, for example by a link to a parent, is not listed again. Files are not accessed,
+    which would cost a call each on some network disks.
 
     Raises:
       OSError: a folder cannot be read.
     """
     found: list[str] = []
-    left_out: Counter[str] = Counter()
-    pending, seen = [os.fspath(folder)], set()
+    skipped: Counter[str] = Counter()
+    pending = [os.fspath(folder)]
+    seen: set[tuple[int, int]] = set()
     while pending:
         current = pending.pop()
         status = os.stat(current)
@@ -42,20 +44,20 @@ def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[str]
             elif entry.is_dir():
                 pending.append(entry.path)
             else:
-                left_out[ending(entry.name)] += 1
-    return sorted(found), left_out
+                skipped[ending(entry.name)] += 1
+    return sorted(found), skipped
 
 
 def ending(name: str) -> str:
-    """What stands after the last dot of a file's name, with it, in lower case."""
+    """The ending of a file's name with its dot, in lower case; or "no ending"."""
     return os.path.splitext(name.rsplit("/", 1)[-1])[1].lower() or "no ending"
 
 
-def left_out_text(left_out: Mapping[str, int]) -> str:
-    """One line on the files that are no images by their endings; empty if there are none."""
-    if not left_out:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """A line about the numbers of files that are no images; empty if there are none."""
+    if not skipped:
         return ""
-    most = Counter(left_out).most_common(5)
+    most = Counter(skipped).most_common(5)
     named = ", ".join(f"{suffix} {count:,}" for suffix, count in most)
-    others = ", ..." if len(left_out) > len(most) else ""
-    return f"files left out by their ending: {sum(left_out.values()):,} ({named}{others})"
+    others = ", ..." if len(skipped) > len(most) else ""
+    return f"other files skipped: {sum(skipped.values()):,} ({named}{others})"

@@ -1,8 +1,9 @@
-"""Batches from a source: shuffled, cropped, endless and exactly resumable.
+"""Batches of a source: shuffled, cropped, endless and exactly resumable.
 
-Batch n is a function of (source, seed, n) alone: the order of an epoch depends on (seed, epoch), the random draws of a record on
-(seed, epoch, record), and a damaged image's place is taken by the next of the source that is whole. So the iterator's whole state is
-the number of its next batch, and a run may be resumed with another number of processes and workers.
+Batch n is a function of (source, seed, n) alone. The order of an epoch depends on (seed, epoch),
+the augmentation of a record on (seed, epoch, record), and a damaged image is replaced by the next
+undamaged one of the source. So the iterator's state is the number of its next batch, and a run may
+be resumed with another number of processes and workers.
 """
 
 import functools
@@ -24,21 +25,24 @@ from jaxtyping import Int
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.records import ImageSource, Skipped
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import DamagedImage
 
 
-# Records that a thread or worker process loads at a time. Batches are cut so that all of them work on the batch that is needed next, and
-# one does not wait for the other's; fewer than this, and handing them over costs as much as reading tokens.
 CHUNK = 16
+"""Records that a thread or worker process loads at a time. A batch is split into chunks so that all
+of them load the batch that is needed next. With smaller chunks, passing them between processes
+would cost as much as reading tokens."""
 BATCHES_AHEAD = 2
 MAX_THREADS = 16
 
-# Epochs of an endless loader, and the period of grain's shuffles. (grain's own endless length overflows with batches of one.)
 ENDLESS = 2**32
+"""Epochs of an endless loader, and the period of grain's shuffles. (grain's own endless length
+overflows with batches of one.)"""
 
-# A source is given up when so many in a row are damaged, or too many in all (`records.Skipped`).
 DAMAGED_IN_A_ROW = 20
+"""If so many images in a row are damaged, reading ends with an error (see also
+`records.Skipped`)."""
 
 Record = dict[str, Any]
 Load = Callable[[int], tuple[Record, tuple[str, ...]]]
@@ -47,17 +51,18 @@ Load = Callable[[int], tuple[Record, tuple[str, ...]]]
 class BatchIterator:
     """Batches of an endless or finite sequence of records; its state is {"next_batch": int}.
 
-    Damaged images are named on stderr, each once, by the process whose rows they are in.
+    Damaged images are reported on stderr, each once, by the process that loads their rows.
 
     Args:
-      load: the record at a position, arrays of the same shapes for all, and complaints about those it stands in for.
-      length: how many there are.
-      batch_size: records in a batch.
+      load: returns the record at a position, whose arrays have the same shapes for all records, and
+        error messages about the damaged records that it replaces.
+      length: number of records.
+      batch_size: records per batch.
       rows: which rows of each batch are loaded, in ascending order; None: all.
-      workers: processes that load; 0: threads of this one.
+      workers: number of processes that load; 0: threads of this one.
 
     Attributes:
-      skipped: the complaint about each damaged image, and how often it was met.
+      skipped: the error message about each damaged image, and how often it was read.
     """
 
     def __init__(
@@ -72,10 +77,10 @@ class BatchIterator:
             load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows)
         )
         self._workers = workers
-        self._skipped = Skipped("the next one takes its place")
+        self._skipped = Skipped("the next one replaces it")
         self.skipped = self._skipped.counts
-        self._running: list[grain.DatasetIterator] = []  # one, or none once closed
-        weakref.finalize(self, _close, self._running, workers)  # at the interpreter's end too
+        self._running: list[grain.DatasetIterator] = []  # One, or none once closed.
+        weakref.finalize(self, _close, self._running, workers)  # Also when the interpreter exits.
         self._start(0)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -128,18 +133,20 @@ class BatchIterator:
 
 
 class _Chunks:
-    """Random access to the parts, of CHUNK rows or less, that the local rows of each batch are cut into."""
+    """Random access to the chunks, of CHUNK rows or fewer, of the local rows of each batch."""
 
     def __init__(
         self, load: Load, length: int, batch_size: int, rows: Int[np.ndarray, "R"]
     ) -> None:
         if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) <= 0).any():
             raise ValueError(
-                f"rows must be ascending numbers of rows of a batch of {batch_size}, got {rows}"
+                f"rows must be ascending row numbers of a batch of {batch_size}, got {rows}"
             )
-        self._load, self._batch_size, self._rows = load, batch_size, rows
+        self._load = load
+        self._batch_size = batch_size
+        self._rows = rows
         self.per_batch = -(-len(rows) // CHUNK)
-        # What is left for a last smaller batch cannot be shared out evenly.
+        # A last smaller batch cannot be divided evenly between processes.
         self._length = length if len(rows) == batch_size else length - length % batch_size
 
     def __len__(self) -> int:
@@ -147,11 +154,11 @@ class _Chunks:
         return full * self.per_batch + -(-rest // CHUNK)
 
     def __getitem__(self, number: int) -> tuple[Record, tuple[str, ...]]:
-        batch, part = divmod(number, self.per_batch)
-        positions = batch * self._batch_size + self._rows[part * CHUNK : (part + 1) * CHUNK]
+        batch, chunk = divmod(number, self.per_batch)
+        positions = batch * self._batch_size + self._rows[chunk * CHUNK : (chunk + 1) * CHUNK]
         loaded = [self._load(int(position)) for position in positions[positions < self._length]]
         records = {name: np.stack([record[name] for record, _ in loaded]) for name in loaded[0][0]}
-        return records, tuple(complaint for _, skipped in loaded for complaint in skipped)
+        return records, tuple(error for _, skipped in loaded for error in skipped)
 
 
 def make_loader(
@@ -166,26 +173,27 @@ def make_loader(
     repeat: bool = True,
     rows: Int[np.ndarray, "R"] | None = None,
 ) -> BatchIterator:
-    """An iterator over batches {"image": uint8 [B, size, size, 3], "label": int32 [B]}, or {"codes", "label"} of a source of tokens.
+    """An iterator over batches {"image": uint8 [B, size, size, 3], "label": int32 [B]}, or of
+    tokens {"codes", "label"}.
 
-    Tokens may come in several versions (`data.tokens.Versions`): a batch holds one of them, chosen as an image would be cropped and
-    flipped.
+    Tokens may have several versions (`data.tokens.Versions`): a batch has one of them, chosen as an
+    image would be cropped and flipped.
 
     Args:
       source: random access to records.
-      batch_size: records in a batch of the whole job. Batches run on over the end of an epoch; without `repeat` the last one may be
-        smaller.
-      seed: of the order and of every random draw.
-      image_size: side of the images in pixels; not used by tokens.
-      augment: random crops, which may fade out, and flips, which do not; None: centre crops, unflipped.
-      workers: processes that load; 0: threads of this one.
-      shuffle: a new order each epoch, which holds every record once.
-      repeat: go on for ever, or stop after one epoch.
-      rows: which rows of each batch this process loads, in ascending order (`sharding.local_rows`); None: all. Without `repeat` and
-        with some of the rows, a last smaller batch is left out.
+      batch_size: records in a batch, over all processes. Batches continue across the end of an
+        epoch; without `repeat` the last one may be smaller.
+      seed: of the order and the augmentation.
+      image_size: side of the images in pixels; ignored for tokens.
+      augment: random crops and flips; None: centre crops without flips.
+      workers: number of processes that load; 0: threads of this one.
+      shuffle: a new order in each epoch, in which every record occurs once.
+      repeat: endless; otherwise one epoch.
+      rows: which rows of each batch this process loads, in ascending order (`mesh.local_rows`);
+        None: all. Without `repeat` and with some of the rows, a last smaller batch is omitted.
 
     Raises:
-      UserError: when read, too many images are damaged: a tenth of a thousand, or 20 in a row.
+      FileError: on reading, if too many images are damaged: a tenth of a thousand, or 20 in a row.
     """
     order = grain.MapDataset.range(len(source))
     if shuffle:
@@ -198,11 +206,12 @@ def make_loader(
     return BatchIterator(load, len(order), batch_size, rows, workers)
 
 
-def read_whole(source: ImageSource, index: int) -> tuple[Record, tuple[str, ...]]:
-    """Record `index`, or where it is damaged the next one that is not; and the complaints about those passed over.
+def read_undamaged(source: ImageSource, index: int) -> tuple[Record, tuple[str, ...]]:
+    """Record `index`, or if it is damaged the next undamaged one; and the error messages of those
+    skipped.
 
     Raises:
-      UserError: too many in a row are damaged.
+      FileError: too many in a row are damaged.
     """
     skipped: list[str] = []
     for step in range(min(len(source), DAMAGED_IN_A_ROW)):
@@ -210,9 +219,7 @@ def read_whole(source: ImageSource, index: int) -> tuple[Record, tuple[str, ...]
             return dict(source[(index + step) % len(source)]), tuple(skipped)
         except DamagedImage as error:
             skipped.append(str(error))
-    raise UserError(
-        f"{len(skipped)} of {len(skipped)} images in a row are damaged; the last: {skipped[-1]}"
-    )
+    raise FileError(f"{len(skipped)} images in a row are damaged; the last: {skipped[-1]}")
 
 
 def _load(
@@ -224,28 +231,27 @@ def _load(
     image_size: int | None,
     augment: AugmentConfig | None,
 ) -> tuple[Record, tuple[str, ...]]:
-    """The record at `position` of the endless sequence."""
+    """The record at a position of the endless sequence."""
     index, epoch = order[position], position // len(source)
     rng = np.random.default_rng((seed, epoch, index))
     crop = augment is not None and rng.random() < transforms.cropped_share(augment, epoch)
-    record, skipped = read_whole(source, index)
+    record, skipped = read_undamaged(source, index)
     label = np.int32(record["label"])
     if "codes" in record:
         return {"codes": _version(record, augment, rng, crop), "label": label}, skipped
     image = record["image"]
-    if image_size is not None:
-        image = (
-            transforms.augment(image, image_size, augment, rng, crop)
-            if augment
-            else transforms.centre_crop(image, image_size)
-        )
+    if image_size is not None and augment is not None:
+        image = transforms.augment(image, image_size, augment, rng, crop=crop)
+    elif image_size is not None:
+        image = transforms.centre_crop(image, image_size)
     return {"image": image, "label": label}, skipped
 
 
 def _version(
     record: Record, augment: AugmentConfig | None, rng: np.random.Generator, crop: bool
 ) -> np.ndarray:
-    """A random crop, flips included, where there are some and one is due; else the centre crop or its mirror image."""
+    """The codes of a random crop if `crop` and if there are some; else of the centre crop or its
+    mirror image."""
     if crop and "codes_crops" in record:
         return record["codes_crops"][rng.integers(len(record["codes_crops"]))]
     if augment is not None and "codes_flipped" in record and rng.random() < augment.flip:
@@ -257,11 +263,13 @@ def _close(running: list[grain.DatasetIterator], workers: int) -> None:
     while running:
         running.pop().close()
     if workers:
-        gc.collect()  # grain's iterators refer to each other; left to the interpreter's end, theirs is a stack trace
+        # grain's iterators refer to each other. Collected when the interpreter exits, they print a
+        # stack trace.
+        gc.collect()
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Leaves Ctrl-C to the parent, and ends the worker with the parent even when that is killed."""
+    """Lets the parent handle Ctrl-C, and ends the worker when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""What all sources of training records share: what a source is, how records are held out, names kept compactly."""
+"""What sources of records share: their protocol, the held-out split, damaged images, file names."""
 
 import os
 import sys
@@ -11,29 +11,30 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError
 
 
 HELD_OUT_STRIDE = 19
 MAX_HELD_OUT = 1000
 
-# A source is given up when more than this share of so many records is damaged.
-WINDOW, DAMAGED_SHARE = 1000, 0.1
+WINDOW = 1000
+DAMAGED_SHARE = 0.1
+"""If more than this share of WINDOW records is damaged, reading ends with an error."""
 
 Split = Literal["train", "heldout", "all"]
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A sequence of records: {"image": uint8 [H, W, 3] of any size, "label": int32}, or tokens in place of the image.
+    """A sequence of records {"image": uint8 [H, W, 3] of any size, "label": int32}, or of tokens.
 
-    Reading a record raises `images.DamagedImage` where that record alone is bad, and a UserError where the whole source is. Sources
-    are read by threads and, pickled, by worker processes.
-
-    One that lists files may also tell in `left_out` how many of them are no images, by their ending.
+    Reading a record raises `image_files.DamagedImage` if only that record is damaged, and a
+    UserError if the source cannot be read. Sources are read by several threads and, pickled, by
+    worker processes. A source that lists files may have an attribute `skipped`: the numbers of
+    files that are no images, by their ending.
 
     Attributes:
-      class_names: name of each label.
+      class_names: the name of each label.
     """
 
     class_names: tuple[str, ...]
@@ -44,12 +45,13 @@ class ImageSource(Protocol):
 
 
 class Subset:
-    """Some records of a source, in the order given."""
+    """Some records of a source, in the given order."""
 
     def __init__(self, source: ImageSource, indices: Int[np.ndarray, "N"]) -> None:
         self.class_names = source.class_names
-        self.left_out: Mapping[str, int] = getattr(source, "left_out", {})
-        self._source, self._indices = source, indices
+        self.skipped: Mapping[str, int] = getattr(source, "skipped", {})
+        self._source = source
+        self._indices = indices
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -59,11 +61,11 @@ class Subset:
 
 
 def split_indices(count: int, split: Split) -> Int[np.ndarray, "N"]:
-    """Which of `count` records belong to a split, in order.
+    """The indices of a split among `count` records, in order.
 
-    Every 19th is held out, and of many records so much less than that, that about a thousand are: enough to watch a loss. Sources list
-    a class's images together or shuffled, so the held-out ones spread over all classes; of the 1,906 emoji they are 100, of
-    ImageNet's 1,281,167 images 999.
+    Every 19th record is held out, or fewer, so that there are about 1000, which is enough to watch
+    a loss. Sources order images by class or randomly, so all classes are among them. There are 100
+    of the 1,906 emoji, 999 of ImageNet's 1,281,167 images.
     """
     indices = np.arange(count)
     stride = max(HELD_OUT_STRIDE, -(-count // MAX_HELD_OUT))
@@ -75,65 +77,70 @@ def select(source: ImageSource, split: Split) -> ImageSource:
     """The records of a split.
 
     Raises:
-      UserError: the source is so small that none is left.
+      ConfigError: the source is too small for the split.
     """
     indices = split_indices(len(source), split)
     if len(indices) == 0:
-        raise UserError(
-            f"there are only {len(source)} images; every {HELD_OUT_STRIDE}th is held out, so give at least {HELD_OUT_STRIDE}, "
-            "or set data.held_out"
+        raise ConfigError(
+            f"there are only {len(source)} images, of which every {HELD_OUT_STRIDE}th is held out; "
+            f"use at least {HELD_OUT_STRIDE}, or set data.held_out",
+            "data.held_out",
         )
     return Subset(source, indices)
 
 
 class Skipped:
-    """Damaged images that a reader goes on without: each is named on stderr once, and too many end the work.
+    """Damaged images that a reader skips. Each is reported on stderr once; too many are an error.
 
     Attributes:
-      counts: the complaint about each, and how often it was met.
+      counts: the error message about each, and how often it was read.
     """
 
     def __init__(self, instead: str) -> None:
-        """`instead` says in the warning what is done, such as "it is left out"."""
+        """`instead`: what is done, for the warning, such as "it is skipped"."""
         self.counts: dict[str, int] = {}
         self._instead = instead
-        self._read, self._damaged = 0, 0
+        self._read = 0
+        self._damaged = 0
 
-    def add(self, complaints: Iterable[str], records: int) -> None:
-        """Notes the complaints met with so many records.
+    def add(self, errors: Iterable[str], records: int) -> None:
+        """Adds the error messages about damaged images among the next `records` records.
 
         Raises:
-          UserError: more than a tenth of a thousand are damaged.
+          FileError: more than DAMAGED_SHARE of WINDOW records are damaged.
         """
-        for complaint in complaints:
+        for error in errors:
             self._damaged += 1
-            self.counts[complaint] = self.counts.get(complaint, 0) + 1
-            if self.counts[complaint] == 1:
-                warning = (
-                    f"warning: {complaint}; {self._instead} ({len(self.counts)} skipped so far)"
+            self.counts[error] = self.counts.get(error, 0) + 1
+            if self.counts[error] == 1:
+                count = len(self.counts)
+                tqdm.write(
+                    f"warning: {error}; {self._instead} ({count} skipped so far)", file=sys.stderr
                 )
-                tqdm.write(warning, file=sys.stderr)
             if self._damaged > WINDOW * DAMAGED_SHARE:
-                of = self._read + records
-                raise UserError(
-                    f"{self._damaged} of the last {of} images could not be read, {complaint}; is the data whole?"
+                raise FileError(
+                    f"{self._damaged} of the last {self._read + records} images could not be read, "
+                    f"{error}; is the data complete?"
                 )
         self._read += records
         if self._read >= WINDOW:
-            self._read, self._damaged = 0, 0
+            self._read = 0
+            self._damaged = 0
 
 
 class Names:
-    """A sequence of strings in two arrays: of a million names it takes a tenth of the memory of a list, and passes to worker processes
-    at once.
+    """A sequence of strings in two arrays.
+
+    A million names need a tenth of a list's memory, and are pickled for worker processes at once.
 
     Attributes:
-      text: all of them, one after the other, as the file system encodes them: uint8.
-      ends: where each ends in `text`: int64 [N].
+      text: the concatenated names in the file system's encoding, uint8.
+      ends: the end of each name in `text`, int64 [N].
     """
 
     def __init__(self, text: np.ndarray, ends: Int[np.ndarray, "N"]) -> None:
-        self.text, self.ends = text, ends
+        self.text = text
+        self.ends = ends
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Names":
@@ -151,10 +158,9 @@ class Names:
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the operating system's complaint about `path` into one line."""
+    """Raises the operating system's errors about `path` as FileErrors."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot read {os.fspath(error.filename or path)}: {error.strerror or error}"
-        ) from error
+        name = os.fspath(error.filename or path)
+        raise FileError(f"cannot read {name}: {error.strerror or error}", name) from error

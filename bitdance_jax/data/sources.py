@@ -1,4 +1,4 @@
-"""Where records come from: random-access sources, as grain reads them."""
+"""Sources of image records: arrays, the embedded emoji, folders."""
 
 import os
 from collections import Counter
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from bitdance_jax.data import listing
 from bitdance_jax.data.records import ImageSource, Names, Split, reading, split_indices
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, load_image
 
 
@@ -19,7 +19,7 @@ EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
 
 
 class ArraySource:
-    """Records held in memory: record i is row i of every array (images and labels, for example)."""
+    """Records in memory: record i is row i of every array, for example of images and labels."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], class_names: tuple[str, ...]):
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -36,7 +36,8 @@ class ArraySource:
 
 
 class EmojiSource(ArraySource):
-    """The embedded Noto Emoji: 64 x 64 pixels on white in 9 categories; 1,806 to train on and 100 held out."""
+    """The embedded Noto Emoji: 64 x 64 pixels on white in 9 categories; 1,806 to train on and 100
+    held out."""
 
     def __init__(self, split: Split):
         with np.load(EMOJI) as file:
@@ -46,37 +47,39 @@ class EmojiSource(ArraySource):
 
 
 class FolderSource:
-    """A folder with one sub-folder a class, which holds the class's images at any depth: the layout of torchvision's ImageFolder.
+    """A folder with one sub-folder per class, with images at any depth: torchvision's ImageFolder.
 
-    Labels number the sub-folders in sorted order; images are sorted by path (`listing.list_images`). The tree is listed once,
-    without a look at the files themselves.
+    Labels number the sub-folders in sorted order; images are sorted by path
+    (`listing.list_images`). The tree is listed once, without accessing the files.
 
     Attributes:
-      left_out: how many files are no images, by their ending.
+      skipped: numbers of files that are no images, by their ending.
 
     Raises:
-      UserError: the folder is missing or unreadable, or its layout is another.
+      FileError: the folder is missing or unreadable, or has another layout.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         root = Path(path)
         self.class_names = class_folders(root)
-        self.left_out: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         paths: list[str] = []
         counts = []
         with reading(root):
-            # The bar is for large trees on slow disks.
+            # For large trees on slow disks.
             for name in tqdm(
                 self.class_names, desc=f"listing {root}", unit="class", delay=2, dynamic_ncols=True
             ):
-                images, left_out = listing.list_images(root / name)
+                images, skipped = listing.list_images(root / name)
                 if not images:
-                    others = f"; {text}" if (text := listing.left_out_text(left_out)) else ""
-                    raise UserError(
-                        f"the class folder {root / name} holds no images ({', '.join(SUFFIXES)}){others}; fill or remove it"
+                    others = f"; {text}" if (text := listing.describe_skipped(skipped)) else ""
+                    raise FileError(
+                        f"the class folder {root / name} holds no images ({', '.join(SUFFIXES)})"
+                        f"{others}; fill or remove it",
+                        root / name,
                     )
                 paths += images
-                self.left_out += left_out
+                self.skipped += skipped
                 counts.append(len(images))
         self._paths = Names.of(paths)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -89,34 +92,39 @@ class FolderSource:
 
 
 def summary(train: ImageSource, held_out: ImageSource | None = None) -> str:
-    """One line for the user: how many records and classes, held out, and what was left out by its ending."""
+    """A line about the numbers of records, classes, held-out records and skipped files."""
     what = f"{len(train):,} images in {len(train.class_names):,} classes"
     if held_out is not None:
         what += f" to train on, {len(held_out):,} held out"
-    left_out: Counter[str] = Counter()
-    for found in {
-        id(each): each for each in (getattr(source, "left_out", {}) for source in (train, held_out))
-    }.values():
-        left_out += Counter(found)
-    return f"{what}; {listing.left_out_text(left_out)}".removesuffix("; ")
+    skipped: Counter[str] = Counter()
+    # Two splits of one source have the same dict.
+    dicts = [getattr(source, "skipped", {}) for source in (train, held_out)]
+    for counts in {id(counts): counts for counts in dicts}.values():
+        skipped += Counter(counts)
+    return f"{what}; {listing.describe_skipped(skipped)}".removesuffix("; ")
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the sub-folders, sorted."""
     if not root.is_dir():
-        raise UserError(f"no image folder at {root}; give a folder with one sub-folder a class")
+        raise FileError(
+            f"no image folder at {root}; use a folder with one sub-folder per class", root
+        )
     with reading(root), os.scandir(root) as entries:
         visible = sorted(
             (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
         )
     stray = [name for name, is_folder in visible if not is_folder and listing.is_image(name)]
     if stray:
-        raise UserError(
-            f"{root / stray[0]} lies outside of any class; move it into a sub-folder of {root} named after its class"
+        raise FileError(
+            f"{root / stray[0]} is in no class folder; move it to a sub-folder of {root} "
+            "named after its class",
+            root / stray[0],
         )
     folders = tuple(name for name, is_folder in visible if is_folder)
     if not folders:
-        raise UserError(
-            f"{root} has no sub-folders; put the images of each class into a sub-folder of their own"
+        raise FileError(
+            f"{root} has no sub-folders; move the images of each class to one of their own",
+            root,
         )
     return folders

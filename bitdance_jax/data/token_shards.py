@@ -1,4 +1,4 @@
-"""The files that tokens lie in: array_record, each with a last record that says what it is."""
+"""The files of tokens: array_record files, each with a last record that identifies it."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bitdance_jax.data.array_records import ArrayRecordReader
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 
 
 BLOCK = 1024
@@ -17,13 +17,13 @@ SEAL = struct.Struct("<16sIII")
 
 
 class Seal(NamedTuple):
-    """What a shard says of itself.
+    """The last record of a shard.
 
     Attributes:
-      tokens: of which ones it is: the first 16 hex digits of the SHA-256 of their manifest.json.
+      tokens: the first 16 hex digits of the SHA-256 of the folder's manifest.json.
       shard: its number.
-      records: how many come before the seal.
-      checksum: CRC-32 of those, one after the other.
+      records: number of records before the seal.
+      checksum: CRC-32 of their concatenation.
     """
 
     tokens: str
@@ -36,7 +36,7 @@ class Seal(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> "Seal":
-        """Raises a struct.error where it is none."""
+        """Raises a struct.error if the data is no seal."""
         tokens, *numbers = SEAL.unpack(data)
         return cls(tokens.decode(errors="replace"), *numbers)
 
@@ -49,7 +49,7 @@ class Shard:
       path: of the file.
       tokens: see Seal.
       number: from 0.
-      records: numbers of the images in it.
+      records: indices of the images in it.
     """
 
     path: Path
@@ -58,14 +58,17 @@ class Shard:
     records: range
 
     def seal(self, checksum: int) -> Seal:
-        """That its file ends with if its records have this checksum."""
+        """The seal of its file, if its records have this checksum."""
         return Seal(self.tokens, self.number, len(self.records), checksum)
 
     def check(self) -> None:
-        """Reads the file. Raises a UserError if it is missing, damaged, or another one than its name says."""
+        """Reads the file. Raises a FileError if it is missing, damaged, or not the shard it should
+        be."""
         if not self.path.is_file():
-            raise UserError(
-                f"the tokens in {self.path.parent} are not finished: {self.path.name} is missing; run the same tokenize command again"
+            raise FileError(
+                f"the tokens in {self.path.parent} are not complete: {self.path.name} is missing; "
+                "run the same tokenize command again",
+                self.path,
             )
         try:
             found, checksum = _read_seal(self.path)
@@ -73,12 +76,12 @@ class Shard:
             raise
         except (RuntimeError, ValueError, IndexError, struct.error) as error:
             raise damaged(self.path, error) from error
-        for name, there, wanted in zip(Seal._fields, found, self.seal(checksum), strict=True):
-            if there != wanted:
-                raise damaged(self.path, f"{name} is {there}, not {wanted}")
+        for name, actual, expected in zip(Seal._fields, found, self.seal(checksum), strict=True):
+            if actual != expected:
+                raise damaged(self.path, f"{name} is {actual}, not {expected}")
 
-    def is_whole(self) -> bool:
-        """Whether `check` finds nothing."""
+    def is_complete(self) -> bool:
+        """Whether `check` raises no error."""
         try:
             self.check()
         except UserError:
@@ -86,17 +89,22 @@ class Shard:
         return True
 
 
-def damaged(shard: Path, reason: object) -> UserError:
-    """The complaint about a shard."""
-    said = str(reason).partition(";")[0] or type(reason).__name__
-    return UserError(
-        f"{shard} is damaged ({said}); run the same tokenize command again, which makes it anew"
+def damaged(shard: Path, reason: object) -> FileError:
+    """The error about a damaged shard."""
+    text = str(reason).partition(";")[0] or type(reason).__name__
+    return FileError(
+        f"{shard} is damaged ({text}); run the same tokenize command again, which replaces it",
+        shard,
     )
 
 
 def _read_seal(path: Path) -> tuple[Seal, int]:
-    """A shard's seal, and the checksum of the records before it; raises array_record's errors, or one of `struct`."""
-    reader, checksum = ArrayRecordReader(str(path)), 0
+    """A shard's seal, and the checksum of the records before it.
+
+    Raises errors of array_record and struct.
+    """
+    reader = ArrayRecordReader(str(path))
+    checksum = 0
     try:
         count = reader.num_records() - 1
         for start in range(0, count, BLOCK):

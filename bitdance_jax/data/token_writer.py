@@ -1,4 +1,5 @@
-"""Makes files of tokens (`data.tokens`) of the images of a source, on all devices of all processes, resumably."""
+"""Writes the tokens of a source's images (`data.tokens`) on all devices of all processes,
+resumably."""
 
 import itertools
 import zlib
@@ -18,7 +19,7 @@ from jaxtyping import UInt8
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.array_records import ArrayRecordWriter
-from bitdance_jax.data.loader import BatchIterator, read_whole
+from bitdance_jax.data.loader import BatchIterator, read_undamaged
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard
 from bitdance_jax.data.tokens import (
@@ -30,7 +31,7 @@ from bitdance_jax.data.tokens import (
     serialize,
     shards,
 )
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import image_files
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.progress import Progress
@@ -54,7 +55,7 @@ def describe(
     dtype: Dtype = "float32",
     shard_size: int = SHARD_SIZE,
 ) -> Manifest:
-    """What `tokenize` is to write.
+    """The manifest of the tokens that `tokenize` writes.
 
     Args:
       source: the images.
@@ -62,12 +63,17 @@ def describe(
       params: its weights in float32.
       image_size: in pixels.
       versions: of each image.
-      dtype: of the encoder's arithmetic.
-      shard_size: images a file holds.
+      dtype: that the encoder computes in.
+      shard_size: images per file.
+
+    Raises:
+      ConfigError: the image size is no multiple of the downsampling.
     """
     if image_size < 1 or image_size % config.downsampling:
-        raise UserError(
-            f"image_size must be a multiple of the tokenizer's downsampling {config.downsampling}, got {image_size}"
+        raise ConfigError(
+            f"image_size must be a multiple of the tokenizer's downsampling {config.downsampling}, "
+            f"got {image_size}",
+            "image_size",
         )
     return Manifest(
         records=len(source),
@@ -83,10 +89,10 @@ def describe(
 
 
 def prepare(folder: Path, manifest: Manifest) -> None:
-    """Begins a folder of tokens by its manifest, or checks that it was begun with the same one.
+    """Writes the manifest of a new folder of tokens, or checks that an existing one is the same.
 
     Raises:
-      UserError: it holds other tokens, or cannot be written to.
+      FileError: the folder has other tokens, or cannot be written to.
     """
     if not (folder / MANIFEST).exists():
         manifest.write(folder)
@@ -99,8 +105,9 @@ def prepare(folder: Path, manifest: Manifest) -> None:
             if name != "class_names"
             else "of other classes"
         )
-        raise UserError(
-            f"{folder} holds other tokens ({change}); give another folder, or delete it"
+        raise FileError(
+            f"{folder} has other tokens ({change}); choose another folder, or delete this one",
+            folder,
         )
 
 
@@ -113,24 +120,26 @@ def tokenize(
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
 ) -> int:
-    """Encodes what a folder of tokens lacks, on all devices of this process; of several processes, each writes shards of its own.
+    """Encodes the missing shards of a folder of tokens, on all devices of this process.
+
+    Of several processes, each writes its own shards.
 
     Args:
       source: the images.
-      params: the tokenizer's weights in float32; the decoder may be left out.
-      folder: that `prepare` has begun; all processes share it.
-      manifest: of `describe`.
-      batch_size: images a device encodes at a time.
-      workers: processes that load images.
+      params: the tokenizer's weights in float32; the decoder may be missing.
+      folder: with the manifest that `prepare` wrote; shared by all processes.
+      manifest: from `describe`.
+      batch_size: images that a device encodes at a time.
+      workers: number of processes that load images.
 
     Returns:
-      How many images this process has encoded now.
+      The number of images that this process has encoded now.
 
     Raises:
-      UserError: the folder cannot be written to.
+      FileError: the folder cannot be written to.
     """
     own = shards(folder, manifest)[jax.process_index() :: jax.process_count()]
-    pending = [shard for shard in own if not shard.is_whole()]
+    pending = [shard for shard in own if not shard.is_complete()]
     indices = np.array([index for shard in pending for index in shard.records], np.int64)
     if not len(indices):
         return 0
@@ -157,21 +166,21 @@ def tokenize(
 
 
 class _Crops:
-    """All versions of the images of a source with the given numbers: {"image": uint8 [versions, size, size, 3], "label"}."""
+    """All versions of the images of a source with the given indices:
+    {"image": uint8 [versions, size, size, 3], "label"}."""
 
     def __init__(
         self, source: ImageSource, indices: np.ndarray, image_size: int, versions: Versions
     ) -> None:
-        self._source, self._indices, self._size, self._versions = (
-            source,
-            indices,
-            image_size,
-            versions,
-        )
+        self._source = source
+        self._indices = indices
+        self._size = image_size
+        self._versions = versions
 
     def __call__(self, position: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-        index, versions = int(self._indices[position]), self._versions
-        record, skipped = read_whole(self._source, index)
+        index = int(self._indices[position])
+        versions = self._versions
+        record, skipped = read_undamaged(self._source, index)
         centre = transforms.centre_crop(record["image"], self._size)
         crops = [centre, centre[:, ::-1]] if versions.flips else [centre]
         for version in range(versions.crops):
@@ -184,9 +193,11 @@ Encoder = Callable[[UInt8[np.ndarray, "B V H W 3"]], jax.Array]
 
 
 def _encoder(manifest: Manifest, params: Any, devices: Mesh, images: int) -> Encoder:
-    """Packed bits [at least B * V, h, w, bytes] of images, split over the devices.
+    """Returns a function that encodes images to packed bits [at least B * V, h, w, bytes], sharded
+    over the devices.
 
-    Every call fills up to `images` of them and to a multiple of the devices: one shape is compiled.
+    It pads every batch to `images` images, rounded up to a multiple of the devices, so that one
+    shape is compiled.
     """
     dtype = jnp.dtype(manifest.dtype)
     model = Autoencoder(manifest.tokenizer, dtype)
@@ -211,14 +222,12 @@ def _encoder(manifest: Manifest, params: Any, devices: Mesh, images: int) -> Enc
 
 
 def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
-    """One record an image. A batch is loaded while the devices work on the one before it."""
+    """One record per image. A batch is loaded while the devices encode the previous one."""
     waiting: tuple[np.ndarray, int, jax.Array] | None = None
     for batch in itertools.chain(loader, [None]):
-        encoding = (
-            None
-            if batch is None
-            else (batch["label"], batch["image"].shape[1], encode(batch["image"]))
-        )
+        encoding = None
+        if batch is not None:
+            encoding = batch["label"], batch["image"].shape[1], encode(batch["image"])
         if waiting is not None:
             labels, versions, codes = waiting
             packed = np.asarray(codes)[: len(labels) * versions]
@@ -230,7 +239,10 @@ def _serialized(loader: BatchIterator, encode: Encoder) -> Iterator[bytes]:
 
 @contextmanager
 def write_shard(shard: Shard) -> Iterator[Callable[[bytes], None]]:
-    """Gives what writes the next record of a shard, whose file is there once the block ends and it is whole."""
+    """Yields a function that writes the next record of a shard.
+
+    The file appears under its name when the block ends, if it is complete.
+    """
     checksum = 0
 
     def write(record: bytes) -> None:
@@ -240,21 +252,21 @@ def write_shard(shard: Shard) -> Iterator[Callable[[bytes], None]]:
 
     try:
         with replace_file(shard.path, "the tokens ") as partial:
-            writer = ArrayRecordWriter(
-                str(partial), "group_size:1,uncompressed"
-            )  # one record is read at a time, and bits do not compress
+            # Records are read one at a time, and bits cannot be compressed.
+            writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
             try:
                 yield write
                 writer.write(shard.seal(checksum).pack())
             finally:
                 writer.close()
-            if not replace(shard, path=partial).is_whole():
-                raise UserError(
-                    f"cannot write the tokens {shard.path}: the file is not whole after writing; is the disk full?"
+            if not replace(shard, path=partial).is_complete():
+                raise FileError(
+                    f"cannot write the tokens {shard.path}: the file is damaged after writing; "
+                    "is the disk full?",
+                    shard.path,
                 )
-    except jax.errors.JaxRuntimeError:  # a RuntimeError, but of the device
+    except jax.errors.JaxRuntimeError:  # A RuntimeError, but of the device.
         raise
     except RuntimeError as error:
-        raise UserError(
-            f"cannot write the tokens {shard.path}: {str(error).partition(';')[0]}"
-        ) from error
+        text = str(error).partition(";")[0]
+        raise FileError(f"cannot write the tokens {shard.path}: {text}", shard.path) from error

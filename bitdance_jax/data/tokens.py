@@ -1,9 +1,11 @@
-"""Files of precomputed tokens: array_record shards, and a manifest that says what was made of which images by which tokenizer.
+"""Files of precomputed tokens: array_record shards, and a manifest of images, tokenizer and
+options.
 
-A record is the label, int32 little-endian, and then the packed bits of each version of the image, uint8 [versions, h, w, bytes]: 8 to
-a byte, the first the highest, 1 for a code of 1 and 0 for -1; a last byte that is not full ends in zeros. The versions are its centre
-crop, with `flips` that crop's mirror image, and then the `crops` random ones. The last record of a shard
-is its `token_shards.Seal`: no other file, and no altered one, passes for it.
+A record is the label, int32 little-endian, and the packed bits of each version of the image, uint8
+[versions, h, w, bytes]: 8 bits per byte, the first is the highest, 1 for a code of 1 and 0 for -1;
+an incomplete last byte ends in zeros. The versions are the centre crop, with `flips` its mirror
+image, and then the `crops` random ones. The last record of a shard is its `token_shards.Seal`,
+which detects damaged and misplaced files.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ from bitdance_jax.config.plain import Count, Natural, Seed, Size
 from bitdance_jax.data.array_records import ArrayRecordDataSource
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_shards import Shard, damaged
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage
@@ -31,18 +33,21 @@ from bitdance_jax.io.image_files import DamagedImage
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
 LABEL = np.dtype("<i4")
-PROBES = 8  # images that tell one source from another
+PROBES = 8
+"""Number of images that identify a source."""
 
 
 @dataclass(frozen=True)
 class Versions(Config):
-    """Which versions of an image are kept as tokens, besides its centre crop.
+    """Which versions of an image are stored as tokens, besides its centre crop.
 
     Attributes:
-      flips: the centre crop's mirror image; wherever training shows a centre crop, it chooses between the two as `AugmentConfig.flip` says.
-      crops: how many random ones; training chooses among these alone, but for the share of images whose random crops have faded out.
-      augment: how the random ones are drawn, their flips included.
-      seed: of their draws: version v of an image is what the loader would show in epoch v of this seed.
+      flips: also the mirror image of the centre crop; training then uses it for a centre crop with
+        probability `AugmentConfig.flip`.
+      crops: number of random crops; training uses one of them wherever it uses a random crop.
+      augment: of the random crops, flips included.
+      seed: of the random crops: version v of an image is the crop of epoch v in a loader with this
+        seed.
     """
 
     flips: bool = False
@@ -57,15 +62,20 @@ class Versions(Config):
 
 @dataclass(frozen=True)
 class Manifest(Config):
-    """What a folder of tokens holds.
+    """The contents of a folder of tokens.
 
     Attributes:
-      records: images; all shards but the last hold `shard_size` of them, in the order of their source.
+      records: number of images; all shards but the last have `shard_size` of them, in the order of
+        the source.
+      shard_size: images per shard.
+      class_names: the name of each label.
       image_size: in pixels.
       tokenizer: its sizes.
-      fingerprint: of its encoder; see `encoder_fingerprint`.
+      fingerprint: of its encoder, see `encoder_fingerprint`.
       dtype: that it computed in.
-      images: tells their source from another; see `images_fingerprint`.
+      images: of the source, see `images_fingerprint`.
+      versions: of each image.
+      format_version: of the files.
     """
 
     records: Count
@@ -81,13 +91,13 @@ class Manifest(Config):
 
     @property
     def code_shape(self) -> tuple[int, int, int]:
-        """Of one version's packed bits: h, w, bytes."""
+        """The shape of one version's packed bits: h, w, bytes."""
         side = self.image_size // self.tokenizer.downsampling
         return side, side, -(-self.tokenizer.bits // 8)
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Their number."""
         return -(-self.records // self.shard_size)
 
     def write(self, folder: Path) -> None:
@@ -96,25 +106,28 @@ class Manifest(Config):
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> "Manifest":
-        """Raises a UserError where there is none, or a damaged one."""
+        """The manifest of a folder. Raises a FileError if it is missing or damaged."""
         path = Path(folder) / MANIFEST
         try:
             manifest = from_dict(
-                cls, readers.read_json(path, fix="make the tokens anew"), str(path)
+                cls, readers.read_json(path, fix="write the tokens again"), str(path)
             )
         except readers.MissingFile as error:
-            raise UserError(
-                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); make them: bitdance tokenize"
+            raise FileError(
+                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); write them: bitdance tokenize",
+                folder,
             ) from error
         if manifest.format_version != FORMAT_VERSION:
-            raise UserError(
-                f"{path} is of format {manifest.format_version}, and this package reads {FORMAT_VERSION}; make the tokens anew"
+            raise FileError(
+                f"{path} has format {manifest.format_version}, and this version reads "
+                f"{FORMAT_VERSION}; write the tokens again",
+                path,
             )
         return manifest
 
 
 def shards(folder: str | os.PathLike[str], manifest: Manifest) -> list[Shard]:
-    """All shards of a folder of tokens, there or not, once its manifest is written."""
+    """All shards of a folder of tokens with a manifest, whether they exist or not."""
     tokens = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()[:16]
 
     def shard(number: int) -> Shard:
@@ -127,14 +140,15 @@ def shards(folder: str | os.PathLike[str], manifest: Manifest) -> list[Shard]:
 
 
 class TokensSource:
-    """Records {"codes": uint8 [h, w, bytes] of the centre crop, "label"} with, as the manifest says, "codes_flipped" of its mirror
-    image and "codes_crops" [crops, h, w, bytes]. The loader chooses one version as "codes".
+    """Records {"codes": uint8 [h, w, bytes] of the centre crop, "label"}, and if the manifest has
+    them, "codes_flipped" of its mirror image and "codes_crops" [crops, h, w, bytes]. The loader
+    chooses one version as "codes".
 
     Attributes:
       manifest: see Manifest.
 
     Raises:
-      UserError: the tokens are missing, not finished or damaged. All of them are read for that at the start.
+      FileError: the tokens are missing, incomplete or damaged. All of them are read when it opens.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -174,11 +188,11 @@ def serialize(label: int, codes: UInt8[np.ndarray, "versions h w bytes"]) -> byt
 
 
 def encoder_fingerprint(config: TokenizerConfig, params: Any) -> str:
-    """16 hex digits that tell one tokenizer's encoder from another: of its sizes and weights as float32.
+    """16 hex digits that identify a tokenizer's encoder: a hash of its sizes and float32 weights.
 
     Args:
       config: its sizes.
-      params: its weights, as in a model folder; all but the "encoder" may be left out.
+      params: its weights, as in a model folder; only "encoder" is used.
     """
     digest = hashlib.sha256(repr(config).encode())
     pending: list[tuple[str, Any]] = [("", params["encoder"])]
@@ -192,7 +206,7 @@ def encoder_fingerprint(config: TokenizerConfig, params: Any) -> str:
 
 
 def images_fingerprint(source: ImageSource) -> str:
-    """16 hex digits that tell one source from another: of its length, classes and a few images."""
+    """16 hex digits that identify a source: a hash of its length, classes and a few images."""
     digest = hashlib.sha256(repr((source.class_names, len(source))).encode())
     for index in np.linspace(0, len(source) - 1, PROBES).astype(int).tolist():
         try:
@@ -205,30 +219,32 @@ def images_fingerprint(source: ImageSource) -> str:
 def check_tokens(
     folder: str | os.PathLike[str], config: TokenizerConfig, params: Any, image_size: int
 ) -> Manifest:
-    """Refuses tokens that a model cannot train on; before long work.
+    """The manifest of tokens, after a check that a model can train on them.
 
     Args:
-      folder: with the tokens.
-      config: sizes of the tokenizer that the model is for.
+      folder: of the tokens.
+      config: sizes of the model's tokenizer.
       params: its weights, in float32 or as saved.
-      image_size: that the model is for.
+      image_size: of the model.
 
     Raises:
-      UserError: they are missing, of another tokenizer or of another size.
+      UserError: the tokens are missing, or of another tokenizer or image size.
     """
     manifest = Manifest.read(folder)
+    tokens = f"the tokens in {os.fspath(folder)}"
     if manifest.image_size != image_size:
         raise UserError(
-            f"the tokens in {os.fspath(folder)} are of images of {manifest.image_size} pixels, and the model of {image_size}"
+            f"{tokens} are of images of {manifest.image_size} pixels, the model's of {image_size}"
         )
     if manifest.tokenizer != config:
         raise UserError(
-            f"the tokens in {os.fspath(folder)} are of the tokenizer {manifest.tokenizer}, and the model's is {config}"
+            f"{tokens} are of the tokenizer {manifest.tokenizer}, and the model's is {config}"
         )
     fingerprint = encoder_fingerprint(config, params)
     if manifest.fingerprint != fingerprint:
         raise UserError(
-            f"the tokens in {os.fspath(folder)} are of another tokenizer of the same sizes (encoder {manifest.fingerprint}, the config's "
-            f"is {fingerprint}); give the tokenizer that made them, or make them anew"
+            f"{tokens} are of another tokenizer of the same sizes (its encoder is "
+            f"{manifest.fingerprint}, the model's {fingerprint}); use the tokenizer that wrote "
+            "them, or write them again"
         )
     return manifest

@@ -1,7 +1,8 @@
-"""Crops and flips of training images (paper 4.2): pure functions whose randomness is an explicit numpy Generator.
+"""Crops and flips of training images (paper section 4.2), with an explicit numpy Generator.
 
-The crops are those of ADM (arXiv 2105.05233): the pil_image is scaled so that its shorter side gets the wanted length, by halving with a
-box filter while it is at least twice as long, then bicubically, and a square is cut out.
+The crops are those of ADM (arXiv 2105.05233): an image is scaled to a length of its shorter side,
+by halving it with a box filter while it is at least twice as long and then bicubically, and a
+square is cropped.
 """
 
 import math
@@ -15,13 +16,14 @@ from bitdance_jax.config import AugmentConfig
 
 
 LONGEST = 16
-"""Up to so many times as long as wide, a pil_image is scaled whole before it is cropped."""
+"""An image of at most this aspect ratio is scaled before it is cropped; of a longer one, only the
+cropped part is scaled."""
 
 
 def scale_shorter_side(
     image: UInt8[np.ndarray, "H W 3"], length: int
 ) -> UInt8[np.ndarray, "new_H new_W 3"]:
-    """Scales so that the shorter side has `length` pixels; a pil_image that has it already is unchanged."""
+    """Scales so that the shorter side has `length` pixels; an image that has it is unchanged."""
     pil_image = _halve(image, length)
     return np.asarray(pil_image.resize(_scaled_size(pil_image, length), Image.Resampling.BICUBIC))
 
@@ -36,7 +38,8 @@ def centre_crop(
 def random_crop(
     image: UInt8[np.ndarray, "H W 3"], size: int, min_crop: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """A random square scaled to `size`, whose side is between `min_crop` and 1 of the shorter side."""
+    """A random square scaled to `size`, whose side is between `min_crop` and 1 of the shorter
+    side."""
     length = int(rng.integers(size, math.ceil(size / min_crop), endpoint=True))
     return _scale_and_crop(image, length, size, lambda free: int(rng.integers(free, endpoint=True)))
 
@@ -57,23 +60,24 @@ def _scaled_size(pil_image: Image.Image, length: int) -> tuple[int, int]:
 
 
 def _scale_and_crop(
-    image: UInt8[np.ndarray, "H W 3"], length: int, size: int, place: Callable[[int], int]
+    image: UInt8[np.ndarray, "H W 3"], length: int, size: int, offset: Callable[[int], int]
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The square of `size` at `place(free pixels)` from the top and from the left of the scaled pil_image."""
+    """A square of the scaled image; `offset(free)` is its offset if `free` pixels are not
+    cropped."""
     pil_image = _halve(image, length)
     width, height = _scaled_size(pil_image, length)
-    top, left = place(height - size), place(width - size)
+    top = offset(height - size)
+    left = offset(width - size)
     if max(width, height) <= LONGEST * length:
         scaled = np.asarray(pil_image.resize((width, height), Image.Resampling.BICUBIC))
         return scaled[top : top + size, left : left + size]
-    # A strip of 1 x 65,000 pixels would take gigabytes, scaled whole. What is cropped, scaled alone,
-    # differs in the last digits of the sampling points.
-    across, down = pil_image.width / width, pil_image.height / height
-    right, bottom = (
-        min((left + size) * across, pil_image.width),
-        min((top + size) * down, pil_image.height),
-    )
-    box = (left * across, top * down, right, bottom)
+    # An image of 1 x 65,000 pixels would need gigabytes if it were scaled. Scaling only the cropped
+    # part changes the last digits of the sampling points.
+    x_scale = pil_image.width / width
+    y_scale = pil_image.height / height
+    right = min((left + size) * x_scale, pil_image.width)
+    bottom = min((top + size) * y_scale, pil_image.height)
+    box = (left * x_scale, top * y_scale, right, bottom)
     return np.asarray(pil_image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
@@ -82,15 +86,17 @@ def augment(
     size: int,
     config: AugmentConfig,
     rng: np.random.Generator,
+    *,
     crop: bool = True,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Random crop, or without `crop` the centre one, then a horizontal flip with probability `config.flip`."""
+    """A random crop, or the centre crop unless `crop`; flipped with probability `config.flip`."""
     image = random_crop(image, size, config.min_crop, rng) if crop else centre_crop(image, size)
     return image[:, ::-1] if rng.random() < config.flip else image
 
 
 def cropped_share(config: AugmentConfig, epoch: int) -> float:
-    """Share of the images that get a random crop in an epoch: 1 until `decay_start`, then linearly to 0 at `decay_end`."""
+    """Share of random crops in an epoch: 1 until `decay_start`, then linearly to 0 at
+    `decay_end`."""
     if config.decay_start is None or config.decay_end is None or epoch < config.decay_start:
         return 1.0
     if epoch >= config.decay_end:

@@ -20,7 +20,8 @@ from bitdance_jax.errors import ConfigError
 
 Rules = tuple[tuple[str, P], ...]
 """Patterns for the end of a parameter's path, each with the mesh axes of the parameter's last axes.
-The first rule that matches applies. Axes in front, such as that of stacked layers, are not split."""
+The first rule that matches applies. Axes in front, such as that of stacked layers, are not
+split."""
 
 RULES: Rules = (
     # A layer that widens is split along its outputs, one that narrows along its inputs: between
@@ -42,8 +43,9 @@ RULES: Rules = (
 )
 
 LARGE = 2**20
-"""A parameter of more elements than this (4 MiB in float32) must be sharded by a rule. A smaller one
-may be replicated, if no rule matches it or an axis does not divide it: the copies cost little."""
+"""A parameter of more elements than this (4 MiB in float32) must be sharded by a rule. A smaller
+one may be replicated, if no rule matches it or an axis does not divide it: the copies cost
+little."""
 
 extra_rules: Any = jax.make_user_context(default_value=())
 """Context manager: the Rules that come before RULES in what is traced inside (an objective's)."""
@@ -73,7 +75,8 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules = ()) -> Any:
 def parameter_spec(mesh: AnyMesh, name: str, shape: tuple[int, ...], rules: Rules = ()) -> P:
     """The mesh axes of the parameter at a path such as "transformer/layers/mlp/w1/kernel".
 
-    Warns once about a small parameter that no rule matches; it is replicated. Raises as `shardings`.
+    Warns once about a small parameter that no rule matches; it is replicated. Raises as
+    `shardings`.
     """
     spec = _find(name, (*rules, *extra_rules.value, *RULES))
     if spec is None:

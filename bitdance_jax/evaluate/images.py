@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax.data.listing import left_out_text, list_images
+from bitdance_jax.data.listing import describe_skipped, list_images
 from bitdance_jax.data.records import Skipped, reading
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import FileError
@@ -162,7 +162,7 @@ class FolderImages:
         must have the same size.
 
     Attributes:
-      left_out: the number of other files, by their suffix.
+      skipped: the numbers of other files, by their suffix.
       damaged: the messages about damaged images so far.
 
     Raises:
@@ -175,9 +175,9 @@ class FolderImages:
         if not Path(path).is_dir():
             raise FileError(f"no image folder {self._folder}", path)
         with reading(path):
-            self._paths, self.left_out = list_images(path)
+            self._paths, self.skipped = list_images(path)
         if not self._paths:
-            others = f"; {text}" if (text := left_out_text(self.left_out)) else ""
+            others = f"; {text}" if (text := describe_skipped(self.skipped)) else ""
             raise FileError(
                 f"the folder {self._folder} has no images ({', '.join(SUFFIXES)}){others}", path
             )

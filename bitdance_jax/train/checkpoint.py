@@ -40,7 +40,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
-        """Opens or makes the folder, local or gs://, and keeps the newest `keep` checkpoints.
+        """Opens or makes the folder, local or gs://, in which the newest `keep` checkpoints remain.
 
         Raises:
           UserError: the folder cannot be accessed, contains something else, or is not shared by all
@@ -119,7 +119,8 @@ class Checkpoints:
         self._manager.check_for_errors()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest readable checkpoint, as (state, iterator state); None if there is no checkpoint.
+        """The newest readable checkpoint, as (state, iterator state); None if there is no
+        checkpoint.
 
         Damaged checkpoints are reported, and renamed to `STEP.damaged` once an older one has been
         read. A checkpoint that one process cannot read is skipped by all.
@@ -180,8 +181,8 @@ class Checkpoints:
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
         """State, iterator state and checksums.
 
-        Not read by Orbax's manager, whose restore ends with a collective: if one process failed, the
-        others would hang.
+        Not read by Orbax's manager, whose restore ends with a collective: if one process failed,
+        the others would hang.
         """
         self._check_same_model(folder, target)
         arrays = self._state_handler.restore(folder / STATE, args=ocp.args.StandardRestore(target))
@@ -200,8 +201,8 @@ class Checkpoints:
             if saved.get(name) != expected.get(name):
                 raise FileError(
                     f"checkpoint {folder} is of another model: {name} is "
-                    f"{saved.get(name, 'missing')} there and {expected.get(name, 'missing')} in this "
-                    "run; give the run another workdir",
+                    f"{saved.get(name, 'missing')} there and {expected.get(name, 'missing')} in "
+                    "this run; set another run.workdir",
                     folder,
                 )
 
@@ -262,8 +263,8 @@ def _check_shared(folder: epath.Path) -> None:
         written.unlink()
     if not shared:
         raise FileError(
-            f"not all processes see the same {folder}; set run.checkpoints to a folder that all hosts "
-            "share, or to gs://BUCKET/FOLDER",
+            f"not all processes see the same {folder}; set run.checkpoints to a folder that all "
+            "hosts share, or to gs://BUCKET/FOLDER",
             folder,
         )
 

@@ -15,9 +15,9 @@ MIN_LOSSES = 20
 class DivergenceCheck:
     """Checks the loss and the gradient norm of every step, in order.
 
-    A loss is a spike if it exceeds `spike` times the median of the last WINDOW losses. If the losses
-    scatter more than their median, as differences of terms may, it is a spike if it exceeds the
-    median by `spike` - 1 times the scatter, which is from the 10th to the 90th percentile.
+    A loss is a spike if it exceeds `spike` times the median of the last WINDOW losses. If the
+    losses scatter more than their median, as differences of terms may, it is a spike if it exceeds
+    the median by `spike` - 1 times the scatter, which is from the 10th to the 90th percentile.
     """
 
     def __init__(self, spike: float | None) -> None:

@@ -37,8 +37,8 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
             f"model.tokenizer.{name}={getattr(tokenizer.config, name)}" for name in names
         )
         raise ConfigError(
-            f"the tokenizer in {folder} has {_listed(tokenizer.config, names)}, and model.tokenizer "
-            f"{_listed(config, names)}; choose another tokenizer, or set {settings}",
+            f"the tokenizer in {folder} has {_listed(tokenizer.config, names)}, and "
+            f"model.tokenizer {_listed(config, names)}; choose another one, or set {settings}",
             "tokenizer",
         )
     return tokenizer

@@ -17,8 +17,8 @@ written, and a step that is in a checkpoint has been seen by all hooks.
 * When a signal stops the run: the hooks that are due anyway, and those with `at_stop`.
 * `close`: at the end, and after an error, in reverse order.
 
-All processes call the same hooks; only process 0 should write files. An exception in a hook ends the
-run without a checkpoint. What a hook remembers is not saved: on resuming, it starts again from
+All processes call the same hooks; only process 0 should write files. An exception in a hook ends
+the run without a checkpoint. What a hook remembers is not saved: on resuming, it starts again from
 `start`.
 """
 

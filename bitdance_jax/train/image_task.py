@@ -80,7 +80,8 @@ class ImageTask:
 
 
 def open_splits(data: DataConfig) -> tuple[ImageSource, ImageSource]:
-    """Training and held-out records; reports their numbers, before anything is computed from them."""
+    """Training and held-out records; reports their numbers, before anything is computed from
+    them."""
     train, held_out = data.open_splits()
     if jax.process_index() == 0:
         tqdm.write(summary(train, held_out), file=sys.stderr)

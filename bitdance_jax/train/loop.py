@@ -47,9 +47,9 @@ def train(
     """Trains to `run.steps` steps, from the newest checkpoint if there is one, and exports the EMA.
 
     A run that is killed at any moment and started again gives the same losses and weights as an
-    uninterrupted one; on another mesh, up to rounding. The workdir contains config.json, model.json,
-    checkpoints/, metrics.csv, curves.png, images/, tensorboard/ and, at the end, the model folder
-    model/. Every process calls this alike.
+    uninterrupted one; on another mesh, up to rounding. The workdir contains config.json,
+    model.json, checkpoints/, metrics.csv, curves.png, images/, tensorboard/ and, at the end, the
+    model folder model/. Every process calls this alike.
 
     Args:
       task: what is trained: `config.make_task()`.

@@ -1,5 +1,5 @@
-"""The loop's own hooks: divergence check, speed, progress bar, held-out metrics, previews, the writer
-of metrics and images, and checkpoints."""
+"""The loop's own hooks: divergence check, speed, progress bar, held-out metrics, previews, the
+writer of metrics and images, and checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,8 @@ def loop_hooks(
 
 
 class DivergenceHook(Hook):
-    """Ends the run if the loss of any step since hooks were last called diverged (`DivergenceCheck`).
+    """Ends the run if the loss of any step since hooks were last called diverged
+    (`DivergenceCheck`).
 
     It comes before all hooks that write or save.
     """
@@ -133,7 +134,8 @@ class EvaluationHook(Hook):
         result.log({f"eval_{name}": value for name, value in metrics.items()})
 
     def metrics_of(self, state: TrainState) -> dict[str, float]:
-        """The metrics, without the prefix, of a state; not computed again for that of the last call."""
+        """The metrics, without the prefix, of a state; not computed again for that of the last
+        call."""
         if self._newest is not None and self._newest[0] == int(state.step):
             return self._newest[1]
         return self._evaluation.metrics(state.ema)

@@ -97,7 +97,8 @@ def _back_up(path: Path) -> None:
 
 
 class MetricsWriter:
-    """Writes metrics and images into a run's folder, and removes temporary files of a killed run."""
+    """Writes metrics and images into a run's folder, and removes temporary files of a killed
+    run."""
 
     def __init__(self, workdir: Path, last_step: int) -> None:
         self._workdir = workdir

@@ -39,7 +39,8 @@ def peak_flops(mesh: Mesh) -> float | None:
 
 
 def memory(devices: Sequence[Any]) -> dict[str, float]:
-    """Memory in use and its peak, in GiB, on the fullest device; empty if the backend reports none."""
+    """Memory in use and its peak, in GiB, on the fullest device; empty if the backend reports
+    none."""
     stats = [s for s in (device.memory_stats() for device in devices) if s]
     names = {"memory_gib": "bytes_in_use", "peak_memory_gib": "peak_bytes_in_use"}
     return {
@@ -70,8 +71,8 @@ class Speedometer:
         self._time = time.monotonic()
 
     def read(self, step: int) -> dict[str, float]:
-        """steps_per_second, images_per_second and, if the peak is known, model_flop_utilisation from
-        0 to 1; empty right after a restart."""
+        """steps_per_second, images_per_second and, if the peak is known, model_flop_utilisation
+        from 0 to 1; empty right after a restart."""
         if step == self._step:
             return {}
         rate = (step - self._step) / max(time.monotonic() - self._time, 1e-9)

@@ -29,12 +29,13 @@ def make_train_step(
     accumulate: int = 1,
     gradient_dtype: Literal["float32", "compute"] = "float32",
 ) -> TrainStep:
-    """Returns the jitted `(state, frozen, batch, key) -> (state, metrics)`; it donates the old state.
+    """Returns the jitted `(state, frozen, batch, key) -> (state, metrics)`; it donates the old
+    state.
 
     State and frozen weights are sharded as by `sharding.shardings`, the batch as by
     `mesh.batch_sharding`. `key` is the run's: each row's key is derived from it by the numbers of
-    step and row. So the result depends neither on the mesh nor, up to rounding, on `accumulate`. The
-    metrics are float32 scalars: loss, the objective's own, grad_norm (before clipping) and
+    step and row. So the result depends neither on the mesh nor, up to rounding, on `accumulate`.
+    The metrics are float32 scalars: loss, the objective's own, grad_norm (before clipping) and
     learning_rate.
 
     Args:

@@ -16,8 +16,8 @@ class StopSignals:
 
     A second signal kills as usual. SIGHUP is sent when a terminal is closed; it stays ignored under
     `nohup`. In a job of several processes a signal to any of them stops all after the same step, by
-    JAX's preemption service: it handles SIGTERM, which schedulers send before they preempt a machine,
-    and the other signals are passed to it as SIGTERM.
+    JAX's preemption service: it handles SIGTERM, which schedulers send before they preempt a
+    machine, and the other signals are passed to it as SIGTERM.
     """
 
     def __init__(self) -> None:

@@ -153,7 +153,8 @@ class Task(Protocol):
         """Held-out batches, likewise, in a fixed order that repeats after the last record."""
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        """Images for the run's folder: name -> uint8 [H, W, 3]. The parameters are on one device."""
+        """Images for the run's folder: name -> uint8 [H, W, 3]. The parameters are on one
+        device."""
 
     def export(
         self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]
@@ -180,8 +181,8 @@ class TrainingConfig(Config):
       hosts: how the processes find each other.
       profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's
         folder; None: no trace.
-      init: model folder, or folder of a run, with the weights that a new run starts from; "emoji" is
-        the embedded model. None: random weights.
+      init: model folder, or folder of a run, with the weights that a new run starts from; "emoji"
+        is the embedded model. None: random weights.
     """
 
     run: RunConfig

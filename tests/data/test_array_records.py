@@ -1,4 +1,5 @@
-"""Where array_record is not installed, the package imports, and tokens are an error that names it."""
+"""Where array_record is not installed, the package imports, and tokens are an error that names
+it."""
 
 import runpy
 import subprocess

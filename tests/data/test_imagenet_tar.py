@@ -1,4 +1,4 @@
-"""A small tar of tars in place of the official one."""
+"""A small tar of tars instead of the official one."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from PIL import Image
 
 from bitdance_jax.data import imagenet_tar
 from bitdance_jax.data.config import DataConfig
-from bitdance_jax.data.imagenet_tar import ImagenetTarSource, index_places
+from bitdance_jax.data.imagenet_tar import ImagenetTarSource, index_paths
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.image_files import DamagedImage
 
@@ -75,33 +75,33 @@ def test_the_index_is_made_once(tar, monkeypatch):
         "train.tar",
         "train.tar.index.npz",
     ]
-    with np.load(index_places(tar)[0], allow_pickle=False) as index:
+    with np.load(index_paths(tar)[0], allow_pickle=False) as index:
         assert index["starts"].dtype == np.int64 and len(index["starts"]) == 26
     monkeypatch.setattr(imagenet_tar, "_make_index", None)
     assert values(ImagenetTarSource(tar)) == values(first)
 
 
-def test_another_tar_or_a_damaged_index_makes_it_anew(tar):
+def test_the_index_of_another_tar_or_a_damaged_one_is_replaced(tar):
     ImagenetTarSource(tar)
-    place = index_places(tar)[0]
-    whole = place.read_bytes()
-    for damaged in (b"", b"not an index", whole[:-30]):
-        place.write_bytes(damaged)
-        assert len(ImagenetTarSource(tar)) == 26 and place.read_bytes() != damaged
+    path = index_paths(tar)[0]
+    complete = path.read_bytes()
+    for damaged in (b"", b"not an index", complete[:-30]):
+        path.write_bytes(damaged)
+        assert len(ImagenetTarSource(tar)) == 26 and path.read_bytes() != damaged
     with tarfile.open(tar, "w") as new:
         add(new, "birds.tar", inner_tar("birds", 3, 7))
     assert ImagenetTarSource(tar).class_names == ("birds",)
     os.utime(tar, ns=(0, 10**9))  # the same size, changed at another time
-    stamp = np.load(place)["stamp"].tolist()
+    stamp = np.load(path)["stamp"].tolist()
     ImagenetTarSource(tar)
-    assert np.load(place)["stamp"].tolist() == [*stamp[:2], 10**9]
+    assert np.load(path)["stamp"].tolist() == [*stamp[:2], 10**9]
 
 
 def test_beside_a_tar_that_is_read_only_the_index_goes_to_the_cache(tar, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(imagenet_tar.os, "access", lambda path, mode: False)
     source = ImagenetTarSource(tar)
-    beside, cached = index_places(tar)
+    beside, cached = index_paths(tar)
     assert cached.is_file() and not beside.exists() and (tmp_path / "cache") in cached.parents
     monkeypatch.setattr(imagenet_tar, "_make_index", None)
     assert values(ImagenetTarSource(tar)) == values(source)
@@ -141,25 +141,25 @@ def test_a_damaged_image_is_named(tmp_path):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
 def test_a_download_that_broke_off_is_one_line(tar, tar_bytes, share):
     tar.write_bytes(tar_bytes[: int(len(tar_bytes) * share)])
-    with pytest.raises(UserError, match=r"train\.tar is cut: .*; download the tar again$"):
+    with pytest.raises(UserError, match=r"train\.tar is truncated: .*; download the tar again$"):
         ImagenetTarSource(tar)
-    assert not index_places(tar)[0].exists()
+    assert not index_paths(tar)[0].exists()
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_an_inner_tar_that_is_cut_is_named(tmp_path, images):
-    """Also where it is cut between two images, which is no error to Python's tarfile."""
-    whole = inner_tar("n01440764", 4, 0)
-    size = 512 + -(-len(jpeg(0)) // 512) * 512
-    for cut, said in (
-        (images * size, "without an end mark"),
-        (images * size + 700, r"n01440764_\d\.JPEG in it should be"),
+def test_a_truncated_inner_tar_is_named(tmp_path, images):
+    """Also between two images, which Python's tarfile does not notice."""
+    complete = inner_tar("n01440764", 4, 0)
+    member = 512 + -(-len(jpeg(0)) // 512) * 512
+    for size, text in (
+        (images * member, "without an end mark"),
+        (images * member + 700, r"n01440764_\d\.JPEG in it has"),
     ):
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
-            add(tar, "n01440764.tar", whole[:cut])
+            add(tar, "n01440764.tar", complete[:size])
         with pytest.raises(
             UserError,
-            match=rf"^n01440764\.tar in .*train\.tar is cut: .*{said}.*; download the tar again$",
+            match=rf"^n01440764\.tar in .*train\.tar is truncated: .*{text}",
         ):
             ImagenetTarSource(tmp_path / "train.tar")
 
@@ -184,7 +184,7 @@ def test_other_files_are_refused_by_name(tmp_path, tar):
         ImagenetTarSource(tar)
 
 
-def test_files_that_are_no_images_are_left_out(tmp_path):
+def test_files_that_are_no_images_are_skipped(tmp_path):
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as images:
         for name in ("a.JPEG", "._a.JPEG", "notes.txt", "below/b.jpg"):
@@ -193,7 +193,7 @@ def test_files_that_are_no_images_are_left_out(tmp_path):
         add(tar, "n01440764.tar", inner.getvalue())
     for _ in range(2):  # the second from the index
         source = ImagenetTarSource(tmp_path / "train.tar")
-        assert values(source) == [3, 3] and source.left_out == {".jpeg": 1, ".txt": 1}
+        assert values(source) == [3, 3] and source.skipped == {".jpeg": 1, ".txt": 1}
 
 
 def test_a_negative_size_does_not_go_round_for_ever(tar, tar_bytes):

@@ -92,9 +92,7 @@ def test_held_out_images_of_their_own(folder, tmp_path):
 
 def test_the_first_line_says_what_there_is(folder):
     config = DataConfig(source="folder", path=str(folder))
-    expected = (
-        "36 images in 2 classes to train on, 2 held out; files left out by their ending: 1 (.txt 1)"
-    )
+    expected = "36 images in 2 classes to train on, 2 held out; other files skipped: 1 (.txt 1)"
     assert sources.summary(*config.open_splits()) == expected
     assert (
         sources.summary(*DataConfig().open_splits())
@@ -119,9 +117,7 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
     with pytest.raises(UserError, match=r"class folder .*birds holds no images"):
         sources.FolderSource(tmp_path / "hollow")
     write(tmp_path / "flat" / "a.jpg")
-    with pytest.raises(
-        UserError, match=r"a\.jpg lies outside of any class; move it into a sub-folder"
-    ):
+    with pytest.raises(UserError, match=r"a\.jpg is in no class folder"):
         sources.FolderSource(tmp_path / "flat")
     write(tmp_path / "few" / "birds" / "a.jpg")
     with pytest.raises(UserError, match="only 1 images; every 19th is held out"):
@@ -151,7 +147,7 @@ def test_a_folder_source_passes_to_other_processes_at_once(folder):
     again = pickle.loads(pickle.dumps(source))
     assert again[37]["label"] == 1 and (again[37]["image"] == source[37]["image"]).all()
     assert not any(
-        isinstance(value, list | dict) for name, value in vars(source).items() if name != "left_out"
+        isinstance(value, list | dict) for name, value in vars(source).items() if name != "skipped"
     )
 
 

@@ -25,7 +25,8 @@ COUNTS = {"train": 40, "validation": 6}
 
 class SmallImages(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
-    url_infos: ClassVar = {}  # TFDS would look for them by means of a package that it does not require
+    # TFDS would look for them with a package that it does not require.
+    url_infos: ClassVar = {}
 
     def _info(self):
         features = {
@@ -86,7 +87,7 @@ def test_what_cannot_be_opened_is_one_line(data_dir, tmp_path, monkeypatch):
         TfdsSource("imaginary", data_dir, "train")
     with pytest.raises(
         UserError,
-        match=r"imagenet2012 is not prepared .*tfds build imagenet2012 --file_format=array_record --data_dir=",
+        match=r"imagenet2012 is not prepared .*tfds build imagenet2012 --file_format=array_record",
     ):
         TfdsSource("imagenet2012", tmp_path, "train")
     with pytest.raises(
@@ -109,7 +110,8 @@ def test_tensorflow_is_not_asked_for(data_dir):
     program = f"""
 import sys
 from bitdance_jax.data.tfds import TfdsSource
-print(TfdsSource("small_images", {str(data_dir)!r}, "validation")[0]["image"].shape, "tensorflow" in sys.modules)
+source = TfdsSource("small_images", {str(data_dir)!r}, "validation")
+print(source[0]["image"].shape, "tensorflow" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120

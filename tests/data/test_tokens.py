@@ -1,4 +1,5 @@
-"""Files of tokens: written, resumed after a kill, read back, and refused where they are not what a model needs."""
+"""Files of tokens: written, resumed after a kill, read back, and refused where they are not what a
+model needs."""
 
 import dataclasses
 import json
@@ -65,7 +66,7 @@ def records(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, source):
+def tokens(tmp_path_factory, source):
     folder = tmp_path_factory.mktemp("tokens")
     assert write(folder, source) == COUNT
     return folder
@@ -77,18 +78,18 @@ def shards(folder):
     }
 
 
-def test_records_are_the_images_tokens_in_their_order(whole, source, encode):
-    read = records(whole)
+def test_records_are_the_tokens_of_the_images_in_order(tokens, source, encode):
+    read = records(tokens)
     assert [record["label"] for record in read] == source.arrays["label"].tolist()
     crops = [transforms.centre_crop(image, SIZE) for image in source.arrays["image"]]
     np.testing.assert_array_equal([record["codes"] for record in read], encode(crops))
     assert read[0].keys() == {"codes", "label"} and read[0]["codes"].shape == (4, 4, 1)
 
 
-def test_the_files_are_shards_and_a_manifest(whole):
-    names = sorted(path.name for path in whole.iterdir())
+def test_the_files_are_shards_and_a_manifest(tokens):
+    names = sorted(path.name for path in tokens.iterdir())
     assert names == ["manifest.json", *(f"tokens-0000{n}-of-00005.array_record" for n in range(5))]
-    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest = json.loads((tokens / "manifest.json").read_text())
     assert (
         manifest["records"] == COUNT
         and manifest["image_size"] == SIZE
@@ -143,7 +144,7 @@ def test_random_crops_are_those_the_loader_shows(tmp_path, source, encode, flips
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_batch_sizes_and_damaged_images(tmp_path, source, whole, batch_size):
+def test_batch_sizes_and_damaged_images(tmp_path, source, tokens, batch_size):
     class Damaged(ArraySource):
         def __getitem__(self, index):
             if index in (4, 22):
@@ -151,15 +152,15 @@ def test_batch_sizes_and_damaged_images(tmp_path, source, whole, batch_size):
             return super().__getitem__(index)
 
     assert write(tmp_path / "fine", source, batch_size=batch_size) == COUNT
-    assert shards(tmp_path / "fine") == shards(whole)
+    assert shards(tmp_path / "fine") == shards(tokens)
     write(tmp_path / "damaged", Damaged(source.arrays, source.class_names), batch_size=batch_size)
-    good, expected = records(tmp_path / "damaged"), records(whole)
+    good, expected = records(tmp_path / "damaged"), records(tokens)
     expected[4], expected[22] = expected[5], expected[0]
     for a, b in zip(good, expected, strict=True):
         assert a["label"] == b["label"] and (a["codes"] == b["codes"]).all()
 
 
-def test_killed_it_goes_on_after_the_last_whole_shard(tmp_path, source, whole, monkeypatch):
+def test_a_killed_command_resumes_after_the_last_complete_shard(tmp_path, source, tokens, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -172,17 +173,17 @@ def test_killed_it_goes_on_after_the_last_whole_shard(tmp_path, source, whole, m
     with pytest.raises(Killed):
         write(tmp_path, Dying(source.arrays, source.class_names), batch_size=1)
     left = sorted(shards(tmp_path))
-    assert 1 <= len(left) <= 3 and left == sorted(shards(whole))[: len(left)]
-    (tmp_path / left[0]).write_bytes(shards(whole)[left[0]][:-100])
+    assert 1 <= len(left) <= 3 and left == sorted(shards(tokens))[: len(left)]
+    (tmp_path / left[0]).write_bytes(shards(tokens)[left[0]][:-100])
     times = {name: (tmp_path / name).stat().st_mtime_ns for name in left[1:]}
     assert write(tmp_path, source) == COUNT - 5 * (len(left) - 1)
-    assert shards(tmp_path) == shards(whole)
+    assert shards(tmp_path) == shards(tokens)
     assert times == {name: (tmp_path / name).stat().st_mtime_ns for name in left[1:]}
     assert not list(tmp_path.glob(".*"))
     assert write(tmp_path, source) == 0
 
 
-def test_processes_write_shards_of_their_own(tmp_path, source, whole, monkeypatch):
+def test_processes_write_shards_of_their_own(tmp_path, source, tokens, monkeypatch):
     monkeypatch.setattr(token_writer.jax, "process_count", lambda: 2)
     for process, count in ((1, 10), (0, 13)):
         monkeypatch.setattr(token_writer.jax, "process_index", lambda process=process: process)
@@ -190,18 +191,18 @@ def test_processes_write_shards_of_their_own(tmp_path, source, whole, monkeypatc
         if process == 1:
             with pytest.raises(
                 UserError,
-                match=r"not finished: tokens-00000-of-00005\.array_record is missing; run the same tokenize",
+                match=r"not complete: tokens-00000-of-00005\.array_record is missing",
             ):
                 TokensSource(tmp_path)
-    assert shards(tmp_path) == shards(whole)
+    assert shards(tmp_path) == shards(tokens)
 
 
-def test_a_folder_holds_one_kind_of_tokens(tmp_path, source, whole):
+def test_a_folder_holds_one_kind_of_tokens(tmp_path, source, tokens):
     with pytest.raises(
         UserError,
         match=r"holds other tokens \(versions was Versions.*\); give another folder, or delete it",
     ):
-        write(whole, source, Versions(flips=True))
+        write(tokens, source, Versions(flips=True))
     with pytest.raises(
         UserError, match="image_size must be a multiple of the tokenizer's downsampling 2, got 9"
     ):
@@ -224,14 +225,14 @@ def test_a_full_disk_is_one_line_and_leaves_no_shard(tmp_path, source, monkeypat
     monkeypatch.setattr(token_writer, "ArrayRecordWriter", FullDisk)
     with pytest.raises(
         UserError,
-        match=r"^cannot write the tokens .*-00000-of-.*array_record: write\(\) failed: No space left on device$",
+        match=r"^cannot write the tokens .*-00000-of-.*array_record: .*No space left on device$",
     ):
         write(tmp_path, source)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_as_a_data_source(whole):
-    config = DataConfig(source="tokens", path=str(whole))
+def test_as_a_data_source(tokens):
+    config = DataConfig(source="tokens", path=str(tokens))
     train, held_out = config.open_splits()
     assert (len(train), len(held_out)) == (22, 1)
     again = pickle.loads(pickle.dumps(train))
@@ -241,13 +242,13 @@ def test_as_a_data_source(whole):
         and batch["codes"].dtype == np.uint8
         and batch["label"].dtype == np.int32
     )
-    train, held_out = dataclasses.replace(config, held_out=str(whole)).open_splits()
+    train, held_out = dataclasses.replace(config, held_out=str(tokens)).open_splits()
     assert (len(train), len(held_out)) == (23, 23)
 
 
 @pytest.mark.slow
-def test_workers_and_resuming(whole):
-    source = TokensSource(whole)
+def test_workers_and_resuming(tokens):
+    source = TokensSource(tokens)
     threads, processes = (
         make_loader(source, batch_size=7, seed=1, workers=workers) for workers in (0, 2)
     )
@@ -260,38 +261,38 @@ def test_workers_and_resuming(whole):
     processes.close()
 
 
-def test_tokens_that_a_model_cannot_take(whole, tmp_path):
+def test_tokens_that_a_model_cannot_take(tokens, tmp_path):
     config = tiny_models.TOKENIZER
-    assert check_tokens(whole, config, PARAMS, SIZE).records == COUNT
+    assert check_tokens(tokens, config, PARAMS, SIZE).records == COUNT
     assert check_tokens(
-        whole, config, {"encoder": jax.tree.map(np.asarray, PARAMS["encoder"])}, SIZE
+        tokens, config, {"encoder": jax.tree.map(np.asarray, PARAMS["encoder"])}, SIZE
     )
     with pytest.raises(UserError, match="are of images of 8 pixels, and the model of 16"):
-        check_tokens(whole, config, PARAMS, 16)
+        check_tokens(tokens, config, PARAMS, 16)
     with pytest.raises(
         UserError, match=r"are of the tokenizer TokenizerConfig.*and the model's is"
     ):
-        check_tokens(whole, dataclasses.replace(config, ch=64), PARAMS, SIZE)
+        check_tokens(tokens, dataclasses.replace(config, ch=64), PARAMS, SIZE)
     other = jax.tree.map(lambda a: a + 1, PARAMS)
     with pytest.raises(
         UserError,
-        match=r"another tokenizer of the same sizes \(encoder [0-9a-f]{16}, the config's is [0-9a-f]{16}\)",
+        match=r"another tokenizer of the same sizes \(.*[0-9a-f]{16}, .*[0-9a-f]{16}\)",
     ):
-        check_tokens(whole, config, other, SIZE)
+        check_tokens(tokens, config, other, SIZE)
     with pytest.raises(
         UserError, match=r"no tokens in .*\(no manifest.json\); make them: python -m"
     ):
         check_tokens(tmp_path, config, PARAMS, SIZE)
 
 
-def test_manifests_that_cannot_be_read(tmp_path, whole):
-    text = (whole / "manifest.json").read_text()
+def test_manifests_that_cannot_be_read(tmp_path, tokens):
+    text = (tokens / "manifest.json").read_text()
     for changed, message in (
-        (text[:-20], "cannot be read: Input data was truncated; make the tokens anew"),
+        (text[:-20], "cannot be read: Input data was truncated; write the tokens again"),
         (text.replace('"records"', '"recordz"'), "unknown fields: recordz"),
         (
             text.replace('"format_version": 3', '"format_version": 1'),
-            "is of format 1, and this package reads 3; make the tokens anew$",
+            "has format 1, and this version reads 3; write the tokens again$",
         ),
     ):
         assert changed != text
@@ -301,18 +302,18 @@ def test_manifests_that_cannot_be_read(tmp_path, whole):
 
 
 @pytest.fixture
-def copy(tmp_path, whole):
+def copy(tmp_path, tokens):
     """Another folder of the same tokens, to be changed."""
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
+    return Path(shutil.copytree(tokens, tmp_path / "copy"))
 
 
 def shard(folder, number):
     return folder / f"tokens-0000{number}-of-00005.array_record"
 
 
-def flip(path, place):
+def flip(path, position):
     data = bytearray(path.read_bytes())
-    data[place] ^= 1  # more than half of so small a file is filling
+    data[position] ^= 1  # More than half of such a small file is padding.
     path.write_bytes(data)
 
 
@@ -322,30 +323,30 @@ def swap(folder):
     (folder / "aside").rename(shard(folder, 3))
 
 
-def test_swapped_shards_are_named_and_made_anew(copy, source, whole):
+def test_swapped_shards_are_named_and_replaced(copy, source, tokens):
     swap(copy)
     with pytest.raises(
         UserError,
-        match=r"00001-of-00005\.array_record is damaged \(shard is 3, not 1\); run the same tokenize command again",
+        match=r"00001-of-00005\.array_record is damaged \(shard is 3, not 1\)",
     ):
         TokensSource(copy)
     assert write(copy, source) == 10
-    assert shards(copy) == shards(whole)
+    assert shards(copy) == shards(tokens)
 
 
-def test_a_shard_of_other_tokens_or_without_a_seal_is_named(copy, whole, source, tmp_path):
+def test_a_shard_of_other_tokens_or_without_a_seal_is_named(copy, tokens, source, tmp_path):
     renamed = ArraySource(source.arrays, ("a", "b", "d"))
     write(tmp_path / "other", renamed)
     shutil.copy(shard(tmp_path / "other", 2), shard(copy, 2))
     with pytest.raises(
         UserError,
-        match=r"00002-of-00005\.array_record is damaged \(tokens is [0-9a-f]{16}, not [0-9a-f]{16}\)",
+        match=r"00002-of-00005\.array_record is damaged \(tokens is [0-9a-f]{16}, not ",
     ):
         TokensSource(copy)
     (copy / "manifest.json").write_bytes((tmp_path / "other" / "manifest.json").read_bytes())
     with pytest.raises(UserError, match=r"00000-of-00005\.array_record is damaged \(tokens is "):
         TokensSource(copy)
-    (copy / "manifest.json").write_bytes((whole / "manifest.json").read_bytes())
+    (copy / "manifest.json").write_bytes((tokens / "manifest.json").read_bytes())
     for records in ([b"x"] * 5, []):
         writer = ArrayRecordWriter(str(shard(copy, 2)), "group_size:1")
         for record in records:
@@ -356,15 +357,15 @@ def test_a_shard_of_other_tokens_or_without_a_seal_is_named(copy, whole, source,
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "problem"),
     [
         (lambda records: records[1:], "records is 4, not 5"),
         (lambda records: [records[1], records[0], *records[2:]], "checksum is "),
         (lambda records: [*records, records[0]], r"records is 6, not 5"),
     ],
 )
-def test_records_that_are_not_those_that_were_sealed(copy, source, change, complaint):
-    """The seal says how many of which contents come before it, and its own place how many there are."""
+def test_changed_records_do_not_match_the_seal(copy, source, change, problem):
+    """The seal has their number and checksum; its position is the actual number."""
     reader = ArrayRecordReader(str(shard(copy, 1)))
     *records, seal = reader.read_all()
     reader.close()
@@ -373,18 +374,18 @@ def test_records_that_are_not_those_that_were_sealed(copy, source, change, compl
     for record in [*changed, Seal.unpack(seal)._replace(records=len(changed)).pack()]:
         writer.write(record)
     writer.close()
-    with pytest.raises(UserError, match=rf"00001-of-00005\.array_record is damaged \({complaint}"):
+    with pytest.raises(UserError, match=rf"00001-of-00005\.array_record is damaged \({problem}"):
         TokensSource(copy)
     assert write(copy, source) == 5
 
 
-def test_a_flipped_bit_is_named_at_the_start_and_when_read(copy, source, whole):
+def test_a_flipped_bit_is_named_at_the_start_and_when_read(copy, source, tokens):
     opened = TokensSource(copy)
     flip(shard(copy, 1), 100)  # in the first record
-    message = r"tokens-00001-of-00005.array_record is damaged \(.*\); run the same tokenize command again, which makes it anew$"
+    message = r"tokens-00001-of-00005.array_record is damaged"
     with pytest.raises(UserError, match=message):
         [opened[index] for index in range(5, 10)]
     with pytest.raises(UserError, match=message):
         TokensSource(copy)
     assert write(copy, source) == 5
-    assert shards(copy) == shards(whole)
+    assert shards(copy) == shards(tokens)

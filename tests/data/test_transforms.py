@@ -59,7 +59,7 @@ def test_small_images_grow():
 
 
 def test_centre_crops_are_flipped_too():
-    """The flip of an image whose random crop has faded out is drawn all the same (paper 4.2)."""
+    """Images are still flipped when crops are no longer random (paper section 4.2)."""
     image, config, rng = (
         random_image(20, 33),
         AugmentConfig(min_crop=0.5, flip=0.5),
@@ -92,7 +92,7 @@ def test_a_long_strip_is_cropped_before_it_is_scaled(monkeypatch, turned):
     assert len(values) == 5 and largest == 256 * 256
 
 
-def test_a_strip_is_scaled_as_a_whole_image_is(monkeypatch):
+def test_only_the_cropped_part_of_a_long_image_is_scaled(monkeypatch):
     rng = np.random.default_rng(0)
     image = np.asarray(
         Image.fromarray(rng.integers(0, 256, (5, 90, 3), dtype=np.uint8)).resize((900, 50))
@@ -105,21 +105,22 @@ def test_a_strip_is_scaled_as_a_whole_image_is(monkeypatch):
 
 
 def test_random_crops_are_all_the_possible_ones():
-    """Every crop is one that ADM's rule allows, and every allowed one comes up, about as often as it should."""
-    image, size, draws = random_image(16, 18), 8, 3000
+    """Every crop is one that ADM's rule allows, and every allowed one comes up, about as often as
+    it should."""
+    image, size, samples = random_image(16, 18), 8, 3000
     allowed = collections.defaultdict(float)
     for shorter in (8, 9, 10):  # ceil(8 / 1) ... ceil(8 / 0.8)
         scaled = transforms.scale_shorter_side(image, shorter)
         tops, lefts = (length - size + 1 for length in scaled.shape[:2])
         for top in range(tops):
             for left in range(lefts):
-                allowed[scaled[top : top + size, left : left + size].tobytes()] += draws / (
+                allowed[scaled[top : top + size, left : left + size].tobytes()] += samples / (
                     3 * tops * lefts
                 )
 
     rng = np.random.default_rng(0)
     seen = collections.Counter(
-        transforms.random_crop(image, size, 0.8, rng).tobytes() for _ in range(draws)
+        transforms.random_crop(image, size, 0.8, rng).tobytes() for _ in range(samples)
     )
     assert set(seen) == set(allowed)
     for crop, expected in allowed.items():

@@ -199,7 +199,7 @@ def test_training_and_evaluation_see_the_same_images(tmp_path):
     (tmp_path / "train" / "cats" / "f.png").symlink_to(tmp_path / "elsewhere" / "e.tiff")
     images, source = FolderImages(tmp_path / "train"), FolderSource(tmp_path / "train")
     assert len(source) == len(images) == len(next(images.batches(9))) == 4
-    assert source.left_out == images.left_out == {".txt": 1}
+    assert source.skipped == images.skipped == {".txt": 1}
 
 
 @pytest.mark.parametrize("shape", [(-5, 4, 4, 3), (10**12, 4, 4, 3), (2, 10**6, 10**6, 3)])

@@ -1,4 +1,5 @@
-"""Weights that a run starts from: the right part of a folder, and one error for all that does not fit."""
+"""Weights that a run starts from: the right part of a folder, and one error for all that does not
+fit."""
 
 import dataclasses
 from pathlib import Path

@@ -22,7 +22,8 @@ from bitdance_jax.train.loop import train
 
 @pytest.fixture(scope="module")
 def run(toy):
-    """Trains the toy in a folder: 10 steps, of which every 2nd is logged, every 4th saved and every 5th drawn."""
+    """Trains the toy in a folder: 10 steps, of which every 2nd is logged, every 4th saved and every
+    5th drawn."""
 
     def run(workdir, task=None, optimizer=None, initial=None, hooks=(), **changes):
         settings = {"steps": 10, "log_every": 2, "save_every": 4, "preview_every": 5} | changes
@@ -77,7 +78,7 @@ def test_what_a_run_leaves(finished):
     assert (finished / "model/config.json").exists()
 
 
-def test_more_steps_go_on_from_the_last(run, finished):
+def test_more_steps_resume_from_the_last(run, finished):
     run(finished, steps=14, log_every=1)
     assert [int(row["step"]) for row in read(finished)] == [2, 4, 5, 6, 8, 10, 11, 12, 13, 14]
     assert json.loads((finished / "config.json").read_text())["run"]["steps"] == 14
@@ -87,20 +88,20 @@ def test_another_config_is_refused_by_name(run, finished):
     before = (finished / "config.json").read_bytes()
     with pytest.raises(
         UserError,
-        match=r"another config \(optimizer\.learning_rate was 0\.\d+, now 1\.0, run\.seed was 0, now 7\)",
+        match=r"\(optimizer\.learning_rate was 0\.\d+, now 1\.0, run\.seed was 0, now 7\)",
     ):
         run(finished, optimizer={"learning_rate": 1.0}, seed=7)
     assert (finished / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints"])
-def test_a_second_run_in_the_folder_or_with_its_checkpoints_is_refused(run, finished, place):
+@pytest.mark.parametrize("locked", ["run", "run/checkpoints"])
+def test_a_second_run_in_the_folder_or_with_its_checkpoints_is_refused(run, finished, locked):
     config = (finished / "config.json").read_bytes()
-    other = finished if place == "run" else finished.with_name("other")
-    with writer_lock(finished.parent / place, is_folder=True):
+    other = finished if locked == "run" else finished.with_name("other")
+    with writer_lock(finished.parent / locked, is_folder=True):
         with pytest.raises(
             UserError,
-            match=f"^another process is writing {finished.parent / place}; wait for it, or",
+            match=f"^another process is writing {finished.parent / locked}; wait for it, or",
         ):
             run(other, seed=7, checkpoints=str(finished / "checkpoints"))
     assert (finished / "config.json").read_bytes() == config
@@ -142,7 +143,7 @@ def test_a_new_run_starts_from_given_weights_and_a_resumed_one_does_not(run, tmp
     run(tmp_path, optimizer=still, initial=given, steps=2)
     params = model_folder.load(tmp_path / "model").params
     np.testing.assert_allclose(params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6)
-    assert np.std(params["fc1"]["kernel"]) > 0.5  # drawn
+    assert np.std(params["fc1"]["kernel"]) > 0.5  # random
     run(tmp_path, optimizer=still, initial={"fc1": {"bias": np.zeros(16, np.float32)}}, steps=4)
     np.testing.assert_allclose(
         model_folder.load(tmp_path / "model").params["fc1"]["bias"], given["fc1"]["bias"], rtol=1e-6

@@ -51,7 +51,7 @@ def test_an_incomplete_header_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("foreign", "kept"),
+    ("foreign", "steps"),
     [
         (b"step,loss\n1,0.5\n\xff\xfe\x00\n3,0.25\n", ["1", "3"]),
         (b"step,loss\n1,0.5\n2,0.\x80\n", ["1"]),
@@ -63,13 +63,15 @@ def test_an_incomplete_header_is_dropped(tmp_path):
         (b"\0" * 50, []),
     ],
 )
-def test_lines_that_are_no_rows_are_dropped_and_the_file_is_copied(tmp_path, capsys, foreign, kept):
+def test_lines_that_are_no_rows_are_dropped_and_the_file_is_copied(
+    tmp_path, capsys, foreign, steps
+):
     path = tmp_path / "metrics.csv"
     path.write_bytes(foreign)
     for attempt in ("metrics.csv.damaged", "metrics.csv.damaged_2"):
         path.write_bytes(foreign)
         MetricsFile(path, 10)
-        assert [row["step"] for row in read(path)] == kept
+        assert [row["step"] for row in read(path)] == steps
         assert (tmp_path / attempt).read_bytes() == foreign
         assert (
             f"{path} is damaged; it is copied to {tmp_path / attempt}," in capsys.readouterr().err

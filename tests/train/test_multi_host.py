@@ -1,4 +1,5 @@
-"""Two processes that train together, killed, stopped and failed, end as one that runs alone. Real processes, real signals.
+"""Two processes that train together, killed, stopped and failed, end as one that runs alone. Real
+processes, real signals.
 
 The tests share one run: each resumes it where the previous test stopped.
 """
@@ -72,7 +73,8 @@ def start(
 
 
 def free_job() -> int:
-    """The number of a job such that the port that JAX makes of it under Slurm and Open MPI is free."""
+    """The number of a job such that the port that JAX makes of it under Slurm and Open MPI is
+    free."""
     while True:
         job = random.randrange(4096)
         with socket.socket() as probe:
@@ -125,7 +127,8 @@ def wait_until(
 
 
 def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
-    """Until these processes, and not those before them, which may have come further, have logged a step."""
+    """Until these processes, and not those before them, which may have come further, have logged a
+    step."""
     started, path = time.time(), workdir / "metrics.csv"
     wait_until(
         processes,

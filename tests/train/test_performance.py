@@ -22,8 +22,8 @@ from bitdance_jax.train.task import Objective
 
 
 class TwoLayers(Objective):
-    """A trained layer of 8 x 16 on a frozen one of 4 x 8, rematerialized and scanned three times, and
-    a product of two trained factors."""
+    """A trained layer of 8 x 16 on a frozen one of 4 x 8, rematerialized and scanned three times,
+    and a product of two trained factors."""
 
     def init(self, key):
         return {"kernel": jnp.zeros((8, 16)), "bias": jnp.zeros(16)}
@@ -47,7 +47,8 @@ class TwoLayers(Objective):
 
 def test_what_trains_counts_three_times_less_the_gradients_that_nobody_asks_for():
     frozen, layer, square = 2 * 4 * 8, 2 * 8 * 16, 2 * 16
-    # The trained layer's input does not depend on the parameters: forward, and the weights' gradient.
+    # The trained layer's input does not depend on the parameters: forward, and the weights'
+    # gradient.
     assert training_flops(TwoLayers(), 5) == 5 * (frozen + 3 * (2 * layer + 3 * square))
 
 

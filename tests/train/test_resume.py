@@ -1,4 +1,5 @@
-"""A run that is killed or stopped, and started again, ends as if nothing had happened. Real processes, real signals."""
+"""A run that is killed or stopped, and started again, ends as if nothing had happened. Real
+processes, real signals."""
 
 import os
 import random
@@ -63,8 +64,8 @@ def images(workdir: Path) -> dict[str, bytes]:
     """Of every image of a run, its bytes; also of what a kill left of one."""
     files = [
         path
-        for place in (workdir, workdir / "images")
-        for path in place.iterdir()
+        for folder in (workdir, workdir / "images")
+        for path in folder.iterdir()
         if path.is_file()
     ]
     return {
@@ -93,7 +94,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     for name in (".bitdance_jax.0123456789abcdef", "images/.bitdance_jax.89abcdef01234567"):
-        (tmp_path / name).touch()  # as a kill while a preview is drawn leaves it
+        (tmp_path / name).touch()  # as after a kill during a preview
     finish(start(tmp_path))
     assert_same_run(uninterrupted, tmp_path)
 
@@ -102,7 +103,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")]
 )
-def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number, name):
+def test_a_signal_saves_and_a_message_says_how_to_resume(uninterrupted, tmp_path, number, name):
     process = start(tmp_path, seconds_a_step=0.02)
     wait_for_row(process, tmp_path, 10)
     process.send_signal(number)

@@ -87,15 +87,14 @@ def one_step(config: OptimizerConfig, scale: float = 1.0):
 
 
 def test_weight_decay_skips_what_it_must():
-    """Adam's first step is learning_rate x sign(gradient); decay takes learning_rate x weight_decay x weight besides."""
+    """Adam's first step is learning_rate x sign(gradient); decay takes learning_rate x weight_decay
+    x weight besides."""
     state, _ = one_step(
         OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=None)
     )
     expected = jax.tree.map(lambda x: 2.0 - 0.1, PARAMS)
     expected["layers"]["w1"]["kernel"] = expected["out"]["kernel"] = 2.0 - 0.1 - 0.1 * 0.5 * 2
-    jax.tree.map(
-        lambda want, got: np.testing.assert_allclose(got, want, rtol=1e-5), expected, state.params
-    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-5), expected, state.params)
 
 
 def test_ema_starts_from_the_initial_weights():

@@ -23,7 +23,8 @@ CONFIG = ClassConditionalTraining(
 
 @pytest.mark.parametrize(("setting", "narrow"), [("float32", False), ("compute", True)])
 def test_the_type_of_gradient_sums(setting, narrow):
-    """That of each product that gives a kernel's gradient, and of each sum that gives a bias's: in it devices add theirs."""
+    """That of each product that gives a kernel's gradient, and of each sum that gives a bias's: in
+    it devices add theirs."""
     run = dataclasses.replace(CONFIG.run, gradient_dtype=setting)
     program = training_step(dataclasses.replace(CONFIG, run=run), make_mesh())
     found: dict[tuple, set] = {}

@@ -1,4 +1,5 @@
-"""Signals that save a run and stop it. Whole runs that get them are in test_resume.py and test_multi_host.py."""
+"""Signals that save a run and stop it. Whole runs that get them are in test_resume.py and
+test_multi_host.py."""
 
 import os
 import signal

@@ -306,7 +306,7 @@ def test_the_number_of_images_is_reported_before_they_are_encoded(
     monkeypatch.setattr(class_conditional_training, "cached_latents", encode)
     data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
     ClassConditionalTask(dataclasses.replace(config, data=data))
-    others = "files left out by their ending: 9 (.heic 9)"
+    others = "other files skipped: 9 (.heic 9)"
     assert reported == [f"26 images in 9 classes to train on, 1 held out; {others}\n", ""]
     assert capsys.readouterr().err == ""
 

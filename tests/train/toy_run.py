@@ -1,6 +1,8 @@
-"""Trains a little MLP, as processes that the tests can kill: `python toy_run.py WORKDIR STEPS SECONDS_A_STEP [FULL_AT]`.
+"""Trains a little MLP, as processes that the tests can kill: `python toy_run.py WORKDIR STEPS
+SECONDS_A_STEP [FULL_AT]`.
 
-Several of them find each other as those of train.py do. FULL_AT: the batch at which process 1's disk is full.
+Several of them find each other as those of train.py do. FULL_AT: the batch at which process 1's
+disk is full.
 """
 
 import errno
@@ -27,7 +29,8 @@ ROWS, BATCH = 40, 8
 
 
 class ToyObjective(Objective):
-    """Regression of a fixed function with a noisy loss: it shows any slip of the data's order or of the noise."""
+    """Regression of a fixed function with a noisy loss: it shows any slip of the data's order or of
+    the noise."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -76,8 +79,8 @@ class ToyBatches:
         time.sleep(self._seconds)
         if self._next == self._full_at and jax.process_index() == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        epoch, place = divmod(self._next, ROWS // BATCH)
-        order = np.random.default_rng(epoch).permutation(ROWS)[place * BATCH :][:BATCH]
+        epoch, batch = divmod(self._next, ROWS // BATCH)
+        order = np.random.default_rng(epoch).permutation(ROWS)[batch * BATCH :][:BATCH]
         self._next += 1
         return {"x": self._x[order[self._rows]]}
 
@@ -123,7 +126,7 @@ class ToyTask:
 
 
 def training_config(workdir: Path | str, steps: int, **run_changes: object) -> TrainingConfig:
-    """Saves every 7 steps. The weights are cut over the devices there are."""
+    """Saves every 7 steps. The weights are sharded over all devices."""
     run_config = RunConfig(
         **{
             "workdir": str(workdir),
