@@ -332,7 +332,7 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
         schedule = learning_rate_schedule(config.optimizer, config.run.steps)
         optimizer = make_optimizer(config.optimizer, schedule, objective)
         decay = config.optimizer.ema_decay
-        step: Any = make_train_step(objective, optimizer, schedule, mesh, ema_decay=decay)
+        step: Any = make_train_step(objective, optimizer, schedule, mesh=mesh, ema_decay=decay)
         state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(0))
         state = jax.device_put(state, sharding.shardings(mesh, state))
         rng = np.random.default_rng(0)

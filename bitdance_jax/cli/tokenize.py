@@ -104,8 +104,8 @@ def _tokenize(arguments: Arguments) -> None:
         count = tokenize(
             source,
             tokenizer.params,
-            folder,
-            manifest,
+            folder=folder,
+            manifest=manifest,
             batch_size=arguments.batch_size,
             workers=arguments.data.workers,
         )

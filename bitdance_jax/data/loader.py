@@ -241,7 +241,7 @@ def _load(
         return {"codes": _version(record, augment, rng, crop), "label": label}, skipped
     image = record["image"]
     if image_size is not None and augment is not None:
-        image = transforms.augment(image, image_size, augment, rng, crop=crop)
+        image = transforms.augment(image, image_size, augment, rng=rng, crop=crop)
     elif image_size is not None:
         image = transforms.centre_crop(image, image_size)
     return {"image": image, "label": label}, skipped

@@ -114,9 +114,9 @@ def prepare(folder: Path, manifest: Manifest) -> None:
 def tokenize(
     source: ImageSource,
     params: Any,
+    *,
     folder: Path,
     manifest: Manifest,
-    *,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
 ) -> int:
@@ -185,7 +185,7 @@ class _Crops:
         crops = [centre, centre[:, ::-1]] if versions.flips else [centre]
         for version in range(versions.crops):
             rng = np.random.default_rng((versions.seed, version, index))
-            crops.append(transforms.augment(record["image"], self._size, versions.augment, rng))
+            crops.append(transforms.augment(record["image"], self._size, versions.augment, rng=rng))
         return {"image": np.stack(crops), "label": np.int32(record["label"])}, skipped
 
 

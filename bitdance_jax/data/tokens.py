@@ -217,7 +217,7 @@ def images_fingerprint(source: ImageSource) -> str:
 
 
 def check_tokens(
-    folder: str | os.PathLike[str], config: TokenizerConfig, params: Any, image_size: int
+    folder: str | os.PathLike[str], config: TokenizerConfig, params: Any, *, image_size: int
 ) -> Manifest:
     """The manifest of tokens, after a check that a model can train on them.
 

@@ -36,7 +36,7 @@ def centre_crop(
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "H W 3"], size: int, min_crop: float, rng: np.random.Generator
+    image: UInt8[np.ndarray, "H W 3"], size: int, *, min_crop: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """A random square scaled to `size`, whose side is between `min_crop` and 1 of the shorter
     side."""
@@ -85,12 +85,16 @@ def augment(
     image: UInt8[np.ndarray, "H W 3"],
     size: int,
     config: AugmentConfig,
-    rng: np.random.Generator,
     *,
+    rng: np.random.Generator,
     crop: bool = True,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """A random crop, or the centre crop unless `crop`; flipped with probability `config.flip`."""
-    image = random_crop(image, size, config.min_crop, rng) if crop else centre_crop(image, size)
+    image = (
+        random_crop(image, size, min_crop=config.min_crop, rng=rng)
+        if crop
+        else centre_crop(image, size)
+    )
     return image[:, ::-1] if rng.random() < config.flip else image
 
 

@@ -70,7 +70,7 @@ class _Gathering(NamedTuple):
     original: jnp.dtype
 
 
-def gathered(kernel: Array, name: str, dtype: DTypeLike, sums: DTypeLike | None = None) -> Array:
+def gathered(kernel: Array, name: str, dtype: DTypeLike, *, sums: DTypeLike | None = None) -> Array:
     """A parameter in the compute type, gathered over "fsdp" and still sharded over "tensor".
 
     It is converted before it is gathered. Its gradient is reduced and scattered: each device gets

@@ -66,13 +66,13 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules = ()) -> Any:
 
     def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = "/".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
-        spec = parameter_spec(mesh, name, leaf.shape, rules) if name else P()
+        spec = parameter_spec(mesh, name, leaf.shape, rules=rules) if name else P()
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def parameter_spec(mesh: AnyMesh, name: str, shape: tuple[int, ...], rules: Rules = ()) -> P:
+def parameter_spec(mesh: AnyMesh, name: str, shape: tuple[int, ...], *, rules: Rules = ()) -> P:
     """The mesh axes of the parameter at a path such as "transformer/layers/mlp/w1/kernel".
 
     Warns once about a small parameter that no rule matches; it is replicated. Raises as

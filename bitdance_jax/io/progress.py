@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jax
 from tqdm import tqdm
 
 
@@ -112,3 +113,9 @@ class _Refresher:
                 )
             if sys.stderr.isatty():
                 self._bar.refresh()
+
+
+def report(message: str) -> None:
+    """Prints a line on stderr, above progress bars; process 0 alone."""
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)

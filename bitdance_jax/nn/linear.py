@@ -34,7 +34,7 @@ class _Gathered:
         if isinstance(array, Int8Kernel):
             return jax.tree.map(lambda part: gathered(part, path, part.dtype), array)
         sums = gradient_sums.value if name == "kernel" else None
-        return gathered(array, path, self.dtype or array.dtype, sums)  # type: ignore[attr-defined]
+        return gathered(array, path, self.dtype or array.dtype, sums=sums)  # type: ignore[attr-defined]
 
 
 class _Linear(_Gathered):

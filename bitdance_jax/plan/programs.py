@@ -73,7 +73,7 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
         objective,
         optimizer,
         schedule,
-        mesh,
+        mesh=mesh,
         ema_decay=config.optimizer.ema_decay,
         accumulate=run.accumulate,
         gradient_dtype=run.gradient_dtype,

@@ -1,7 +1,6 @@
 """Training the class-conditional model on the bits of a frozen tokenizer (paper section 4.2)."""
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from bitdance_jax.config import (
     AugmentConfig,
@@ -22,11 +20,12 @@ from bitdance_jax.config import (
 from bitdance_jax.config.plain import PathName
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.records import ImageSource
-from bitdance_jax.data.tokens import Versions, check_tokens, encoder_fingerprint
+from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.distributed.constraints import map_rows
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
+from bitdance_jax.io.progress import report
 from bitdance_jax.models.class_conditional import (
     ClassConditional,
     class_conditional_loss,
@@ -37,7 +36,7 @@ from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
-from bitdance_jax.train.frozen_tokenizer import load_tokenizer
+from bitdance_jax.train.frozen_tokenizer import load_tokenizer, report_other_tokenizer
 from bitdance_jax.train.image_task import (
     ImageTask,
     TaskData,
@@ -118,32 +117,19 @@ class ClassConditionalTraining(TrainingConfig):
                 f"init {folder} holds a {kind} model, and this run trains a class_conditional one"
             )
         saved = model_lookup.load(folder).params
-        self._compare_tokenizers(folder, saved["tokenizer"])
+        report_other_tokenizer(
+            folder, saved["tokenizer"], load_tokenizer(self.tokenizer, self.model.tokenizer)
+        )
         params = dict(saved["model"])
         classes = len(params["class_embedding"]["embedding"]) - 1
         if classes == self.model.num_classes:
             return params, frozenset()
-        _report(
+        report(
             f"{folder} has {classes} classes and this run {self.model.num_classes}: "
             "the class embedding is initialized randomly"
         )
         del params["class_embedding"]
         return params, frozenset([CLASS_EMBEDDING])
-
-    def _compare_tokenizers(self, folder: str, params: Params) -> None:
-        """Reports if the weights in `folder` were trained on another tokenizer's bits."""
-
-        def encoder(params: Params) -> str:
-            # Exported weights may be rounded.
-            rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params["encoder"])
-            return encoder_fingerprint(self.model.tokenizer, {"encoder": rounded})
-
-        tokenizer = load_tokenizer(self.tokenizer, self.model.tokenizer)
-        if encoder(tokenizer.params) != encoder(params):
-            _report(
-                f"note: the weights of {folder} were trained on the bits of another tokenizer "
-                f"than {self.tokenizer}"
-            )
 
 
 class ClassConditionalObjective(Objective):
@@ -283,16 +269,22 @@ class ClassConditionalTask(ImageTask):
             )
         if not data.cache_latents:
             return train, held_out
-        workdir, size, flips = Path(config.run.workdir), config.model.image_size, data.augment.flip
-        return (
-            cached_latents(workdir / "tokens_train", train, self._tokenizer, size, flips > 0),
-            cached_latents(workdir / "tokens_heldout", held_out, self._tokenizer, size, flips > 0),
-        )
+        workdir = Path(config.run.workdir)
+        size = config.model.image_size
+        flips = data.augment.flip > 0
+
+        def cached(name: str, source: ImageSource) -> ImageSource:
+            folder = workdir / name
+            return cached_latents(folder, source, self._tokenizer, image_size=size, flips=flips)
+
+        return cached("tokens_train", train), cached("tokens_heldout", held_out)
 
     def _check_tokens(self) -> None:
-        data, size = self._config.data, self._config.model.image_size
+        data = self._config.data
+        size = self._config.model.image_size
+        tokenizer = self._tokenizer
         for folder in filter(None, (data.path, data.held_out)):
-            manifest = check_tokens(folder, self._tokenizer.config, self._tokenizer.params, size)
+            manifest = check_tokens(folder, tokenizer.config, tokenizer.params, image_size=size)
             if folder == data.path:
                 _note_missing_flips(folder, manifest.versions, data.augment)
 
@@ -301,12 +293,7 @@ def _note_missing_flips(folder: str, versions: Versions, augment: AugmentConfig)
     """Reports tokens of unflipped centre crops, if training asks for flipped ones."""
     shows_centre = not versions.crops or augment.decay_start is not None
     if augment.flip and shows_centre and not versions.flips:
-        _report(
+        report(
             f"note: the tokens in {folder} hold no mirror images, so centre crops are not flipped; "
             "write the tokens with flips=True"
         )
-
-
-def _report(message: str) -> None:
-    if jax.process_index() == 0:
-        tqdm.write(message, file=sys.stderr)

@@ -3,14 +3,20 @@
 import dataclasses
 import os
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from bitdance_jax.config import TokenizerConfig, from_dict
+from bitdance_jax.data.tokens import encoder_fingerprint
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder_hints, model_lookup
 from bitdance_jax.io.model_folder_hints import CONVERT
 from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
+from bitdance_jax.io.progress import report
 from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.train.task import Params
 
 
 def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
@@ -42,6 +48,27 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
             "tokenizer",
         )
     return tokenizer
+
+
+def report_other_tokenizer(folder: str, params: Params, tokenizer: Tokenizer) -> None:
+    """Reports if the weights in `folder` were trained on the bits of another tokenizer.
+
+    Args:
+      folder: of a class-conditional model.
+      params: of its tokenizer.
+      tokenizer: of this run.
+    """
+
+    def encoder(params: Params) -> str:
+        # Exported weights may be rounded.
+        rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params["encoder"])
+        return encoder_fingerprint(tokenizer.config, {"encoder": rounded})
+
+    if encoder(tokenizer.params) != encoder(params):
+        report(
+            f"note: the weights of {folder} were trained on the bits of another tokenizer "
+            "than that of this run"
+        )
 
 
 def _listed(config: TokenizerConfig, names: list[str]) -> str:

@@ -1,12 +1,10 @@
 """What the tasks share: batches of training and held-out records, and the model folder of a run."""
 
-import sys
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
@@ -14,6 +12,7 @@ from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.sources import summary
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.model_lookup import RunRecord
+from bitdance_jax.io.progress import report
 from bitdance_jax.train.task import Batch, Batches, Params
 
 
@@ -83,8 +82,7 @@ def open_splits(data: DataConfig) -> tuple[ImageSource, ImageSource]:
     """Training and held-out records; reports their numbers, before anything is computed from
     them."""
     train, held_out = data.open_splits()
-    if jax.process_index() == 0:
-        tqdm.write(summary(train, held_out), file=sys.stderr)
+    report(summary(train, held_out))
     return train, held_out
 
 

@@ -23,7 +23,7 @@ def unpack(packed: UInt8[Array, "B h w bytes"], bits: int) -> Float[Array, "B h 
 
 
 def cached_latents(
-    folder: Path, source: ImageSource, tokenizer: Tokenizer, image_size: int, flips: bool
+    folder: Path, source: ImageSource, tokenizer: Tokenizer, *, image_size: int, flips: bool
 ) -> TokensSource:
     """Tokens of the centre crop of every image, and with `flips` of its mirror image.
 
@@ -50,7 +50,7 @@ def cached_latents(
 
     with multihost.entered_on_process_0(writer_lock(folder, is_folder=True)):
         multihost.on_process_0(begin)
-        tokenize(source, tokenizer.params, folder, manifest)
+        tokenize(source, tokenizer.params, folder=folder, manifest=manifest)
         multihost.all_true(True)  # Waits for the others' shards.
     return TokensSource(folder)
 

@@ -1,6 +1,5 @@
 """The training loop: restores or initializes the state, trains, calls hooks, exports the model."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -9,20 +8,18 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.consistency import check_same_config, fingerprint
 from bitdance_jax.distributed.mesh import check_batch, local_rows, make_mesh, put_batch
 from bitdance_jax.errors import ResourceError
 from bitdance_jax.io.paths import make_folder
-from bitdance_jax.io.progress import Progress
+from bitdance_jax.io.progress import Progress, report
 from bitdance_jax.perf import hardware
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.evaluation import on_host
 from bitdance_jax.train.hooks import Hook, HookRunner, RunContext
 from bitdance_jax.train.loop_hooks import EvaluationHook, loop_hooks
-from bitdance_jax.train.performance import Speedometer, peak_flops, training_flops
 from bitdance_jax.train.run_folder import check_config, only_run, record_config
 from bitdance_jax.train.state import (
     TrainState,
@@ -89,9 +86,9 @@ def train(
             state, metrics = _train_steps(task, config, mesh, checkpoints, initial, hooks)
         params, step = on_host(state.ema, mesh), int(state.step)
         if jax.process_index() == 0:
-            _report(f"writing the model folder {workdir / 'model'}")
+            report(f"writing the model folder {workdir / 'model'}")
             task.export(params, str(workdir / "model"), step=step, metrics=metrics)
-    _report(f"trained {step} steps; the model is in {workdir / 'model'}")
+    report(f"trained {step} steps; the model is in {workdir / 'model'}")
 
 
 def _train_steps(
@@ -111,27 +108,20 @@ def _train_steps(
     )
     start = int(state.step)
     if start:
-        _report(f"resuming {run.workdir} after step {start}")
+        report(f"resuming {run.workdir} after step {start}")
 
     frozen = sharding.put(mesh, task.frozen, task.objective.sharding_rules)
     feed = _Feed(
         task.batches(local_rows(mesh, task.batch_size)), iterator_state, mesh, task.batch_size
     )
     evaluation = EvaluationHook(run.preview_every)
-    speedometer = _make_speedometer(task, mesh)
     shown = jax.process_index() == 0
     with (
         closing(Progress(run.steps, "step", "training", initial=start, shown=shown)) as progress,
         StopSignals() as signals,
     ):
         context = RunContext(task, config, mesh, frozen, start, progress)
-        all_hooks = loop_hooks(
-            context,
-            checkpoints=checkpoints,
-            evaluation=evaluation,
-            speedometer=speedometer,
-            hooks=hooks,
-        )
+        all_hooks = loop_hooks(context, checkpoints=checkpoints, evaluation=evaluation, hooks=hooks)
         with HookRunner(all_hooks, context) as runner:
             for step in range(start + 1, run.steps + 1):
                 runner.before_step(step, state)
@@ -162,7 +152,7 @@ def _make_step(
         task.objective,
         optimizer,
         schedule,
-        mesh,
+        mesh=mesh,
         ema_decay=config.optimizer.ema_decay,
         accumulate=run.accumulate,
         gradient_dtype=run.gradient_dtype,
@@ -191,14 +181,6 @@ def _restore_or_init(
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
     )
     return init(key, sharding.put(mesh, initial or {}, objective.sharding_rules)), None
-
-
-def _make_speedometer(task: Task, mesh: Mesh) -> Speedometer:
-    peak = peak_flops(mesh)
-    if peak is None:
-        kind = mesh.devices.flat[0].device_kind
-        _report(f"model FLOP utilisation is not reported: the peak of {kind} is not known")
-    return Speedometer(task.batch_size, training_flops(task.objective, task.batch_size), peak)
 
 
 class _Feed:
@@ -243,8 +225,3 @@ def _disk_full_as_resource_error(folders: str) -> Iterator[None]:
                 "it resumes"
             ) from error
         raise
-
-
-def _report(message: str) -> None:
-    if jax.process_index() == 0:
-        tqdm.write(message, file=sys.stderr)

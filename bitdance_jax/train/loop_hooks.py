@@ -7,12 +7,13 @@ from pathlib import Path
 import jax
 
 from bitdance_jax.errors import UserError
+from bitdance_jax.io.progress import report
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.divergence import DivergenceCheck
 from bitdance_jax.train.evaluation import Evaluation, on_one_device
 from bitdance_jax.train.hooks import Hook, RunContext, StepResult
 from bitdance_jax.train.metrics import MetricsWriter
-from bitdance_jax.train.performance import Speedometer, memory
+from bitdance_jax.train.performance import Speedometer, memory, peak_flops, training_flops
 from bitdance_jax.train.profiling import ProfileHook
 from bitdance_jax.train.state import TrainState
 
@@ -22,7 +23,6 @@ def loop_hooks(
     *,
     checkpoints: Checkpoints,
     evaluation: "EvaluationHook",
-    speedometer: Speedometer,
     hooks: Sequence[Hook] = (),
 ) -> list[Hook]:
     """All hooks of a run, in order: the loop's own around the caller's `hooks`."""
@@ -30,7 +30,7 @@ def loop_hooks(
     return [
         ProfileHook(run.config.profile),
         DivergenceHook(intervals.spike, checkpoints),
-        SpeedHook(speedometer),
+        SpeedHook(),
         ProgressHook(),
         evaluation,
         PreviewHook(intervals.preview_every),
@@ -74,13 +74,16 @@ class SpeedHook(Hook):
 
     every = None
 
-    def __init__(self, speedometer: Speedometer) -> None:
-        self._speedometer = speedometer
-        self._start = 0
-        self._running = False
-
     def start(self, run: RunContext) -> None:
+        peak = peak_flops(run.mesh)
+        if peak is None:
+            kind = run.mesh.devices.flat[0].device_kind
+            report(f"model FLOP utilisation is not reported: the peak of {kind} is not known")
+        batch_size = run.task.batch_size
+        flops = training_flops(run.task.objective, batch_size)
+        self._speedometer = Speedometer(batch_size, flops, peak)
         self._start = run.start
+        self._running = False
 
     def before_step(self, step: int, state: TrainState) -> None:
         # The first step compiles.

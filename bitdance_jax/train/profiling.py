@@ -1,11 +1,10 @@
 """A trace of some of a run's steps: what host and devices do, and when."""
 
-import sys
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
+from bitdance_jax.io.progress import report
 from bitdance_jax.train.hooks import Hook, RunContext
 from bitdance_jax.train.state import TrainState
 
@@ -26,7 +25,7 @@ class ProfileHook(Hook):
     def start(self, run: RunContext) -> None:
         self._folder = Path(run.config.run.workdir) / "profile"
         if self._steps is not None and self._steps[1] <= run.start:
-            _report(f"no trace is written: the run is past step {self._steps[1]}")
+            report(f"no trace is written: the run is past step {self._steps[1]}")
 
     def before_step(self, step: int, state: TrainState) -> None:
         """Starts or ends the trace if it is time to; both wait for the devices."""
@@ -54,11 +53,7 @@ class ProfileHook(Hook):
         self._running = False
         jax.profiler.stop_trace()
         trace = max(self._folder.glob("plugins/profile/*/perfetto_trace.json.gz"))
-        _report(
+        report(
             f"trace written: open {trace} at https://ui.perfetto.dev, "
             f"or `pip install xprof` and `xprof --logdir {self._folder}`"
         )
-
-
-def _report(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)

@@ -40,7 +40,9 @@ def test_the_emoji_on_four_devices(tmp_path):
     )
     source = TokensSource(tmp_path / "tokens")
     assert len(source) == 1906 and source[1905].keys() == {"codes", "codes_flipped", "label"}
-    check_tokens(tmp_path / "tokens", tiny_models.TOKENIZER, tiny_models.tokenizer_params(), 16)
+    check_tokens(
+        tmp_path / "tokens", tiny_models.TOKENIZER, tiny_models.tokenizer_params(), image_size=16
+    )
 
     images = np.stack(
         [centre_crop(image, 16) for image in EmojiSource("all").arrays["image"][-50:]]

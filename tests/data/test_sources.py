@@ -108,10 +108,10 @@ def test_damaged_image_is_named_when_read(folder):
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
-    with pytest.raises(UserError, match=r"no image folder at .*absent; give a folder"):
+    with pytest.raises(UserError, match=r"no image folder at .*absent; use a folder"):
         sources.FolderSource(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no sub-folders; put the images"):
+    with pytest.raises(UserError, match="empty has no sub-folders"):
         sources.FolderSource(tmp_path / "empty")
     (tmp_path / "hollow" / "birds").mkdir(parents=True)
     with pytest.raises(UserError, match=r"class folder .*birds holds no images"):

@@ -96,7 +96,7 @@ def test_what_cannot_be_opened_is_one_line(data_dir, tmp_path, monkeypatch):
         TfdsSource("small_images", data_dir, "test")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
-        UserError, match=r"needs a package more: pip install 'bitdance_jax\[datasets\]'"
+        UserError, match=r"needs another package: pip install 'bitdance_jax\[datasets\]'"
     ):
         TfdsSource("small_images", data_dir, "train")
 

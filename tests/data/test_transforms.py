@@ -43,7 +43,7 @@ def test_nothing_to_crop_is_the_identity():
     image, config = random_image(64, 64), AugmentConfig(min_crop=1.0, flip=0.0)
     np.testing.assert_array_equal(transforms.centre_crop(image, 64), image)
     np.testing.assert_array_equal(
-        transforms.augment(image, 64, config, np.random.default_rng(0)), image
+        transforms.augment(image, 64, config, rng=np.random.default_rng(0)), image
     )
 
 
@@ -66,7 +66,7 @@ def test_centre_crops_are_flipped_too():
         np.random.default_rng(0),
     )
     centre = transforms.centre_crop(image, 8)
-    shown = {transforms.augment(image, 8, config, rng, crop=False).tobytes() for _ in range(20)}
+    shown = {transforms.augment(image, 8, config, rng=rng, crop=False).tobytes() for _ in range(20)}
     assert shown == {centre.tobytes(), centre[:, ::-1].tobytes()}
 
 
@@ -86,7 +86,7 @@ def test_a_long_strip_is_cropped_before_it_is_scaled(monkeypatch, turned):
     monkeypatch.setattr(Image.Image, "resize", watched)
     assert np.unique(transforms.centre_crop(image, 256)).tolist() == [0, 126]
     values = {
-        transforms.random_crop(image, 256, 0.8, np.random.default_rng(seed)).max()
+        transforms.random_crop(image, 256, min_crop=0.8, rng=np.random.default_rng(seed)).max()
         for seed in range(5)
     }
     assert len(values) == 5 and largest == 256 * 256
@@ -100,7 +100,11 @@ def test_only_the_cropped_part_of_a_long_image_is_scaled(monkeypatch):
     crops = []
     for longest in (transforms.LONGEST, 99):
         monkeypatch.setattr(transforms, "LONGEST", longest)
-        crops.append(transforms.random_crop(image, 24, 0.8, np.random.default_rng(1)).astype(int))
+        crops.append(
+            transforms.random_crop(image, 24, min_crop=0.8, rng=np.random.default_rng(1)).astype(
+                int
+            )
+        )
     assert np.abs(crops[0] - crops[1]).max() <= 1
 
 
@@ -120,7 +124,7 @@ def test_random_crops_are_all_the_possible_ones():
 
     rng = np.random.default_rng(0)
     seen = collections.Counter(
-        transforms.random_crop(image, size, 0.8, rng).tobytes() for _ in range(samples)
+        transforms.random_crop(image, size, min_crop=0.8, rng=rng).tobytes() for _ in range(samples)
     )
     assert set(seen) == set(allowed)
     for crop, expected in allowed.items():
@@ -139,7 +143,7 @@ def test_flips_mirror_left_and_right(crop):
     config = AugmentConfig(min_crop=1.0, flip=0.25)
     flips = 0
     for _ in range(1000):
-        result = transforms.augment(image, 8, config, rng, crop)
+        result = transforms.augment(image, 8, config, rng=rng, crop=crop)
         flipped = np.array_equal(result, image[:, ::-1])
         assert flipped or np.array_equal(result, image)
         flips += flipped

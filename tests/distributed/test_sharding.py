@@ -100,11 +100,11 @@ def test_rules_of_an_objective_come_before_the_table(name):
     mesh, shape = abstract(1, 2, 1), (3, 8, 8)
     rules = ((r"(adapter|out)/kernel", PartitionSpec(None, "fsdp")),)
     expected = PartitionSpec(None, None, "fsdp")
-    assert sharding.parameter_spec(mesh, name, shape, rules) == expected
+    assert sharding.parameter_spec(mesh, name, shape, rules=rules) == expected
     with sharding.extra_rules(rules):
         assert sharding.parameter_spec(mesh, name, shape) == expected
     with pytest.raises(ConfigError, match=name):
-        sharding.parameter_spec(mesh, name, (8,), rules)
+        sharding.parameter_spec(mesh, name, (8,), rules=rules)
 
 
 def test_a_large_parameter_that_does_not_divide_is_an_error():

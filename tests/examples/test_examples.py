@@ -74,5 +74,5 @@ def test_the_objective_has_a_sharding_rule():
     objective = load("objective").get_config().make_objective()
     shape = jax.eval_shape(objective.init, jax.random.key(0))["classifier"]["kernel"].shape
     mesh = AbstractMesh((1, 2, 1), AXES)
-    spec = parameter_spec(mesh, "classifier/kernel", shape, objective.sharding_rules)
+    spec = parameter_spec(mesh, "classifier/kernel", shape, rules=objective.sharding_rules)
     assert spec == PartitionSpec("fsdp", None)

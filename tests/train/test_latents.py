@@ -50,7 +50,7 @@ def test_packed_bits_are_unpacked(bits):
 
 def test_tokens_are_made_once(tmp_path, source, tokenizer, encoded):
     folder = tmp_path / "run" / "tokens"
-    cached = cached_latents(folder, source, tokenizer, SIZE, flips=True)
+    cached = cached_latents(folder, source, tokenizer, image_size=SIZE, flips=True)
     assert encoded == [20] and len(cached) == 20 and cached.class_names == source.class_names
     originals = source.arrays["image"]
     for name, images in (("codes", originals), ("codes_flipped", originals[:, :, ::-1])):
@@ -59,7 +59,7 @@ def test_tokens_are_made_once(tmp_path, source, tokenizer, encoded):
             np.packbits(tokenizer.encode(images) > 0, -1),
         )
     assert [cached[i]["label"] for i in range(20)] == source.arrays["label"].tolist()
-    again = cached_latents(folder, source, tokenizer, SIZE, flips=True)
+    again = cached_latents(folder, source, tokenizer, image_size=SIZE, flips=True)
     assert encoded == [20] and again[7].keys() == {"codes", "codes_flipped", "label"}
 
 
@@ -71,9 +71,9 @@ def test_another_tokenizer_source_size_or_choice_makes_them_again(
         changed[part]["conv_out"]["bias"] = changed[part]["conv_out"]["bias"] + 1
         return changed
 
-    cached_latents(tmp_path, source, tokenizer, SIZE, flips=True)
+    cached_latents(tmp_path, source, tokenizer, image_size=SIZE, flips=True)
     other_decoder = Tokenizer(tiny_models.TOKENIZER, params("decoder"))
-    cached_latents(tmp_path, source, other_decoder, SIZE, flips=True)
+    cached_latents(tmp_path, source, other_decoder, image_size=SIZE, flips=True)
     assert encoded == [20]
 
     other_encoder = Tokenizer(tiny_models.TOKENIZER, params("encoder"))
@@ -89,7 +89,7 @@ def test_another_tokenizer_source_size_or_choice_makes_them_again(
         (renamed, tokenizer, 4, False),
     ):
         encoded.clear()
-        cached = cached_latents(tmp_path, images, encoder, size, flips=flips)
+        cached = cached_latents(tmp_path, images, encoder, image_size=size, flips=flips)
         assert encoded == [20]
         assert (
             cached[0]["codes"].shape == (size // 2, size // 2, 1)
@@ -99,10 +99,10 @@ def test_another_tokenizer_source_size_or_choice_makes_them_again(
 
 @pytest.mark.parametrize("damaged", ["manifest.json", "tokens-00000-of-00001.array_record"])
 def test_damaged_files_are_made_again(tmp_path, source, tokenizer, encoded, damaged):
-    cached_latents(tmp_path, source, tokenizer, SIZE, flips=False)
+    cached_latents(tmp_path, source, tokenizer, image_size=SIZE, flips=False)
     complete = (tmp_path / damaged).read_bytes()
     for damage in (b"", complete[: len(complete) // 2]):
         encoded.clear()
         (tmp_path / damaged).write_bytes(damage)
-        cached_latents(tmp_path, source, tokenizer, SIZE, flips=False)
+        cached_latents(tmp_path, source, tokenizer, image_size=SIZE, flips=False)
         assert encoded == [20] and (tmp_path / damaged).read_bytes() == complete

@@ -12,10 +12,10 @@ import pytest
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.progress import Progress
+from bitdance_jax.train import loop_hooks as loop_hooks_module
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.hooks import HookRunner, RunContext
 from bitdance_jax.train.loop_hooks import EvaluationHook, loop_hooks
-from bitdance_jax.train.performance import Speedometer
 from bitdance_jax.train.state import TrainState
 
 
@@ -56,6 +56,7 @@ def record(toy, tmp_path, monkeypatch):
     """Calls the loop's hooks for steps with the given losses; returns the steps that were saved."""
     intervals = {"log_every": 8, "save_every": 20, "preview_every": 40}
     task, checkpoints = toy.ToyTask(), SavedSteps()
+    monkeypatch.setattr(loop_hooks_module, "peak_flops", lambda mesh: 1e12)
     monkeypatch.setattr(task, "preview", lambda *_: {"image": np.zeros((4, 4, 3), np.uint8)})
 
     def run(losses, start=0, stop_at=None, hooks=(), **changes):
@@ -67,7 +68,6 @@ def record(toy, tmp_path, monkeypatch):
             context,
             checkpoints=checkpoints,
             evaluation=FixedEvaluationHook(config.run.preview_every),
-            speedometer=Speedometer(32, flops=10, peak=1e12),
             hooks=hooks,
         )
         state = TrainState(jnp.int32(0), {}, {}, None)

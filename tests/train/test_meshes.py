@@ -58,7 +58,7 @@ def losses(mesh_config: MeshConfig, accumulate: int = 1) -> list[float]:
     schedule = learning_rate_schedule(CONFIG.optimizer, STEPS)
     optimizer = make_optimizer(CONFIG.optimizer, schedule, objective)
     step = make_train_step(
-        objective, optimizer, schedule, mesh, ema_decay=0.99, accumulate=accumulate
+        objective, optimizer, schedule, mesh=mesh, ema_decay=0.99, accumulate=accumulate
     )
     places = sharding.shardings(mesh, abstract_state(objective, optimizer, mesh))
     state = jax.jit(lambda key: init_state(objective, optimizer, key), out_shardings=places)(

@@ -81,7 +81,7 @@ def one_step(config: OptimizerConfig, scale: float = 1.0):
     objective = LinearObjective()
     schedule = learning_rate_schedule(config, 10)
     optimizer = make_optimizer(config, schedule, objective)
-    step = make_train_step(objective, optimizer, schedule, MESH, ema_decay=config.ema_decay)
+    step = make_train_step(objective, optimizer, schedule, mesh=MESH, ema_decay=config.ema_decay)
     state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(0))
     return step(state, {}, {"scale": jnp.full(2, scale)}, jax.random.key(0))
 
@@ -118,7 +118,9 @@ def test_the_step_gives_up_the_old_state(toy):
     task, config = toy.ToyTask(), toy.training_config("", 10).optimizer
     schedule = learning_rate_schedule(config, 10)
     optimizer = make_optimizer(config, schedule, task.objective)
-    step = make_train_step(task.objective, optimizer, schedule, MESH, ema_decay=config.ema_decay)
+    step = make_train_step(
+        task.objective, optimizer, schedule, mesh=MESH, ema_decay=config.ema_decay
+    )
     state = jax.jit(lambda key: init_state(task.objective, optimizer, key))(jax.random.key(0))
     step(state, {}, next(task.batches(np.arange(task.batch_size))), jax.random.key(1))
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))

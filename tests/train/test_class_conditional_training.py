@@ -1,22 +1,29 @@
-"""The two tasks at toy size on the emoji: training, previews, metrics and exported models."""
+"""Training the class-conditional model at toy size on the emoji, and what does not fit it."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny_models
-from random_params import random_params
+from short_training import (
+    ROWS,
+    SIZE,
+    STEPS,
+    check_batches,
+    decayed,
+    dtypes,
+    evaluate,
+    gradient_dtypes,
+    replace_run,
+    train,
+)
 
 import bitdance_jax
 from bitdance_jax.config import (
     AugmentConfig,
     ClassConditionalConfig,
-    MeshConfig,
-    OptimizerConfig,
     RunConfig,
     SamplerConfig,
     to_dict,
@@ -24,218 +31,21 @@ from bitdance_jax.config import (
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, Versions
-from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.psnr import psnr
-from bitdance_jax.io import image_files, model_folder
+from bitdance_jax.io import model_folder
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import PatchReader
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.solvers import EulerMaruyama
-from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import class_conditional_training
 from bitdance_jax.train.class_conditional_training import (
     ClassConditionalTask,
     ClassConditionalTraining,
 )
-from bitdance_jax.train.evaluation import Evaluation
-from bitdance_jax.train.state import init_state, make_optimizer
-from bitdance_jax.train.step import make_train_step
-from bitdance_jax.train.task import Batches, Objective, Task
 from bitdance_jax.train.tokenizer_training import (
-    TokenizerObjective,
-    TokenizerTask,
     TokenizerTraining,
 )
-
-
-SIZE = 16
-STEPS = 40
-ROWS = np.arange(16)
-MESH = make_mesh(MeshConfig(), jax.devices()[:1])
-
-
-def train(task, learning_rate, steps=STEPS):
-    """The state after some steps at a constant rate, and the loss of each."""
-    objective, schedule = task.objective, optax.constant_schedule(learning_rate)
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0), schedule, objective)
-    step = make_train_step(objective, optimizer, schedule, MESH, ema_decay=0.9)
-    state = jax.jit(partial(init_state, objective, optimizer))(jax.random.key(0))
-    batches, losses = task.batches(ROWS), []
-    for _ in range(steps):
-        state, metrics = step(state, task.frozen, next(batches), jax.random.key(1))
-        losses.append(float(metrics["loss"]))
-    return state, losses
-
-
-def evaluate(task, params):
-    return Evaluation(task, task.frozen, MESH).metrics(params)
-
-
-def gradient_dtypes(task, params):
-    keys, batch = jax.random.split(jax.random.key(0), 16), task.objective.abstract_batch(16)
-    gradients, _ = jax.eval_shape(
-        jax.grad(task.objective.loss, has_aux=True), params, task.frozen, batch, keys
-    )
-    return dtypes(gradients)
-
-
-def dtypes(tree):
-    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
-
-
-def replace_run(config, **changes):
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
-
-
-# The tokenizer
-
-
-TOKENIZER = TokenizerTraining(
-    run=RunConfig(workdir="unused", steps=STEPS),
-    model=tiny_models.TOKENIZER,
-    image_size=SIZE,
-    data=DataConfig(batch_size=16, augment=AugmentConfig(min_crop=0.9)),
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_task():
-    return TokenizerTask(TOKENIZER)
-
-
-@pytest.fixture(scope="module")
-def trained_tokenizer(tokenizer_task):
-    return train(tokenizer_task, 3e-3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer") / "model"
-    tokenizer_task.export(
-        trained_tokenizer[0].ema,
-        str(folder),
-        step=STEPS,
-        metrics=evaluate(tokenizer_task, trained_tokenizer[0].ema),
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def held_out():
-    return np.stack([centre_crop(record["image"], SIZE) for record in EmojiSource("heldout")])
-
-
-def test_make_task(tokenizer_task):
-    assert isinstance(TOKENIZER.make_task(), TokenizerTask)
-    assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(ROWS), Batches)
-    assert isinstance(tokenizer_task.objective, Objective)
-    assert tokenizer_task.steps_per_epoch == 1806 / 16
-
-
-def test_the_tokenizer_learns(trained_tokenizer):
-    state, losses = trained_tokenizer
-    assert np.mean(losses[-5:]) < 0.6 * losses[0]
-    assert dtypes((state.params, state.ema)) == {"float32"}
-
-
-def test_batches_are_what_the_objective_expects(tokenizer_task, task, uncached_task):
-    for each in (tokenizer_task, task, uncached_task):
-        for batch in (next(each.batches(ROWS)), next(each.held_out(ROWS))):
-            assert jax.eval_shape(lambda x: x, batch) == each.objective.abstract_batch(16)
-        assert jax.eval_shape(lambda x: x, each.frozen) == each.objective.abstract_frozen()
-        mine = next(each.batches(np.array([3, 4])))
-        jax.tree.map(
-            lambda x, y: np.testing.assert_array_equal(x, y[3:5]), mine, next(each.batches(ROWS))
-        )
-
-
-def test_psnr_of_the_task_and_of_the_exported_folder_agree(
-    tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
-):
-    """Measured on the first 96 held-out images (six batches) by the run, and outside of it."""
-    metrics = evaluate(tokenizer_task, trained_tokenizer[0].ema)
-    assert metrics == evaluate(tokenizer_task, trained_tokenizer[0].ema)
-    assert 8 < metrics["psnr"] < 30
-    tokenizer = bitdance_jax.Tokenizer.load(tokenizer_folder)
-    measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out[:96])), held_out[:96]))
-    assert measured == pytest.approx(metrics["psnr"], abs=0.01)
-
-    saved = model_folder.load(tokenizer_folder)
-    assert saved.metadata == {"steps": STEPS, "image_size": SIZE, "held_out": metrics}
-    assert saved.config["bits"] == 8 and saved.kind == "tokenizer"
-    jax.tree.map(
-        np.testing.assert_array_equal, saved.params, jax.device_get(trained_tokenizer[0].ema)
-    )
-
-
-def test_training_shows_in_the_psnr(tokenizer_task, trained_tokenizer):
-    untrained = tiny_models.tokenizer_params()
-    assert (
-        evaluate(tokenizer_task, trained_tokenizer[0].ema)["psnr"]
-        > evaluate(tokenizer_task, untrained)["psnr"] + 1
-    )
-
-
-def test_tokenizer_preview_shows_originals_over_reconstructions(
-    tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
-):
-    images = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
-    assert images.keys() == {"reconstructions"}
-    tokenizer = bitdance_jax.Tokenizer.load(tokenizer_folder)
-    originals = held_out[:16]
-    expected = image_files.grid(
-        np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16
-    )
-    assert images["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
-    np.testing.assert_array_equal(images["reconstructions"][: SIZE + 4], expected[: SIZE + 4])
-    difference = np.abs(images["reconstructions"].astype(int) - expected)
-    assert (
-        difference > 1
-    ).mean() < 0.01  # a bit at the edge of its sign may differ between batch sizes
-
-
-def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_out):
-    task = TokenizerTask(replace_run(TOKENIZER, export_dtype="bfloat16"))
-    task.export(trained_tokenizer[0].ema, str(tmp_path / "model"), step=STEPS, metrics={})
-    assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
-    exact, rounded = (
-        bitdance_jax.Tokenizer.load(tokenizer_folder),
-        bitdance_jax.Tokenizer.load(tmp_path / "model"),
-    )
-    codes = exact.encode(held_out[:8])
-    assert (rounded.encode(held_out[:8]) == codes).mean() > 0.9
-    assert np.mean(psnr(rounded.decode(codes), exact.decode(codes))) > 30
-
-
-def test_tokenizer_in_bfloat16(tokenizer_task, trained_tokenizer):
-    """Parameters and their gradients stay float32, and what is computed is nearly the same."""
-    task = TokenizerTask(replace_run(TOKENIZER, compute_dtype="bfloat16"))
-    assert dtypes(jax.eval_shape(task.objective.init, jax.random.key(0))) == {"float32"}
-    params = trained_tokenizer[0].ema
-    assert gradient_dtypes(task, params) == {"float32"}
-    rounded, exact = (evaluate(t, params)["psnr"] for t in (task, tokenizer_task))
-    assert rounded != exact and rounded == pytest.approx(exact, abs=0.3)
-
-
-def test_a_gan_decoder_gets_noise():
-    """Abstractly: the shapes fit in training and in evaluation."""
-    objective = TokenizerObjective(dataclasses.replace(TOKENIZER, model=tiny_models.GAN_TOKENIZER))
-    params = jax.eval_shape(objective.init, jax.random.key(0))
-    assert params["decoder"]["conv_in"]["kernel"].shape == (3, 3, 16, 32)
-    batch, keys = objective.abstract_batch(16), jax.random.split(jax.random.key(0), 16)
-    assert jax.eval_shape(objective.loss, params, {}, batch, keys)[0].shape == ()
-    assert jax.eval_shape(objective.reconstruct, params, batch["image"], keys).shape == (
-        16,
-        SIZE,
-        SIZE,
-        3,
-    )
-
-
-# The class-conditional model
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +85,11 @@ def uncached_task(config):
 @pytest.fixture(scope="module")
 def trained(task):
     return train(task, 3e-3)
+
+
+def test_batches_are_what_the_objective_expects(task, uncached_task):
+    check_batches(task)
+    check_batches(uncached_task)
 
 
 def test_the_model_learns(trained):
@@ -430,23 +245,6 @@ def test_remat_changes_no_shape(config, remat):
     assert jax.tree.map(lambda a: a.shape, gradients) == jax.tree.map(lambda a: a.shape, params)
 
 
-# Weight decay
-
-
-def decayed(task, params):
-    """Which parameters change in a step without gradients: a tree of bools."""
-    schedule = optax.constant_schedule(0.1)
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), schedule, task.objective)
-    gradients = jax.tree.map(np.zeros_like, params)
-    updates, _ = jax.jit(
-        lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params)
-    )(gradients, params)
-    params, updates = jax.device_get((params, updates))
-    for param, update in zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True):
-        assert not update.any() or np.allclose(update, -0.05 * param, rtol=1e-5)
-    return jax.tree.map(lambda update: update != 0, updates)
-
-
 def test_weight_decay_of_the_class_conditional_model(task):
     """Tensors of two or more dimensions, per layer, except connector, class embedding, query tokens
     (paper section 4.2)."""
@@ -460,15 +258,6 @@ def test_weight_decay_of_the_class_conditional_model(task):
     assert decays["transformer"]["layers_1"]["attention"]["qkv"]["kernel"].all()
     assert decays["position_embedding"].all()
     assert not decays["head"]["groups_0"]["blocks_1"]["mlp_norm"]["scale"].any()
-
-
-def test_weight_decay_of_the_tokenizer(tokenizer_task):
-    params = random_params(Autoencoder(tiny_models.TOKENIZER), jnp.zeros((1, 4, 4, 3)))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(decayed(tokenizer_task, params)):
-        assert leaf.all() if path[-1].key == "kernel" else not leaf.any(), path
-
-
-# Data and tokenizers that do not fit
 
 
 def error_message(config):
@@ -527,7 +316,9 @@ def test_no_tokenizer_of_the_imagenet_models(config, monkeypatch, tmp_path):
 
 
 def test_a_tokenizer_that_still_changes(config, tmp_path):
-    TokenizerTask(replace_run(TOKENIZER, workdir=str(tmp_path))).record.write(tmp_path)
+    run = RunConfig(workdir=str(tmp_path), steps=STEPS)
+    tokenizer = TokenizerTraining(run=run, model=tiny_models.TOKENIZER, image_size=SIZE)
+    tokenizer.make_task().record.write(tmp_path)
     (tmp_path / "checkpoints" / "500").mkdir(parents=True)
     assert "is not finished: its bits still change" in error_message(
         dataclasses.replace(config, tokenizer=str(tmp_path))

@@ -1,0 +1,181 @@
+"""Training the tokenizer at toy size on the emoji: losses, previews, exported models."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+from random_params import random_params
+from short_training import (
+    ROWS,
+    SIZE,
+    STEPS,
+    check_batches,
+    decayed,
+    dtypes,
+    evaluate,
+    gradient_dtypes,
+    replace_run,
+    train,
+)
+
+import bitdance_jax
+from bitdance_jax.config import (
+    AugmentConfig,
+    RunConfig,
+)
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.evaluate.psnr import psnr
+from bitdance_jax.io import image_files, model_folder
+from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.train.task import Batches, Objective, Task
+from bitdance_jax.train.tokenizer_training import (
+    TokenizerObjective,
+    TokenizerTask,
+    TokenizerTraining,
+)
+
+
+TOKENIZER = TokenizerTraining(
+    run=RunConfig(workdir="unused", steps=STEPS),
+    model=tiny_models.TOKENIZER,
+    image_size=SIZE,
+    data=DataConfig(batch_size=16, augment=AugmentConfig(min_crop=0.9)),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_task():
+    return TokenizerTask(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer(tokenizer_task):
+    return train(tokenizer_task, 3e-3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "model"
+    tokenizer_task.export(
+        trained_tokenizer[0].ema,
+        str(folder),
+        step=STEPS,
+        metrics=evaluate(tokenizer_task, trained_tokenizer[0].ema),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return np.stack([centre_crop(record["image"], SIZE) for record in EmojiSource("heldout")])
+
+
+def test_make_task(tokenizer_task):
+    assert isinstance(TOKENIZER.make_task(), TokenizerTask)
+    assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(ROWS), Batches)
+    assert isinstance(tokenizer_task.objective, Objective)
+    assert tokenizer_task.steps_per_epoch == 1806 / 16
+
+
+def test_the_tokenizer_learns(trained_tokenizer):
+    state, losses = trained_tokenizer
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    assert dtypes((state.params, state.ema)) == {"float32"}
+
+
+def test_batches_are_what_the_objective_expects(tokenizer_task):
+    check_batches(tokenizer_task)
+
+
+def test_psnr_of_the_task_and_of_the_exported_folder_agree(
+    tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
+):
+    """Measured on the first 96 held-out images (six batches) by the run, and outside of it."""
+    metrics = evaluate(tokenizer_task, trained_tokenizer[0].ema)
+    assert metrics == evaluate(tokenizer_task, trained_tokenizer[0].ema)
+    assert 8 < metrics["psnr"] < 30
+    tokenizer = bitdance_jax.Tokenizer.load(tokenizer_folder)
+    measured = np.mean(psnr(tokenizer.decode(tokenizer.encode(held_out[:96])), held_out[:96]))
+    assert measured == pytest.approx(metrics["psnr"], abs=0.01)
+
+    saved = model_folder.load(tokenizer_folder)
+    assert saved.metadata == {"steps": STEPS, "image_size": SIZE, "held_out": metrics}
+    assert saved.config["bits"] == 8 and saved.kind == "tokenizer"
+    jax.tree.map(
+        np.testing.assert_array_equal, saved.params, jax.device_get(trained_tokenizer[0].ema)
+    )
+
+
+def test_training_shows_in_the_psnr(tokenizer_task, trained_tokenizer):
+    untrained = tiny_models.tokenizer_params()
+    assert (
+        evaluate(tokenizer_task, trained_tokenizer[0].ema)["psnr"]
+        > evaluate(tokenizer_task, untrained)["psnr"] + 1
+    )
+
+
+def test_tokenizer_preview_shows_originals_over_reconstructions(
+    tokenizer_task, trained_tokenizer, tokenizer_folder, held_out
+):
+    images = tokenizer_task.preview(trained_tokenizer[0].ema, 40)
+    assert images.keys() == {"reconstructions"}
+    tokenizer = bitdance_jax.Tokenizer.load(tokenizer_folder)
+    originals = held_out[:16]
+    expected = image_files.grid(
+        np.concatenate([originals, tokenizer.decode(tokenizer.encode(originals))]), columns=16
+    )
+    assert images["reconstructions"].shape == expected.shape == (2 * (SIZE + 4), 16 * (SIZE + 4), 3)
+    np.testing.assert_array_equal(images["reconstructions"][: SIZE + 4], expected[: SIZE + 4])
+    difference = np.abs(images["reconstructions"].astype(int) - expected)
+    assert (
+        difference > 1
+    ).mean() < 0.01  # a bit at the edge of its sign may differ between batch sizes
+
+
+def test_export_in_bfloat16(trained_tokenizer, tokenizer_folder, tmp_path, held_out):
+    task = TokenizerTask(replace_run(TOKENIZER, export_dtype="bfloat16"))
+    task.export(trained_tokenizer[0].ema, str(tmp_path / "model"), step=STEPS, metrics={})
+    assert dtypes(model_folder.load(tmp_path / "model").params) == {"bfloat16"}
+    exact, rounded = (
+        bitdance_jax.Tokenizer.load(tokenizer_folder),
+        bitdance_jax.Tokenizer.load(tmp_path / "model"),
+    )
+    codes = exact.encode(held_out[:8])
+    assert (rounded.encode(held_out[:8]) == codes).mean() > 0.9
+    assert np.mean(psnr(rounded.decode(codes), exact.decode(codes))) > 30
+
+
+def test_tokenizer_in_bfloat16(tokenizer_task, trained_tokenizer):
+    """Parameters and their gradients stay float32, and what is computed is nearly the same."""
+    task = TokenizerTask(replace_run(TOKENIZER, compute_dtype="bfloat16"))
+    assert dtypes(jax.eval_shape(task.objective.init, jax.random.key(0))) == {"float32"}
+    params = trained_tokenizer[0].ema
+    assert gradient_dtypes(task, params) == {"float32"}
+    rounded, exact = (evaluate(t, params)["psnr"] for t in (task, tokenizer_task))
+    assert rounded != exact and rounded == pytest.approx(exact, abs=0.3)
+
+
+def test_a_gan_decoder_gets_noise():
+    """Abstractly: the shapes fit in training and in evaluation."""
+    objective = TokenizerObjective(dataclasses.replace(TOKENIZER, model=tiny_models.GAN_TOKENIZER))
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    assert params["decoder"]["conv_in"]["kernel"].shape == (3, 3, 16, 32)
+    batch, keys = objective.abstract_batch(16), jax.random.split(jax.random.key(0), 16)
+    assert jax.eval_shape(objective.loss, params, {}, batch, keys)[0].shape == ()
+    assert jax.eval_shape(objective.reconstruct, params, batch["image"], keys).shape == (
+        16,
+        SIZE,
+        SIZE,
+        3,
+    )
+
+
+def test_weight_decay_of_the_tokenizer(tokenizer_task):
+    params = random_params(Autoencoder(tiny_models.TOKENIZER), jnp.zeros((1, 4, 4, 3)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decayed(tokenizer_task, params)):
+        assert leaf.all() if path[-1].key == "kernel" else not leaf.any(), path
