@@ -18,7 +18,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from bitdance_jax.config import OptimizerConfig, RunConfig, TokenizerConfig
-from bitdance_jax.config.plain import Count, NotNegative
+from bitdance_jax.config.plain import Count, NotNegative, require
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.io import image_files
 from bitdance_jax.tokenizer import lfq
@@ -38,6 +38,10 @@ class ClassifyingTraining(TokenizerTraining):
 
     num_classes: Count
     classification: NotNegative = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.loss.adversarial == 0, "there is no adversarial loss here", "loss.adversarial")
 
     def make_objective(self) -> "ClassifyingObjective":
         return ClassifyingObjective(self)
@@ -66,16 +70,17 @@ class ClassifyingObjective(TokenizerObjective):
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         loss, metrics = super().loss(params, frozen, batch, keys)
-        classified = self._classify(params, batch)
+        classified = self._classify(params, frozen, batch)
         loss = loss + self._training.classification * classified["cross_entropy"]
         return loss, metrics | classified
 
     def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
-        return super().evaluate(params, frozen, batch, keys) | self._classify(params, batch)
+        return super().evaluate(params, frozen, batch, keys) | self._classify(params, frozen, batch)
 
-    def _classify(self, params: Params, batch: Batch) -> Metrics:
+    def _classify(self, params: Params, frozen: Params, batch: Batch) -> Metrics:
         pixels = image_files.to_model(batch["image"])
-        z: Any = self._autoencoder.apply({"params": params}, pixels, method="encode")
+        variables = {"params": frozen | params}
+        z: Any = self._autoencoder.apply(variables, pixels, method="encode")
         codes = lfq.quantize_straight_through(z).reshape(len(z), -1)
         logits = codes @ params["classifier"]["kernel"]
         labels = batch["label"]

@@ -169,16 +169,15 @@ class TokenizerObjective(Objective):
         step: jax.Array,
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         config = self._config.loss
-        terms: ImageTerms = {}
-        if config.adversarial:
-            weight = config.adversarial * (step >= config.discriminator.start)
-            if config.discriminator.adaptive:
-                weight *= self._adaptive_weight(params, auxiliary, frozen, batch, keys)
-            term = self._adversary.generator_term(auxiliary)
-            terms = {"adversarial": (weight, lambda fake, _: term(fake))}
+        if not config.adversarial:
+            return super().auxiliary_loss(params, auxiliary, frozen, batch, keys, step)
+        weight = config.adversarial * (step >= config.discriminator.start)
+        if config.discriminator.adaptive:
+            weight *= self._adaptive_weight(params, auxiliary, frozen, batch, keys)
+        term = self._adversary.generator_term(auxiliary)
+        terms: ImageTerms = {"adversarial": (weight, lambda fake, _: term(fake))}
         loss, metrics, reconstruction = self._loss(params, frozen, batch, keys, adversarial=terms)
-        outputs = jax.lax.stop_gradient(reconstruction) if config.adversarial else None
-        return loss, (metrics, outputs)
+        return loss, (metrics, jax.lax.stop_gradient(reconstruction))
 
     def update_auxiliary(
         self, auxiliary: Params, outputs: Any, batch: Batch, step: jax.Array

@@ -76,3 +76,13 @@ def test_the_objective_has_a_sharding_rule():
     mesh = AbstractMesh((1, 2, 1), AXES)
     spec = parameter_spec(mesh, "classifier/kernel", shape, rules=objective.sharding_rules)
     assert spec == PartitionSpec("fsdp", None)
+
+
+def test_the_objective_trains_its_classifier():
+    objective = load("objective").get_config().make_objective()
+    keys = jax.random.split(jax.random.key(0), 8)
+    step = jax.ShapeDtypeStruct((), np.int32)
+    params = jax.eval_shape(objective.init, keys[0])
+    arguments = params, {}, {}, objective.abstract_batch(8), keys, step
+    _, (metrics, _) = jax.eval_shape(objective.auxiliary_loss, *arguments)
+    assert {"l2", "cross_entropy", "accuracy"} <= metrics.keys()
