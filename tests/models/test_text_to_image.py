@@ -26,6 +26,7 @@ from bitdance_jax.config import (
     from_dict,
     to_dict,
 )
+from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.heads import dit
 from bitdance_jax.heads.flow_matching import FlowNoise
@@ -38,7 +39,9 @@ from bitdance_jax.models.text_to_image import (
     token_positions,
 )
 from bitdance_jax.nn import rope
+from bitdance_jax.pipelines.programs import read_prompts
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
 from bitdance_jax.sampling.next_patch import noise_from_keys, resolve
 from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.transformer import order
@@ -73,7 +76,7 @@ class Replayed(NamedTuple):
     ("name", "kind"), [(name, kind) for name in TEXT_TO_IMAGE for kind in ("cfg", "nocfg")]
 )
 def test_golden_samples(name, kind, monkeypatch):
-    """Every condition and value, and so every bit: reading the recorded bits, or our own, is then the same."""
+    """Every condition and value where the recorded bits are read, and every bit where our own are."""
     config, params, prompt = golden_models.text_to_image(name)
     recorded = golden_models.read(f"{name}/sample_{kind}")
     guidance, images = float(recorded["guidance"]), prompt["num_images"]
@@ -112,9 +115,21 @@ def test_golden_samples(name, kind, monkeypatch):
     rounded = lambda *sizes: frequencies(*sizes).astype(jnp.bfloat16).astype(np.float32)  # noqa: E731  golden/README.md
     monkeypatch.setattr(rope, "frequencies_1d", rounded)
     monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
-    # Ours with a loop of any length, as `TextToImage` runs it.
+    # Ours are the compiled sampler's, which users run, with the recorded noise in the place of its own.
+    read = functools.partial(read_prompts, TextToImage(config))
+    inputs = Inputs(
+        Prefixes(*(array[:images] for array in prefixes)),
+        (Prefixes(*(array[-1:] for array in prefixes)), xy),
+    )
+    options = {"solver": solver, "scales": scales, "num_patches": len(steps)}
+    arguments = params, inputs, np.zeros((images, 2), np.uint32)
+    monkeypatch.setattr(next_patch, "noise_of_images", lambda *_: lambda patch, _: noise[patch])
+    mesh = make_mesh(devices=jax.devices()[:1])
+    replaying = CompiledSampler(lambda *given: rounding.Replayed(read(*given), bits), mesh)
     with compiling.optimized():
-        ours = jax.jit(run)(params, len(steps))
+        [_, (state, _)] = replaying.states(*arguments, **options, every=len(steps))
+        ours = Replayed(state.cache[1], state.values)
+        sampled = np.asarray(CompiledSampler(read, mesh).sample(*arguments, **options))
     exact, others = rounding.in_float64(run)(params), rounding.other_runs(run, params)
     for i in steps:
         expected = recorded[f"step{i}.pre_sign"][: exact.values.shape[1]]
@@ -125,9 +140,10 @@ def test_golden_samples(name, kind, monkeypatch):
                 values, exact.values[i], [other.values[i] for other in others], f"patch {i}"
             )
     recorded_bits = np.asarray(bits)[:, : exact.values.shape[1]]
-    rounding.assert_bits(
-        np.asarray(ours.values), recorded_bits, exact.values, [other.values for other in others]
-    )
+    for values in (np.asarray(ours.values), sampled):
+        rounding.assert_bits(
+            values, recorded_bits, exact.values, [other.values for other in others]
+        )
 
 
 @pytest.mark.parametrize("name", TEXT_TO_IMAGE)
