@@ -4,9 +4,9 @@
     bitdance train examples/head.py --run.steps 20        # a trial
 
 It replaces the binary diffusion head in the paper's ablation of heads. A patch is sampled in one
-evaluation, every bit by itself, so the solver's settings are ignored. Inside the package, the config
-belongs beside `FlowHeadConfig`, and the entry of HEADS into `bitdance_jax/heads/make.py`; no other
-file has to know the head.
+evaluation, every bit by itself, so the solver's settings are ignored. Inside the package, the
+config belongs beside `FlowHeadConfig`, and the entry of HEADS into `bitdance_jax/heads/make.py`; no
+other file has to know the head.
 """
 
 from dataclasses import dataclass

@@ -26,7 +26,8 @@ from bitdance_jax.io import image_files
 class AdamsBashforth:
     """x <- x + dt ((1 + r / 2) v - r / 2 v_last) with r = dt / dt_last, on Euler's grid.
 
-    The first step has no last velocity. The last step lands on the head's prediction. Both are Euler's.
+    The first step has no last velocity. The last step lands on the head's prediction. Both are
+    Euler's.
 
     Attributes:
       num_steps: number of steps, and of evaluations.

@@ -1,6 +1,6 @@
 """Every size and hyper-parameter, as frozen dataclasses.
 
-A config is plain data: it turns to and from JSON (`to_dict`, `from_dict`) and is what `config.json` of a model folder holds.
+`to_dict` and `from_dict` convert them to and from the JSON of a model folder's `config.json`.
 """
 
 from bitdance_jax.config.data import AugmentConfig

@@ -28,14 +28,14 @@ class HeadConfig(Tagged):
 
 @dataclass(frozen=True)
 class FlowHeadConfig(HeadConfig):
-    """The binary diffusion head (paper 3.2): a DiT over the tokens of one patch, an MLP if a patch is one token.
+    """The binary diffusion head (paper 3.2): a DiT over the tokens of one patch.
 
-    In files it has no `kind`: it was the only head.
+    It is an MLP if a patch is one token. In files it has no `kind`: it was the first head.
 
     Attributes:
       width: width of the blocks.
       num_blocks: blocks in all groups together.
-      num_groups: adaLN linear layers; each is shared by `num_blocks / num_groups` consecutive blocks.
+      num_groups: adaLN linear layers, each shared by `num_blocks / num_groups` consecutive blocks.
       head_dim: size of an attention head (unused if a patch is one token).
       use_swiglu: SwiGLU inside the blocks, or Linear, silu, Linear.
       squash_output: map the output through 2 sigmoid(o) - 1 (the text-to-image heads).

@@ -1,6 +1,6 @@
 """Sizes of the tokenizer and of the class-conditional models; the released ones as named presets.
 
-Sizes are those of the paper (arXiv 2602.14041, tables of sections 3 and 4) and of the published release.
+Sizes are from the paper (arXiv 2602.14041, tables of sections 3 and 4) and the release.
 """
 
 import dataclasses
@@ -13,23 +13,23 @@ from bitdance_jax.errors import ConfigError
 
 
 MAX_LEVELS = 16
-"""Of a tokenizer: more, and one token would be larger than any image."""
+"""Of a tokenizer; with more, one token would be larger than any image."""
 
 MAX_SEQUENCE = 2**15
-"""Tokens of an image and its prefix, for whose pairs there is a mask."""
+"""Tokens of an image and its prefix; the mask has an entry for every pair."""
 
 MAX_TABLE = 2**28
-"""Numbers in the table of position embeddings, which is made before any weight."""
+"""Numbers in the table of position embeddings."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig(Config):
-    """The CNN tokenizer (paper 3.1). The field names after `bits` are those of the release's `ddconfig`.
+    """The CNN tokenizer (paper 3.1). Fields after `bits` are named as in the release's `ddconfig`.
 
     Attributes:
       bits: bits of one token (`z_channels`).
       ch: width of the finest level; a multiple of 32, the number of GroupNorm groups.
-      ch_mult: width multiplier of each level, finest first. Each level but the last halves the image.
+      ch_mult: width multiplier of each level, finest first; levels but the last halve the image.
       num_res_blocks: residual blocks of each level and of the middle.
       image_channels: channels of an image.
       decoder: "plain", or "gan": the decoder also takes normal noise of the code's shape.
@@ -101,7 +101,7 @@ class TokenizerConfig(Config):
 
 @dataclass(frozen=True)
 class TransformerConfig(Config):
-    """The block-causal transformer of the class-conditional models (paper 3.3, table of sizes in 4.2).
+    """The block-causal transformer of the class-conditional models (paper 3.3, sizes in 4.2).
 
     Attributes:
       num_layers: pre-norm blocks.
@@ -109,7 +109,7 @@ class TransformerConfig(Config):
       num_heads: attention heads; `dim / num_heads` must be a multiple of 4 (2-D rotary pairs).
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
-      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
+      residual_dtype: of embeddings and residual stream: "float32", or "compute", the compute type.
     """
 
     num_layers: Depth
@@ -146,7 +146,7 @@ class ClassConditionalConfig(Config):
       image_size: side of the square images, in pixels.
       tokens_per_step: P, a square number; p = sqrt(P) tokens along a patch's side.
       class_tokens: prefix tokens made from one class embedding row.
-      order: "patch" raster, or "token" raster cut into runs of P (Table 14).
+      order: "patch" raster, or "token" raster split into runs of P (Table 14).
       mask: "block_causal", or "causal" (the ablation without block visibility).
       bit_flip_rate: an input bit flips with probability u * rate, u uniform for each bit.
       label_drop_rate: share of the labels replaced by the unconditional one.
@@ -175,13 +175,15 @@ class ClassConditionalConfig(Config):
         )
         require(
             self.image_size % (down * self.patch_side) == 0,
-            f"image_size must be a multiple of {down * self.patch_side} (downsampling {down} x patch side {self.patch_side}), "
+            f"image_size must be a multiple of {down * self.patch_side} "
+            f"(downsampling {down} x patch side {self.patch_side}), "
             f"got {self.image_size}",
         )
         length = self.class_tokens + self.num_tokens
         require(
             length <= MAX_SEQUENCE,
-            f"image_size and class_tokens make a sequence of {length} tokens, and at most {MAX_SEQUENCE} work",
+            f"image_size and class_tokens make a sequence of {length} tokens, "
+            f"and at most {MAX_SEQUENCE} work",
         )
         require(
             length * self.transformer.dim <= MAX_TABLE,
@@ -208,7 +210,10 @@ class ClassConditionalConfig(Config):
 
     @classmethod
     def imagenet(cls, name: str) -> Self:
-        """An ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (paper 4.2). Published: B-1x, B-4x, B-16x, L-1x, H-1x."""
+        """An ImageNet 256px model: "b_1x", "b_4x", "b_16x", "l_1x", ..., "h_16x" (paper 4.2).
+
+        Published: B-1x, B-4x, B-16x, L-1x, H-1x.
+        """
         sizes = {"b": (24, 768, 12, 6, 2), "l": (32, 1024, 16, 8, 2), "h": (40, 1280, 20, 12, 3)}
         size, _, parallel = name.lower().replace("-", "_").partition("_")
         if size not in sizes or parallel not in ("1x", "4x", "16x"):

@@ -1,4 +1,4 @@
-"""Configs as plain data and back, and the error of one that cannot work. Fields are checked wherever a config is built."""
+"""Base of all configs: checks of fields, and conversion to and from plain data."""
 
 import dataclasses
 import functools
@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 IS_PATH = "path"
 PathName = Annotated[str, IS_PATH]
-"""Type of a command's flags and of config fields that are paths: `command_line.parse` passes them through `files.named`."""
+"""Type of flags and of config fields that are paths; `cli.flags.parse` expands them."""
 
 
 class Range(NamedTuple):
-    """Of a number, as in `Annotated[float, Range(0, 1)]`.
+    """Limits of a number, as in `Annotated[float, Range(0, 1)]`.
 
     Attributes:
-      low, high: both belong to it,
-      above, below: unless these say that it begins above `low`, or ends below `high`.
+      low, high: the limits.
+      above, below: whether `low`, or `high`, itself is excluded.
     """
 
     low: float = -math.inf
@@ -38,7 +38,9 @@ class Range(NamedTuple):
         if self.above or self.below:
             if math.isinf(self.high):
                 return f"more than {self.low}"
-            return f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.below else ']'}"
+            first = "(" if self.above else "["
+            last = ")" if self.below else "]"
+            return f"in {first}{self.low}, {self.high}{last}"
         return (
             f"at least {self.low}"
             if math.isinf(self.high)
@@ -51,19 +53,19 @@ class Range(NamedTuple):
         high = value < self.high if self.below else value <= self.high
         if low and high:
             return
-        wanted = f"be {self}"
+        expected = f"be {self}"
         if not low and self.high > 1 and self.low == (0 if self.above else 1):
-            wanted = "be positive"
+            expected = "be positive"
         elif not low and self.low == 0 and math.isinf(self.high):
-            wanted = "not be negative"
-        raise ConfigError(f"{where} must {wanted}, got {short(value)}", where)
+            expected = "not be negative"
+        raise ConfigError(f"{where} must {expected}, got {short(value)}", where)
 
 
 class OneOf:
-    """Of a name, as in `Annotated[str, OneOf(table)]`: a key of a table, which may still grow."""
+    """Choices of a name, as in `Annotated[str, OneOf(table)]`: keys of a table that may grow."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """While the table is empty, before the module that fills it is imported, every name passes."""
+        """While the table is empty, any name passes: its module is not imported yet."""
         self.table = table
 
     def check(self, value: str, where: str) -> None:
@@ -74,15 +76,15 @@ class OneOf:
 
 
 Size = Annotated[int, Range(1, 2**20)]
-"""Of a layer, or how many layers there are. The bounds are not for models, but for damaged files."""
+"""Size or number of layers. No model comes near the limits; damaged files do."""
 
 Depth = Annotated[int, Range(1, 1024)]
-"""How many layers there are, each of which is traced, or looked up in a file, by itself."""
+"""Number of layers that are traced, or looked up in a file, one by one."""
 
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Natural = Annotated[int, Range(0, 2**31 - 1)]
 BatchSize = Annotated[int, Range(1, 2**16)]
-"""Of images that are handled at a time."""
+"""Number of images at a time."""
 
 HeadSteps = Annotated[int, Range(1, 10_000)]
 ImageSide = Annotated[int, Range(1, 2**13)]
@@ -96,7 +98,10 @@ Decay = Annotated[float, Range(0, 1, below=True)]
 
 
 class Config:
-    """Base of all configs, which are frozen dataclasses: each field is checked against its type wherever a config is built."""
+    """Base of all configs, which are frozen dataclasses.
+
+    Each field is checked against its type when a config is made.
+    """
 
     def __post_init__(self) -> None:
         for name, hint in field_types(type(self)).items():  # type: ignore[arg-type]
@@ -110,9 +115,9 @@ def require(condition: bool, message: str, field: str | None = None) -> None:
 
 
 class Tagged(Config):
-    """A config of several kinds: a field whose type is a direct subclass holds any subclass of that.
+    """Base of configs of several kinds, which are subclasses of one direct subclass.
 
-    In plain data the entry "kind" names the subclass; data without it is of the one declared without.
+    In plain data the entry "kind" names the kind; the one declared without a kind has no entry.
     """
 
     kind: ClassVar[str | None]
@@ -142,7 +147,16 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
-    """The config that `to_dict` wrote; unknown, missing and ill-typed fields are ConfigErrors that name them."""
+    """The config that `to_dict` returned as data.
+
+    Args:
+      cls: type of the config.
+      data: see there.
+      where: name of the data in messages.
+
+    Raises:
+      ConfigError: unknown, missing or ill-typed fields; the message names them.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be a {cls.__name__}, got {type(data).__name__}", where)
     if issubclass(cls, Tagged):
@@ -174,10 +188,16 @@ def _of_kind(cls: type[Tagged], kind: Any, where: str) -> Any:
 
 
 def checked(hint: Any, value: Any, where: str) -> Any:
-    """The value as a field of the type `hint` holds it: numpy's numbers as Python's, lists as tuples, dicts as configs.
+    """The value as stored in a field: numpy's numbers as Python's, lists as tuples, dicts as
+    configs.
+
+    Args:
+      hint: type of the field.
+      value: to be stored.
+      where: name of the field in messages.
 
     Raises:
-      ConfigError: it is of another type, not one of the choices or not in the `Range`; the line names it by `where`.
+      ConfigError: the value is of another type, not one of the choices, or out of range.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -206,7 +226,9 @@ def checked(hint: Any, value: Any, where: str) -> Any:
         )
         return tuple(checked(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
     return _scalar(hint, value, where)
 
 
@@ -237,6 +259,6 @@ def _finite(value: Any) -> float | None:
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, with their marks."""
+    """The types of a dataclass's fields, with their annotations."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

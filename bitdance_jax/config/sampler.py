@@ -25,8 +25,8 @@ class SamplerConfig(Config):
       solver: name of a solver in `sampling.solvers`; "euler_maruyama" as released.
       guidance_scale: classifier-free guidance scale s; 1 means no guidance.
       guidance_schedule: name of a schedule over the patches in `sampling.guidance`.
-      guidance_start, guidance_end: guidance is applied at times of the head in this interval, from 0
-        for noise to 1 for data.
+      guidance_start, guidance_end: guidance is applied at times of the head in this interval, from
+        0 for noise to 1 for data.
     """
 
     head_steps: HeadSteps = 100

@@ -25,13 +25,14 @@ class Qwen3Config(Config):
       num_layers: pre-norm blocks.
       dim: width; a multiple of 4 (the 2-D position embedding).
       num_heads: query heads.
-      num_kv_heads: key and value heads; each serves `num_heads / num_kv_heads` neighbouring query heads.
+      num_kv_heads: key and value heads, each for `num_heads / num_kv_heads` neighbouring query
+        heads.
       head_dim: size of a head; it need not be `dim / num_heads`.
       hidden_dim: width inside the gated MLP.
       vocab_size: rows of the token embedding and of the output layer, which is not tied to it.
       rope_base: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
-      residual_dtype: of embeddings and the residual stream: "float32", or "compute", the compute type.
+      residual_dtype: of embeddings and residual stream: "float32", or "compute", the compute type.
     """
 
     num_layers: Depth
@@ -71,12 +72,12 @@ class Qwen3Config(Config):
 
 @dataclass(frozen=True)
 class ImageTokens(Config):
-    """Ids of the added tokens that open an image. The tokenizer files decide them; conversion looks them up.
+    """Ids of the added tokens before an image; conversion reads them from the tokenizer files.
 
     Attributes:
       vision_start: `<|vision_start|>`.
-      first_resolution: `<|res_1|>`; `<|res_N|>` follow in order.
-      num_resolutions: how many there are: the longest side of an image in tokens.
+      first_resolution: `<|res_1|>`; `<|res_2|>` and so on follow in order.
+      num_resolutions: their number, the longest side of an image in tokens.
       first_query: `<|query_1|>`; the P - 1 follow in order. Unused where P is 1.
     """
 

@@ -120,7 +120,7 @@ class FlowHead(nn.Module):
         solver: Solver,
         guide: Guide | None,
     ) -> Float[Array, "R P K"]:
-        """Values of one patch by a solver of the flow; see `protocols.PatchHead`. Unrolled groups."""
+        """Values of one patch; see `protocols.PatchHead`. The groups are unrolled."""
         patch = self.prepare_patch(states, prepared)
         velocity = flow_matching.guided_velocity(
             lambda x_t, evaluation: self.predict(x_t, patch, evaluation), solver.times(), guide
@@ -183,7 +183,7 @@ class FlowHead(nn.Module):
         """Of the blocks and the last layer, unrolled groups.
 
         Args:
-          time: embedded times: [D] for all rows, [B, 1, D], or [E, 1, 1, D] for E evaluations at once.
+          time: embedded times: [D], [B, 1, D], or [E, 1, 1, D] for E evaluations at once.
           condition: `embed_condition` of the states.
         """
         style = self._style(time, condition)
@@ -236,9 +236,10 @@ PreparedPatch = Modulation | TimesAndCondition
 def modulated_at_once(tokens: int, num_evaluations: int, width: int) -> bool:
     """Whether a patch's modulation is computed for all evaluations of the head at once.
 
-    A fifth of the head's weights compute it. While the tokens are few, reading weights takes most of
-    the time, and computed at once they are read once for a patch. But the results are written and
-    read for each token, so the tokens must be far fewer than the head is wide. The stored result has
-    at most 14 vectors of that width for each of 2^14 tokens: 2.2 GiB in a released text-to-image model.
+    A fifth of the head's weights compute it. While the tokens are few, reading weights takes most
+    of the time, and computed at once they are read once for a patch. But the results are written
+    and read for each token, so the tokens must be far fewer than the head is wide. The stored
+    result has at most 14 vectors of that width for each of 2^14 tokens: 2.2 GiB in a released
+    text-to-image model.
     """
     return tokens <= 256 and 16 * tokens <= width and tokens * num_evaluations <= 2**14

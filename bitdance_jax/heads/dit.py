@@ -115,7 +115,7 @@ class PatchAttention(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """A DiT block, modulated by its group's adaLN vectors; without attention if a patch is one token."""
+    """A DiT block, modulated by its group's adaLN vectors; no attention if a patch is one token."""
 
     config: FlowHeadConfig
     tokens_per_step: int

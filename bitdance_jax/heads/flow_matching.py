@@ -59,7 +59,7 @@ def interpolate(
 def velocity_loss(
     predicted: Float[Array, "*B P K"], bits: Float[Array, "*#B P K"], t: Float[Array, "*B"]
 ) -> Float[Array, "*B P K"]:
-    """Squared error of the velocity (f - x_t) / max(1 - t, 0.05), element by element; x_t cancels."""
+    """Squared error of the velocity (f - x_t) / max(1 - t, 0.05) of each element; x_t cancels."""
     return jnp.square((bits - predicted) / remaining_time(t)[..., None, None])
 
 

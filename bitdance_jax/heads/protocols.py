@@ -1,4 +1,4 @@
-"""What training and sampling need of a prediction head, and what a head is given to sample a patch."""
+"""What training and sampling need of a prediction head, and what a head is given to sample."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable

@@ -1,7 +1,8 @@
-"""Class-conditional BitDance (paper 3, 4.2): the transformer reads class, queries and bits; the head draws the next patch.
+"""Class-conditional BitDance (paper 3, 4.2).
 
-The sequence is `class_tokens` tokens of the label, P - 1 learned queries, then the visual tokens except the last P; its last h w outputs
-stand for the visual tokens, patch by patch.
+The transformer reads a sequence of `class_tokens` tokens of the label, P - 1 learned queries, and
+the visual tokens except the last P. The last h w outputs, patch by patch, are what the head
+predicts the visual tokens from.
 """
 
 import functools
@@ -30,12 +31,12 @@ Params = Any
 
 
 class ClassConditional(nn.Module):
-    """The parameters and the two halves of the model; the functions below put them together.
+    """Transformer and head with their embeddings.
 
     Attributes:
       config: sizes.
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
-      remat: what the backward pass keeps (`transformer.stack.remat_policy`).
+      remat: what the backward pass stores (`nn.stack.remat_policy`).
       dtype: compute type.
       kernel: the transformer's attention kernel.
     """
@@ -69,8 +70,11 @@ class ClassConditional(nn.Module):
             dtype=self.dtype,
         )
 
-    def embed_prefix(self, labels: Int[Array, "B"]) -> Float[Array, "B S D"]:
-        """Class and query tokens, S = class_tokens + P - 1. The label `num_classes` is the unconditional one."""
+    def embed_prefix(self, labels: Int[Array, "B"]) -> Float[Array, "B Q D"]:
+        """Class and query tokens, Q = class_tokens + P - 1.
+
+        The label `num_classes` is the unconditional one.
+        """
         config = self.config
         tokens = self.class_embedding(labels).astype(self._residual)
         tokens = rearrange(tokens, "b (s d) -> b s d", s=config.class_tokens)
@@ -79,28 +83,33 @@ class ClassConditional(nn.Module):
         queries = repeat(self.query_tokens.astype(tokens.dtype), "s d -> b s d", b=tokens.shape[0])
         return jnp.concatenate([tokens, queries], axis=1)
 
-    def embed_bits(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
+    def embed_bits(self, bits: Float[Array, "B Q K"]) -> Float[Array, "B Q D"]:
         return self.connector(bits).astype(self._residual)
 
     def read(
         self,
-        x: Float[Array, "B S D"],
+        x: Float[Array, "B Q D"],
         rotary: Rotary,
         mask: Any,
         cache: list[KVCache] | None = None,
         start: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
+    ) -> tuple[Float[Array, "B Q D"], list[KVCache] | None]:
         return self.transformer(x, rotary, mask, cache, start)
 
     def condition(
-        self, hidden: Float[Array, "B S D"], start: Int[Array, ""] | int = 0
-    ) -> Float[Array, "B S D"]:
-        """The head's condition for S visual tokens from number `start` on: hidden state plus learned position."""
+        self, hidden: Float[Array, "B Q D"], start: Int[Array, ""] | int = 0
+    ) -> Float[Array, "B Q D"]:
+        """What the head reads for Q visual tokens from `start` on: state plus position."""
         position = jax.lax.dynamic_slice_in_dim(self.position_embedding, start, hidden.shape[1])
         return hidden + position.astype(hidden.dtype)
 
     def hidden(self, labels: Int[Array, "B"], bits: Float[Array, "B T K"]) -> Float[Array, "B T D"]:
-        """The transformer's outputs for all visual tokens, bits in sequence order, before the position embedding."""
+        """The transformer's outputs for all visual tokens, before the position embedding.
+
+        Args:
+          labels: 0 ... num_classes.
+          bits: in {-1, 1}, in sequence order.
+        """
         config = self.config
         x = jnp.concatenate(
             [
@@ -110,8 +119,8 @@ class ClassConditional(nn.Module):
             axis=1,
         )
         length = x.shape[1]
-        # cuDNN takes even lengths: one token more, which no other sees, costs less than padding in
-        # every layer.
+        # cuDNN takes even lengths. One more token, which no other token sees, costs less than
+        # padding in every layer.
         padded = length + (length % 2 if self.kernel == "cudnn" else 0)
         x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0)))
         cos, sin = rotary(config)
@@ -143,7 +152,10 @@ class ClassConditional(nn.Module):
 
 
 def rotary(config: ClassConditionalConfig) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
-    """Cosines and sines of the prefix, which is unrotated, and all visual tokens, at (x + 1.5, y + 1.5); half = head_dim / 2."""
+    """Cosines and sines of the prefix and all visual tokens; half = head_dim / 2.
+
+    The prefix is not rotated; visual tokens are at (x + 1.5, y + 1.5).
+    """
     head_dim = config.transformer.head_dim
     xy = order.token_positions(config.grid, config.grid, config.patch_side, config.order) + 1.5
     angles = rope.rotary_angles_2d(xy.astype(np.float32), head_dim, config.transformer.rope_base)
@@ -153,13 +165,13 @@ def rotary(config: ClassConditionalConfig) -> tuple[Float[Array, "T half"], Floa
 
 
 def attention_rule(config: ClassConditionalConfig) -> attention.BlockCausal:
-    """Who sees whom; the first block is the last class token with the queries (paper 3.3)."""
+    """The attention mask (paper 3.3); the first block is the last class token with the queries."""
     block = config.tokens_per_step if config.mask == "block_causal" else 1
     return attention.BlockCausal(config.class_tokens - 1, block)
 
 
 def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
-    """`attention_rule` of all tokens, bool [S + T, S + T]."""
+    """`attention_rule` of prefix and visual tokens, bool [T, T]."""
     total = config.class_tokens + config.tokens_per_step - 1 + config.num_tokens
     return attention_rule(config).array(total)
 
@@ -242,14 +254,14 @@ def init_params(model: ClassConditional, key: Array) -> Params:
 
 
 def abstract_params(config: ClassConditionalConfig, scan: bool = True) -> Params:
-    """Shapes of the parameters, float32, without making any."""
+    """Shapes of the parameters, float32, without computing any."""
     return jax.eval_shape(
         functools.partial(init_params, ClassConditional(config, scan)), jax.random.key(0)
     )
 
 
 class PatchReader:
-    """The model with its weights and labels, as the sampler reads it (`sampling.next_patch.PatchModel`).
+    """The model with its weights and labels, for the sampler (`sampling.next_patch.PatchModel`).
 
     It reads the prefix up to the first block, the last class token with the queries, then block by
     block through a key-value cache.
@@ -264,7 +276,7 @@ class PatchReader:
         config = model.config
         self._config, self._dtype = config, jnp.dtype(model.dtype)
         self._bound = model.bind({"params": params})
-        # Slots of the cache before the first block, and all of them.
+        # Positions of the cache before the first block, and all of them.
         self._before = config.class_tokens - 1
         prefix = self._bound.embed_prefix(labels)
         self._class_tokens, self._first_block = jnp.split(prefix, [self._before], axis=1)
@@ -309,6 +321,6 @@ def with_unconditional(labels: Int[Array, "B"], config: ClassConditionalConfig) 
 def values_to_codes(
     values: Float[Array, "N B P K"], config: ClassConditionalConfig
 ) -> Float[Array, "B h w K"]:
-    """Codes in {-1, 1} on the grid, of the sampler's values before the sign."""
+    """The sampler's values before the sign to codes in {-1, 1} on the grid."""
     tokens = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
     return order.sequence_to_grid(tokens, config.grid, config.patch_side, config.order)

@@ -1,8 +1,10 @@
-"""Text-to-image BitDance (paper 4.3): a language model reads the prompt and the bits; the head draws the next patch.
+"""Text-to-image BitDance (paper 4.3): a language model and the prediction head.
 
-A row is the prompt's tokens, `<|vision_start|>`, `<|res_h|>`, `<|res_w|>` (h and w in tokens), P - 1 queries, then the visual tokens except
-the last P. `<|res_w|>` and the queries are the first block: their outputs stand for the first patch. Rows of one batch have prompts of any
-lengths: they are padded on the left, so that the same patch of every row lies in the same slots of the key-value cache.
+A row is the prompt's tokens, `<|vision_start|>`, `<|res_h|>`, `<|res_w|>` (h and w in tokens),
+P - 1 queries, and the visual tokens except the last P. `<|res_w|>` and the queries are the first
+block: from their outputs the head predicts the first patch. The prompts of a batch differ in
+length. They are padded on the left, so that a patch has the same positions of the KV cache in every
+row.
 """
 
 import functools
@@ -30,7 +32,8 @@ from bitdance_jax.transformer.qwen3 import Qwen3
 Params = Any
 
 PREFIX_LENGTHS = (64, 128, 256, 512, 1024)
-"""Lengths, prompt with `<|vision_start|>` and `<|res_h|>`, that rows are padded to: one compiled sampler serves all prompts up to each."""
+"""Lengths of prompt, `<|vision_start|>` and `<|res_h|>` that rows are padded to. One program is
+compiled for all prompts up to each."""
 
 MAX_PROMPT = PREFIX_LENGTHS[-1] - 2
 """Tokens of the longest prompt, with its template."""
@@ -43,7 +46,7 @@ class Connector(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, bits: Float[Array, "B S K"]) -> Float[Array, "B S D"]:
+    def __call__(self, bits: Float[Array, "B Q K"]) -> Float[Array, "B Q D"]:
         x = linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc1")(bits)
         return linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(
             nn.gelu(x, approximate=True)
@@ -51,12 +54,12 @@ class Connector(nn.Module):
 
 
 class TextToImage(nn.Module):
-    """The parameters and the two halves of the model; the functions below put them together.
+    """Language model and head with their embeddings.
 
     Attributes:
       config: sizes.
       scan: stacked parameters and scanned layers (training), or unrolled (sampling).
-      remat: what the backward pass keeps (`transformer.stack.remat_policy`).
+      remat: what the backward pass stores (`nn.stack.remat_policy`).
       dtype: compute type.
       kernel: the language model's attention kernel.
     """
@@ -80,13 +83,13 @@ class TextToImage(nn.Module):
             dtype=self.dtype,
         )
 
-    def embed_prefix(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    def embed_prefix(self, tokens: Int[Array, "B Q"]) -> Float[Array, "B Q D"]:
         return self.text.embed(tokens)
 
     def embed_bits(
-        self, bits: Float[Array, "B S K"], xy: Int[Array, "*#B S 2"]
-    ) -> Float[Array, "B S D"]:
-        """Visual tokens at (x, y) of the grid as the language model reads them."""
+        self, bits: Float[Array, "B Q K"], xy: Int[Array, "*#B S 2"]
+    ) -> Float[Array, "B Q D"]:
+        """Visual tokens at (x, y) of the grid, as the language model reads them."""
         residual = residual_dtype(self.config.text.residual_dtype, self.dtype)
         return self.connector(bits).astype(residual) + sinusoidal_2d(
             xy, self.config.text.dim
@@ -94,27 +97,27 @@ class TextToImage(nn.Module):
 
     def read(
         self,
-        x: Float[Array, "B S D"],
-        positions: Int[Array, "#B S"],
+        x: Float[Array, "B Q D"],
+        positions: Int[Array, "#B Q"],
         mask: Mask,
         cache: list[KVCache] | None = None,
         start: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S D"], list[KVCache] | None]:
+    ) -> tuple[Float[Array, "B Q D"], list[KVCache] | None]:
         return self.text(x, positions, mask, cache, start)
 
     def condition(
-        self, hidden: Float[Array, "B S D"], xy: Int[Array, "S 2"]
-    ) -> Float[Array, "B S D"]:
-        """The head's condition for the visual tokens at (x, y): hidden state plus position embedding."""
+        self, hidden: Float[Array, "B Q D"], xy: Int[Array, "Q 2"]
+    ) -> Float[Array, "B Q D"]:
+        """What the head reads for visual tokens at (x, y): hidden state plus position embedding."""
         return hidden + sinusoidal_2d(xy, self.config.text.dim).astype(hidden.dtype)
 
     def hidden(
         self, tokens: Int[Array, "B Q"], xy: Int[Array, "T 2"], bits: Float[Array, "B T K"]
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N P D"]]:
-        """Outputs for the Q tokens of the prefix, and what the head reads at every patch; no padding.
+        """Outputs for the Q tokens of the prefix, and what the head reads at every patch.
 
         Args:
-          tokens: ids; the last P are the first block.
+          tokens: ids without padding; the last P are the first block.
           xy: `token_positions`.
           bits: in {-1, 1}, in sequence order.
         """
@@ -135,7 +138,7 @@ class TextToImage(nn.Module):
         bits: Float[Array, "B T K"],
         noise: Any,
     ) -> tuple[Float[Array, "B N P"], Float[Array, "B Q V"]]:
-        """Teacher-forced: the head's loss of each token, and the logits of the prefix's next tokens.
+        """The head's loss of each token, teacher-forced, and the logits of the prefix.
 
         Args:
           tokens, xy, bits: see `hidden`.
@@ -147,7 +150,10 @@ class TextToImage(nn.Module):
 
 
 def sinusoidal_2d(xy: Int[Array, "*B S 2"], dim: int) -> Float[Array, "*B S D"]:
-    """The position embedding, float32: dim / 2 features of x, then of y; each has the sines first, base 10000."""
+    """The position embedding, float32: dim / 2 features of x, then of y.
+
+    Each half has sines, then cosines, base 10000.
+    """
     frequencies = (10000.0 ** -(np.arange(dim // 4) / (dim // 4))).astype(np.float32)
     angles = xy[..., None].astype(jnp.float32) * frequencies
     return rearrange(
@@ -156,34 +162,42 @@ def sinusoidal_2d(xy: Int[Array, "*B S 2"], dim: int) -> Float[Array, "*B S D"]:
 
 
 class Prefixes(NamedTuple):
-    """What a batch of rows says before its first patch.
+    """The tokens of a batch of rows before the visual ones.
 
     Attributes:
       tokens: ids; the last P are the first block.
-      padding: how many at the start of each row are padding, whose ids count for nothing.
+      padding: number of tokens at the start of each row that are padding; their ids are ignored.
     """
 
-    tokens: Int[Array, "R S"] | Int[np.ndarray, "R S"]
+    tokens: Int[Array, "R T"] | Int[np.ndarray, "R T"]
     padding: Int[Array, "R"] | Int[np.ndarray, "R"]
 
 
 def prefix_rows(
     config: TextToImageConfig, prompts: Sequence[Sequence[int]], height: int, width: int
 ) -> Prefixes:
-    """The rows of tokenized prompts for images of height x width pixels, padded to the first of PREFIX_LENGTHS that holds them all.
+    """The rows of prompts, padded to the smallest of PREFIX_LENGTHS that is long enough for all.
+
+    Args:
+      config: of the model.
+      prompts: token ids.
+      height, width: of the images, in pixels.
 
     Raises:
-      UserError: the size is none that the model draws, a prompt is longer than MAX_PROMPT, or has a token that is not in the vocabulary.
+      UserError: a size that the model cannot sample, a prompt longer than MAX_PROMPT, or a token
+        that is not in the vocabulary.
     """
     check_size(config, height, width)
     longest, ids, down = max(map(len, prompts)), config.image_tokens, config.tokenizer.downsampling
     if longest > MAX_PROMPT:
         raise UserError(
-            f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; make it shorter"
+            f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; "
+            "make it shorter"
         )
     if (largest := max(max(prompt, default=0) for prompt in prompts)) >= config.text.vocab_size:
         raise UserError(
-            f"a prompt has the token {largest}, and the vocabulary {config.text.vocab_size}; take the model's own tokenizer files"
+            f"a prompt has the token {largest}, and the vocabulary {config.text.vocab_size}; "
+            "use the model's own tokenizer files"
         )
     sides = [ids.first_resolution - 1 + side // down for side in (height, width)]
     image = [
@@ -198,19 +212,20 @@ def prefix_rows(
 
 
 def check_size(config: TextToImageConfig, height: int, width: int) -> None:
-    """Raises a UserError unless images of height x width pixels can be drawn."""
+    """Raises a UserError unless images of height x width pixels can be sampled."""
     multiple, largest = (
         config.size_multiple,
         config.image_tokens.num_resolutions * config.tokenizer.downsampling,
     )
     if any(side <= 0 or side % multiple or side > largest for side in (height, width)):
         raise UserError(
-            f"width and height must be multiples of {multiple} up to {largest} pixels, got {width}x{height}"
+            f"width and height must be multiples of {multiple} up to {largest} pixels, "
+            f"got {width}x{height}"
         )
 
 
 def token_positions(config: TextToImageConfig, height: int, width: int) -> Int[np.ndarray, "T 2"]:
-    """(x, y) on the grid of every visual token of an image of height x width pixels, in sequence order."""
+    """(x, y) on the grid of every visual token in sequence order; height and width in pixels."""
     down = config.tokenizer.downsampling
     return order.token_positions(height // down, width // down, config.patch_side, "patch").astype(
         np.int32
@@ -230,14 +245,17 @@ def init_params(model: TextToImage, key: Array) -> Params:
 
 
 def abstract_params(config: TextToImageConfig, scan: bool = True) -> Params:
-    """Shapes of the parameters, float32, without making any. Sampling reads all but `text/lm_head`."""
+    """Shapes of the parameters, float32, without computing any.
+
+    Sampling reads all but `text/lm_head`.
+    """
     return jax.eval_shape(
         functools.partial(init_params, TextToImage(config, scan)), jax.random.key(0)
     )
 
 
 class PatchReader:
-    """The model with its weights and prompts, as the sampler reads it (`sampling.next_patch.PatchModel`).
+    """The model with its weights and prompts, for the sampler (`sampling.next_patch.PatchModel`).
 
     It reads the prompts up to the first block, `<|res_w|>` with the queries, then block by block
     through a key-value cache. One program serves all sizes with as many tokens.
@@ -249,15 +267,15 @@ class PatchReader:
         """
         Args:
           model: with unrolled layers; `params` likewise, with or without `text/lm_head`.
-          prefixes: `prefix_rows` of the B prompts, or with guidance of the B prompts and then B times
-            the unconditional one.
+          prefixes: `prefix_rows` of the B prompts, or with guidance of the B prompts and then B
+            times the unconditional one.
           xy: `token_positions`.
         """
         config, block = model.config, model.config.tokens_per_step
         rows, length = prefixes.tokens.shape
         self._config, self._dtype, self._xy = config, jnp.dtype(model.dtype), xy
         self._bound = model.bind({"params": params})
-        # Slots of the cache before the first block, and all of them.
+        # Positions of the cache before the first block, and all of them.
         self._before = length - block
         self._slots = self._before + xy.shape[0]
         self._prompts, first = jnp.split(jnp.asarray(prefixes.tokens), [self._before], axis=1)
@@ -293,7 +311,7 @@ class PatchReader:
 
 def _positions(
     padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int
-) -> tuple[Int[Array, "R S"], Bool[Array, "R S"]]:
-    """The position of every slot in its row's text, and whether it is filled, not padding."""
+) -> tuple[Int[Array, "R T"], Bool[Array, "R T"]]:
+    """Of every position of the cache, the position in the text, and whether it is no padding."""
     behind = jnp.arange(slots) - jnp.asarray(padding)[:, None]
     return jnp.maximum(behind, 0), behind >= 0

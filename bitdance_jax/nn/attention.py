@@ -1,7 +1,7 @@
-"""Attention: masks, the key-value cache, and the one place that chooses the kernel.
+"""Attention: masks, the KV cache, and the choice of the kernel.
 
-Heads come before positions, [B, N, T, D]: both products then read keys and values in order, which halves the time of cached attention on
-CPUs against [B, T, N, D].
+Heads come before positions, [B, A, T, F]: both products then read keys and values in order, which
+halves the time of cached attention on CPUs compared with [B, T, A, F].
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,14 @@ from bitdance_jax.nn.packed_attention import PackedMask, attend_packed
 
 
 Kernel = Literal["xla", "cudnn"]
-"""Which implementation of attention runs: XLA's own products, or cuDNN's fused kernel on CUDA GPUs."""
+"""The implementation of attention: XLA's products, or cuDNN's fused kernel on CUDA GPUs."""
 
 
 def choose_kernel(name: Literal["auto", "xla", "cudnn"], dtype: DTypeLike) -> Kernel:
-    """The kernel of training: "auto" is cuDNN's in bfloat16 on NVIDIA GPUs since Ampere, else XLA's."""
+    """The kernel of training.
+
+    "auto" is cuDNN's in bfloat16 on NVIDIA GPUs since Ampere, else XLA's.
+    """
     if name != "auto":
         return name
     device = jax.devices()[0]
@@ -34,10 +37,10 @@ def choose_kernel(name: Literal["auto", "xla", "cudnn"], dtype: DTypeLike) -> Ke
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class BlockCausal:
-    """The mask of `block_causal_mask`, as a rule: kernels that know it need no array.
+    """The mask of `block_causal_mask`, as a rule: kernels that know the rule need no array.
 
     Attributes:
-      prefix: the first tokens, which are plainly causal.
+      prefix: number of first tokens that attend causally.
       block: tokens of a block; 1 is plain causal attention.
     """
 
@@ -48,14 +51,15 @@ class BlockCausal:
         return block_causal_mask(total, self.prefix, self.block)
 
 
-Mask = Bool[Array, "*#B S T"] | Bool[np.ndarray, "*#B S T"] | BlockCausal | PackedMask
-"""Which of T keys each of S queries sees: the same for all rows of a batch, or a row each."""
+Mask = Bool[Array, "*#B Q T"] | Bool[np.ndarray, "*#B Q T"] | BlockCausal | PackedMask
+"""Which of T keys each of Q queries sees, shared by the rows of a batch or not."""
 
 
 def block_causal_mask(total: int, prefix: int, block: int) -> Bool[np.ndarray, "T T"]:
-    """Which key (column) a query (row) sees, bool [total, total]: causal, and all of its own block (paper 3.3).
+    """Which key (column) a query (row) sees: those before it, and all of its block (paper 3.3).
 
-    The first `prefix` tokens are plainly causal; from there on every `block` tokens form a block. block = 1 is plain causal attention.
+    The first `prefix` tokens attend causally; after them every `block` tokens form a block.
+    block = 1 is plain causal attention.
     """
     position = np.arange(total)
     block_of = np.where(position < prefix, -1 - position, (position - prefix) // block)
@@ -65,8 +69,8 @@ def block_causal_mask(total: int, prefix: int, block: int) -> Bool[np.ndarray, "
 class KVCache(NamedTuple):
     """Keys and values of one layer for a fixed number of positions."""
 
-    k: Float[Array, "B M T D"]
-    v: Float[Array, "B M T D"]
+    k: Float[Array, "B G T F"]
+    v: Float[Array, "B G T F"]
 
 
 def empty_cache(
@@ -78,11 +82,11 @@ def empty_cache(
 
 def write_cache(
     cache: KVCache,
-    k: Float[Array, "B M S D"],
-    v: Float[Array, "B M S D"],
+    k: Float[Array, "B G Q F"],
+    v: Float[Array, "B G Q F"],
     start: Int[Array, ""] | int,
 ) -> KVCache:
-    """The cache with S new positions written from `start` on."""
+    """The cache with Q new positions written from `start` on."""
     return KVCache(
         jax.lax.dynamic_update_slice_in_dim(cache.k, k.astype(cache.k.dtype), start, axis=2),
         jax.lax.dynamic_update_slice_in_dim(cache.v, v.astype(cache.v.dtype), start, axis=2),
@@ -90,18 +94,21 @@ def write_cache(
 
 
 def attend_through_cache(
-    q: Float[Array, "B N S D"],
-    k: Float[Array, "B M S D"],
-    v: Float[Array, "B M S D"],
+    q: Float[Array, "B A Q F"],
+    k: Float[Array, "B G Q F"],
+    v: Float[Array, "B G Q F"],
     mask: Mask | None,
     kernel: Kernel,
     cache: KVCache | None,
     start: Int[Array, ""] | int,
-) -> tuple[Float[Array, "B N S D"], KVCache | None]:
-    """`attend` of S new tokens to themselves, or to the first T slots of a cache, which they enter first, from slot `start` on."""
+) -> tuple[Float[Array, "B A Q F"], KVCache | None]:
+    """`attend` of Q new tokens to themselves, or to the first T positions of a cache.
+
+    Their keys and values are first written into the cache, from position `start` on.
+    """
     if cache is not None:
         if mask is None or isinstance(mask, BlockCausal | PackedMask):
-            raise ValueError("a cache takes its mask as an array: which slots each new token sees")
+            raise ValueError("with a cache the mask must be an array: what each new token sees")
         cache = write_cache(cache, k, v, start)
         visible = mask.shape[-1]
         k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
@@ -109,15 +116,16 @@ def attend_through_cache(
 
 
 def attend(
-    q: Float[Array, "B N S D"],
-    k: Float[Array, "B M T D"],
-    v: Float[Array, "B M T D"],
+    q: Float[Array, "B A Q F"],
+    k: Float[Array, "B G T F"],
+    v: Float[Array, "B G T F"],
     mask: Mask | None,
     kernel: Kernel = "xla",
-) -> Float[Array, "B N S D"]:
-    """Scaled dot-product attention, softmax in float32. M key heads serve N query heads, N / M neighbours each.
+) -> Float[Array, "B A Q F"]:
+    """Scaled dot-product attention, softmax in float32.
 
-    A query that sees nothing, such as padding, gets the mean of the values.
+    Each of G key heads is for A / G neighbouring query heads. A query that sees nothing, such as
+    padding, gets the mean of the values.
 
     Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16.
     """
@@ -132,7 +140,7 @@ def attend(
     if mask is not None:
         bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)[..., None, :, :]
         scores = scores + jnp.tile(bias, (q.shape[1] // k.shape[1], 1))
-    # Normalizing after the second product touches S x D numbers in place of S x T.
+    # After the second product there are Q x F numbers to normalize in place of Q x T.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum(
         "bmst,bmtd->bmsd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
@@ -142,11 +150,11 @@ def attend(
 
 
 def _attend_by_cudnn(
-    q: Float[Array, "B N S D"],
-    k: Float[Array, "B M T D"],
-    v: Float[Array, "B M T D"],
+    q: Float[Array, "B A Q F"],
+    k: Float[Array, "B G T F"],
+    v: Float[Array, "B G T F"],
     mask: Mask | None,
-) -> Float[Array, "B N S D"]:
+) -> Float[Array, "B A Q F"]:
     # Its backward pass takes even lengths only. No query sees a padded key.
     queries, keys = q.shape[2], k.shape[2]
     if mask is None and keys % 2:

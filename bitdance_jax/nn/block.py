@@ -13,15 +13,15 @@ from bitdance_jax.nn.attention import KVCache, Mask
 
 
 Rotary = tuple[Float[Array, "*#B Q half"], Float[Array, "*#B Q half"]]
-"""Cosines and sines of the new tokens' positions, the same in all rows or not; half = head_dim / 2."""
+"""Cosines and sines of the new tokens' positions, shared by the rows or not; half = F / 2."""
 
 
 class PreNormBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with RMSNorm.
 
     Attributes:
-      make_attention: makes the module (x, rotary, mask, cache, start) -> (y, cache), given its name.
-      make_mlp: makes the module x -> y, given its name.
+      make_attention: name -> module (x, rotary, mask, cache, start) -> (y, cache).
+      make_mlp: name -> module x -> y.
       norm_eps: of both norms.
       dtype: compute type.
     """

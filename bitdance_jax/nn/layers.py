@@ -1,4 +1,4 @@
-"""Layers that more than one part uses."""
+"""Dense layers and settings that transformers and heads share."""
 
 from typing import Literal
 
@@ -11,24 +11,30 @@ from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.nn import linear
 
 
-# GPT-2's scale, for the transformers; the flow head follows DiT (Xavier, and zeros where a block shall start as the identity).
+# The transformers have GPT-2's scale. The flow head follows DiT: Xavier, and zeros for layers after
+# which a block starts as the identity.
 transformer_init = nn.initializers.normal(0.02)
 head_init = nn.initializers.xavier_uniform()
 
 
 def residual_dtype(setting: Literal["float32", "compute"], dtype: DTypeLike) -> jnp.dtype:
-    """The type of embeddings, residual stream and final norm, for a compute type (`TransformerConfig.residual_dtype`).
+    """The type of embeddings, residual stream and final norm.
 
-    In float32, as under PyTorch's autocast, only the products of the layers run in the compute type. A bfloat16 stream is
-    rounded once for each layer, so that its error grows with depth.
+    In float32, as under PyTorch's autocast, only the products of the layers run in the compute
+    type. A bfloat16 stream is rounded once for each layer, so its error grows with depth.
+
+    Args:
+      setting: `TransformerConfig.residual_dtype`.
+      dtype: compute type.
     """
     return jnp.dtype(dtype) if setting == "compute" else jnp.promote_types(dtype, jnp.float32)
 
 
 class FusedDense(nn.Module):
-    """`parts` linear layers of the same input as one product; kernel [C, parts, features], bias [parts, features].
+    """`parts` linear layers of the same input as one product.
 
-    The parts have an axis of their own so that cutting `features` over devices cuts every part alike.
+    The kernel is [C, parts, features], the bias [parts, features]. Sharding the axis `features`
+    then shards every part in the same way.
     """
 
     parts: int
@@ -48,7 +54,7 @@ class FusedDense(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Linear to two halves, silu(first) * second, Linear: the gated MLP with its first layer fused."""
+    """Linear to two halves, silu(first) * second, Linear: a gated MLP, first layer fused."""
 
     hidden: int
     features: int

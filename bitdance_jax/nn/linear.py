@@ -1,11 +1,13 @@
-"""Flax's linear layers and embeddings, whose weights are gathered where they are used (`gathered`).
+"""Flax's linear layers and embeddings, which gather their sharded weights before they use them.
 
-Left to the compiler, a kernel that is cut over "fsdp" along the axis that a product sums over makes it cut the activations likewise, or
-turn each product into a ring of small ones; both cost TPUs several times the product (`bitdance plan`).
-The kernels of Dense and DenseGeneral may be `quantize.Int8Kernel`.
+Without that, if a product sums over an axis of a kernel that is sharded over "fsdp", the compiler
+shards the activations in the same way, or turns the product into a ring of small ones. Both cost
+TPUs several times the product (`bitdance plan` shows it). The kernels of Dense and DenseGeneral may
+be `quantize.Int8Kernel`.
 
-A weight's gradient is a product that sums over rows, on each device and then over the devices that have other rows. JAX would give it the
-type of the forward product; within `gradient_sums(jnp.float32)` the layers sum it in float32.
+The gradient of a weight is a product that sums over rows, on each device and then over the devices
+that have other rows. JAX computes it in the type of the forward product; within
+`gradient_sums(jnp.float32)` the layers sum it in float32.
 """
 
 import functools
@@ -22,7 +24,8 @@ from bitdance_jax.nn.quantize import Int8Kernel
 
 
 gradient_sums: Any = jax.make_user_context(default_value=None)
-"""A context: the type in which gradients of kernels and biases are summed; None: the compute type. Only reverse mode knows it."""
+"""A context: the type in which gradients of kernels and biases are summed; None: the compute type.
+Forward mode is not supported in it."""
 
 
 class _Gathered:
@@ -62,9 +65,10 @@ def _product(
             jax.lax.dot_general, dimension_numbers=dimensions, precision=precision
         )
         return _apply(product, functools.partial(_dot_gradient, dtype=kernel.dtype), inputs, kernel)
-    # The barrier keeps the compiler from converting weights before they are needed, all of a model's at once.
+    # Without the barrier the compiler could convert the weights of all layers before the first one
+    # runs.
     inputs, weights = jax.lax.optimization_barrier((inputs, kernel.int8))
-    # In the compute type, in which devices that each hold a part of the sum exchange it.
+    # In the compute type, in which devices exchange their parts of the sum.
     y = jax.lax.dot_general(inputs, weights.astype(inputs.dtype), dimensions, precision)
     return (y * kernel.scale[0]).astype(inputs.dtype)
 
@@ -88,7 +92,13 @@ _Product = Callable[[Array, Array], Array]
 
 
 def _apply(product: _Product, gradient: _Product, inputs: Array, kernel: Array) -> Array:
-    """A product of inputs with a kernel of the same type or a wider one, and in this its gradient (of inputs and a gradient)."""
+    """A product with a kernel of the same type or a wider one, in which its gradient is summed.
+
+    Args:
+      product: of inputs and kernel.
+      gradient: of the kernel, a function of inputs and the gradient of the product.
+      inputs, kernel: of `product`.
+    """
     return (
         product(inputs, kernel)
         if inputs.dtype == kernel.dtype
@@ -120,7 +130,7 @@ _summed_widely.defvjp(_forward, _backward)
 
 
 def _dot_gradient(inputs: Array, y: Array, dtype: Any) -> Array:
-    """Of the kernel [C, ...] of a product over the inputs' last axis."""
+    """The gradient of the kernel [C, ...] of a product over the last axis of the inputs."""
     rows = tuple(range(inputs.ndim - 1))
     product = functools.partial(
         jax.lax.dot_general,
@@ -139,7 +149,7 @@ def _convolution_gradient(
     padding: Sequence[tuple[int, int]],
     dtype: Any,
 ) -> Array:
-    """Of the kernel [h, w, in, out]: at each of its offsets the product over all positions, a convolution of the inputs with `y`."""
+    """The gradient of the kernel [h, w, in, out] of a convolution: one of the inputs with `y`."""
     pads = []
     for k, stride, (low, _), length, count in zip(
         size, strides, padding, inputs.shape[1:3], y.shape[1:3], strict=True
@@ -157,7 +167,7 @@ def _convolution_gradient(
 
 
 def _wider(product: _Product, inputs: Array, y: Array, dtype: Any) -> Array:
-    """A product whose result is wider than what it takes; not every one of those is known to the compiler for CPUs."""
+    """A product in a type wider than its inputs, some of which the compiler for CPUs lacks."""
     return jax.lax.platform_dependent(
         inputs,
         y,

@@ -1,7 +1,9 @@
-"""Weight-only int8, one scale for each output channel: half the memory of bfloat16, and half the time to read it.
+"""Weight-only int8 with one scale for each output channel.
 
-A quantized kernel is a small tree in the place of the array, which `linear` reads. Its product with x is (x @ int8) * scale: the compiler
-converts int8 to the compute type (exactly) where the product reads it, and the scales cost one multiplication an output.
+It takes half the memory of bfloat16, and half the time to read. A quantized kernel is an
+`Int8Kernel` in the parameter tree, which the layers of `linear` accept. Its product with x is (x @
+int8) * scale: the compiler converts int8 to the compute type, exactly, where the product reads it,
+and the scales cost one multiplication per output.
 """
 
 import re
@@ -14,26 +16,27 @@ from jaxtyping import Array, Float
 
 
 QUANTIZED = re.compile(r"(text/layers|head/groups)(_\d+)?/.*kernel$")
-"""Paths of the kernels, 95 % of a released text-to-image model, that are worth it: of the language model's layers and the head's blocks."""
+"""Paths of the kernels that are quantized: those of the language model's layers and of the head's
+blocks, 95 % of a released text-to-image model."""
 
 
 @struct.dataclass
 class Int8Kernel:
-    """A kernel [C, *features] of which `int8 * scale` is the value.
+    """A kernel [C, *F] with the value `int8 * scale`.
 
     Attributes:
-      int8: int8 [C, *features], in -127 ... 127.
-      scale: float32 [1, *features].
+      int8: int8 [C, *F], in -127 ... 127.
+      scale: float32 [1, *F].
     """
 
-    # Not only arrays: JAX puts shapes, places and others there.
+    # Any: JAX's tree functions also put shapes, shardings and other objects there.
     int8: Any
     scale: Any
 
 
 @jax.jit
 def quantize(kernel: Float[Array, "C *F"]) -> Int8Kernel:
-    """To the nearest of 255 steps, the largest weight of an output channel being the last of them."""
+    """Rounds to the nearest of 255 steps; the largest weight of an output channel is +-127."""
     weights = kernel.astype(jnp.float32)
     scale = (
         jnp.maximum(jnp.max(jnp.abs(weights), axis=0, keepdims=True), jnp.finfo(jnp.float32).tiny)

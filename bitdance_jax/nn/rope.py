@@ -1,7 +1,8 @@
-"""Rotary position embeddings, in rotate-half form: dimension i of a head is paired with dimension i + D/2.
+"""Rotary position embeddings, in rotate-half form: dimension i of a head is paired with i + F/2.
 
-The release's class-conditional models pair neighbouring dimensions instead; conversion reorders their query and key weights once
-(`convert.keys`), which leaves every product of a query with a key as it was, and spares accelerators the strided shuffles.
+The release's class-conditional models pair neighbouring dimensions instead. Conversion reorders
+their query and key weights once (`convert.keys`): the products of queries with keys stay the same,
+and accelerators need no strided shuffles.
 """
 
 import jax.numpy as jnp
@@ -10,7 +11,10 @@ from jaxtyping import Array, Float, Int
 
 
 def rotary_angles_2d(xy: np.ndarray, head_dim: int, base: float) -> np.ndarray:
-    """Angles [T, head_dim / 2] of 2-D positions [T, 2] (x, y): the first half of the frequencies turns with x, the second with y."""
+    """Angles [T, head_dim / 2] of positions [T, 2] (x, y).
+
+    The first half of the frequencies is for x, the second for y.
+    """
     frequencies = base ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
     return np.concatenate([xy[:, :1] * frequencies, xy[:, 1:] * frequencies], axis=-1).astype(
         np.float32
@@ -31,11 +35,11 @@ def rotary_1d(
 
 
 def rotate(
-    x: Float[Array, "B N T D"], cos: Float[Array, "*#B T half"], sin: Float[Array, "*#B T half"]
-) -> Float[Array, "B N T D"]:
-    """Turn every head's pairs (i, i + D/2) by the angles of its token; computed in float32, returned in x's dtype.
+    x: Float[Array, "B A T F"], cos: Float[Array, "*#B T half"], sin: Float[Array, "*#B T half"]
+) -> Float[Array, "B A T F"]:
+    """Rotates the pairs (i, i + F/2) of every head by the angles of its token.
 
-    The tables are the same for all rows, or have a row each.
+    Computed in float32, returned in x's dtype. `cos` and `sin` are the same in all rows, or differ.
     """
     cos, sin = cos[..., None, :, :], sin[..., None, :, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

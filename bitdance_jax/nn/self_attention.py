@@ -12,7 +12,7 @@ from bitdance_jax.nn.layers import FusedDense, transformer_init
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with rotary positions, fused qkv and no biases, with or without a cache.
+    """Multi-head attention with rotary positions, fused qkv and no biases.
 
     Attributes:
       dim: width.

@@ -1,7 +1,8 @@
-"""Layers that repeat, in two forms: stacked along a leading axis and scanned (training), or one by one and unrolled (sampling).
+"""Repeated layers in two forms: stacked and scanned (training), or unrolled (sampling).
 
-Scanning keeps compile time flat in depth. Unrolling spares the sampler's loops a slice, hence a copy, of every weight at every step.
-`stack` and `unstack` turn the parameters of one form into the other: {"layers": [L, ...]} and {"layers_0": ..., "layers_1": ...}.
+With scanned layers the compile time does not depend on the depth. With unrolled layers the
+sampler's loops need not slice, and so copy, every weight at every step. `stack` and `unstack`
+convert parameters between the forms: {"layers": [L, ...]} and {"layers_0": ..., "layers_1": ...}.
 """
 
 import re
@@ -21,12 +22,15 @@ Params = dict[str, Any]
 
 
 def remat_policy(name: str) -> Callable[..., bool] | None:
-    """What the backward pass of a scanned layer keeps: "nothing", or "dots", the outputs of products with weights."""
+    """What the backward pass of a scanned layer stores.
+
+    "nothing", or "dots": the outputs of products with weights.
+    """
     return {"nothing": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[name]
 
 
 def stacked(block: type[nn.Module], length: int, remat: str | None) -> Callable[..., nn.Module]:
-    """`block` applied `length` times by nn.scan: called as block(carry, *shared) -> (carry, None)."""
+    """`block` repeated by nn.scan: called as block(carry, *shared) -> (carry, None)."""
     if remat is not None:
         block = nn.remat(block, policy=remat_policy(remat), prevent_cse=False)
     return nn.scan(
@@ -41,7 +45,7 @@ def stacked(block: type[nn.Module], length: int, remat: str | None) -> Callable[
 def repeat(
     block: type[nn.Module], length: int, *, scan: bool, remat: str | None, **fields: Any
 ) -> Any:
-    """`stacked`, or a list of modules, of `block(**fields)`; for an attribute named as in STACKED."""
+    """`stacked` or a list of `block(**fields)`, for an attribute with a name of STACKED."""
     if scan:
         return stacked(block, length, remat)(**fields)
     return [block(**fields) for _ in range(length)]
@@ -53,14 +57,16 @@ def apply_layers(
     """Layers called as layer(x, *shared, cache, start) -> (x, cache), one after the other.
 
     Args:
-      layers: `stacked`, or a list of modules, which a cache needs.
+      layers: of `repeat`; with a cache, a list.
+      x: input of the first layer.
+      shared: further arguments of every layer.
       cache: one for each layer.
-      start: the slot in the cache of the first token.
+      start: position of the first token in the cache.
     """
     if not isinstance(layers, list | tuple):
         if cache is not None:
             raise ValueError(
-                "scanned layers keep no cache; unstack the parameters and use scan=False"
+                "scanned layers have no cache; unstack the parameters and use scan=False"
             )
         return layers(x, *shared)
     new_cache = []

@@ -37,7 +37,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """1 + (scale - 1) i / N at patch i of N: none at the first patch, nearly all of it at the last."""
+    """1 + (scale - 1) i / N at patch i of N: no guidance at the first patch."""
 
     scale: float
 
@@ -48,7 +48,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class LimitedInterval:
-    """Another guidance at times in [start, end] of the head, none at all others (arXiv 2404.07724)."""
+    """Another guidance, but only at times of the head in [start, end] (arXiv 2404.07724)."""
 
     guidance: Guidance
     start: float
@@ -63,7 +63,7 @@ SCHEDULES |= {"linear": Linear, "constant": Constant}
 
 
 def make_guidance(config: SamplerConfig) -> Guidance | None:
-    """The guidance that a config describes; None for a scale of 1, which needs no unconditional rows."""
+    """The guidance that a config describes; None for a scale of 1: no unconditional rows."""
     if config.guidance_scale == 1:
         return None
     everywhere = SCHEDULES[config.guidance_schedule](config.guidance_scale)

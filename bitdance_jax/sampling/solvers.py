@@ -1,4 +1,4 @@
-"""Solvers of the head's flow (paper 3.2): from noise to the values whose signs are the bits of one patch.
+"""Solvers of the head's flow (paper 3.2), from noise to the values before the sign of one patch.
 
 The flow's velocity is v = (f - x) / max(1 - t, 0.05), with the head's prediction f. A solver is a
 frozen dataclass, so that programs are compiled for it. A new one is a class like those here, called
@@ -19,7 +19,7 @@ from bitdance_jax.heads.protocols import Solver, Velocity
 
 
 class Steps(NamedTuple):
-    """The recurrence x <- keep x + move v + diffuse e, with fresh noise e, evaluation by evaluation."""
+    """The recurrence x <- keep x + move v + diffuse e with noise e, for every evaluation."""
 
     t: Float[Array, "E"]
     keep: Float[Array, "E"]
@@ -39,7 +39,7 @@ def recur(
     start, fresh = noise[0], noise[1:]
     count = steps.t.shape[0]
     idle = jnp.zeros((count - fresh.shape[0], *start.shape), start.dtype)
-    # One array for the numbers of a step: accelerators launch a kernel for every one that a loop slices.
+    # One array: accelerators launch a kernel for every one that a loop slices.
     numbers = jnp.stack(steps[1:], axis=1)
     x, _ = jax.lax.scan(step, start, (jnp.arange(count), numbers, jnp.concatenate([fresh, idle])))
     return x
@@ -140,8 +140,8 @@ class Heun:
         return jnp.repeat(self._grid()[:-1], 2)[1:]
 
     def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
-        # Predictor and corrector take turns in one loop. Of both the loop remembers where it
-        # evaluated and what came out, which the corrector then needs of its predictor.
+        # Predictor and corrector alternate in one loop. It carries the point and the velocity of
+        # the last evaluation, which the corrector needs.
         def evaluate(carry: tuple[Array, Array, Array], inputs: Any) -> tuple[Any, None]:
             (x, start, slope), (evaluation, dt) = carry, inputs
             here = velocity(x, evaluation)

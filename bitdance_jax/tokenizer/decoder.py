@@ -18,8 +18,8 @@ from bitdance_jax.tokenizer.layers import (
 class Decoder(nn.Module):
     """Codes in {-1, 1} to images, about [-1, 1] (not clipped).
 
-    The GAN decoder also reads noise, of the shape of the codes, as further channels. `strips` computes
-    the same from the same parameters with less memory.
+    The GAN decoder also reads noise, of the shape of the codes, as further channels. `strips`
+    computes the same from the same parameters with less memory.
     """
 
     config: TokenizerConfig

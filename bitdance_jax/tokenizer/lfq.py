@@ -1,7 +1,8 @@
-"""Lookup-free quantization (paper 3.1): a code is the sign of each channel, with group-wise entropy and commitment terms.
+"""Lookup-free quantization (paper 3.1): a code is the sign of each channel.
 
-The bits of a token are split into groups of k; a group's code is one of 2^k. Logits over a group's codes are 2 <z, code> / temperature, so
-the distribution is a product of independent bits. Entropies use that: nothing of size 2^bits, or of size (tokens x 2^k), is ever made.
+The bits of a token are split into groups of k; a group's code is one of 2^k. Logits over a group's
+codes are 2 <z, code> / temperature, so the distribution is a product of independent bits. The
+entropy terms use that: no array has size 2^bits, or (tokens x 2^k).
 """
 
 import jax
@@ -22,13 +23,16 @@ def quantize_straight_through(z: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
 
 
 def codes_to_indices(codes: Float[Array, "*B K"], num_codebooks: int) -> Int[Array, "*B G"]:
-    """Index of each group's code in [0, 2^k); the first bit of a group is the least significant. Groups hold at most 31 bits."""
+    """Index of each group's code in [0, 2^k); the first bit of a group is the least significant.
+
+    Groups have at most 31 bits.
+    """
     bits = rearrange(codes > 0, "... (g k) -> ... g k", g=num_codebooks)
     return jnp.sum(bits * _place_values(bits.shape[-1]), axis=-1, dtype=jnp.int32)
 
 
 def indices_to_codes(indices: Int[Array, "*B G"], bits: int) -> Float[Array, "*B K"]:
-    """Inverse of `codes_to_indices`, float32 in {-1, 1}; `bits` counts all groups together."""
+    """Inverse of `codes_to_indices`, float32 in {-1, 1}; `bits` is the number in all groups."""
     set_bits = indices[..., None] & _place_values(bits // indices.shape[-1])
     return rearrange(jnp.where(set_bits != 0, 1.0, -1.0), "... g k -> ... (g k)")
 
@@ -42,16 +46,18 @@ def _place_values(bits: int) -> np.ndarray:
 def entropy_terms(
     z: Float[Array, "*B K"], num_codebooks: int, temperature: float = 0.01
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean entropy of each sample's code distribution, and entropy of the mean distribution, both in nats.
+    """Mean entropy of the code distributions, and entropy of the mean distribution, both in nats.
 
-    The mean runs over batch, positions and groups (which share one codebook); the second has eps 1e-5 inside the log, as released.
-    Confident and varied codes have a small first and a large second term: the loss is first - second.
+    The mean is over batch, positions and groups, which share one codebook. The second entropy has
+    an epsilon of 1e-5 inside the logarithm, as released. Confident and varied codes have a small
+    first and a large second term: the loss is first - second.
     """
     logits = rearrange(
         4.0 * z.astype(jnp.float32) / temperature, "... (g k) -> (... g) k", g=num_codebooks
     )
     per_sample = jnp.mean(jnp.sum(_bernoulli_entropy(logits), axis=-1))
-    # The 2^k probabilities of a sample are the outer product of two halves, so their mean over samples is one matrix product.
+    # The 2^k probabilities of a group are an outer product of two halves: their mean is one
+    # product.
     half = logits.shape[-1] // 2
     high, low = _product_distribution(logits[:, :half]), _product_distribution(logits[:, half:])
     mean = jnp.einsum("na,nb->ab", high, low, precision=jax.lax.Precision.HIGHEST) / logits.shape[0]

@@ -1,4 +1,4 @@
-"""The tokenizer's training loss (paper 3.1): reconstruction, entropy, commitment, and image terms."""
+"""The tokenizer's training loss (paper 3.1): reconstruction, entropy, commitment, image terms."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ from bitdance_jax.tokenizer import lfq
 
 
 ImageTerm = Callable[[Float[Array, "B H W C"], Float[Array, "B H W C"]], Float[Array, ""]]
-"""(reconstruction, images) -> another term of the loss, perceptual or adversarial, before its weight."""
+"""(reconstruction, images) -> another term of the loss, such as a perceptual one, unweighted."""
 
 
 def tokenizer_loss(

@@ -1,10 +1,10 @@
 """Decoding large images in strips of rows, with bounded memory.
 
 It computes what `decoder.Decoder` computes, from the same parameters, up to rounding. Only the
-activations between two convolutions are stored in full, in the compute type, at most two of a width at
-a time. What a convolution reads (normalized and padded) and returns exists for one strip. The rows may
-be sharded over devices. Norms take their statistics over all rows, and a strip reads one row of each
-neighbour.
+activations between two convolutions are stored in full, in the compute type, at most two of a width
+at a time. What a convolution reads (normalized and padded) and returns exists for one strip. The
+rows may be sharded over devices. Norms take their statistics over all rows, and a strip reads one
+row of each neighbour.
 """
 
 import math
@@ -53,8 +53,8 @@ class Strips:
 
     Attributes:
       bands: of an image; a divisor of the rows of the codes on a device.
-      axes: mesh axes, inside `jax.shard_map`, that the rows are sharded over; empty if each device has
-        complete images.
+      axes: mesh axes, inside `jax.shard_map`, that the rows are sharded over; empty if each device
+        has complete images.
       bytes: see STRIP_BYTES.
     """
 
@@ -255,7 +255,7 @@ class _StripDecoder:
         return function(rows - rest, rest, carry) if rest else carry
 
     def _neighbours(self, first: Array, last: Array) -> tuple[Array, Array]:
-        """The rows before the first and after the last one of each band; outside of the image, zeros."""
+        """The rows before and after each band; zeros outside of the image."""
         first = self._by_image(first)
         last = self._by_image(last)
         before = jnp.zeros_like(last[:, :1])

@@ -26,7 +26,8 @@ class BlockCausalTransformer(nn.Module):
       config: sizes.
       scan: parameters stacked and layers scanned, for training; or unrolled, as a cache needs them.
       remat: what the backward pass stores (`stack.remat_policy`); None: everything.
-      dtype: compute type of the products; the residual stream has its own (`layers.residual_dtype`).
+      dtype: compute type of the products; the residual stream has its own
+        (`layers.residual_dtype`).
       kernel: attention kernel.
     """
 
@@ -70,7 +71,8 @@ class BlockCausalTransformer(nn.Module):
           x: embedded tokens.
           rotary: of the new tokens' positions.
           mask: which of the first T positions each new token sees; T = Q without a cache.
-          cache: one per layer; the new tokens' keys and values are written into it before attention.
+          cache: one per layer; the new tokens' keys and values are written into it before
+            attention.
           start: position of the first new token in the cache.
 
         Returns:

@@ -1,4 +1,7 @@
-"""The order of an image's tokens in the sequence (paper 3.3): patch raster, or token raster (the ablation of Table 14)."""
+"""The order of an image's tokens in the sequence (paper 3.3).
+
+Patch raster, or token raster (the ablation of Table 14).
+"""
 
 from typing import Literal
 
@@ -13,7 +16,11 @@ Order = Literal["patch", "token"]
 def grid_to_sequence(
     codes: Float[Array, "B h w K"], patch_side: int, order: Order
 ) -> Float[Array, "B T K"]:
-    """Tokens of a grid in sequence order. Patch order: patches in raster order, tokens in raster order inside a patch."""
+    """Tokens of a grid in sequence order.
+
+    "patch": patches in raster order, and the tokens of a patch in raster order; "token": raster
+    order.
+    """
     side = patch_side if order == "patch" else 1
     return rearrange(codes, "b (h p) (w q) k -> b (h w p q) k", p=side, q=side)
 

@@ -1,4 +1,4 @@
-"""Qwen3 (paper 4.3): pre-norm blocks of grouped-query attention and a gated MLP, an untied output layer."""
+"""Qwen3 (paper 4.3): pre-norm blocks of grouped-query attention and gated MLP, untied output."""
 
 import functools
 
@@ -77,7 +77,8 @@ class Qwen3(nn.Module):
       config: sizes.
       scan: parameters stacked and layers scanned, for training; or unrolled, as a cache needs them.
       remat: what the backward pass stores (`stack.remat_policy`); None: everything.
-      dtype: compute type of the products; the residual stream has its own (`layers.residual_dtype`).
+      dtype: compute type of the products; the residual stream has its own
+        (`layers.residual_dtype`).
       kernel: attention kernel.
     """
 

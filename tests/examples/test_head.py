@@ -11,12 +11,11 @@ import pytest
 import tiny_models
 from example_files import load_example
 
+from bitdance_jax import ClassConditionalPipeline, Tokenizer
 from bitdance_jax.config import ClassConditionalConfig, ConfigError, HeadConfig, from_dict, to_dict
 from bitdance_jax.heads.make import HEADS
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import ClassConditional
-from bitdance_jax.pipelines.class_conditional import sample_labels, sampling_params
-from bitdance_jax.sampling.next_patch import resolve
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +55,11 @@ def test_it_learns_the_bits_of_two_classes(config):
     assert losses[0] == pytest.approx(np.log(2), abs=0.3)
     assert losses[-1] < 0.2
 
-    solver, scales = resolve(tiny_models.SAMPLER, config.head.time_shift, config.num_steps)
-    assert scales.shape == (config.num_steps, 1)
-    weights = sampling_params(carry[0], jnp.float32)
-    keys = jax.random.split(jax.random.key(3), len(labels))
-    sample = functools.partial(sample_labels, ClassConditional(config), solver=solver)
-    assert np.mean(jax.jit(sample)(weights, labels, keys, scales) == codes) > 0.9
+    tokenizer = Tokenizer(config.tokenizer, tiny_models.tokenizer_params())
+    model = ClassConditionalPipeline(config, carry[0], tokenizer)
+    options = {"sampler": tiny_models.SAMPLER, "output": "codes", "progress": False}
+    samples = model.sample(labels.tolist(), **options)
+    assert np.mean(samples == codes) > 0.9
 
 
 def test_config_file(config):
