@@ -94,6 +94,14 @@ class TokenizerConfig(Config):
         )
 
     @classmethod
+    def d32c256(cls) -> Self:
+        """256 bits for 32x32 pixels, GAN decoder; widths are those of `ae_d32c128`.
+
+        The widths of the released `ae_d32c256` are in its own config file, from which it converts.
+        """
+        return dataclasses.replace(cls.d32c128(), bits=256, num_codebooks=32)
+
+    @classmethod
     def uniwetok(cls) -> Self:
         """UniWeTok (arXiv 2602.14178): 128 bits for 32x32 pixels, attention at the coarsest level."""
         return dataclasses.replace(cls.d32c128(), attention_blocks=2, attention_heads=16)

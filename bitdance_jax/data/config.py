@@ -17,11 +17,13 @@ from bitdance_jax.data.records import ImageSource, Split, select
 from bitdance_jax.data.sources import EmojiSource, FolderSource, class_folders
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.data.tokens import Manifest, TokensSource
+from bitdance_jax.data.unlabelled import UnlabelledSource
 from bitdance_jax.errors import UserError
 
 
 _PATHS = {
     "folder": "a folder with one sub-folder per class",
+    "images": "a folder of images",
     "imagenet_tar": "ILSVRC2012_img_train.tar",
     "tokens": "a folder that `bitdance tokenize` wrote",
 }
@@ -33,9 +35,10 @@ class DataConfig(Config):
     """Where training images come from.
 
     Attributes:
-      source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder per class),
-        "imagenet_tar" (the official training tar, read in place), "tfds" (a prepared TensorFlow
-        Dataset), or "tokens" (made from one of these by `bitdance tokenize`).
+      source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder per class), "images"
+        (a folder of images of any depth, without labels), "imagenet_tar" (the official training
+        tar, read in place), "tfds" (a prepared TensorFlow Dataset), or "tokens" (made from one of
+        these by `bitdance tokenize`).
       path: the folder, the tar, or the folder of tokens; for "tfds" the folder of prepared datasets
         (None: the default of TFDS).
       dataset: for "tfds": its name.
@@ -50,7 +53,7 @@ class DataConfig(Config):
         two stored versions.
     """
 
-    source: Literal["emoji", "folder", "imagenet_tar", "tfds", "tokens"] = "emoji"
+    source: Literal["emoji", "folder", "images", "imagenet_tar", "tfds", "tokens"] = "emoji"
     path: PathName | None = None
     dataset: str = "imagenet2012"
     held_out: PathName | None = None
@@ -97,6 +100,8 @@ class DataConfig(Config):
         assert self.path is not None  # Checked in __post_init__.
         if self.source == "folder":
             return FolderSource(self.path)
+        if self.source == "images":
+            return UnlabelledSource(self.path)
         if self.source == "imagenet_tar":
             return ImagenetTarSource(self.path)
         return TokensSource(self.path)
@@ -109,6 +114,8 @@ class DataConfig(Config):
             return TfdsSource(self.dataset, self.path, self.held_out)
         if self.source == "tokens":
             return TokensSource(self.held_out)
+        if self.source == "images":
+            return UnlabelledSource(self.held_out)
         is_tar = os.path.isfile(self.held_out)
         return ImagenetTarSource(self.held_out) if is_tar else FolderSource(self.held_out)
 

@@ -5,7 +5,13 @@ import importlib
 import pytest
 
 from bitdance_jax.cli.config_file import load_config
-from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, from_dict, to_dict
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    SamplerConfig,
+    TokenizerConfig,
+    from_dict,
+    to_dict,
+)
 from bitdance_jax.configs import SHIPPED
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.pipelines.load import load
@@ -24,7 +30,8 @@ IMAGENET = {
 
 def test_there_are_configs():
     names = {f"imagenet_{name}" for name in IMAGENET}
-    assert SHIPPED.keys() == {"emoji_tokenizer", "emoji_4x", "imagenet"} | names
+    names |= {f"tokenizer_{name}" for name in ("d16c32", "d32c128", "d32c256")}
+    assert SHIPPED.keys() == {"emoji_tokenizer", "emoji_4x", "imagenet", "tokenizer"} | names
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -37,7 +44,8 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(name):
     assert rest == ["--run.steps", "7"]
     assert isinstance(config, TrainingConfig)
     assert from_dict(type(config), to_dict(config)) == config
-    assert config.run.workdir == f"runs/{'imagenet_b_1x' if name == 'imagenet' else name}"
+    default = {"imagenet": "imagenet_b_1x", "tokenizer": "tokenizer_d16c32"}.get(name, name)
+    assert config.run.workdir == f"runs/{default}"
     assert config.optimizer.warmup_steps < config.run.steps
 
 
@@ -141,3 +149,13 @@ def test_a_path_in_configs_is_a_shipped_config_unless_there_is_such_a_file(tmp_p
 def test_an_unknown_config_names_the_nearest():
     with pytest.raises(FileError, match="imagenet_l_2x; did you mean imagenet_l_1x"):
         load_config("imagenet_l_2x")
+
+
+def test_the_second_stage_of_a_tokenizer():
+    """The paper's sizes are those of a plain decoder first, then of a GAN decoder on its encoder."""
+    first, _ = load_config("tokenizer_d32c128")
+    second, _ = load_config("tokenizer_d32c128", ["--stage", "2"])
+    assert (first.model.decoder, second.model.decoder) == ("plain", "gan")
+    assert second.model == TokenizerConfig.d32c128()
+    assert first.train_encoder and not second.train_encoder
+    assert second.run.workdir != first.run.workdir

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.loader import make_loader
+from bitdance_jax.data.unlabelled import UnlabelledSource
+from bitdance_jax.errors import FileError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five images at two depths, and a file that is none."""
+    root = tmp_path / "pictures"
+    for number in range(5):
+        file = root / ("deep/er" if number % 2 else "") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 10 * number, np.uint8)).save(file)
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def test_images_at_any_depth(folder):
+    source = UnlabelledSource(folder)
+    assert len(source) == 5
+    assert source.class_names == ("pictures",)
+    assert source.skipped == {".txt": 1}
+    assert sorted(int(source[i]["image"][0, 0, 0]) for i in range(5)) == [0, 10, 20, 30, 40]
+    batch = next(make_loader(source, batch_size=4, seed=0, image_size=16))
+    assert batch["image"].shape == (4, 16, 16, 3)
+    assert batch["label"].tolist() == [0] * 4
+
+
+def test_by_name(folder):
+    data = DataConfig(source="images", path=str(folder), held_out=str(folder / "deep"))
+    assert len(data.open()) == 5
+    assert len(data.open_held_out()) == 2
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_no_images(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileError) as error:
+        UnlabelledSource(tmp_path / name)
+    assert error.value.path == str(tmp_path / name)
