@@ -306,7 +306,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
             ["--multi-host"],
             "--multi-host needs --npz OUT.npz or --prompt",
         ),
-        (["--npz", "x.zip"], "the samples go into a local file that ends in .npz, got x.zip"),
+        (["--npz", "x.zip"], "--npz must be a local file that ends in .npz, got x.zip"),
         (
             ["--per-label", "two"],
             "Error parsing --per-label: invalid literal for int() with base 10: 'two'",

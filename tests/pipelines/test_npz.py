@@ -1,4 +1,4 @@
-"""The .npz of samples: what suites read, what a kill or a full disk leaves, and the same bytes on any number of devices and hosts."""
+"""The .npz of samples: its format, kills, full disks, and equal bytes on any devices and hosts."""
 
 import contextlib
 import dataclasses
@@ -18,16 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from same_images import assert_same_images
 
 from bitdance_jax import MeshConfig, UserError, load
 from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.errors import ConfigError, FileError, ResourceError
 from bitdance_jax.io.model_lookup import fingerprint
 from bitdance_jax.pipelines import npz_writer
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
 from bitdance_jax.pipelines.npz_writer import NpzWriter
 
 
-pytestmark = pytest.mark.usefixtures("optimized")  # as the processes are, whose bytes are the same
+pytestmark = pytest.mark.usefixtures("optimized")  # like the processes with equal bytes
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"seed": 0, "sampler": {"head_steps": 3}}
@@ -36,7 +38,7 @@ LABELS = np.arange(10) % 3
 
 
 def write(path, request=REQUEST, batch=3, until=10, **options):
-    """Goes on from what is there. Without reaching the end it leaves everything as a kill would."""
+    """Starts or resumes a file. Before the end, it leaves the state of a kill."""
     with contextlib.closing(NpzWriter(path, request, IMAGES.shape)) as writer:
         start = writer.open(**options)
         for row in range(start, until, batch):
@@ -52,14 +54,15 @@ def path(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whole") / "out.npz"
+def complete(tmp_path_factory):
+    """The bytes of the complete file."""
+    path = tmp_path_factory.mktemp("complete") / "out.npz"
     assert write(path) == 0
     return path.read_bytes()
 
 
-def read_as_adm_does(path):
-    """ADM's evaluator opens the member itself, and reads a version 1 header and then batches of rows."""
+def read_like_adm(path):
+    """Like ADM's evaluator: reads a version 1 header and then batches of rows."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         assert np.lib.format.read_magic(file) == (1, 0)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -72,31 +75,31 @@ def read_as_adm_does(path):
     return np.stack(rows)
 
 
-def test_numpy_and_the_evaluation_suite_read_it(path):
+def test_format(path):
     write(path)
     with np.load(path) as file:
         assert file.files == ["arr_0", "arr_1"]
         np.testing.assert_array_equal(file["arr_0"], IMAGES)
         np.testing.assert_array_equal(file["arr_1"], LABELS)
         assert file["arr_0"].dtype == np.uint8 and file["arr_1"].dtype == np.int64
-    np.testing.assert_array_equal(read_as_adm_does(path), IMAGES)
+    np.testing.assert_array_equal(read_like_adm(path), IMAGES)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     assert os.listdir(path.parent) == ["out.npz"]
 
 
 @pytest.mark.parametrize("until", [0, 3, 9])
-def test_stopped_anywhere_it_goes_on_to_the_same_bytes(path, whole, until):
+def test_resuming_gives_the_same_bytes(path, complete, until):
     write(path, until=until)
     assert not path.exists()
     with open(path.with_name("out.npz.partial"), "ab") as file:
-        file.write(b"half a batch, not in the journal")
+        file.write(b"half a batch, not in the record")
     assert write(path, batch=4) == until
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_killed_while_finishing(path, whole, monkeypatch):
-    """All rows and a whole directory are there, and the file has not its name yet."""
+def test_killed_while_finishing(path, complete, monkeypatch):
+    """All rows and the directory are written, but the file is not renamed yet."""
     monkeypatch.setattr(
         npz_writer.os,
         "replace",
@@ -107,66 +110,57 @@ def test_killed_while_finishing(path, whole, monkeypatch):
     monkeypatch.undo()
     assert not path.exists()
     assert write(path) == 10
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_a_finished_file_is_left_alone(path):
+def test_a_finished_file_does_not_change(path):
     write(path)
     before = path.stat().st_mtime_ns
-    path.with_name("out.npz.partial.json").touch()  # of a kill between the file's last two steps
+    path.with_name("out.npz.partial.json").touch()  # a kill between the last two steps
     assert write(path) == 10
     assert path.stat().st_mtime_ns == before
     assert os.listdir(path.parent) == ["out.npz"]
 
 
-def test_a_file_of_a_version_that_had_fewer_settings(path):
-    """What the file does not say was as it is by default."""
+def test_a_file_of_an_earlier_version(path):
+    """Settings that it does not have are the defaults."""
     write(path)
     assert write(path, {"seed": 0, "sampler": {"head_steps": 3, "guidance_end": 1.0}}) == 10
-    with pytest.raises(UserError, match=r"guidance_end 1\.0, asked for 0\.5"):
+    with pytest.raises(UserError, match=r"guidance_end 1\.0, .*0\.5"):
         write(path, {"seed": 0, "sampler": {"head_steps": 3, "guidance_end": 0.5}})
 
 
 @pytest.mark.parametrize("until", [6, 10])
-def test_another_request_is_refused_unless_it_may_overwrite(path, whole, until):
+def test_another_request_needs_overwrite(path, complete, until):
     write(path, until=until)
     other = {"seed": 0, "sampler": {"head_steps": 4}}
     name = "out.npz" if until == 10 else "out.npz.partial"
-    with pytest.raises(
-        UserError,
-        match=rf"{name} holds other samples \(head_steps 3, asked for 4\); choose another name or overwrite=True$",
-    ):
+    with pytest.raises(FileError, match=rf"{name} .*head_steps 3, .* 4.*overwrite=True$"):
         write(path, other)
     assert write(path, other, until=3, overwrite=True) == 0
-    assert (
-        (path.read_bytes() == whole) if until == 10 else not path.exists()
-    )  # replaced by a finished file only
+    # It is replaced only by a finished file.
+    assert (path.read_bytes() == complete) if until == 10 else not path.exists()
     assert write(path, other, overwrite=True) == 3
-    assert path.read_bytes() != whole
+    assert path.read_bytes() != complete
 
 
-def test_another_file_of_that_name_is_refused(path):
+def test_another_kind_of_file_is_refused(path):
     path.parent.mkdir()
-    os.mkfifo(path)  # would keep a reader for ever
-    with pytest.raises(
-        UserError, match=r"out\.npz is not a file, but a folder, a pipe or a device$"
-    ):
+    os.mkfifo(path)  # Reading it would never end.
+    with pytest.raises(FileError, match=r"out\.npz.* pipe"):
         write(path)
     path.unlink()
     for save in (lambda: path.write_text("notes"), lambda: np.savez(path, arr_0=IMAGES)):
         save()
-        with pytest.raises(
-            UserError,
-            match="exists and was not written by this command",
-        ):
+        with pytest.raises(FileError, match="not written by this command"):
             write(path)
     write(path, overwrite=True)
-    assert read_as_adm_does(path).shape == IMAGES.shape
+    assert read_like_adm(path).shape == IMAGES.shape
 
 
-def flip(path, place):
+def flip(path, position):
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[position] ^= 1
     path.write_bytes(data)
 
 
@@ -174,90 +168,87 @@ def flip(path, place):
     ("damage", "message"),
     [
         (
-            lambda partial, journal: os.truncate(partial, partial.stat().st_size - 1),
-            "does not have the 6 images",
+            lambda partial, record: os.truncate(partial, partial.stat().st_size - 1),
+            " 6 images",
         ),
         (
-            lambda partial, journal: flip(partial, partial.stat().st_size - 7),
-            "is damaged: its 6 images are not",
+            lambda partial, record: flip(partial, partial.stat().st_size - 7),
+            "damaged.* 6 images",
         ),
-        (lambda partial, journal: zero_the_end(partial), "is damaged: its 6 images are not"),
-        (lambda partial, journal: change(journal, rows=3), "is damaged: its 3 images are not"),
+        (lambda partial, record: zero_the_end(partial), "damaged.* 6 images"),
+        (lambda partial, record: change(record, rows=3), "damaged.* 3 images"),
         (
-            lambda partial, journal: change(journal, checksum=5),
-            "is damaged: its 6 images are not",
+            lambda partial, record: change(record, checksum=5),
+            "damaged.* 6 images",
         ),
-        (lambda partial, journal: change(journal, rows=-1), "does not have the -1 images"),
-        (lambda partial, journal: change(journal, rows=11), "does not have the 11 images"),
+        (lambda partial, record: change(record, rows=-1), " -1 images"),
+        (lambda partial, record: change(record, rows=11), " 11 images"),
         (
-            lambda partial, journal: journal.write_text('{"request"'),
-            "json cannot be read: Input data was truncated",
-        ),
-        (
-            lambda partial, journal: journal.write_text("[]"),
-            "json cannot be read: Expected object, got array",
+            lambda partial, record: record.write_text('{"request"'),
+            "json .*truncated",
         ),
         (
-            lambda partial, journal: change(journal, rows=[3]),
-            "json cannot be read: rows: Expected int, got array",
+            lambda partial, record: record.write_text("[]"),
+            "json .*array",
         ),
         (
-            lambda partial, journal: change(journal, request=None),
-            "json cannot be read: request: Expected object, got null",
+            lambda partial, record: change(record, rows=[3]),
+            "json .*rows: ",
+        ),
+        (
+            lambda partial, record: change(record, request=None),
+            "json .*request: ",
         ),
     ],
 )
-def test_what_the_journal_does_not_vouch_for_is_not_gone_on_with(path, whole, damage, message):
+def test_a_damaged_partial_file_is_not_resumed(path, complete, damage, message):
     write(path, until=6)
-    partial, journal = path.with_name("out.npz.partial"), path.with_name("out.npz.partial.json")
-    damage(partial, journal)
+    partial = path.with_name("out.npz.partial")
+    damage(partial, path.with_name("out.npz.partial.json"))
     before = partial.read_bytes()
-    with pytest.raises(
-        UserError, match=rf"out\.npz\.partial.*{message}.*; generate it again with overwrite=True$"
-    ):
+    with pytest.raises(FileError, match=rf"out\.npz\.partial.*{message}.*overwrite=True$"):
         write(path)
     assert partial.read_bytes() == before
     assert write(path, overwrite=True) == 0
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 def zero_the_end(partial):
-    """As some file systems leave what had not reached the disk when the power went."""
+    """What some file systems leave after a loss of power."""
     partial.write_bytes(partial.read_bytes()[:-60] + bytes(60))
 
 
-def change(journal, **fields):
-    journal.write_text(json.dumps(json.loads(journal.read_text()) | fields))
+def change(record, **fields):
+    record.write_text(json.dumps(json.loads(record.read_text()) | fields))
 
 
 @pytest.mark.parametrize("where", ["first header", "array", "image", "labels", "directory"])
-def test_a_finished_file_is_checked_when_its_command_is_repeated(path, whole, where):
+def test_a_damaged_finished_file(path, complete, where):
     write(path)
-    directory = whole.rindex(b"PK\x01\x02")
-    image = whole.index(IMAGES.tobytes())
-    labels = whole.index(LABELS.tobytes())
-    places = {
+    directory = complete.rindex(b"PK\x01\x02")
+    image = complete.index(IMAGES.tobytes())
+    labels = complete.index(LABELS.tobytes())
+    positions = {
         "first header": 31,
         "array": image - 60,
         "image": image + 99,
         "labels": labels,
         "directory": directory + 17,
     }
-    flip(path, places[where])
-    with pytest.raises(
-        UserError, match=r"out\.npz is damaged \(.*\); generate it again with overwrite=True$"
-    ):
+    flip(path, positions[where])
+    with pytest.raises(FileError, match=r"out\.npz is damaged .*overwrite=True$"):
         write(path)
     assert write(path, overwrite=True) == 0
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 @pytest.mark.parametrize("fault", ["labels without size and checksum", "version"])
-def test_a_finished_files_damaged_directory_is_one_line(path, whole, fault):
+def test_a_damaged_directory_of_a_finished_file(path, complete, fault):
     write(path)
-    data, entry = bytearray(whole), whole.rindex(b"PK\x01\x02")
+    data = bytearray(complete)
+    entry = complete.rindex(b"PK\x01\x02")
     if fault == "version":
-        data[entry + 6] = 226  # that is needed to read it
+        data[entry + 6] = 226  # the version needed to read it
     else:
         data[entry + 16 : entry + 28] = bytes(12)
     path.write_bytes(data)
@@ -265,32 +256,30 @@ def test_a_finished_files_damaged_directory_is_one_line(path, whole, fault):
         write(path)
 
 
-def test_a_second_writer_of_a_file_is_refused(path, whole):
+def test_a_second_writer_is_refused(path, complete):
     first = NpzWriter(path, REQUEST, IMAGES.shape)
     first.open()
     first.append(IMAGES[:3])
-    with pytest.raises(
-        UserError,
-        match=r"^another process is writing .*out\.npz; wait for it, or give another name$",
-    ):
-        write(path)
-    with pytest.raises(UserError, match=r"^another process is writing "):
-        write(path, overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(FileError, match=r"another process .*out\.npz"):
+            write(path, overwrite=overwrite)
     first.close()
     assert write(path) == 3
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
     assert os.listdir(path.parent) == ["out.npz"]
 
 
-def test_a_journal_without_its_file_counts_for_nothing(path, whole):
+def test_a_record_without_its_file_is_ignored(path, complete):
     write(path, {"seed": 5}, until=6)
     path.with_name("out.npz.partial").unlink()
     assert write(path) == 0
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_the_journal_counts_a_batch_after_it_has_reached_the_disk(path, monkeypatch):
-    events, replace, fsync = [], os.replace, os.fsync
+def test_a_batch_is_recorded_after_it_has_reached_the_disk(path, monkeypatch):
+    events = []
+    replace = os.replace
+    fsync = os.fsync
     monkeypatch.setattr(
         npz_writer.os,
         "fsync",
@@ -299,21 +288,21 @@ def test_the_journal_counts_a_batch_after_it_has_reached_the_disk(path, monkeypa
     monkeypatch.setattr(
         npz_writer.os,
         "replace",
-        lambda old, new: events.append(("in place", new.name)) or replace(old, new),
+        lambda old, new: events.append(("renamed", new.name)) or replace(old, new),
     )
     writer = NpzWriter(path, REQUEST, IMAGES.shape)
     writer.open()
     assert writer.append(IMAGES[:3]) == 3
     writer.close()
-    journal = path.with_name("out.npz.partial.json")
+    record = path.with_name("out.npz.partial.json")
     assert events == [
         ("disk", path.with_name("out.npz.partial").stat().st_size),
-        ("disk", journal.stat().st_size),
-        ("in place", journal.name),
+        ("disk", record.stat().st_size),
+        ("renamed", record.name),
     ]
 
 
-def test_a_disk_that_fills_up_keeps_what_is_finished(path, whole):
+def test_resuming_after_a_full_disk(path, complete):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (460, limits[1]))
     try:
@@ -321,41 +310,35 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(path, whole):
             write(path, batch=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (
-        str(caught.value)
-        == f"cannot write {path}: File too large; 4 finished images are kept, and the same command goes on"
-    )
+    message = f"cannot write {path}: File too large; the same command resumes after 4 images"
+    assert str(caught.value) == message
     assert write(path, batch=2) == 4
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_too_little_room_is_said_at_once(path, monkeypatch):
+def test_too_little_space(path, monkeypatch):
     monkeypatch.setattr(
         npz_writer.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**9)
     )
     writer = NpzWriter(path, REQUEST, (50_000, 256, 256, 3))
-    with pytest.raises(
-        UserError, match=r"out\.npz needs 9\.8 GB more and 1\.0 GB are free; make room there$"
-    ):
+    with pytest.raises(ResourceError, match=r"out\.npz .*9\.8 GB .*1\.0 GB"):
         writer.open()
 
 
 @pytest.mark.parametrize("name", ["samples", "samples.zip", "gs://bucket/samples.npz"])
-def test_a_name_that_cannot_be(name):
-    with pytest.raises(
-        UserError, match=r"^the samples go into a local file that ends in \.npz, got "
-    ):
+def test_other_names_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"\.npz.* {name}"):
         NpzWriter(name, REQUEST, IMAGES.shape)
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^cannot write .*x\.npz: (File exists|Not a directory)$"):
+    with pytest.raises(UserError, match=r"x\.npz: (File exists|Not a directory)$"):
         write(tmp_path / "file" / "x.npz")
 
 
 def test_more_than_four_gigabytes(path, monkeypatch):
-    """The ImageNet file's 9.8 GB, as a file with a hole, whose checksum would take long."""
+    """Like the 9.8 GB of ImageNet samples, but with a hole, and without the slow checksum."""
     monkeypatch.setattr(NpzWriter, "_check_rows", lambda self, rows, checksum: None)
     monkeypatch.setattr(
         npz_writer.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**12)
@@ -365,8 +348,9 @@ def test_more_than_four_gigabytes(path, monkeypatch):
     writer.open()
     writer.append(np.full((1, *shape[1:]), 7, np.uint8))
     writer.close()
-    journal, partial = path.with_name("out.npz.partial.json"), path.with_name("out.npz.partial")
-    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"rows": 50_000}))
+    record = path.with_name("out.npz.partial.json")
+    partial = path.with_name("out.npz.partial")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"rows": 50_000}))
     os.truncate(partial, partial.stat().st_size + 49_999 * 256 * 256 * 3)
     writer = NpzWriter(path, REQUEST, shape)
     assert writer.open() == 50_000
@@ -378,11 +362,12 @@ def test_more_than_four_gigabytes(path, monkeypatch):
         assert archive.getinfo("arr_0.npy").file_size == 50_000 * 256 * 256 * 3 + 128
         assert np.lib.format.read_magic(file) == (1, 0)
         assert np.lib.format.read_array_header_1_0(file)[0] == shape
-        assert set(file.read(256 * 256 * 3)) == {7} and set(file.read(1000)) == {0}
+        assert set(file.read(256 * 256 * 3)) == {7}
+        assert set(file.read(1000)) == {0}
     path.unlink()
 
 
-# From here on with a model, in processes of their own.
+# The following tests run a model in processes.
 
 MODEL = dataclasses.replace(
     tiny_models.MODEL,
@@ -390,7 +375,8 @@ MODEL = dataclasses.replace(
     head=dataclasses.replace(tiny_models.MODEL.head, num_blocks=1),
 )
 SAMPLER = SamplerConfig(head_steps=2, guidance_scale=2.0)
-COUNT, PER_DEVICE = 400, 3
+COUNT = 400
+PER_DEVICE = 3
 
 
 @pytest.fixture(scope="module")
@@ -401,8 +387,8 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(model):
-    """The file of one device, drawn without a stop."""
+def expected_file(model):
+    """The file of one device without interruption."""
     path = model.parent / "one.npz"
     request = Request(fingerprint(model), "float32", COUNT, seed=3, sampler=SAMPLER)
     assert (
@@ -457,34 +443,34 @@ def start_two_hosts(model, outs):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2}
-    return [start(model, out, **place, JAX_PROCESS_ID=number) for number, out in enumerate(outs)]
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2}
+    return [start(model, out, **job, JAX_PROCESS_ID=number) for number, out in enumerate(outs)]
 
 
-def test_images_are_those_of_the_pipeline_in_balance(model, drawn):
-    with np.load(drawn) as file:
-        images, labels = file["arr_0"], file["arr_1"]
+def test_images_are_those_of_the_pipeline(model, expected_file):
+    with np.load(expected_file) as file:
+        images = file["arr_0"]
+        labels = file["arr_1"]
     np.testing.assert_array_equal(labels, np.arange(COUNT) % 9)
     expected = load(model).sample(
         labels[:12].tolist(), seed=3, batch_size=PER_DEVICE, progress=False
     )
-    # Programs of different forms round differently: by a level, if a value lies at the edge of two.
-    assert np.abs(images[:12].astype(int) - expected).max() <= 1
+    assert_same_images(images[:12], expected)
     assert len(np.unique(images, axis=0)) == COUNT
 
 
 @pytest.mark.slow
-def test_killed_on_four_devices_and_gone_on_with_on_two_hosts_it_is_the_file_of_one_device(
-    model, drawn, tmp_path
+def test_a_file_of_four_devices_that_two_hosts_resume_equals_that_of_one_device(
+    model, expected_file, tmp_path
 ):
-    journal = tmp_path / "out.npz.partial.json"
+    record = tmp_path / "out.npz.partial.json"
     process = start(model, tmp_path / "out.npz", devices=4)
-    while not (journal.exists() and json.loads(journal.read_text())["rows"] >= 40):
+    while not (record.exists() and json.loads(record.read_text())["rows"] >= 40):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    rows = json.loads(journal.read_text())["rows"]
+    rows = json.loads(record.read_text())["rows"]
     assert 40 <= rows < COUNT
     assert not (tmp_path / "out.npz").exists()
 
@@ -495,25 +481,23 @@ def test_killed_on_four_devices_and_gone_on_with_on_two_hosts_it_is_the_file_of_
         process.communicate(timeout=120) for process in (first, second)
     )
     assert (first.returncode, second.returncode) == (0, 0), error + other_error
-    assert (
-        out.splitlines()[-1]
-        == f"400 images of 9 labels in {tmp_path}/out.npz ({COUNT - rows} generated now)"
-    )  # after Gloo's words
-    assert "images" not in other_out and "sampling" not in other_error
-    assert (tmp_path / "out.npz").read_bytes() == drawn.read_bytes()
+    # Gloo prints lines before it.
+    last = out.splitlines()[-1]
+    assert last == f"400 images of 9 labels in {tmp_path}/out.npz ({COUNT - rows} generated now)"
+    assert "images" not in other_out
+    assert "sampling" not in other_error
+    assert (tmp_path / "out.npz").read_bytes() == expected_file.read_bytes()
     assert os.listdir(tmp_path) == ["out.npz"]
 
 
 @pytest.mark.slow
-def test_no_host_waits_for_one_that_cannot_write(model, drawn, tmp_path):
-    shutil.copy(drawn, tmp_path / "out.npz")
+def test_no_host_waits_for_one_that_cannot_write(model, expected_file, tmp_path):
+    shutil.copy(expected_file, tmp_path / "out.npz")
     model = shutil.copytree(model, tmp_path / "other")
     (model / "config.json").write_text((model / "config.json").read_text() + "\n")
     first, second = start_two_hosts(model, [tmp_path / "out.npz"] * 2)
     errors = [process.communicate(timeout=120)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (2, 2)
-    assert "holds other samples (checkpoint " in errors[0] and "Traceback" not in errors[0]
-    assert (
-        f"error: process 0: {tmp_path}/out.npz holds other samples" in errors[1]
-        and "Traceback" not in errors[1]
-    )
+    for error in errors:
+        assert f"{tmp_path}/out.npz holds other samples (checkpoint " in error
+        assert "Traceback" not in error
