@@ -281,6 +281,8 @@ class PatchReader:
         prefix = self._bound.embed_prefix(labels)
         self._class_tokens, self._first_block = jnp.split(prefix, [self._before], axis=1)
         self._slots = self._before + config.num_tokens
+        if model.kernel == "cudnn":  # An odd cache would be copied, padded, at every patch.
+            self._slots += self._slots % 2
         self._rotary = rotary(config)
         self._mask = jnp.asarray(attention_rule(config).array(self._slots))
         self.num_patches = config.num_steps

@@ -21,17 +21,32 @@ Kernel = Literal["xla", "cudnn"]
 """The implementation of attention: XLA's products, or cuDNN's fused kernel on CUDA GPUs."""
 
 
-def choose_kernel(name: Literal["auto", "xla", "cudnn"], dtype: DTypeLike) -> Kernel:
-    """The kernel of training.
+def choose_kernel(
+    name: Literal["auto", "xla", "cudnn"], dtype: DTypeLike, device: jax.Device | None = None
+) -> Kernel:
+    """The kernel for a device, by default JAX's first.
 
     "auto" is cuDNN's in bfloat16 on NVIDIA GPUs since Ampere, else XLA's.
     """
     if name != "auto":
         return name
-    device = jax.devices()[0]
+    device = device or jax.devices()[0]
     nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
     recent = nvidia and float(device.compute_capability) >= 8.0
     return "cudnn" if recent and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
+
+
+def choose_sampling_kernel(
+    dtype: DTypeLike, *, block: int, head_dim: int, device: jax.Device | None = None
+) -> Kernel:
+    """The kernel for reading blocks of `block` tokens through a cache.
+
+    cuDNN's reads the filled positions, XLA's reads all. On an H100 cuDNN's takes about 0.6
+    times as long for blocks of 16 tokens, and 1.25 times as long for single tokens.
+    """
+    if block < 16 or head_dim % 8 or head_dim > 128:
+        return "xla"
+    return choose_kernel("auto", dtype, device)
 
 
 @jax.tree_util.register_static
@@ -112,6 +127,10 @@ def attend_through_cache(
         cache = write_cache(cache, k, v, start)
         visible = mask.shape[-1]
         k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
+        # The prefix, which starts at 0, is read once, and its padding sees nothing.
+        if kernel == "cudnn" and not isinstance(start, int):
+            return _attend_by_cudnn(q, k, v, mask, start + q.shape[2]), cache
+        return attend(q, k, v, mask), cache
     return attend(q, k, v, mask, kernel), cache
 
 
@@ -154,8 +173,12 @@ def _attend_by_cudnn(
     k: Float[Array, "B G T F"],
     v: Float[Array, "B G T F"],
     mask: Mask | None,
+    filled: Int[Array, ""] | None = None,
 ) -> Float[Array, "B A Q F"]:
-    # Its backward pass takes even lengths only. No query sees a padded key.
+    """`attend` to the first `filled` keys, or to all.
+
+    Its backward pass takes even lengths only. No query sees a padded key.
+    """
     queries, keys = q.shape[2], k.shape[2]
     if mask is None and keys % 2:
         mask = np.ones((queries, keys), bool)
@@ -168,7 +191,10 @@ def _attend_by_cudnn(
     if mask is not None:
         mask = jnp.asarray(mask).reshape(-1, 1, queries, keys)
         mask = _pad_to_even(_pad_to_even(mask, axis=2), axis=3)
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+    lengths = None if filled is None else jnp.full(q.shape[:1], filled, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
     return jnp.swapaxes(out, 1, 2)[:, :, :queries]
 
 

@@ -9,11 +9,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int8, UInt8, UInt32
 
-from bitdance_jax.config import ClassConditionalConfig, TextToImageConfig
+from bitdance_jax.config import (
+    ClassConditionalConfig,
+    Qwen3Config,
+    TextToImageConfig,
+    TransformerConfig,
+)
 from bitdance_jax.distributed.mesh import compiler_options
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.models.class_conditional import ClassConditional, with_unconditional
 from bitdance_jax.models.text_to_image import Prefixes, TextToImage
+from bitdance_jax.nn.attention import Kernel, choose_sampling_kernel
 from bitdance_jax.pipelines.partial_images import values_to_codes
 from bitdance_jax.pipelines.tokenizer import decode_on_mesh
 from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
@@ -33,15 +39,27 @@ class Programs:
     """
 
     def __init__(
-        self, config: ClassConditionalConfig | TextToImageConfig, mesh: Mesh, dtype: jnp.dtype
+        self,
+        config: ClassConditionalConfig | TextToImageConfig,
+        mesh: Mesh,
+        dtype: jnp.dtype,
+        kernel: Kernel | None = None,
     ) -> None:
+        """`kernel`: of attention; by default the one for the mesh's devices."""
+        kernel = kernel or choose_sampling_kernel(
+            dtype,
+            block=config.tokens_per_step,
+            head_dim=_transformer(config).head_dim,
+            device=mesh.devices.flat[0],
+        )
         self._mesh = mesh
         self._decoder = Autoencoder(config.tokenizer, dtype)
         if isinstance(config, ClassConditionalConfig):
-            read = functools.partial(read_labels, ClassConditional(config, dtype=dtype))
+            model = ClassConditional(config, dtype=dtype, kernel=kernel)
+            read = functools.partial(read_labels, model)
             token_order = config.order
         else:
-            read = functools.partial(read_prompts, TextToImage(config, dtype=dtype))
+            read = functools.partial(read_prompts, TextToImage(config, dtype=dtype, kernel=kernel))
             token_order = "patch"
         self.sampler = CompiledSampler(read, mesh)
         to_codes = functools.partial(
@@ -72,6 +90,12 @@ class Programs:
         self, params: Any, codes: Int8[Array, "B h w K"], keys: UInt32[Array, "B 2"]
     ) -> UInt8[Array, "B H W C"]:
         return decode_on_mesh(self._decoder, params, codes, keys, self._mesh)
+
+
+def _transformer(
+    config: ClassConditionalConfig | TextToImageConfig,
+) -> TransformerConfig | Qwen3Config:
+    return config.transformer if isinstance(config, ClassConditionalConfig) else config.text
 
 
 def read_labels(model: ClassConditional, params: Any, inputs: Inputs, scales: Scales) -> PatchModel:

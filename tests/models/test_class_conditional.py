@@ -162,6 +162,25 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
     assert_close(hidden[0], hidden[1], 1e-6)
 
 
+def test_sampling_by_cudnn_changes_nothing(monkeypatch):
+    """The fused kernel gets the cache, of even length, and the filled positions; replaced by XLA's here."""
+    lengths = []
+
+    def attend_by_cudnn(q, k, v, mask, filled):
+        lengths.append(k.shape[2])
+        return attention.attend(q, k, v, mask & (jnp.arange(k.shape[2]) < filled), "xla")
+
+    monkeypatch.setattr(attention, "_attend_by_cudnn", attend_by_cudnn)
+    params = unstack(tiny_models.model_params())
+    samples = [
+        sample_of(ClassConditional(tiny_models.MODEL, kernel=kernel), params)
+        for kernel in ("cudnn", "xla")
+    ]
+    assert lengths and all(length % 2 == 0 for length in lengths)
+    np.testing.assert_array_equal(*map(np.sign, samples))
+    assert_close(*samples, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("b_1x", 242.4), ("b_4x", 260.1), ("b_16x", 260.1), ("l_1x", 527.3), ("h_1x", 1008.0)],

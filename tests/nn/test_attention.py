@@ -138,6 +138,31 @@ def test_cudnn_with_a_mask_for_each_row():
     assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
+@pytest.mark.parametrize("padded", [False, True])
+def test_cudnn_through_a_cache(padded):
+    """It reads the filled positions, whatever is in the others."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, 8, 16, 64), jnp.bfloat16)
+    k, v = jax.random.normal(keys[1], (2, 2, 2, 16, 64), jnp.bfloat16)
+    cache = attention.KVCache(*jax.random.normal(keys[2], (2, 2, 2, 128, 64), jnp.bfloat16))
+    mask = jnp.broadcast_to(jnp.arange(128) < 56, (2, 16, 128))
+    if padded:
+        mask &= jnp.arange(128) >= jnp.array([0, 9])[:, None, None]
+    attend = jax.jit(attention.attend_through_cache, static_argnames="kernel")
+    fused, plain = (
+        attend(q, k, v, mask, cache=cache, start=jnp.int32(40), kernel=kernel)[0]
+        for kernel in ("cudnn", "xla")
+    )
+    assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="of devices without cuDNN")
+def test_sampling_kernel_without_cudnn():
+    kernel = attention.choose_sampling_kernel(jnp.bfloat16, block=16, head_dim=64)
+    assert kernel == "xla"
+
+
 def test_write_cache():
     cache = attention.empty_cache(2, 6, num_heads=3, head_dim=4, dtype=jnp.bfloat16)
     assert cache.k.shape == cache.v.shape == (2, 3, 6, 4)
