@@ -15,9 +15,14 @@ def flat(params):
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def test_batch_norms_are_folded_into_the_convolutions():
+@pytest.fixture(scope="module")
+def params():
+    return flat(inception_weights.convert(state_dict()))
+
+
+def test_batch_norms_are_folded_into_the_convolutions(params):
     """Convolution and batch norm of one position, as torch computes them."""
-    state, params = state_dict(), flat(inception_weights.convert(state_dict()))
+    state = state_dict()
     name = "Mixed_6d.branch1x1"
     x = np.random.default_rng(0).standard_normal(768)
     norm = {
@@ -33,9 +38,8 @@ def test_batch_norms_are_folded_into_the_convolutions():
     np.testing.assert_allclose(x @ kernel[0, 0] + bias, expected, atol=1e-5)
 
 
-def test_every_key_is_used_and_unneeded_keys_are_optional():
+def test_every_key_is_used_and_unneeded_keys_are_optional(params):
     state = state_dict()
-    params = flat(inception_weights.convert(state))
     convolutions = sum(key.endswith("conv.weight") for key in state)
     assert len(params) == 2 * convolutions + 1
     assert len(state) == 5 * convolutions + 2
@@ -57,11 +61,10 @@ def test_all_wrong_keys_are_listed_at_once():
     )
 
 
-def test_safetensors(tmp_path):
+def test_safetensors(tmp_path, params):
     safetensors.numpy.save_file(state_dict(), tmp_path / "inception.safetensors")
     loaded = flat(inception_weights.load(tmp_path / "inception.safetensors"))
-    expected = flat(inception_weights.convert(state_dict()))
-    assert all(np.array_equal(loaded[path], expected[path]) for path in expected)
+    assert all(np.array_equal(loaded[path], params[path]) for path in params)
 
 
 def test_a_torch_file_is_read_lazily_and_refused_for_its_keys():

@@ -1,6 +1,7 @@
 """The sweep: its table, which it continues, its plot, its distance, and the name of its score."""
 
 import dataclasses
+import functools
 import sys
 
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ MODEL = dataclasses.replace(
     head=dataclasses.replace(tiny_models.MODEL.head, num_blocks=1),
 )
 SAMPLER = SamplerConfig(head_steps=2, guidance_scale=2.0)
+load = functools.cache(ClassConditionalPipeline.load)
+"""All commands share a model."""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,7 @@ def command(folders, monkeypatch, capsys, tmp_path):
         return status, *capsys.readouterr()
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.ClassConditionalPipeline, "load", load)
     return command
 
 
@@ -160,7 +164,12 @@ def test_without_lists_the_saved_sampler_is_scored(command, quick_scores):
     assert quick_scores == [(2.0, 2)]
 
 
-def test_the_default_score_is_the_distance_of_encoder_features(command, quick_images, tmp_path):
+def test_the_default_score_is_the_distance_of_encoder_features(
+    command, quick_images, monkeypatch, tmp_path
+):
+    emoji = EmojiSource("train")
+    emoji.arrays = {name: array[::10] for name, array in emoji.arrays.items()}
+    monkeypatch.setattr(sweep, "EmojiSource", {"train": emoji}.__getitem__)
     status, out, error = command(
         "--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32"
     )
@@ -175,7 +184,7 @@ def test_the_default_score_is_the_distance_of_encoder_features(command, quick_im
         )
         return np.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1).astype(np.float64)
 
-    real = np.stack([centre_crop(image, 16) for image in EmojiSource("train").arrays["image"]])
+    real = np.stack([centre_crop(image, 16) for image in emoji.arrays["image"]])
     expected = frechet(features(images_of(SAMPLER, 4, 70)), features(real))
     value = float((tmp_path / "sweep.csv").read_text().strip().rpartition(",")[2])
     np.testing.assert_allclose(value, expected, rtol=1e-4)
@@ -258,7 +267,7 @@ def test_generated_images_depend_on_the_sampler(command, tmp_path):
             "--head-steps",
         ),
         (["--head-steps", "10,0"], "--head-steps"),
-        (["--guidance", "1,-1"], "--guidance"),
+        (["--guidance", "1,-1"], "guidance"),
         (["--num-images", "1"], "--num-images"),
         (["--out", "sweep.txt"], "--out"),
         (
