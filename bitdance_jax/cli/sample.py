@@ -78,7 +78,7 @@ class Arguments(Config):
         process 0 writes.
     """
 
-    ALIASES: ClassVar[dict[str, str]] = {"images_per_prompt": "per_prompt"}
+    ALIASES: ClassVar[dict[str, str]] = {"images_per_input": "per_prompt"}
 
     checkpoint: PathName = "emoji"
     labels: tuple[str, ...] | None = None

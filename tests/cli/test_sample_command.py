@@ -1,4 +1,4 @@
-"""`python sample.py`: images in a file, one clear line for bad input, and the whole way from training to images."""
+"""`bitdance sample`: images in a file, errors as one line, and from training to images."""
 
 import os
 import shutil
@@ -42,8 +42,8 @@ def folders(tmp_path_factory):
     )
     tiny_models.save_tokenizer(root / "tokenizer")
     toy_text_to_image.save(root / "prompts", toy_text_to_image.config())
-    for name, whole in (("damaged", "model"), ("cut", "prompts")):
-        shutil.copytree(root / whole, root / name)
+    for name, source in (("damaged", "model"), ("truncated", "prompts")):
+        shutil.copytree(root / source, root / name)
         largest = max(
             (path for path in (root / name / "weights").rglob("*") if path.is_file()),
             key=lambda path: path.stat().st_size,
@@ -60,7 +60,10 @@ def command():
 
 @pytest.fixture
 def sample(command, folders, monkeypatch, capsys, tmp_path):
-    """Runs sample.py in an empty folder: exit status, stdout, stderr. {models} in a flag is the folder of models."""
+    """Runs the command in an empty folder: exit status, stdout, stderr.
+
+    {models} in a flag is the folder of models.
+    """
 
     def sample(*flags):
         flags = [str(flag).format(models=folders) for flag in flags]
@@ -76,7 +79,7 @@ def sample(command, folders, monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def quick_samples(monkeypatch):
-    """Grey images instead of drawn ones; a list of what each call to `sample` got."""
+    """Grey images instead of generated ones; a list of what each call to `sample` got."""
     calls = []
 
     def sample(self, labels, seed=0, **options):
@@ -87,7 +90,7 @@ def quick_samples(monkeypatch):
     return calls
 
 
-def test_it_draws_a_grid(sample, tmp_path):
+def test_a_grid(sample, tmp_path):
     status, out, _ = sample("--labels", "Flags", "3", "--per-label", "2", "--out", "new/x.png")
     assert status == 0
     assert out == "4 images of 2 labels in new/x.png\n"
@@ -106,7 +109,7 @@ def test_it_draws_a_grid(sample, tmp_path):
     assert len({cell.tobytes() for cell in cells}) == 4
 
 
-def test_what_was_drawn_is_counted(sample, quick_samples, command, monkeypatch):
+def test_generated_images_are_counted(sample, quick_samples, command, monkeypatch):
     assert sample("--labels", "3", "--per-label", "1")[:2] == (
         0,
         "1 image of 1 label in samples.png\n",
@@ -133,7 +136,8 @@ def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tm
 
 
 def test_flags_reach_the_sampler(sample, quick_samples):
-    flags = "--head-steps 7 --guidance-scale 3 --guidance-schedule constant --solver euler --seed 5 --batch-size 2 --labels 8 --per-label 2"
+    flags = "--head-steps 7 --guidance-scale 3 --guidance-schedule constant --solver euler "
+    flags += "--seed 5 --batch-size 2 --labels 8 --per-label 2"
     assert sample(*flags.split())[0] == 0
     expected = SamplerConfig(
         head_steps=7, solver="euler", guidance_scale=3.0, guidance_schedule="constant"
@@ -143,7 +147,7 @@ def test_flags_reach_the_sampler(sample, quick_samples):
 
 @pytest.fixture
 def quick_prompts(monkeypatch):
-    """Grey images instead of drawn ones; a list of what each call to `sample` got."""
+    """Grey images instead of generated ones; a list of what each call to `sample` got."""
     calls = []
 
     def sample(self, prompt, *, size, images_per_input, **options):
@@ -182,7 +186,8 @@ def test_prompts(sample, quick_prompts, tmp_path):
     }
     assert quick_prompts == [expected | {"sampler": sampler}]
 
-    flags = "--size 64x32 --per-prompt 3 --seed 5 --head-steps 9 --guidance-scale 1 --batch-size 2 --mesh.data -1 --mesh.tensor 1"
+    flags = "--size 64x32 --per-prompt 3 --seed 5 --head-steps 9 --guidance-scale 1 "
+    flags += "--batch-size 2 --mesh.data -1 --mesh.tensor 1"
     assert sample(*at, "--prompt", "a cat", "一只狗", *flags.split())[:2] == (
         0,
         "6 images of 64x32 in x.png\n",
@@ -191,8 +196,13 @@ def test_prompts(sample, quick_prompts, tmp_path):
         assert image.size == (3 * 68, 2 * 36)
     sampler = SamplerConfig(head_steps=9, guidance_scale=1.0, guidance_schedule="constant")
     assert quick_prompts[1] == expected | {
-        "prompt": ("a cat", "一只狗"), "size": "64x32", "images_per_input": 3, "seed": 5, "batch_size": 2, "sampler": sampler,
-    }  # fmt: skip
+        "prompt": ("a cat", "一只狗"),
+        "size": "64x32",
+        "images_per_input": 3,
+        "seed": 5,
+        "batch_size": 2,
+        "sampler": sampler,
+    }
     sample(*at, "--prompt", *"abcde")
     with Image.open("x.png") as image:
         assert image.size == (3 * 68, 2 * 36)
@@ -215,7 +225,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "64"],
-            "a size is WIDTHxHEIGHT in pixels, such as 1024x1024",
+            "--size must be WIDTHxHEIGHT",
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", "48x64"],
@@ -231,7 +241,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--size", ""],
-            "a size is WIDTHxHEIGHT in pixels, such as",
+            "--size must be WIDTHxHEIGHT",
         ),
         (["--labels", "flag"], "unknown label 'flag'; did you mean 'Flags'?"),
         (["--labels", "Flags", "9"], "label 9 is out of range; the model has labels 0 to 8"),
@@ -240,15 +250,15 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--checkpoint", "{models}"], "{models} is not a model folder: it has no config.json"),
         (
             ["--checkpoint", "{models}/tokenizer"],
-            "is a tokenizer",
+            "holds a tokenizer",
         ),
         (
             ["--checkpoint", "{models}/tokenizer", "--prompt", "x"],
-            "is a tokenizer",
+            "holds a tokenizer",
         ),
         (["--checkpoint", "{models}/damaged"], "the model folder is damaged: "),
         (
-            ["--checkpoint", "{models}/cut", "--prompt", "x", "--size", "64x32"],
+            ["--checkpoint", "{models}/truncated", "--prompt", "x", "--size", "64x32"],
             "the model folder is damaged: ",
         ),
         (
@@ -276,7 +286,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
             ["--npz", "x.npz", "--num-images", "1" + "0" * 18],
             "--num-images must be between 1 and 100000000, got 1000000000000000000",
         ),
-        (["--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
+        (["--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
         (["--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'."),
         (["--label", "3"], "unknown flag --label; did you mean --labels?"),
         (["--num-images", "9"], "--num-images needs --npz OUT.npz"),
@@ -286,7 +296,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
             "--labels are for a grid",
         ),
         (["--npz", "x.npz", "--num-images", "0"], "--num-images must be positive, got 0"),
-        (["--npz", "x.npz", "--seed", "-1"], "the seed must be between 0 and 4294967295, got -1"),
+        (["--npz", "x.npz", "--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
         (["--npz", "x.npz", "--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--out", "x.jpg"], "--out must be a local file that ends in .png, got x.jpg"),
         (
@@ -334,7 +344,7 @@ def test_too_little_memory_is_one_line(sample, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_path):
+def test_a_file_that_cannot_be_written_is_one_line(sample, quick_samples, tmp_path):
     (tmp_path / "file").write_text("")
     status, _, error = sample("--out", "file/x.png")
     assert status == 2
@@ -362,8 +372,8 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_hosts_draw_prompts(tiny, tmp_path):
-    """The mesh spans both; process 0 alone writes and speaks. The images are those of one device."""
+def test_two_hosts_generate_prompts(tiny, tmp_path):
+    """The mesh spans both, process 0 alone writes, and the images are as on one device."""
     prompts = ["a cat", "两只狗"]
     flags = "--size 12x8 --seed 3 --mesh.data 2 --mesh.tensor 2 --multi-host --out".split()
     command = [ROOT / "sample.py", "--checkpoint", tiny, "--prompt", *prompts, *flags]
@@ -396,14 +406,15 @@ def test_a_host_with_damaged_weights_stops_both(tiny, tmp_path):
     )
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    line = f"the model folder is incomplete: {damaged}/weights/_METADATA is missing; fetch or write the folder again\n"
+    line = f"the model folder is incomplete: {damaged}/weights/_METADATA is missing; "
+    line += "fetch or write the folder again\n"
     assert f"\nerror: process 1: {line}" in errors[0] and errors[1] == f"\nerror: {line}"
     assert not (tmp_path / "samples.png").exists()
 
 
 @pytest.mark.slow
 def test_from_training_to_images(tmp_path):
-    """The commands of the config files' first lines, made tiny by flags, then sample.py on what they trained. From another folder."""
+    """The commands of the shipped configs, made tiny by flags, then images of their model."""
 
     def command(script, *flags):
         return python([ROOT / script, *" ".join(flags).split()], tmp_path)
@@ -416,9 +427,11 @@ def test_from_training_to_images(tmp_path):
     )
     command(
         "train.py",
-        f"emoji_4x {run} --run.workdir run --tokenizer tokenizer/model --model.image-size 16 --preview.head-steps 2",
+        f"emoji_4x {run} --run.workdir run --tokenizer tokenizer/model",
+        "--model.image-size 16 --preview.head-steps 2",
         "--model.tokenizer.bits 8 --model.tokenizer.ch-mult 1 1 --model.tokenizer.num-codebooks 2",
-        "--model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2",
+        "--model.transformer.num-layers 2 --model.transformer.dim 32",
+        "--model.transformer.num-heads 2",
         "--model.head.width 32 --model.head.num-blocks 1 --model.head.head-dim 16",
     )
     out = command(
