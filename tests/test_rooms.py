@@ -1,4 +1,4 @@
-"""The package is a row of rooms: a module imports from its own room and from those before it."""
+"""The folders of the package are in an order: a module imports from its own and earlier ones."""
 
 import ast
 from pathlib import Path

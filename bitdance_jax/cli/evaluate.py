@@ -1,4 +1,4 @@
-"""`bitdance evaluate`: scores of generated images, or of a tokenizer.
+r"""`bitdance evaluate`: scores of generated images, or of a tokenizer.
 
     bitdance evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz \
         --inception pt_inception-2015-12-05-6726825d.pth

@@ -1,4 +1,4 @@
-"""`bitdance evaluate-prompts`: the images that GenEval and DPG-Bench score.
+r"""`bitdance evaluate-prompts`: the images that GenEval and DPG-Bench score.
 
     bitdance evaluate-prompts --checkpoint MODEL --out geneval \
         --geneval evaluation_metadata_long.jsonl

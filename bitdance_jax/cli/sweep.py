@@ -1,4 +1,4 @@
-"""`bitdance sweep`: the score over guidance scale and head steps.
+r"""`bitdance sweep`: the score over guidance scale and head steps.
 
     bitdance sweep --checkpoint MODEL --guidance 2.5,3.0,3.5 --head-steps 10,25,50 \
         --num-images 10000 --inception pt_inception-2015-12-05-6726825d.pth \

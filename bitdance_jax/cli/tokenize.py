@@ -1,4 +1,4 @@
-"""`bitdance tokenize`: the tokens of a dataset, so that training need not run the encoder.
+r"""`bitdance tokenize`: the tokens of a dataset, so that training need not run the encoder.
 
     bitdance tokenize --tokenizer MODEL_FOLDER --data.source imagenet_tar \
         --data.path ILSVRC2012_img_train.tar --image-size 256 --flips --out tokens/imagenet256

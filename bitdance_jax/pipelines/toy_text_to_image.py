@@ -112,15 +112,14 @@ def random_params(abstract: Any, seed: int = 0) -> Any:
 
 
 def tokenizer_json(tokens_per_step: int) -> str:
-    """A byte-level BPE without merges, one token a byte, and the special tokens of a released model."""
+    """A byte-level BPE without merges, and the special tokens of a released model."""
     tokenizer = tokenizers.Tokenizer(
         BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, [])
     )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>"]
-    special += [f"<|res_{n}|>" for n in range(1, RESOLUTIONS + 1)] + [
-        f"<|query_{n}|>" for n in range(1, tokens_per_step)
-    ]
+    special += [f"<|res_{n}|>" for n in range(1, RESOLUTIONS + 1)]
+    special += [f"<|query_{n}|>" for n in range(1, tokens_per_step)]
     tokenizer.add_special_tokens(special)
     return tokenizer.to_str()
