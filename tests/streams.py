@@ -30,7 +30,8 @@ def dtypes(function: Callable[..., Any], *arguments: Any) -> Dtypes:
     def spy(
         method: Callable[..., Any], inputs: tuple[Any, ...], keywords: Any, context: Any
     ) -> Any:
-        module, result = context.module, method(*inputs, **keywords)
+        module = context.module
+        result = method(*inputs, **keywords)
         if context.method_name != "__call__" or "head" in module.path:
             return result
         if isinstance(module, PreNormBlock):

@@ -103,7 +103,7 @@ class TokenizerConfig(Config):
 
     @classmethod
     def uniwetok(cls) -> Self:
-        """UniWeTok (arXiv 2602.14178): 128 bits for 32x32 pixels, attention at the coarsest level."""
+        """UniWeTok (arXiv 2602.14178): 128 bits for 32x32 pixels, attention at the last level."""
         return dataclasses.replace(cls.d32c128(), attention_blocks=2, attention_heads=16)
 
 

@@ -199,7 +199,8 @@ def checked(hint: Any, value: Any, where: str) -> Any:
     Raises:
       ConfigError: the value is of another type, not one of the choices, or out of range.
     """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if origin is Annotated:
         value = checked(args[0], value, where)
         for mark in args[1:]:

@@ -38,7 +38,8 @@ class SamplerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        start, end = self.guidance_start, self.guidance_end
+        start = self.guidance_start
+        end = self.guidance_end
         require(
             start <= end,
             f"guidance_end must not be before guidance_start, got {end} and {start}",

@@ -48,7 +48,8 @@ class ClassConditional(nn.Module):
     kernel: attention.Kernel = "xla"
 
     def setup(self) -> None:
-        config, dim = self.config, self.config.transformer.dim
+        config = self.config
+        dim = self.config.transformer.dim
         init = nn.initializers.normal(0.02)
         self._residual = residual_dtype(config.transformer.residual_dtype, self.dtype)
         self.class_embedding = nn.Embed(
@@ -206,7 +207,8 @@ def training_noise(keys: Key[Array, "B"], config: ClassConditionalConfig) -> Tra
     head = make_head(config.head, bits=bits[1], tokens_per_step=config.tokens_per_step)
 
     def of_image(key: Array) -> TrainingNoise:
-        first, second, drop, *_ = parts = jax.random.split(key, 5)
+        parts = jax.random.split(key, 5)
+        first, second, drop = parts[:3]
         return TrainingNoise(
             jax.random.uniform(first, bits),
             jax.random.uniform(second, bits),
@@ -274,7 +276,8 @@ class PatchReader:
           labels: of every row, 0 ... num_classes; `num_classes` is the unconditional one.
         """
         config = model.config
-        self._config, self._dtype = config, jnp.dtype(model.dtype)
+        self._config = config
+        self._dtype = jnp.dtype(model.dtype)
         self._bound = model.bind({"params": params})
         # Positions of the cache before the first block, and all of them.
         self._before = config.class_tokens - 1
@@ -290,7 +293,8 @@ class PatchReader:
         self.head = self._bound.head
 
     def read_prefix(self) -> list[KVCache] | None:
-        sizes, before = self._config.transformer, self._before
+        sizes = self._config.transformer
+        before = self._before
         shape = (self.patch_shape[0], self._slots, sizes.num_heads, sizes.head_dim)
         empty = [attention.empty_cache(*shape, self._dtype)] * sizes.num_layers
         if not before:

@@ -188,7 +188,9 @@ def prefix_rows(
         that is not in the vocabulary.
     """
     check_size(config, height, width)
-    longest, ids, down = max(map(len, prompts)), config.image_tokens, config.tokenizer.downsampling
+    longest = max(map(len, prompts))
+    ids = config.image_tokens
+    down = config.tokenizer.downsampling
     if longest > MAX_PROMPT:
         raise UserError(
             f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; "
@@ -213,10 +215,8 @@ def prefix_rows(
 
 def check_size(config: TextToImageConfig, height: int, width: int) -> None:
     """Raises a UserError unless images of height x width pixels can be sampled."""
-    multiple, largest = (
-        config.size_multiple,
-        config.image_tokens.num_resolutions * config.tokenizer.downsampling,
-    )
+    multiple = config.size_multiple
+    largest = config.image_tokens.num_resolutions * config.tokenizer.downsampling
     if any(side <= 0 or side % multiple or side > largest for side in (height, width)):
         raise UserError(
             f"width and height must be multiples of {multiple} up to {largest} pixels, "
@@ -271,9 +271,12 @@ class PatchReader:
             times the unconditional one.
           xy: `token_positions`.
         """
-        config, block = model.config, model.config.tokens_per_step
+        config = model.config
+        block = model.config.tokens_per_step
         rows, length = prefixes.tokens.shape
-        self._config, self._dtype, self._xy = config, jnp.dtype(model.dtype), xy
+        self._config = config
+        self._dtype = jnp.dtype(model.dtype)
+        self._xy = xy
         self._bound = model.bind({"params": params})
         # Positions of the cache before the first block, and all of them.
         self._before = length - block
@@ -286,7 +289,8 @@ class PatchReader:
         self.head = self._bound.head
 
     def read_prefix(self) -> list[KVCache] | None:
-        text, before = self._config.text, self._before
+        text = self._config.text
+        before = self._before
         shape = (self.patch_shape[0], self._slots, text.num_kv_heads, text.head_dim)
         empty = [attention.empty_cache(*shape, self._dtype)] * text.num_layers
         mask = attention.block_causal_mask(before, before, 1) & self._filled[:, None, :before]

@@ -76,7 +76,8 @@ def sample_noise(keys: Array, config: TextToImageConfig, *, patches: int, repeat
     head = make_head(config.head, bits=bits, tokens_per_step=tokens)
 
     def of_row(key: Array) -> Noise:
-        first, second, *_ = parts = jax.random.split(key, 4)
+        parts = jax.random.split(key, 4)
+        first, second = parts[:2]
         return Noise(
             jax.random.uniform(first, (patches, tokens, bits)),
             jax.random.uniform(second, (patches, tokens, bits)),

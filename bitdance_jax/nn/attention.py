@@ -126,7 +126,8 @@ def attend_through_cache(
             raise ValueError("with a cache the mask must be an array: what each new token sees")
         cache = write_cache(cache, k, v, start)
         visible = mask.shape[-1]
-        k, v = cache.k[:, :, :visible].astype(q.dtype), cache.v[:, :, :visible].astype(q.dtype)
+        k = cache.k[:, :, :visible].astype(q.dtype)
+        v = cache.v[:, :, :visible].astype(q.dtype)
         # The prefix, which starts at 0, is read once, and its padding sees nothing.
         if kernel == "cudnn" and not isinstance(start, int):
             return _attend_by_cudnn(q, k, v, mask, start + q.shape[2]), cache
@@ -179,7 +180,8 @@ def _attend_by_cudnn(
 
     Its backward pass takes even lengths only. No query sees a padded key.
     """
-    queries, keys = q.shape[2], k.shape[2]
+    queries = q.shape[2]
+    keys = k.shape[2]
     if mask is None and keys % 2:
         mask = np.ones((queries, keys), bool)
     causal = isinstance(mask, BlockCausal) and mask.block == 1

@@ -41,7 +41,8 @@ def rotate(
 
     Computed in float32, returned in x's dtype. `cos` and `sin` are the same in all rows, or differ.
     """
-    cos, sin = cos[..., None, :, :], sin[..., None, :, :]
+    cos = cos[..., None, :, :]
+    sin = sin[..., None, :, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -36,7 +36,8 @@ def recur(
         evaluation, (keep, move, diffuse), fresh = inputs
         return keep * x + move * velocity(x, evaluation) + diffuse * fresh, None
 
-    start, fresh = noise[0], noise[1:]
+    start = noise[0]
+    fresh = noise[1:]
     count = steps.t.shape[0]
     idle = jnp.zeros((count - fresh.shape[0], *start.shape), start.dtype)
     # One array: accelerators launch a kernel for every one that a loop slices.
@@ -70,7 +71,8 @@ class Euler:
 
     def steps(self) -> Steps:
         grid = shift_time(jnp.linspace(0, 1, self.num_steps + 1), self.time_shift)
-        t, dt = grid[:-1], jnp.diff(grid)
+        t = grid[:-1]
+        dt = jnp.diff(grid)
         return Steps(t, keep=jnp.ones_like(t), move=dt, diffuse=jnp.zeros_like(t))
 
     def solve(self, velocity: Velocity, noise: Float[Array, "S R P K"]) -> Float[Array, "R P K"]:
@@ -103,7 +105,8 @@ class EulerMaruyama:
 
     def steps(self) -> Steps:
         grid = shift_time(jnp.linspace(0, 1 - MIN_REMAINING, self.num_steps + 1), self.time_shift)
-        t, dt = grid[:-1], jnp.diff(grid)
+        t = grid[:-1]
+        dt = jnp.diff(grid)
         diffusing = Steps(t, keep=1 - dt, move=(1 + t) * dt, diffuse=jnp.sqrt(2 * (1 - t) * dt))
         last = (1 - MIN_REMAINING, 1.0, MIN_REMAINING, 0.0)
         pairs = zip(diffusing, last, strict=True)
@@ -143,7 +146,8 @@ class Heun:
         # Predictor and corrector alternate in one loop. It carries the point and the velocity of
         # the last evaluation, which the corrector needs.
         def evaluate(carry: tuple[Array, Array, Array], inputs: Any) -> tuple[Any, None]:
-            (x, start, slope), (evaluation, dt) = carry, inputs
+            x, start, slope = carry
+            evaluation, dt = inputs
             here = velocity(x, evaluation)
             predicted = x + dt * here
             corrected = start + dt / 2 * (slope + here)

@@ -59,7 +59,8 @@ def entropy_terms(
     # The 2^k probabilities of a group are an outer product of two halves: their mean is one
     # product.
     half = logits.shape[-1] // 2
-    high, low = _product_distribution(logits[:, :half]), _product_distribution(logits[:, half:])
+    high = _product_distribution(logits[:, :half])
+    low = _product_distribution(logits[:, half:])
     mean = jnp.einsum("na,nb->ab", high, low, precision=jax.lax.Precision.HIGHEST) / logits.shape[0]
     codebook = -jnp.sum(mean * jnp.log(mean + 1e-5))
     return per_sample, codebook

@@ -75,7 +75,8 @@ TOY = ClassConditionalConfig(
         (
             TOY,
             {"image_size": 2**20},
-            "image_size and class_tokens make a sequence of 274877907008 tokens, and at most 32768 work",
+            "image_size and class_tokens make a sequence of 274877907008 tokens, "
+            "and at most 32768 work",
         ),
         (
             TOY,
@@ -196,7 +197,8 @@ def fields_of(config: Config) -> Iterator[tuple[Config, str]]:
 
 def refused(hint: Any) -> Iterator[Any]:
     """Values that no field of this type takes."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if origin is Annotated:
         for bounds in (mark for mark in args[1:] if isinstance(mark, Range)):
             for value in (
@@ -242,7 +244,7 @@ def test_every_config_checks_its_fields():
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_no_field_takes_a_value_of_another_type_choice_or_range(as_users_call, config, name):
-    """Wherever it is built, and the line names the field."""
+    """The message is one line that names the field."""
     hint = typing.get_type_hints(type(config), include_extras=True)[name]
     for value in refused(hint):
         with pytest.raises(ConfigError, match=rf"^{name}[ \[]") as error:
@@ -263,13 +265,13 @@ def test_no_field_takes_a_value_of_another_type_choice_or_range(as_users_call, c
         ({"guidance_scale": "3"}, "guidance_scale must be float, got '3'"),
     ],
 )
-def test_what_would_draw_wrong_images(fields, message):
+def test_sampler_fields(fields, message):
     with pytest.raises(ConfigError) as error:
         SamplerConfig(**fields)
     assert str(error.value) == message
 
 
-def test_numbers_of_numpy_and_paths_become_pythons():
+def test_numpy_numbers_and_paths_are_converted():
     sampler = SamplerConfig(head_steps=np.int64(5), guidance_scale=np.float32(3))
     assert sampler == SamplerConfig(head_steps=5, guidance_scale=3.0) and json.dumps(
         to_dict(sampler)
@@ -346,7 +348,7 @@ def test_missing_fields_are_listed_and_defaults_filled_in():
 
 @pytest.mark.parametrize("name", ["b_1x", "B-4x", "B_16x", "L_1x", "h_16x"])
 def test_imagenet_presets(name):
-    """SPEC 2's table of sizes, at 256 pixels."""
+    """The table of sizes in section 4.2, at 256 pixels."""
     config = ClassConditionalConfig.imagenet(name)
     layers, dim, heads, blocks, groups = {
         "b": (24, 768, 12, 6, 2),

@@ -20,7 +20,8 @@ from bitdance_jax.sampling.solvers import Euler
 
 
 CONFIG = FlowHeadConfig(width=32, num_blocks=4, num_groups=2, head_dim=8)
-BITS, CONDITION = 6, 20
+BITS = 6
+CONDITION = 20
 
 
 def inputs(tokens_per_step: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -51,10 +52,8 @@ def test_golden_prediction(name, monkeypatch):
         golden["hidden"] + params["position_embedding"], (config.head_repeats, 1, 1)
     )
     monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
-    model, t = (
-        FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step),
-        jnp.asarray(golden["t"]),
-    )
+    model = FlowHead(config.head, config.tokenizer.bits, config.tokens_per_step)
+    t = jnp.asarray(golden["t"])
 
     def predict(numbers):
         return model.apply({"params": numbers["params"]}, numbers["x_t"], t, numbers["condition"])
@@ -64,7 +63,8 @@ def test_golden_prediction(name, monkeypatch):
         "x_t": golden["x_t"].reshape(patches),
         "condition": condition.reshape(patches),
     }
-    exact, others = rounding.in_float64(predict)(numbers), rounding.other_runs(predict, numbers)
+    exact = rounding.in_float64(predict)(numbers)
+    others = rounding.other_runs(predict, numbers)
     assert rounding.bound(exact, others) < 1e-2
     for prediction in (jax.jit(predict)(numbers), golden["x_pred"].reshape(patches)):
         rounding.assert_rounded(prediction, exact, others)
@@ -90,8 +90,8 @@ def test_scanned_blocks_give_the_same_numbers(tokens_per_step):
     jax.tree.map(assert_close, unstack(gradient), expected_gradient)
 
 
-def test_parts_make_the_whole(monkeypatch):
-    """Preparing all evaluations of a patch beforehand changes nothing, nor modulation for all of them at once; one time serves all rows."""
+def test_prepared_predictions_equal_the_call(monkeypatch):
+    """With modulation for one evaluation or for all; one time for all rows."""
     x_t, _, z = inputs(4)
     model = head(4)
     variables = {"params": random_params(model, x_t, jnp.zeros(5), z)}
@@ -105,8 +105,8 @@ def test_parts_make_the_whole(monkeypatch):
         )
         prepared = model.apply(variables, z, time_vectors, method="prepare_patch")
         for i, t in enumerate(times):
-            whole = model.apply(variables, x_t, jnp.full(5, t), z)
-            assert_close(model.apply(variables, x_t, prepared, i, method="predict"), whole, 1e-5)
+            expected = model.apply(variables, x_t, jnp.full(5, t), z)
+            assert_close(model.apply(variables, x_t, prepared, i, method="predict"), expected, 1e-5)
 
 
 def test_tokens_of_a_patch_see_each_other_and_no_other_patch():
@@ -114,8 +114,8 @@ def test_tokens_of_a_patch_see_each_other_and_no_other_patch():
     model = head(4)
     predict = jax.jit(functools.partial(model.apply, {"params": random_params(model, *arguments)}))
     x_t, t, z = arguments
-    moved = np.abs(predict(x_t.at[1, 2].add(1.0), t, z) - predict(x_t, t, z)).max(axis=-1) > 1e-5
-    np.testing.assert_array_equal(moved, np.arange(5)[:, None] == np.full((1, 4), 1))
+    changed = np.abs(predict(x_t.at[1, 2].add(1.0), t, z) - predict(x_t, t, z)).max(axis=-1) > 1e-5
+    np.testing.assert_array_equal(changed, np.arange(5)[:, None] == np.full((1, 4), 1))
 
 
 def test_squashed_output():
@@ -154,7 +154,8 @@ def test_without_swiglu():
     )
     y = silu(time[:, None] + linear(np.asarray(z), params["cond_embed"]))
     x = linear(np.asarray(x_t), params["input_proj"])
-    group, block = params["groups_0"], params["groups_0"]["blocks_0"]
+    group = params["groups_0"]
+    block = params["groups_0"]["blocks_0"]
     assert block["mlp"]["fc1"]["kernel"].shape == (32, 48)
     scale, shift, gate = np.moveaxis(linear(y, group["ada_ln"]), -2, 0)
     normed = norm(x) * block["mlp_norm"]["scale"] + block["mlp_norm"]["bias"]

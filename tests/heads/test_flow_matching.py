@@ -28,12 +28,14 @@ def test_time_shift_keeps_the_ends():
 
 @pytest.mark.parametrize("name", ["imagenet_1x", "imagenet_4x", "imagenet_16x"])
 def test_recorded_times_and_noisy_bits(name):
-    model, golden = golden_models.class_conditional(name), golden_models.read(f"{name}/train")
+    model = golden_models.class_conditional(name)
+    golden = golden_models.read(f"{name}/train")
     t = objective.training_times(jnp.asarray(golden["t_normal"]), model.config.head)
     np.testing.assert_allclose(t, golden["t"], rtol=1e-5)
-    # The data end is +-1, so that the recorded x_t gives the bits away.
+    # Bits are +-1, so they follow from the recorded x_t.
     shape = (len(t), model.config.tokens_per_step, model.config.tokenizer.bits)
-    x_t, noise = golden["x_t"].reshape(shape), golden["noise"].reshape(shape)
+    x_t = golden["x_t"].reshape(shape)
+    noise = golden["noise"].reshape(shape)
     bits = np.sign(x_t - (1 - golden["t"][:, None, None]) * noise)
     np.testing.assert_allclose(
         objective.interpolate(jnp.asarray(bits), jnp.asarray(noise), t), x_t, atol=1e-5
@@ -61,7 +63,7 @@ def test_interpolation_ends():
 
 
 def test_velocity_loss():
-    """SPEC 3 as written: the difference of two velocities, each over max(1 - t, 0.05)."""
+    """The definition: the difference of two velocities, each over max(1 - t, 0.05)."""
     t = jnp.array([0.0, 0.3, 0.95, 0.99])
     predicted, bits, noise = jax.random.normal(jax.random.key(0), (3, 4, 2, 8))
     x_t = objective.interpolate(bits, noise, t)

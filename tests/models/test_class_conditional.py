@@ -43,7 +43,7 @@ class Results(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A golden case: recorded, computed as in training (scanned, rematerialized), and unrolled: exact, and in float32 RUNS times."""
+    """A golden case: recorded, as in training (scanned, remat), and unrolled: exact, perturbed."""
 
     recorded: Results
     ours: Results
@@ -56,23 +56,24 @@ def training_step(
 ) -> Callable[[Any], Results]:
     config, _, _ = golden_models.class_conditional(name)
     model = ClassConditional(config, scan=scan, remat="dots" if scan else None)
-    # The release repeats whole batches one after the other.
-    noise = recorded["noise"].reshape(-1, config.tokens_per_step, config.tokenizer.bits)
+    # The release repeats complete batches one after the other.
+    noisy = recorded["noise"].reshape(-1, config.tokens_per_step, config.tokenizer.bits)
     times = image_by_image(recorded["t_normal"].reshape(-1), config)
     uniform = (jnp.asarray(recorded[key]) for key in ("flip_u1", "flip_u2", "label_drop_u"))
-    draws = TrainingNoise(*uniform, FlowNoise(times, image_by_image(noise, config)))
-    labels, codes = jnp.asarray(recorded["label"], jnp.int32), nhwc(recorded["codes"])
+    noise = TrainingNoise(*uniform, FlowNoise(times, image_by_image(noisy, config)))
+    labels = jnp.asarray(recorded["label"], jnp.int32)
+    codes = nhwc(recorded["codes"])
 
     def step(params):
         def loss(params):
-            return class_conditional.class_conditional_loss(model, params, labels, codes, draws)
+            return class_conditional.class_conditional_loss(model, params, labels, codes, noise)
 
-        # What the loss feeds the transformer, made apart from it.
-        flipped = draws.flip_u1 < config.bit_flip_rate * draws.flip_u2
+        # The transformer's input, computed independently of the loss.
+        flipped = noise.flip_u1 < config.bit_flip_rate * noise.flip_u2
         bits = order.grid_to_sequence(codes, config.patch_side, config.order) * jnp.where(
             flipped, -1, 1
         )
-        kept = jnp.where(draws.label_drop < config.label_drop_rate, config.num_classes, labels)
+        kept = jnp.where(noise.label_drop < config.label_drop_rate, config.num_classes, labels)
         hidden = model.apply({"params": params}, kept, bits.astype(jnp.float32), method="hidden")
         value, gradient = jax.value_and_grad(loss)(params)
         return Results(value, hidden, gradient)
@@ -81,7 +82,7 @@ def training_step(
 
 
 def image_by_image(array: np.ndarray, config: ClassConditionalConfig) -> jax.Array:
-    """What is recorded for all images' patches, repeat after repeat: [B, R, N, ...]."""
+    """Recorded values of all images' patches, repeat after repeat, as [B, M, N, ...]."""
     return rearrange(
         jnp.asarray(array), "(r b n) ... -> b r n ...", r=config.head_repeats, n=config.num_steps
     )
@@ -106,13 +107,14 @@ def case(request) -> Case:
     )
     times = image_by_image(times, config)
     with pytest.MonkeyPatch.context() as patch:
-        # Both have tests of their own, and rounding them moves gradients more than all else does.
+        # Both have other tests, and their rounding changes gradients more than all else does.
         patch.setattr(flow_matching, "training_times", lambda *_: times)
         patch.setattr(dit, "timestep_features", rounding.recorded_time_features)
         unrolled = training_step(name, recorded, scan=False)
         with compiling.optimized(name == "imagenet_4x"):
             ours = jax.device_get(jax.jit(training_step(name, recorded, scan=True))(stack(params)))
-        exact, others = rounding.in_float64(unrolled)(params), rounding.other_runs(unrolled, params)
+        exact = rounding.in_float64(unrolled)(params)
+        others = rounding.other_runs(unrolled, params)
     return Case(
         Results(recorded["loss"], recorded["hidden"], flatten_dict(keys.convert(gradients, table))),
         ours._replace(gradient=flatten_dict(unstack(ours.gradient))),
@@ -123,14 +125,15 @@ def case(request) -> Case:
 
 @pytest.mark.parametrize("field", ["loss", "hidden"])
 def test_results(case, field):
-    exact, others = getattr(case.exact, field), [getattr(other, field) for other in case.others]
+    exact = getattr(case.exact, field)
+    others = [getattr(other, field) for other in case.others]
     assert rounding.bound(exact, others) < 1e-3
     for results in (case.ours, case.recorded):
         rounding.assert_rounded(np.reshape(getattr(results, field), exact.shape), exact, others)
 
 
 def test_gradients(case):
-    """Gradients at these random weights are badly conditioned, in float32 the release's as much as ours: in 16x by up to 1e-2."""
+    """At these random weights float32 gradients, the release's too, differ by up to 1e-2 in 16x."""
     assert len(case.recorded.gradient) >= 4
     for path, exact in case.exact.gradient.items():
         others = [other.gradient[path] for other in case.others]
@@ -204,16 +207,17 @@ def toy_arguments(config: ClassConditionalConfig, batch: int) -> tuple[jax.Array
 
 
 def loss_of(model: ClassConditional, params: Any) -> jax.Array:
-    draws = class_conditional.training_noise(jax.random.split(jax.random.key(0), 2), model.config)
+    noise = class_conditional.training_noise(jax.random.split(jax.random.key(0), 2), model.config)
     codes = jnp.ones((2, model.config.grid, model.config.grid, model.config.tokenizer.bits))
     return class_conditional.class_conditional_loss(
-        model, params, jnp.zeros(2, jnp.int32), codes, draws
+        model, params, jnp.zeros(2, jnp.int32), codes, noise
     )
 
 
 def sample_of(model: ClassConditional, params: Any) -> jax.Array:
     """With guidance: the prefix, then patch by patch through the cache."""
-    keys, config = jax.random.split(jax.random.key(0), 2), tiny_models.MODEL
+    keys = jax.random.split(jax.random.key(0), 2)
+    config = tiny_models.MODEL
     solver, scales = resolve(tiny_models.SAMPLER, config.head.time_shift, config.num_steps)
     reader = read_labels(model, params, Inputs(jnp.zeros(2, jnp.int32)), scales)
     noise = noise_of_images(reader, keys, solver)
@@ -222,7 +226,7 @@ def sample_of(model: ClassConditional, params: Any) -> jax.Array:
 
 @pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])
 def test_only_products_run_in_the_compute_type(residual, stream):
-    """In training, and where sampling reads the prefix and goes on through the cache, from weights kept in bfloat16."""
+    """In training, and in sampling with a cache from weights in bfloat16."""
     config = tiny_models.MODEL
     config = dataclasses.replace(
         config, transformer=dataclasses.replace(config.transformer, residual_dtype=residual)
@@ -236,51 +240,51 @@ def test_only_products_run_in_the_compute_type(residual, stream):
     assert dtypes(sample, kept) == Dtypes({stream}, {stream}, {"bfloat16"})
 
 
-def test_draws():
-    """As many as the loss takes; uniform and normal as they should be; another key gives others."""
+def test_training_noise():
+    """Shapes, distributions, and that they depend on the key."""
     config = golden_models.class_conditional("imagenet_4x").config
-    draws = class_conditional.training_noise(jax.random.split(jax.random.key(0), 3), config)
+    noise = class_conditional.training_noise(jax.random.split(jax.random.key(0), 3), config)
     repeats = config.head_repeats
-    draws = [*draws[:3], *draws.head]
-    assert [x.shape for x in draws] == [
+    noise = [*noise[:3], *noise.head]
+    assert [x.shape for x in noise] == [
         (3, 64, 8),
         (3, 64, 8),
         (3,),
         (3, repeats, 16),
         (3, repeats, 16, 4, 8),
     ]
-    for uniform in draws[:2]:
+    for uniform in noise[:2]:
         assert 0 <= uniform.min() < 0.05
         assert 0.95 < uniform.max() < 1
         assert abs(uniform.mean() - 0.5) < 0.05
-    assert abs(draws[-1].mean()) < 0.1
-    assert abs(draws[-1].std() - 1) < 0.1
+    assert abs(noise[-1].mean()) < 0.1
+    assert abs(noise[-1].std() - 1) < 0.1
     others = class_conditional.training_noise(jax.random.split(jax.random.key(1), 3), config)
     others = [*others[:3], *others.head]
-    assert all(not np.any(a == b) for a, b in zip(draws, others, strict=True))
-    assert all(not np.any(x[0] == x[1]) for x in draws)
+    assert all(not np.any(a == b) for a, b in zip(noise, others, strict=True))
+    assert all(not np.any(x[0] == x[1]) for x in noise)
 
 
 def test_targets_are_clean_and_inputs_flipped():
-    """With rate 1 and u1 = 0 every bit the transformer reads is flipped: as reading the negated codes and being judged on the codes."""
+    """With rate 1 and u1 = 0 the transformer reads negated bits, and the targets are the bits."""
     config, params, _ = golden_models.class_conditional("imagenet_16x")
     config = dataclasses.replace(config, bit_flip_rate=1.0, label_drop_rate=1.0)
     model = ClassConditional(config)
-    draws = class_conditional.training_noise(jax.random.split(jax.random.key(0), 2), config)
-    draws = draws._replace(
-        flip_u1=jnp.zeros_like(draws.flip_u1), flip_u2=jnp.ones_like(draws.flip_u2)
+    noise = class_conditional.training_noise(jax.random.split(jax.random.key(0), 2), config)
+    noise = noise._replace(
+        flip_u1=jnp.zeros_like(noise.flip_u1), flip_u2=jnp.ones_like(noise.flip_u2)
     )
     codes = jnp.sign(jax.random.normal(jax.random.key(1), (2, 8, 8, 8)))
 
     @jax.jit
     def both(params):
         loss = class_conditional.class_conditional_loss(
-            model, params, jnp.array([1, 2]), codes, draws
+            model, params, jnp.array([1, 2]), codes, noise
         )
         target = order.grid_to_sequence(codes, config.patch_side, config.order)
         clean = class_conditional.to_patches(target, config)[:, None]
-        t = jax.nn.sigmoid(0.8 * draws.head.time - 0.8)
-        x_t = t[..., None, None] * clean + (1 - t[..., None, None]) * draws.head.bits
+        t = jax.nn.sigmoid(0.8 * noise.head.time - 0.8)
+        x_t = t[..., None, None] * clean + (1 - t[..., None, None]) * noise.head.bits
         unconditional = jnp.full(2, config.num_classes)
         bound = model.bind({"params": params})
         predicted = bound.head.predict_all(x_t, t, bound.states(unconditional, -target))

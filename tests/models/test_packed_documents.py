@@ -162,10 +162,8 @@ def case() -> Case:
 
 @pytest.mark.parametrize("part", Losses._fields)
 def test_losses(case, part):
-    exact, others = (
-        getattr(case.exact[0], part),
-        [getattr(losses, part) for losses, _ in case.others],
-    )
+    exact = getattr(case.exact[0], part)
+    others = [getattr(losses, part) for losses, _ in case.others]
     assert rounding.bound(exact, others) < 1e-3
     for losses, _ in (case.ours, case.recorded):
         rounding.assert_rounded(getattr(losses, part), exact, others)
@@ -174,7 +172,8 @@ def test_losses(case, part):
 def test_gradients(case):
     assert len(case.recorded[1]) == 5
     for path, recorded in case.recorded[1].items():
-        exact, others = case.exact[1][path], [gradient[path] for _, gradient in case.others]
+        exact = case.exact[1][path]
+        others = [gradient[path] for _, gradient in case.others]
         assert rounding.bound(exact, others) < 1, path
         for gradient in (case.ours[1][path], recorded):
             rounding.assert_rounded(gradient, exact, others, "/".join(path))
@@ -196,7 +195,8 @@ def test_documents_are_the_recorded_ones():
 
 def test_mask_and_positions():
     """A token sees what is not later in its document, and all of its own block of an image."""
-    recorded, packed = golden_models.read("t2i_4x/train"), layout()
+    recorded = golden_models.read("t2i_4x/train")
+    packed = layout()
     document = np.repeat(np.arange(2), packed["document_lens"])
     segment = np.repeat(np.arange(6), packed["split_lens"])
     inside = np.concatenate([np.arange(n) for n in packed["split_lens"]])

@@ -58,7 +58,7 @@ TOY = TextToImageConfig(
     ),
     tokens_per_step=4,
 )
-"""Ids 0 ... 19 are text. Images of any multiple of 4 pixels up to 32; an 8 x 8 one is 4 patches of 4 tokens."""
+"""Ids 0 ... 19 are text. Sides are multiples of 4 pixels up to 32; 8 x 8 are 4 patches."""
 
 GUIDED = SamplerConfig(head_steps=1, guidance_scale=2.5, guidance_schedule="constant")
 PROMPTS = ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [12])
@@ -66,7 +66,7 @@ UNCONDITIONAL = [13, 14]
 
 
 class Replayed(NamedTuple):
-    """The sampler on recorded noise, reading the recorded bits: the head's conditions [N, R, P, C] and the values before the sign."""
+    """A sampler with recorded noise and bits: states [N, R, P, C] and values before the sign."""
 
     conditions: np.ndarray
     values: np.ndarray
@@ -76,10 +76,11 @@ class Replayed(NamedTuple):
     ("name", "kind"), [(name, kind) for name in TEXT_TO_IMAGE for kind in ("cfg", "nocfg")]
 )
 def test_golden_samples(name, kind, monkeypatch):
-    """Every condition and value where the recorded bits are read, and every bit where our own are."""
+    """All states and values with the recorded bits as input, and all bits with our own."""
     config, params, prompt = golden_models.text_to_image(name)
     recorded = golden_models.read(f"{name}/sample_{kind}")
-    guidance, images = float(recorded["guidance"]), prompt["num_images"]
+    guidance = float(recorded["guidance"])
+    images = prompt["num_images"]
     sampler = SamplerConfig(
         head_steps=prompt["num_sampling_steps"],
         guidance_scale=guidance,
@@ -115,7 +116,7 @@ def test_golden_samples(name, kind, monkeypatch):
     rounded = lambda *sizes: frequencies(*sizes).astype(jnp.bfloat16).astype(np.float32)  # noqa: E731  golden/README.md
     monkeypatch.setattr(rope, "frequencies_1d", rounded)
     monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
-    # Ours are the compiled sampler's, which users run, with the recorded noise in the place of its own.
+    # Ours are from the compiled sampler that users run, but with the recorded noise.
     read = functools.partial(read_prompts, TextToImage(config))
     inputs = Inputs(
         Prefixes(*(array[:images] for array in prefixes)),
@@ -130,7 +131,8 @@ def test_golden_samples(name, kind, monkeypatch):
         [_, (state, _)] = replaying.states(*arguments, **options, every=len(steps))
         ours = Replayed(state.cache[1], state.values)
         sampled = np.asarray(CompiledSampler(read, mesh).sample(*arguments, **options))
-    exact, others = rounding.in_float64(run)(params), rounding.other_runs(run, params)
+    exact = rounding.in_float64(run)(params)
+    others = rounding.other_runs(run, params)
     for i in steps:
         expected = recorded[f"step{i}.pre_sign"][: exact.values.shape[1]]
         assert_close(recorded[f"step{i}.cond"], exact.conditions[i])
@@ -150,7 +152,8 @@ def test_golden_samples(name, kind, monkeypatch):
 def test_golden_order_and_positions(name):
     config, _, prompt = golden_models.text_to_image(name)
     recorded = golden_models.read(f"{name}/sample_nocfg")
-    height, width = prompt["height"], prompt["width"]
+    height = prompt["height"]
+    width = prompt["width"]
     xy = token_positions(config, height, width)
     assert_close(
         text_to_image.sinusoidal_2d(jnp.asarray(xy), config.text.dim), recorded["pos_embed"], 1e-6
@@ -164,7 +167,7 @@ def test_golden_order_and_positions(name):
 
 
 def test_prefix_rows():
-    """8 x 16 pixels are 4 x 8 tokens: <|res_4|>, <|res_8|>; then 3 queries. Text and two more tokens fill up to 64."""
+    """8 x 16 pixels are 4 x 8 tokens: <|res_4|>, <|res_8|>, 3 queries; text is padded to 64."""
     tokens, padding = prefix_rows(TOY, PROMPTS, height=8, width=16)
     assert tokens.shape == (3, 64 + 4)
     np.testing.assert_array_equal(padding, 62 - np.array([3, 8, 1]))
@@ -191,21 +194,22 @@ def test_bad_input(prompts, size, message):
 
 
 class Sampler(NamedTuple):
-    """The toy model with guidance, from prompts and image seeds to values before the sign [B, T, K], and the shapes that were traced."""
+    """From prompts and image seeds to values before the sign [B, T, K], and the traced shapes."""
 
     sample: Callable[..., np.ndarray]
     traces: list[tuple]
 
 
 def no_noise(images: int, patches: int) -> FlowNoise:
-    """Times of 1/2, or nearly, and noise of zero."""
+    """Noise of zero."""
     shape = (images, 1, patches)
     return FlowNoise(jnp.zeros(shape), jnp.zeros((*shape, TOY.tokens_per_step, TOY.tokenizer.bits)))
 
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    xy, bits = jnp.zeros((4, 2), jnp.int32), jnp.zeros((1, 4, TOY.tokenizer.bits))
+    xy = jnp.zeros((4, 2), jnp.int32)
+    bits = jnp.zeros((1, 4, TOY.tokenizer.bits))
     return random_params(
         TextToImage(TOY), jnp.zeros((1, 4), jnp.int32), xy, bits, no_noise(images=1, patches=1)
     )
@@ -249,7 +253,7 @@ def sampler(params) -> Sampler:
 
 @compiling.optimized()
 def test_an_image_is_the_same_in_any_batch_and_with_any_padding(sampler):
-    """Drawn with others and with the least padding, and alone with more."""
+    """Sampled with others and with the least padding, and alone with more."""
     seeds = [5, 6, 7]
     together = sampler.sample(PROMPTS, seeds)
     assert together.shape == (3, 16, 6)
@@ -260,7 +264,7 @@ def test_an_image_is_the_same_in_any_batch_and_with_any_padding(sampler):
 
 
 def test_prompts_seeds_and_sizes_matter(sampler):
-    """The same prompt with two seeds, and another prompt with the first seed; then wide and high."""
+    """The same prompt with two seeds, another prompt with the first seed; then wide and high."""
     values = sampler.sample([PROMPTS[0], PROMPTS[0], PROMPTS[1]], [5, 6, 5])
     assert np.mean((values[0] > 0) != (values[1] > 0)) > 0.2
     assert largest_error(values[2], values[0]) > 0.01
@@ -280,14 +284,15 @@ def test_one_program_for_prompts_and_sizes(sampler):
 
 
 def test_sampling_reads_as_training_does(params):
-    """One Euler step lands on the head's prediction at t = 0, which teacher forcing on the sampled bits must give as well."""
+    """One Euler step gives the head's prediction at t = 0, as teacher forcing on its bits does."""
     solver = make_solver(SamplerConfig(head_steps=1, solver="euler"), TOY.head.time_shift)
     xy = jnp.asarray(token_positions(TOY, 8, 12))
     keys = jax.random.split(jax.random.key(0), 2)
     source = noise_from_keys(keys, solver.num_noises, TOY.tokens_per_step, TOY.tokenizer.bits)
     prompts = [PROMPTS[1], PROMPTS[1][::-1]]
     prefixes = prefix_rows(TOY, prompts, 8, 12)
-    model, steps = TextToImage(TOY), len(xy) // TOY.tokens_per_step
+    model = TextToImage(TOY)
+    steps = len(xy) // TOY.tokens_per_step
 
     @jax.jit
     def both(params):
@@ -313,16 +318,14 @@ def read_whole(model: TextToImage, params: dict) -> tuple[jax.Array, jax.Array]:
 
 
 def read_through_cache(model: TextToImage, params: dict) -> jax.Array:
-    prefixes, xy = (
-        prefix_rows(TOY, [PROMPTS[0], UNCONDITIONAL], 8, 8),
-        jnp.asarray(token_positions(TOY, 8, 8)),
-    )
+    prefixes = prefix_rows(TOY, [PROMPTS[0], UNCONDITIONAL], 8, 8)
+    xy = jnp.asarray(token_positions(TOY, 8, 8))
     return sample_guided(model, params, prefixes, xy, jax.random.split(jax.random.key(0), 1))
 
 
 @pytest.mark.parametrize(("residual", "stream"), [("float32", "float32"), ("compute", "bfloat16")])
 def test_only_products_run_in_the_compute_type(params, residual, stream):
-    """Visual tokens, prompts and prefixes enter the language model in its stream's type, with a cache or without."""
+    """Tokens enter the language model in the residual stream's type, with or without a cache."""
     config = dataclasses.replace(TOY, text=dataclasses.replace(TOY.text, residual_dtype=residual))
     model = TextToImage(config, dtype=jnp.bfloat16)
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
@@ -332,7 +335,8 @@ def test_only_products_run_in_the_compute_type(params, residual, stream):
                 {stream}, {stream}, {"bfloat16"}
             )
     embed = functools.partial(model.apply, method="embed_bits")
-    bits, xy = jnp.ones((1, 4, TOY.tokenizer.bits)), jnp.zeros((4, 2), jnp.int32)
+    bits = jnp.ones((1, 4, TOY.tokenizer.bits))
+    xy = jnp.zeros((4, 2), jnp.int32)
     assert jax.eval_shape(embed, {"params": params}, bits, xy).dtype == stream
 
 

@@ -34,7 +34,7 @@ def test_golden_mask():
     ("total", "prefix", "block"), [(10, 0, 4), (13, 5, 4), (9, 4, 1), (6, 6, 2)]
 )
 def test_mask_rule(total, prefix, block):
-    """Causal, and all of one's own block; tokens of the prefix form no blocks."""
+    """Causal, and all of the own block; tokens of the prefix form no blocks."""
 
     def visible(query, key):
         same_block = (
@@ -63,12 +63,10 @@ def test_attend(key_heads, masked):
 
 
 def test_attend_with_a_mask_for_each_row():
-    """As one row at a time; a query that sees nothing, which padding is, gets the mean of the values."""
+    """As one row at a time; a query that sees nothing, as padding, gets the mean of the values."""
     keys = jax.random.split(jax.random.key(0), 3)
-    q, (k, v) = (
-        jax.random.normal(keys[0], (2, 4, 5, 8)),
-        (jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:]),
-    )
+    q = jax.random.normal(keys[0], (2, 4, 5, 8))
+    (k, v) = (jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:])
     mask = np.tril(np.ones((2, 5, 5), bool))
     mask[1, :, :2] = False
     out = attention.attend(q, k, v, mask)
@@ -112,7 +110,7 @@ def test_rule_is_the_mask_that_it_stands_for(block):
 @pytest.mark.parametrize("length", [64, 319])
 @pytest.mark.parametrize("block", [1, 4, None])
 def test_cudnn_is_xla(length, block):
-    """Results and gradients in bfloat16, even and odd lengths, causal, block-causal and without a mask."""
+    """Results and gradients in bfloat16: even and odd lengths, causal, block-causal, no mask."""
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, direction = (jax.random.normal(key, (2, 4, length, 64), jnp.bfloat16) for key in keys)
     mask = None if block is None else attention.BlockCausal(prefix=63, block=block)
@@ -128,7 +126,7 @@ def test_cudnn_is_xla(length, block):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
 def test_cudnn_with_a_mask_for_each_row():
-    """As in cached sampling: few queries, fewer key heads, slots that some rows do not see."""
+    """As in cached sampling: few queries, fewer key heads, positions that some rows do not see."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (3, 8, 4, 64), jnp.bfloat16)
     k, v = (jax.random.normal(key, (3, 2, 33, 64), jnp.bfloat16) for key in keys[1:])

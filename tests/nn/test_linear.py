@@ -33,7 +33,7 @@ def gradients(layer: nn.Module, params: dict, x: jax.Array) -> tuple[dict, jax.A
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_summed_in_float32(name):
-    """Those of products and biases, exactly but for float32's rounding; to the inputs goes the compute type's as before."""
+    """Gradients of kernels and biases, up to float32's rounding; that of the inputs as before."""
     layer, shape = LAYERS[name]
     x = jax.random.normal(jax.random.key(0), shape).astype(jnp.bfloat16)
     params = layer.init(jax.random.key(1), x)["params"]
@@ -47,7 +47,7 @@ def test_gradients_are_summed_in_float32(name):
 
 
 def test_without_the_context_nothing_changes():
-    """The layer is Flax's own, and has derivatives in forward mode too."""
+    """The layer equals Flax's, also its derivatives in forward mode."""
     layer, shape = LAYERS["dense"]
     x = jax.random.normal(jax.random.key(0), shape)
     params = layer.init(jax.random.key(1), x)

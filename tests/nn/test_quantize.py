@@ -1,4 +1,4 @@
-"""The error of int8 weights: of one product, of a layer at the released width, and of the recorded model's conditions and bits."""
+"""The error of int8 weights: of one product, of a released layer, and of the recorded model."""
 
 import functools
 
@@ -22,7 +22,8 @@ from bitdance_jax.sampling.next_patch import resolve
 
 def relative_error(actual, desired) -> float:
     """Root mean square of the difference over that of the desired values."""
-    actual, desired = np.asarray(actual, np.float32), np.asarray(desired, np.float32)
+    actual = np.asarray(actual, np.float32)
+    desired = np.asarray(desired, np.float32)
     return float(np.sqrt(np.mean((actual - desired) ** 2) / np.mean(desired**2)))
 
 
@@ -41,7 +42,7 @@ def test_values_are_the_nearest_of_255_steps():
     ids=["dense", "fused"],
 )
 def test_layers_read_them(layer):
-    """As they read the values that they stand for, bias included."""
+    """Layers with a quantized kernel compute as with its values, bias included."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 6))
     params = layer.init(jax.random.key(1), x)["params"] | {
         "bias": jnp.ones((7,) if layer.features == 7 else (3, 5))
@@ -54,7 +55,7 @@ def test_layers_read_them(layer):
 
 @pytest.mark.slow
 def test_error_at_the_released_width():
-    """5120 normal weights an output: 127 steps reach about 3.9 standard deviations, a step's rounding error is 0.9 % of one."""
+    """127 steps are about 3.9 standard deviations of 5120 normal weights; the error is 0.9 %."""
     x = jax.random.normal(jax.random.key(0), (4, 5120))
     kernel = jax.random.normal(jax.random.key(1), (5120, 17408)) / 5120**0.5
     layer = linear.Dense(17408, use_bias=False, dtype=jnp.float32)
@@ -74,7 +75,7 @@ def quantized_params(params: dict) -> dict:
 
 
 def test_error_of_the_recorded_model():
-    """Reading the recorded bits: every condition of the head, and the share of bits that stay as they were recorded."""
+    """With the recorded bits as input: states that the head reads, and how many bits are equal."""
     config, params, prompt = golden_models.text_to_image("t2i_4x")
     recorded = golden_models.read("t2i_4x/sample_nocfg")
     steps = range(prompt["height"] * prompt["width"] // config.size_multiple**2)
@@ -111,7 +112,7 @@ def test_error_of_the_recorded_model():
 
 
 def test_a_loop_converts_kernels_where_it_reads_them():
-    """And not before it, as compilers like to, where those of a whole model would be there at once in the compute type."""
+    """Not before the loop, or the weights of all layers would exist in the compute type at once."""
     layer = linear.Dense(512, use_bias=False, dtype=jnp.float32)
     kernels = [jax.eval_shape(quantize.quantize, jnp.zeros((512, 512)))] * 3
 

@@ -9,7 +9,8 @@ from bitdance_jax.nn import rope
 from bitdance_jax.transformer import order
 
 
-PREFIX, HEAD_DIM = 5, 64
+PREFIX = 5
+HEAD_DIM = 64
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,8 @@ def test_products_depend_on_the_distance_alone():
 
 def test_bfloat16_turns_in_float32():
     x = jax.random.normal(jax.random.key(0), (1, 2, PREFIX + 64, HEAD_DIM), jnp.bfloat16)
-    cos, sin = jnp.cos(angles(1)), jnp.sin(angles(1))
+    cos = jnp.cos(angles(1))
+    sin = jnp.sin(angles(1))
     rotated = rope.rotate(x, cos, sin)
     assert rotated.dtype == jnp.bfloat16
     np.testing.assert_array_equal(

@@ -51,7 +51,7 @@ def test_last_euler_step(pieces):
 def reference(
     predict, noise: np.ndarray, config: SamplerConfig, shift: float, scale: float
 ) -> np.ndarray:
-    """The paper's recurrences step by step, in float64, for rows [conditional; unconditional] that share every sample."""
+    """The paper's recurrences in float64; conditional and unconditional rows have equal samples."""
 
     def velocity(x, t):
         both = np.concatenate([x, x])
@@ -110,7 +110,7 @@ def test_the_result_is_the_last_prediction(kind):
     assert solver.num_evaluations == {"euler_maruyama": 11, "euler": 10, "heun": 19}[kind]
     times = solver.times()
     noise = jax.random.normal(jax.random.key(0), (solver.num_noises, 2, 4, 8))
-    # It predicts the number of the evaluation, counted from 0.
+    # The prediction is the number of the evaluation, counted from 0.
     x = solver.solve(lambda x, i: (i - x) / remaining_time(times[i]), noise)
     np.testing.assert_allclose(x, solver.num_evaluations - 1, atol=1e-4)
 

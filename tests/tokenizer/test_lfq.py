@@ -14,7 +14,7 @@ from bitdance_jax.tokenizer import lfq
 def brute_force_entropies(
     z: np.ndarray, num_codebooks: int, temperature: float
 ) -> tuple[float, float]:
-    """SPEC 1 to the letter: a softmax over all the 2^k codes of every group, in float64."""
+    """The definition: a softmax over all 2^k codes of every group, in float64."""
     groups = z.astype(np.float64).reshape(-1, z.shape[-1] // num_codebooks)
     codes = np.array(list(itertools.product([-1.0, 1.0], repeat=groups.shape[1])))
     logits = 2 * groups @ codes.T / temperature
@@ -85,10 +85,8 @@ def test_quantize(dtype):
 
 
 def test_straight_through():
-    z, weights = (
-        jax.random.normal(jax.random.key(0), (2, 4, 3)).at[0].set(0.0),
-        jax.random.normal(jax.random.key(1), (4, 3)),
-    )
+    z = jax.random.normal(jax.random.key(0), (2, 4, 3)).at[0].set(0.0)
+    weights = jax.random.normal(jax.random.key(1), (4, 3))
     np.testing.assert_allclose(lfq.quantize_straight_through(z), lfq.quantize(z), atol=1e-6)
     gradient = jax.grad(lambda z: jnp.sum(weights * lfq.quantize_straight_through(z)))(z)
     np.testing.assert_array_equal(gradient, jnp.broadcast_to(weights, z.shape))
@@ -105,7 +103,7 @@ def test_commitment_holds_the_code_constant():
     ("bits", "num_codebooks", "temperature"), [(1, 1, 0.01), (5, 1, 0.01), (6, 2, 1.0), (4, 4, 0.1)]
 )
 def test_entropies_against_brute_force(bits, num_codebooks, temperature):
-    # About the temperature, so that bits are neither certain nor even.
+    # Near the temperature, so that bits are neither certain nor uniform.
     z = 0.3 * temperature * jax.random.normal(jax.random.key(bits), (2, 3, 4, bits))
     per_sample, codebook = entropy_terms(z, num_codebooks, temperature)
     np.testing.assert_allclose(
@@ -117,7 +115,7 @@ def test_entropies_against_brute_force(bits, num_codebooks, temperature):
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_entropies_of_confident_bits(scale):
-    """Far from zero a softmax underflows; entropies and gradients stay finite and right."""
+    """Far from zero a softmax underflows; entropies and gradients stay finite and correct."""
     z = scale * jax.random.normal(jax.random.key(0), (20, 4))
     per_sample, codebook = entropy_terms(z, 2)
     expected = brute_force_entropies(np.asarray(z), 2, 0.01)
@@ -127,8 +125,9 @@ def test_entropies_of_confident_bits(scale):
 
 @pytest.mark.parametrize(("bits", "group_bits"), [(256, 8), (16, 16)])
 def test_many_bits_without_a_table_of_all_probabilities(bits, group_bits):
-    """Nothing of size samples x 2^k in the loss or its gradient; codes that are certain and all different have the entropy log N."""
-    num_codebooks, positions = bits // group_bits, 64
+    """No array of size tokens x 2^k; N certain and different codes have the entropy log N."""
+    num_codebooks = bits // group_bits
+    positions = 64
     samples = positions * num_codebooks
     z = jnp.sign(jax.random.normal(jax.random.key(0), (1, 8, positions // 8, bits)))
 

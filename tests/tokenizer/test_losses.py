@@ -33,7 +33,7 @@ def loss_of(reconstruction, z, images, image_terms=None):
 
 
 class Losses(NamedTuple):
-    """The loss with an image term of weight 0 and 1, as (loss, parts), gradient; and what it is made of."""
+    """Loss, parts and gradient with an image term of weight 0 and 1, and their inputs."""
 
     without_term: tuple
     with_term: tuple

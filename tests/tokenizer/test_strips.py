@@ -30,7 +30,7 @@ SMALL = TokenizerConfig(bits=4, ch=32, ch_mult=(1, 2), num_res_blocks=1, decoder
 
 
 def row_bytes(config: TokenizerConfig, codes: np.ndarray, bands: int) -> int:
-    """Of one row of every band, at the finest level."""
+    """Bytes of one row of every band at the finest level."""
     return 4 * len(codes) * bands * codes.shape[2] * config.downsampling * config.ch
 
 
@@ -38,10 +38,11 @@ def row_bytes(config: TokenizerConfig, codes: np.ndarray, bands: int) -> int:
     ("name", "bands", "rows"), [("tokenizer", 2, 5), ("tokenizer_gan", 4, 1)], ids=["plain", "gan"]
 )
 def test_the_release(name, bands, rows):
-    """Of the 32 rows of each of two bands five at a time, which leaves two, and of the 16 of each of four bands a single one."""
+    """Strips of 5 of the 32 rows of two bands, then 2, and of 1 of the 16 of four bands."""
     config, params = golden_models.tokenizer(name)
     io = golden_models.read(f"{name}/io")
-    codes, noise = nhwc(io["codes"]), nhwc(io["noise"]) if "noise" in io else None
+    codes = nhwc(io["codes"])
+    noise = nhwc(io["noise"]) if "noise" in io else None
     split = Strips(bands, bytes=rows * row_bytes(config, codes, bands))
     model = Autoencoder(config)
     decode = jax.jit(functools.partial(strips.decode_in_strips, model, strips=split))
@@ -105,7 +106,7 @@ def test_decoding_chooses(monkeypatch):
 
 @pytest.mark.slow
 def test_on_meshes():
-    """In a process of its own, with eight devices."""
+    """In another process, with eight devices."""
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     environment = (
         os.environ
@@ -121,19 +122,22 @@ def test_on_meshes():
 def on_eight_devices() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     params, codes, noise = small()
-    mesh, cut = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), P(None, AXES)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    by_rows = P(None, AXES)
     row_by_row = in_strips(Strips(1, AXES, row_bytes(SMALL, codes, 1)))
     sharded = jax.jit(
         jax.shard_map(
-            row_by_row, mesh=mesh, in_specs=(P(), cut, cut), out_specs=cut, check_vma=False
+            row_by_row,
+            mesh=mesh,
+            in_specs=(P(), by_rows, by_rows),
+            out_specs=by_rows,
+            check_vma=False,
         )
     )
     assert_close(sharded(params, codes, noise), jax.jit(plain)(params, codes, noise))
 
-    mesh, keys = (
-        make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4]),
-        jax.random.split(jax.random.key(1), 2),
-    )
+    mesh = make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4])
+    keys = jax.random.split(jax.random.key(1), 2)
     noise = jnp.stack([jax.random.normal(key, codes.shape[1:]) for key in keys])
     expected = to_uint8(jax.jit(plain)(params, codes, noise)).astype(int)
     on_mesh = functools.partial(pipeline.decode_codes, Autoencoder(SMALL), mesh=mesh)
@@ -150,7 +154,7 @@ def on_eight_devices() -> None:
 
 
 def elements(line: str) -> int:
-    """Of the array that a line of XLA's text makes: `... = f32[2,8]{1,0} all-gather(...)`."""
+    """Size of the result in a line of XLA's text: `... = f32[2,8]{1,0} all-gather(...)`."""
     return math.prod(int(size) for size in line.split("[")[1].split("]")[0].split(",") if size)
 
 

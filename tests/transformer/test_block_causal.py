@@ -16,7 +16,8 @@ from bitdance_jax.transformer.block_causal import BlockCausalTransformer
 
 
 CONFIG = TransformerConfig(num_layers=3, dim=32, num_heads=4)
-PREFIX, GRID = 5, 4
+PREFIX = 5
+GRID = 4
 TOTAL = PREFIX + GRID**2
 
 
@@ -70,7 +71,7 @@ def test_scanned_layers_give_the_same_numbers(params, x, unrolled, remat):
 
 
 def test_what_a_token_depends_on(params, unrolled, x):
-    """A change to one token reaches its own block and what comes after, and nothing before."""
+    """A change of one token affects its own block and later ones only."""
     changed = x.at[:, PREFIX + 6].add(1.0)
     mask = attention.block_causal_mask(TOTAL, PREFIX, 4)
     y, _ = jax.jit(BlockCausalTransformer(CONFIG).apply)(
@@ -83,7 +84,7 @@ def test_what_a_token_depends_on(params, unrolled, x):
 @pytest.mark.parametrize("block_causal", [True, False], ids=["block_causal", "causal"])
 @pytest.mark.parametrize("tokens_per_step", [1, 4])
 def test_cached_decoding_equals_one_pass(params, x, tokens_per_step, block_causal):
-    """The prefix at once, then `tokens_per_step` tokens at a time, each written into the cache first."""
+    """The prefix at once, then `tokens_per_step` tokens at a time, through the cache."""
     model = BlockCausalTransformer(CONFIG)
     mask = jnp.asarray(
         attention.block_causal_mask(TOTAL, PREFIX, tokens_per_step if block_causal else 1)
@@ -96,9 +97,9 @@ def test_cached_decoding_equals_one_pass(params, x, tokens_per_step, block_causa
         cache = [
             attention.empty_cache(2, TOTAL, CONFIG.num_heads, CONFIG.head_dim, jnp.float32)
         ] * CONFIG.num_layers
-        first, cache = model.apply(
-            {"params": params}, x[:, :PREFIX], (cos[:PREFIX], sin[:PREFIX]), mask[:PREFIX, :PREFIX], cache
-        )  # fmt: skip
+        angles = (cos[:PREFIX], sin[:PREFIX])
+        visible = mask[:PREFIX, :PREFIX]
+        first, cache = model.apply({"params": params}, x[:, :PREFIX], angles, visible, cache)
 
         def step(cache, start):
             now = functools.partial(
@@ -131,7 +132,7 @@ def test_bfloat16(params, x, unrolled, residual, dtype):
 
 
 def test_a_float32_residual_stream_is_nearer_to_float32():
-    """bfloat16 compute in 40 random layers: with a stream in bfloat16 too, each layer rounds all that was there before it."""
+    """bfloat16 in 40 random layers: a bfloat16 residual stream is rounded in each of them."""
     config = TransformerConfig(num_layers=40, dim=64, num_heads=2)
     xy = (order.token_positions(4, 4, 2, "patch") + 1.5).astype(np.float32)
     angles = rope.rotary_angles_2d(xy, config.head_dim, config.rope_base)

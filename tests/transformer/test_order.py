@@ -8,7 +8,7 @@ from bitdance_jax.transformer import order
 
 
 def numbered_grid(height: int, width: int) -> jnp.ndarray:
-    """Every token holds its (x, y)."""
+    """Every token contains its (x, y)."""
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     return jnp.stack([x, y], axis=-1).astype(jnp.float32)[None]
 

@@ -17,7 +17,8 @@ from bitdance_jax.transformer.qwen3 import Qwen3
 CONFIG = Qwen3Config(
     num_layers=2, dim=24, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=40, vocab_size=11
 )
-LENGTH, BLOCK = 11, 4
+LENGTH = 11
+BLOCK = 4
 MASK = attention.block_causal_mask(LENGTH, LENGTH - 2 * BLOCK, BLOCK)
 
 
@@ -59,9 +60,11 @@ def test_scanned_layers_give_the_same_numbers(toy):
 
 
 def test_rows_of_different_lengths_through_a_cache(toy):
-    """Two rows, one with three slots of padding, read block by block: each as if it were alone, whole and without padding."""
-    model, padding = Qwen3(CONFIG), 3
-    slots, total = jnp.arange(padding + LENGTH), padding + LENGTH
+    """Two rows, one with padding, read block by block, equal each row alone, read at once."""
+    model = Qwen3(CONFIG)
+    padding = 3
+    slots = jnp.arange(padding + LENGTH)
+    total = padding + LENGTH
     pad = jnp.array([0, padding])[:, None]
     rows = jnp.stack([jnp.pad(toy.tokens[0], (0, padding)), jnp.pad(toy.tokens[1], (padding, 0))])
     unpadded = [attention.block_causal_mask(total, total - 2 * BLOCK, BLOCK), MASK]
@@ -69,7 +72,8 @@ def test_rows_of_different_lengths_through_a_cache(toy):
     @jax.jit
     def run(params):
         bound = model.bind({"params": params})
-        x, mask = bound.embed(rows), jnp.asarray(unpadded[0]) & (slots >= pad)[:, None]
+        x = bound.embed(rows)
+        mask = jnp.asarray(unpadded[0]) & (slots >= pad)[:, None]
         cache = [
             attention.empty_cache(2, total, CONFIG.num_kv_heads, CONFIG.head_dim, jnp.float32)
         ] * CONFIG.num_layers
@@ -93,7 +97,7 @@ def test_rows_of_different_lengths_through_a_cache(toy):
 
 
 def test_positions_count_by_their_distance(toy):
-    """Rotary positions: moved all alike they change nothing, spread they do."""
+    """A shift of all rotary positions changes nothing, larger distances do."""
     model = Qwen3(CONFIG)
 
     @jax.jit
@@ -119,7 +123,7 @@ def test_bfloat16(toy, residual, dtype):
 
 
 def test_a_float32_residual_stream_is_nearer_to_float32(toy):
-    """bfloat16 compute in 40 random layers: with a stream in bfloat16 too, each layer rounds all that was there before it."""
+    """bfloat16 in 40 random layers: a bfloat16 residual stream is rounded in each of them."""
     config = dataclasses.replace(CONFIG, num_layers=40, dim=64, hidden_dim=128)
     params = random_params(Qwen3(config, scan=True), toy.tokens, method=forward)
 
