@@ -36,6 +36,7 @@ from bitdance_jax.plan import report, search, text_to_image
 from bitdance_jax.plan.analysis import make_plan
 from bitdance_jax.plan.devices import find_devices
 from bitdance_jax.plan.programs import Program, sampling, training_step
+from bitdance_jax.plan.text_to_image_programs import Setting
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.task import TrainingConfig
 
@@ -109,8 +110,8 @@ class PromptArguments(Config):
         super().__post_init__()
         check_suffix(self.json, ".json", "json")
 
-    def setting(self) -> text_to_image.Setting:
-        return text_to_image.Setting(
+    def setting(self) -> Setting:
+        return Setting(
             size=self.size,
             batch_size=self.batch_size,
             weights=self.weights,

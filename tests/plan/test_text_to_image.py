@@ -21,7 +21,8 @@ from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.plan import analysis, text_to_image
 from bitdance_jax.plan.analysis import DoesNotFit
 from bitdance_jax.plan.estimate import Estimate, Memory
-from bitdance_jax.plan.text_to_image import abstract_weights, find_model
+from bitdance_jax.plan.text_to_image import find_model
+from bitdance_jax.plan.text_to_image_programs import Setting, abstract_weights
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +92,13 @@ def test_a_search_ranks_meshes_and_gives_reasons_for_the_others(monkeypatch, cap
     monkeypatch.setattr(text_to_image, "plan_batch", plan_batch)
     monkeypatch.setattr(text_to_image, "make_mesh", lambda config, devices: config)
     config = find_model("14b_64x")
-    both = text_to_image.compare(
-        text_to_image.Setting(weights="int8"), config, jax.devices()[:1] * 4
-    )
+    both = text_to_image.compare(Setting(weights="int8"), config, jax.devices()[:1] * 4)
     assert [batch["name"] for batch in both["batches"]] == [
         "mesh.data=2 mesh.tensor=2",
         "mesh.data=1 mesh.tensor=4",
     ]
     assert "6.00 (6.0 x)" in capsys.readouterr().out.splitlines()[2]
-    one = text_to_image.compare(text_to_image.Setting(), config, jax.devices()[:1] * 4)
+    one = text_to_image.compare(Setting(), config, jax.devices()[:1] * 4)
     assert len(one["batches"]) == 1
     assert one["refused"] == {"mesh.data=1 mesh.tensor=4": "it needs 17.0 GiB"}
 
