@@ -1,4 +1,4 @@
-"""Times the next-patch sampler at a released model's full size, with random weights and without pixel decoding.
+"""Times the sampler at a released model's full size, with random weights, without the decoder.
 
 python benchmarks/sampler.py --model b_16x --batch 4 --head-steps 10
 """
@@ -113,15 +113,12 @@ def main() -> None:
     memory = advance.memory_analysis()  # None where the backend has no such figures
     print(f"{arguments} on {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"compile     {compile_seconds:.1f} s")
-    print(
-        f"batch       {median:.2f} s median of {arguments.runs}, {min(seconds):.2f} to {max(seconds):.2f}"
-    )
-    print(
-        f"rate        {statistics.median(rates):.3f} images/s median, {rates[0]:.3f} to {rates[-1]:.3f}"
-    )
-    print(
-        f"arithmetic  {done / 1e12:.3f} TFLOP, {done / least:.4f} of the analytic minimum; {done / median / 1e9:.0f} GFLOP/s"
-    )
+    spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+    print(f"batch       {median:.2f} s median of {arguments.runs}, {spread}")
+    rate = statistics.median(rates)
+    print(f"rate        {rate:.3f} images/s median, {rates[0]:.3f} to {rates[-1]:.3f}")
+    share = f"{done / least:.4f} of the analytic minimum"
+    print(f"arithmetic  {done / 1e12:.3f} TFLOP, {share}; {done / median / 1e9:.0f} GFLOP/s")
     if memory is not None:
         print(f"memory      {memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
 

@@ -37,8 +37,8 @@ class ImageKeys:
     def checked(cls, seed: Seeds, first_index: int, count: int) -> "ImageKeys":
         """
         Raises:
-          ConfigError: a seed or an index that is not a number of 32 bits, or another number of seeds
-            than of images.
+          ConfigError: a seed or an index is not a number of 32 bits, or the number of seeds is not
+            that of the images.
         """
         seeds = checks.seeds(seed, count)
         indices = count if isinstance(seeds, int) else 1
@@ -74,7 +74,10 @@ def image_keys(seed: Seeds, first_index: int, count: int) -> Array:
 
 
 def chunks(array: Any, size: int) -> Iterator[tuple[Any, int]]:
-    """Chunks of `size` rows, and how many of those count: a short last one repeats its last row, so that all have one compiled shape."""
+    """Chunks of `size` rows, and the number of valid rows in each.
+
+    A short last chunk repeats its last row, so that all have one compiled shape.
+    """
     size = min(size, max(len(array), 1))
     for start in range(0, len(array), size):
         rows = np.arange(start, start + size).clip(max=len(array) - 1)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of public methods, before anything compiles: each returns the value or raises a UserError."""
+"""Checks of the arguments of public methods: each returns the value or raises a UserError."""
 
 import itertools
 import re
@@ -21,12 +21,13 @@ MAX_ITEMS = 10**6
 
 
 def images(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
-    """Bytes, for the tokenizer to encode. Floats are refused: whether they lie in 0 ... 1 or -1 ... 1, only their owner knows."""
+    """uint8 images for the tokenizer to encode; floats are refused, as their range is unknown."""
     wanted = f"images must be uint8 [B, H, W, {config.image_channels}]"
     array = _array(value, wanted)
     if array.dtype != np.uint8:
         raise UserError(
-            f"{wanted} with values 0 ... 255, got {_described(array)}; scale, round and convert them first"
+            f"{wanted} with values 0 ... 255, got {_described(array)}; "
+            "scale, round and convert them first"
         )
     if array.ndim != 4 or array.shape[3] != config.image_channels or 0 in array.shape[1:]:
         one = "; of a single image, give image[None]" if array.ndim == 3 else ""
@@ -48,13 +49,14 @@ def codes(value: Any, config: TokenizerConfig) -> Int8[np.ndarray, "B h w K"]:
     odd = array[np.abs(array) != 1]
     if len(odd):
         raise UserError(
-            f"{wanted}, got {len(odd)} other numbers, such as {odd[0]}; of bits 0 and 1, give 2 * bits - 1"
+            f"{wanted}, got {len(odd)} other numbers, such as {odd[0]}; "
+            "convert bits 0 and 1 by 2 * bits - 1"
         )
     return array.astype(np.int8, copy=False)
 
 
 def items(value: Any, name: str) -> list[Any]:
-    """The items of a sequence or array, or the single one that is given instead; a string is a single one."""
+    """The items of a sequence or array, or the single item, such as a string, given instead."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return [value]
     if getattr(value, "ndim", 1) == 0:
@@ -91,7 +93,7 @@ def folder(value: Any) -> str:
 
 
 def model_name(folder: str) -> str:
-    """What to call the model of a folder: the folder's name, of a training run's `model` the run's too."""
+    """The folder's name; of the folder `model` of a training run RUN/model."""
     parts = Path(folder).parts[-2:]
     return "/".join(parts) if parts[-1:] == ("model",) else parts[-1]
 

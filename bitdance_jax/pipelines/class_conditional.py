@@ -1,4 +1,4 @@
-"""Class-conditional models ready to use: labels to images, with the weights of a model folder or in memory."""
+"""Class-conditional models ready to use: labels to images; weights of a folder or in memory."""
 
 import difflib
 import os
@@ -24,7 +24,8 @@ from bitdance_jax.io import model_lookup, readers
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.models.class_conditional import abstract_params
 from bitdance_jax.pipelines import checks, weights
-from bitdance_jax.pipelines.pipeline import LabelsOrPrompts, Pipeline, Size
+from bitdance_jax.pipelines.pipeline import Pipeline
+from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.pipelines.weights import Params
 from bitdance_jax.tokenizer import autoencoder
@@ -75,7 +76,8 @@ class ClassConditionalPipeline(Pipeline):
         self.class_names = checked(tuple[str, ...], class_names or numbers, "class_names")
         if len(self.class_names) != config.num_classes:
             raise UserError(
-                f"{config.num_classes} classes need as many class_names, got {len(self.class_names)}"
+                f"{config.num_classes} classes need as many class_names, "
+                f"got {len(self.class_names)}"
             )
         self.default_size = (config.image_size, config.image_size)
         compute = checks.compute_type("float32" if dtype is None else dtype)
@@ -156,7 +158,8 @@ class ClassConditionalPipeline(Pipeline):
             raise UserError(f"unknown label {short(label)}; {hint}") from None
         if not 0 <= number < self.config.num_classes:
             raise UserError(
-                f"label {short(number)} is out of range; the model has labels 0 to {self.config.num_classes - 1}"
+                f"label {short(number)} is out of range; "
+                f"the model has labels 0 to {self.config.num_classes - 1}"
             )
         return number
 
@@ -164,7 +167,8 @@ class ClassConditionalPipeline(Pipeline):
         if size is not None and checks.parse_size(size) != self.default_size:
             side = self.config.image_size
             raise ConfigError(
-                f"a class-conditional model samples images of its own size, {side}x{side}; omit size",
+                f"a class-conditional model samples images of its own size, {side}x{side}; "
+                "omit size",
                 "size",
             )
         return self.default_size

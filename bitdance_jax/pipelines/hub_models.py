@@ -38,7 +38,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def local_folder(name: str) -> str:
-    """The model folder of a name: in the cache for a hub id, which is converted if it is not there; else the name itself.
+    """The folder of a hub id in the cache, converted if it is missing; other names unchanged.
 
     Processes of one machine wait for the one that converts. An incomplete conversion is not used.
 

@@ -28,12 +28,13 @@ def load(
     """The model of a folder, class-conditional or text to image.
 
     Args:
-      folder: a model folder, local or gs://, the folder of a training run, finished or not, "emoji",
-        the embedded model, or a Hugging Face id, OWNER/REPOSITORY or OWNER/REPOSITORY/FILE, where no
-        such folder exists: it is downloaded and converted once, into `hub_models.cache_folder`.
+      folder: a model folder, local or gs://; the folder of a training run, finished or not;
+        "emoji", the embedded model; or a Hugging Face id, OWNER/REPOSITORY or
+        OWNER/REPOSITORY/FILE, if no such folder exists: the model is downloaded and converted once,
+        into `hub_models.cache_folder`.
       dtype: compute type; None: float32, of text-to-image models on accelerators bfloat16.
-      mesh: how the devices share the work. None: one device, or of text-to-image models all devices,
-        which share every layer. `MeshConfig(data=-1)`: all devices, each with its own images.
+      mesh: how the devices share the work. None: one device; for text-to-image models all devices
+        share every layer. `MeshConfig(data=-1)`: all devices, each with its own images.
       weights: the type that a text-to-image model's weights are stored in; None: `dtype`.
       lazy: of a text-to-image model, read the weights when they are first needed, so that `sample`
         refuses bad input at once.

@@ -1,4 +1,4 @@
-"""Whether a text-to-image model fits the devices, estimated before anything is read or compiled, and what would fit if it does not."""
+"""An estimate of whether a text-to-image model fits the devices, and of what would fit."""
 
 import dataclasses
 import functools
@@ -29,10 +29,10 @@ WHOLE = 3
 """Images of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
 
 IN_STRIPS = 2.25
-"""The same where it works in strips, in the compute type: two, and what the compiler for TPUs leaves between them."""
+"""The same for a decoder in strips, in the compute type: two, and gaps that XLA for TPUs leaves."""
 
-IN_STRIPS_CUT = 3
-"""The same where devices have some rows each: that compiler then turns an image round to send its edges."""
+IN_STRIPS_SHARDED = 3
+"""The same where rows are sharded: XLA for TPUs then transposes an image to send its edges."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Setting:
 
     Attributes:
       config: sizes.
-      weights: the type that they are kept in, or "int8".
+      weights: the type that they are stored in, or "int8".
       dtype: compute type.
       mesh: sizes of the axes: data, fsdp, tensor.
       size: height and width in pixels.
-      images: drawn at a time.
+      images: at a time.
       sampler: its guidance and steps.
     """
 
@@ -59,11 +59,11 @@ class Setting:
 
 
 def check(setting: Setting, device: Any) -> None:
-    """Raises a UserError that says what would fit, if `needed` is more than such a device (a jax.Device) has."""
+    """Raises a ResourceError that says what would fit if a jax.Device has less than `needed`."""
     available = device_memory(device)
     if available is None or sum(needed(setting)) <= available:
         return
-    weights, held, images = map(_gib, needed(setting))
+    weights, patches, decoder = map(_gib, needed(setting))
     fit = [
         f"{name} ({_gib(sum(needed(other)))})"
         for name, other in _others(setting)
@@ -75,7 +75,8 @@ def check(setting: Setting, device: Any) -> None:
         else "use more or larger devices, and shard the model over them with mesh.tensor"
     )
     raise ResourceError(
-        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights}, drawing {held}, decoder {images}), and "
+        f"{_gib(sum(needed(setting)))} a device are needed "
+        f"(weights {weights}, sampling {patches}, decoder {decoder}), and "
         f"{device.device_kind} has {_gib(available)}; {hint}"
     )
 
@@ -102,7 +103,7 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
 
 
 def needed(setting: Setting) -> tuple[float, float, float]:
-    """Bytes on each device: weights, what drawing patches holds (cache, attention, modulation of the head), activations of the decoder."""
+    """Bytes on each device: weights; cache, attention and head of the sampler; decoder."""
     config, mesh, bytes_each = (
         setting.config,
         AbstractMesh(setting.mesh, AXES),
@@ -147,7 +148,7 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
     if strips.choose(tokens, tokenizer.downsampling, AXES if cut else ()) is None:
         return WHOLE * 4 * values
     # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
-    return (IN_STRIPS_CUT if cut else IN_STRIPS) * jnp.dtype(
+    return (IN_STRIPS_SHARDED if cut else IN_STRIPS) * jnp.dtype(
         setting.dtype
     ).itemsize * values + 4 * min(strips.STRIP_BYTES, 4 * values)
 
@@ -170,7 +171,7 @@ def _weights(setting: Setting, mesh: AbstractMesh) -> float:
 
 @functools.cache
 def _shapes(config: TextToImageConfig) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Of all that sampling reads but the decoder, and the size of that, which every device has whole."""
+    """Shapes of the weights that sampling reads, and the size of the replicated decoder."""
     decoder = jax.tree.leaves(autoencoder.abstract_params(config.tokenizer)["decoder"])
     leaves = traverse_util.flatten_dict(model.abstract_params(config), sep="/")
     shapes = {

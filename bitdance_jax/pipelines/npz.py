@@ -54,15 +54,16 @@ def sample_to_npz(
       model: the one that `request.checkpoint` and `request.dtype` name, on any mesh of all devices.
       request: what to sample.
       per_device: images at a time on each device.
-      overwrite: replace a finished file, and drop an unfinished one that is damaged or of another request.
+      overwrite: replace a finished file, and an unfinished one that is damaged or of another
+        request.
       progress: show a bar.
 
     Returns:
       How many images this call sampled.
 
     Raises:
-      UserError: the file is another request's or damaged, another process is writing it, or it cannot be
-        written (the finished images are kept).
+      UserError: the file is of another request or damaged, another process is writing it, or it
+        cannot be written (the finished images remain).
     """
     size = model.config.image_size
     batch_size = checked(Count, per_device, "batch_size") * model.mesh.size
@@ -91,5 +92,5 @@ def sample_to_npz(
 
 
 def balanced_labels(first: int, count: int, num_classes: int) -> Int64[np.ndarray, "B"]:
-    """Labels of the images `first` and up: i % num_classes, so that 50,000 hold each of 1,000 classes 50 times."""
+    """Labels of the images `first` and up: image i has the label i % num_classes."""
     return np.arange(first, first + count) % num_classes

@@ -1,10 +1,11 @@
 """Writes samples for an evaluation suite to one .npz, batch by batch, so that it can be resumed.
 
 The file has the format of ADM's sampler: `arr_0`, uint8 [N, H, W, 3], and `arr_1`, int64 labels
-[N], not compressed. While it is incomplete it is named OUT.npz.partial, and OUT.npz.partial.json records
-how many images are on the disk, their checksum, and the request. This record is written after each
-batch has reached the disk. The same command resumes from there. A finished file has the request in
-its zip comment. Both are read completely first, and refused if the checksums do not match.
+[N], not compressed. While it is incomplete it is named OUT.npz.partial, and OUT.npz.partial.json
+records how many images are on the disk, their checksum, and the request. This record is written
+after each batch has reached the disk. The same command resumes from there. A finished file has the
+request in its zip comment. Both are read completely first, and refused if the checksums do not
+match.
 """
 
 import contextlib

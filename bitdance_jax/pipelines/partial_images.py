@@ -36,7 +36,7 @@ def values_to_codes(
     patch_side: int,
     token_order: order.Order,
 ) -> Int8[Array, "B h w K"]:
-    """Codes in {-1, 1} on a grid of `height` rows; the patches that are not sampled yet repeat those that are."""
+    """Codes in {-1, 1} on a grid of `height` rows; missing patches repeat the sampled ones."""
     codes = jnp.where(values > 0, 1.0, -1.0)[jnp.arange(len(values)) % sampled]
     tokens = rearrange(codes, "n b p k -> b (n p) k")
     return order.sequence_to_grid(tokens, height, patch_side, token_order).astype(jnp.int8)
@@ -45,7 +45,7 @@ def values_to_codes(
 def grey_out(
     images: UInt8[np.ndarray, "B H W 3"], tokens: Int[np.ndarray, "U 2"], side: int
 ) -> UInt8[np.ndarray, "B H W 3"]:
-    """Grey in place of some tokens, given by their (x, y) on the grid, each `side` pixels wide and high."""
+    """Grey in place of the tokens at these (x, y) on the grid, each `side` pixels wide and high."""
     height, width = images.shape[1:3]
     mask = np.zeros((height // side, width // side), bool)
     mask[tokens[:, 1], tokens[:, 0]] = True

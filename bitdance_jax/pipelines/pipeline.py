@@ -2,13 +2,13 @@
 
 import abc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int8, UInt8, UInt32
+from jaxtyping import Array, Float, Int, Int8, UInt8
 from PIL import Image
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TextToImageConfig, to_dict
@@ -19,70 +19,25 @@ from bitdance_jax.pipelines import weights
 from bitdance_jax.pipelines.batching import ImageKeys, Seeds
 from bitdance_jax.pipelines.partial_images import Partial, grey_out
 from bitdance_jax.pipelines.programs import Programs
+from bitdance_jax.pipelines.request import LabelsOrPrompts, Request, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.pipelines.weights import Params
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.compiled import Inputs, splits_images
-from bitdance_jax.sampling.solvers import Solver
+from bitdance_jax.sampling.compiled import splits_images
 
 
 REPORTS = 16
 """How often `sample` returns to the host while it samples a batch, to show progress."""
 
-LabelsOrPrompts = str | int | Sequence[str | int] | Int[np.ndarray, "inputs"]
-Size = str | tuple[int, int]
-"""An image's size in pixels: "WIDTHxHEIGHT", or (height, width) as in the shape of an array."""
-
 Output = Literal["numpy", "pil", "codes"]
-
-
-class Request(NamedTuple):
-    """The checked arguments of a call.
-
-    Attributes:
-      inputs: arrays [inputs, ...], one row for each label or prompt.
-      shared: see `Inputs`.
-      input_name: the text of an input, by its row.
-      input_of_image: the row of every image's input.
-      keys: of every image.
-      size: (height, width) in pixels.
-      xy: (x, y) of every token on the grid.
-      sampler: the solver and guidance as requested; `solver` and `scales` as the sampler takes them.
-      num_patches: of an image.
-      batch_size: images at a time.
-    """
-
-    inputs: Any
-    shared: Any
-    input_name: Callable[[int], str]
-    input_of_image: Int[np.ndarray, "B"]
-    keys: ImageKeys
-    size: tuple[int, int]
-    xy: Int[np.ndarray, "T 2"]
-    sampler: SamplerConfig
-    solver: Solver
-    scales: Float[np.ndarray, "N E"] | None
-    num_patches: int
-    batch_size: int
-
-    def batch(self, start: int) -> tuple[Inputs, UInt32[np.ndarray, "B 2"]]:
-        """Inputs and keys of the images from `start` on. The last image fills up a last batch, so that all have one compiled shape."""
-        images = np.arange(start, start + self.batch_size).clip(max=self.keys.count - 1)
-        rows = self.input_of_image[images]
-        inputs = jax.tree.map(lambda array: array[rows], self.inputs)
-        return Inputs(inputs, self.shared), self.keys.data(images)
-
-    @property
-    def starts(self) -> range:
-        return range(0, self.keys.count, self.batch_size)
 
 
 class Pipeline(abc.ABC):
     """A model that samples images, with its tokenizer: class-conditional or text to image.
 
-    `bitdance_jax.load` makes one from a folder, its subclasses from weights in memory. Another guidance
-    scale or schedule, seed or index compiles nothing again; another size, batch size, solver, number
-    of steps or bucket of prompt lengths does, once.
+    `bitdance_jax.load` makes one from a folder, the subclasses from weights in memory. Programs are
+    compiled once for each size, batch size, solver, number of steps and bucket of prompt lengths;
+    guidance scale and schedule, seeds and indices are their arguments.
 
     Attributes:
       kind: of the model, as in its folder.
@@ -131,7 +86,10 @@ class Pipeline(abc.ABC):
 
     @property
     def params(self) -> Params:
-        """All weights as sampling stores them: {"model": unstacked, "tokenizer": its decoder}, read when they are first needed."""
+        """All weights as sampling stores them: {"model": unstacked, "tokenizer": its decoder}.
+
+        A lazy pipeline reads them here.
+        """
         if self._params is None:
             self._params = self._read_params()
         return self._params
@@ -140,7 +98,7 @@ class Pipeline(abc.ABC):
         raise ValueError("the pipeline has no weights; call set_params")
 
     def set_params(self, params: Params | None) -> None:
-        """Other weights of the same model, stacked; nothing compiles again. None frees the devices' memory."""
+        """Sets other weights of the model, stacked, without compiling; None frees their memory."""
         self._params = None
         if params is not None:
             decoder = {"decoder": self._tokenizer.params["decoder"]}
@@ -190,22 +148,22 @@ class Pipeline(abc.ABC):
         output: Output = "numpy",
         progress: bool = True,
     ) -> np.ndarray | list[Image.Image]:
-        """Images of labels or prompts: `images_per_input` of the first, then as many of the second, and so on.
+        """Images of labels or prompts: `images_per_input` of the first, then of the second, ...
 
-        Image i has the index `first_index` + i. It depends on its input, the seed and its index alone:
-        not on the batch size or the other images, up to rounding.
+        Image i has the index `first_index` + i. It depends only on its input, the seed and its
+        index: not on the batch size or the other images, up to rounding.
 
         Args:
           inputs: one or several: labels, 0 ... num_classes - 1 or class names, or prompts.
-          seed: of 32 bits. With a list, one for each image, image i is the one that the seed `seed[i]`
-            alone gives at the index `first_index`.
+          seed: of 32 bits; or a list, one for each image: then image i is the one that
+            `seed=seed[i]` gives at the index `first_index`.
           images_per_input: images of each.
           size: of text-to-image models; see `Size`. The default is `default_size`.
           sampler: solver and guidance; None: the model's own.
           batch_size: images at a time, on all devices together.
           first_index: index of the first image, to continue with the images of a seed.
-          output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images whose `info` is `describe`'s;
-            or "codes", int8 [B, h, w, K] in {-1, 1}, for `tokenizer.decode`.
+          output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images, with `describe` as their
+            `info`; or "codes", int8 [B, h, w, K] in {-1, 1}, for `tokenizer.decode`.
           progress: show a bar.
 
         Raises:
@@ -236,7 +194,7 @@ class Pipeline(abc.ABC):
         sampler: SamplerConfig | None = None,
         first_index: int = 0,
     ) -> Iterator[Partial]:
-        """`sample` of one batch while it is sampled: after the first patch, after each `every` more, and at the end.
+        """One batch of `sample` after the first patch, each `every` more patches, and the last.
 
         The last images are those of `sample` with this batch size.
 
@@ -267,11 +225,11 @@ class Pipeline(abc.ABC):
         batch_size: int | None = None,
         first_index: int = 0,
     ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-        """`sample` batch by batch, for any number of images; the devices sample the next batch while the caller has one.
+        """`sample` batch by batch; the devices sample the next batch while the caller has one.
 
-        Every batch is computed in full, a short last one too. So on a data mesh an image is the same, bit
-        for bit, on any number of devices, if `batch_size` is a multiple of their number and the same
-        for each device.
+        Every batch is computed in full, a short last one too. So on a data mesh an image is the
+        same, bit for bit, on any number of devices, if `batch_size` is a multiple of their number
+        and the same for each device.
         """
         request = self._request(
             inputs, seed, images_per_input, size, sampler, batch_size, first_index, shrink=False
@@ -294,7 +252,10 @@ class Pipeline(abc.ABC):
         sampler: SamplerConfig | None = None,
         first_index: int = 0,
     ) -> list[dict[str, str]]:
-        """What makes each image of `sample`: its label or prompt, seed, index, model, steps, solver and guidance, for `save_png`."""
+        """The label or prompt, seed, index, model, steps, solver and guidance of each image.
+
+        `image_files.save_png` takes them as text chunks.
+        """
         request = self._request(
             inputs, seed, images_per_input, size, sampler, 1, first_index, shrink=False
         )

@@ -80,7 +80,7 @@ class Programs:
         num_patches: int,
         height: int,
     ) -> UInt8[Array, "B H W C"]:
-        """Images of a batch, of `height` rows of tokens. Returns before the devices have computed them."""
+        """Images of `height` rows of tokens. Returns before the devices have computed them."""
         options: Any = {"solver": solver, "scales": scales, "num_patches": num_patches}
         values = self.sampler.sample(params["model"], inputs, keys, **options)
         codes = self.to_codes(values, np.int32(num_patches), height=height)
@@ -110,8 +110,8 @@ def read_prompts(model: TextToImage, params: Any, inputs: Inputs, scales: Scales
     """The model after prompts, with unconditional rows where there are guidance scales.
 
     Args:
-      inputs: `Prefixes` of the B prompts; those of the unconditional one [1, ...], and the positions
-        of the visual tokens.
+      inputs: images: `Prefixes` of the B prompts; shared: `Prefixes` of the unconditional prompt
+        [1, ...], and (x, y) of the visual tokens.
     """
     prefixes, (unconditional, xy) = inputs
     if scales is not None:

@@ -1,4 +1,4 @@
-"""Text-to-image models ready to use: prompts to images, with the weights of a model folder or in memory."""
+"""Text-to-image models ready to use: prompts to images, with weights of a folder or in memory."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.nn import quantize
 from bitdance_jax.pipelines import checks, memory
-from bitdance_jax.pipelines.pipeline import LabelsOrPrompts, Pipeline, Size
+from bitdance_jax.pipelines.pipeline import Pipeline
+from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.pipelines.weights import Params, WeightType, stored_as
 from bitdance_jax.text import prompt_tokenizer
@@ -34,7 +35,7 @@ RELEASED_SAMPLER = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_sch
 """How the released models sample, where a model folder does not say."""
 
 ALL_DEVICES = MeshConfig(data=1, tensor=-1)
-"""Every layer sharded over all devices: each image takes the least time, and each device the least memory."""
+"""Every layer sharded over all devices: the least time for an image, the least memory a device."""
 
 
 class TextToImage(Pipeline):
@@ -66,8 +67,8 @@ class TextToImage(Pipeline):
         """
         Args:
           config: sizes.
-          params: of `models.text_to_image.TextToImage`, stacked, with or without `text/lm_head`; None:
-            until `set_params`.
+          params: of `models.text_to_image.TextToImage`, stacked, with or without `text/lm_head`;
+            None: until `set_params`.
           tokenizer: its image tokenizer.
           prompts: its prompt tokenizer.
           sampler: solver and guidance where a call does not give its own.
@@ -85,7 +86,8 @@ class TextToImage(Pipeline):
         self._encoder: dict[tuple[str, ...], StoredArray] = {}
         if prompts.image_tokens != config.image_tokens:
             raise UserError(
-                "the prompt tokenizer's files are not the model's: their image tokens differ from its config"
+                "the prompt tokenizer's files are not the model's: "
+                "their image tokens differ from its config"
             )
         compute = _compute_type(dtype)
         super().__init__(
@@ -113,7 +115,7 @@ class TextToImage(Pipeline):
         Args:
           folder: a model folder, local or gs://.
           dtype, mesh, weights: see `__init__`.
-          lazy: read the weights when they are first needed, so that `sample` refuses bad input at once.
+          lazy: read the weights when they are first needed; `sample` refuses bad input before.
 
         Raises:
           UserError: no such folder, damaged, another kind of model, no tokenizer files or others.

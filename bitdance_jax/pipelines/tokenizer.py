@@ -33,7 +33,7 @@ from bitdance_jax.tokenizer.autoencoder import Autoencoder
 Params = Any
 
 CHUNK_PIXELS = 2**20
-"""Pixels that the tokenizer handles at a time: four 512 x 512 images, 256 of 64 x 64. Bounds the memory for any number of images."""
+"""Pixels that the tokenizer handles at a time, to bound memory: four images of 512 x 512."""
 
 
 class Tokenizer:
@@ -76,10 +76,11 @@ class Tokenizer:
     def load(
         cls, folder: str | os.PathLike[str] = EMBEDDED, *, dtype: DTypeLike = jnp.float32
     ) -> "Tokenizer":
-        """The tokenizer of a folder: of a tokenizer, or of a model of any kind, of which the rest is not kept.
+        """The tokenizer in the folder of a tokenizer, or of a model of any kind.
 
         Args:
-          folder: a model folder, local or gs://, the folder of a training run, or "emoji", the embedded model.
+          folder: a model folder, local or gs://, the folder of a training run, or "emoji", the
+            embedded model.
           dtype: compute type.
 
         Raises:
@@ -204,7 +205,7 @@ def decode_codes(
 
     if mesh is None:
         return decode(params, codes, noise)
-    # Not left to the partitioner, which would gather an image sharded over devices to take a strip of it.
+    # By shard_map: the partitioner would gather a sharded image to take a strip of it.
     spec = P(None, axes or None)
     return jax.shard_map(
         decode, mesh=mesh, in_specs=(P(), spec, spec), out_specs=spec, check_vma=False
@@ -220,8 +221,8 @@ def decode_on_mesh(
 ) -> UInt8[Array, "B H W C"]:
     """`decode_codes` of any number of images, a chunk at a time, from the data of their keys.
 
-    Devices of a data mesh decode their own images, where it divides the batch; those of another mesh
-    some rows of each image.
+    Devices of a data mesh that divides the batch decode their own images; other devices some rows
+    of each image.
     """
 
     def in_chunks(mesh: Mesh | None, params: Params, codes: Array, keys: Array) -> Array:

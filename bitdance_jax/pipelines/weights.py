@@ -22,7 +22,8 @@ from bitdance_jax.perf import hardware
 Params = dict[str, Any]
 
 WeightType = Literal["float32", "bfloat16", "int8"]
-"""How weights are stored; int8 (`bitdance_jax.nn.quantize`) all but 5 % of a released model's, the others in the compute type."""
+"""The type that weights are stored in; "int8" (`bitdance_jax.nn.quantize`) is for all but 5 % of a
+released model's weights, and the others are stored in the compute type."""
 
 
 def weight_dtype(path: Sequence[str], dtype: DTypeLike) -> jnp.dtype:
@@ -38,7 +39,7 @@ def weight_dtype(path: Sequence[str], dtype: DTypeLike) -> jnp.dtype:
 
 
 def sampling_params(params: Params, dtype: DTypeLike) -> Params:
-    """Stacked parameters of a model as it samples on one device: unstacked, and as `weight_dtype` says."""
+    """Stacked parameters of a model as it samples on one device: unstacked, in `weight_dtype`."""
 
     def convert(path: tuple[Any, ...], array: Any) -> Array:
         return jnp.asarray(array, weight_dtype([part.key for part in path], dtype))
@@ -57,7 +58,7 @@ class Stored(NamedTuple):
 def stored_as(
     mesh: Mesh, path: Sequence[str], shape: tuple[int, ...], dtype: jnp.dtype, weights: str
 ) -> Stored | None:
-    """How sampling stores the weight at a path such as ("model", "text", ...); None if it does not read it.
+    """How the weight at a path such as ("model", "text", ...) is stored; None: sampling omits it.
 
     Args:
       dtype: compute type.
@@ -67,7 +68,7 @@ def stored_as(
         return None
     if tuple(path[:2]) == ("tokenizer", "encoder"):
         return None
-    # The decoder is small, and its activations are not: each device has all of it, and a part of the image.
+    # The decoder is small, but its activations are not: it is replicated, and the image sharded.
     replicated = path[0] == "tokenizer"
     spec = P() if replicated else sharding.parameter_spec(mesh, "/".join(path), shape)
     int8 = weights == "int8" and quantize.QUANTIZED.search("/".join(path[1:])) is not None
@@ -76,7 +77,7 @@ def stored_as(
 
 
 def place(mesh: Mesh, params: Params, dtype: jnp.dtype, weights: str) -> Params:
-    """Weights {"model": stacked, "tokenizer"} in memory, the same on all hosts, as sampling stores them."""
+    """Puts weights {"model": stacked, "tokenizer"}, the same on all hosts, on the devices."""
     unstacked = {"model": unstack(params["model"]), "tokenizer": params["tokenizer"]}
     placed = {}
     for path, array in traverse_util.flatten_dict(unstacked).items():

@@ -32,11 +32,11 @@ class Inputs(NamedTuple):
 
 ROWS = P(BATCH)
 STATE: Any = SamplerState._make([P(None, BATCH), ROWS, ROWS, P()])
-"""How a data mesh splits the state; each device has conditional rows and then unconditional ones."""
+"""How a data mesh splits the state; each device has its conditional, then unconditional rows."""
 
 
 class CompiledSampler:
-    """Compiled once for each shape and solver; weights, inputs, keys, guidance scales are arguments.
+    """Two programs, compiled once for each shape and solver; all else are their arguments.
 
     Where a mesh has a "data" axis alone, and it divides the batch, every device runs the program of
     one device on its own images: they are the same, bit for bit, on any number of devices of one
@@ -89,7 +89,7 @@ class CompiledSampler:
         *,
         solver: Solver,
     ) -> Float[Array, "N B P K"]:
-        """`sample` as a pure function, on one device, with loops of known length, whose arithmetic can be counted."""
+        """`sample` on one device as a pure function with loops of static length, to count FLOPs."""
         model = self._read(params, inputs, scales)
         noise = next_patch.noise_of_images(model, jax.random.wrap_key_data(keys), solver)
         return next_patch.sample(model, noise=noise, solver=solver, scales=scales)

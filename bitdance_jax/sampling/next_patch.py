@@ -1,7 +1,7 @@
-"""The next-patch sampler of all models (paper 3.3): read what is there, sample the next patch by the head, again and again.
+"""The next-patch sampler of all models (paper 3.3): one loop of reading and sampling a patch.
 
-A model gives `PatchModel`, its head `heads.protocols.PatchHead`. `begin` and `advance` are all there is: images,
-previews, prompts, plans and the tests of the recorded samples run this one loop.
+A model gives `PatchModel`, its head `heads.protocols.PatchHead`. Images of labels and prompts,
+previews, plans and the tests against recorded samples all run `begin` and `advance`.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class PatchModel(Protocol):
     def head(self) -> PatchHead: ...
 
     def read_prefix(self) -> Cache:
-        """Reads what comes before the first block, the one whose outputs stand for the first patch."""
+        """Reads the tokens before the first block, whose outputs are the first patch's states."""
 
     def read(
         self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: Cache
@@ -50,8 +50,8 @@ class PatchModel(Protocol):
         """States of a patch, and the cache.
 
         Args:
-          bits: in {-1, 1}, of the patch before it; of no account for patch 0, which follows the
-            first block.
+          bits: in {-1, 1}, of the patch before it; ignored for patch 0, which follows the first
+            block.
           patch: 0 ... N - 1.
           cache: of what was read before.
         """
@@ -76,13 +76,13 @@ class SamplerState(NamedTuple):
 NoiseSource = Callable[[Int[Array, ""], Bool[Array, ""] | None], Float[Array, "S R P K"]]
 """(patch, separate) -> standard normal noise of one patch, `Solver.num_noises` for each row.
 
-With guidance `separate` says whether unconditional rows have noise of their own, or their image's."""
+With guidance, `separate` says whether unconditional rows have their own noise or their image's."""
 
 
 def resolve(
     sampler: SamplerConfig, time_shift: float | None, num_patches: int
 ) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
-    """The solver, which programs are compiled for, and the guidance scales, which are an argument of theirs.
+    """The solver, which programs are compiled for, and the guidance scales, their argument.
 
     Args:
       sampler: what the user asked for.
@@ -124,7 +124,7 @@ def advance(
 
     Where all of a patch's scales are 1, as at the first patch of the linear schedule, the release
     samples the conditional and the unconditional stream apart, each with its own noise, and the
-    unconditional stream goes on from its own sample. All other patches are shared by both.
+    unconditional stream continues from its own sample. All other patches are shared by both.
     """
     images = state.values.shape[1]
     prepared = model.head.prepare(solver)
@@ -143,7 +143,7 @@ def advance(
 def sample(
     model: PatchModel, *, noise: NoiseSource, solver: Solver, scales: Scales
 ) -> Float[Array, "N B P K"]:
-    """Values before the sign of every patch of the images, in order. See `advance` for the arguments."""
+    """Values before the sign of all patches of the images, in order; see `advance`."""
     state = begin(model, scales)
     return advance(
         model, state, model.num_patches, noise=noise, solver=solver, scales=scales
@@ -161,7 +161,7 @@ def noise_of_images(model: PatchModel, keys: Array, solver: Solver) -> NoiseSour
 
 
 def noise_from_keys(keys: Array, num_noises: int, tokens: int, bits: int) -> NoiseSource:
-    """Noise that depends on an image's own key [B] and the patch alone: an image is the same in any batch.
+    """Noise that depends only on an image's key [B] and the patch, not on the batch.
 
     The unconditional rows' own noise, where a patch asks for it, comes from a key folded once more.
     """

@@ -71,7 +71,7 @@ def test_images_that_the_tokenizer_does_not_take(model, images, match):
     [
         (
             0 * CODES,
-            r"codes must be -1 or 1, \[B, h, w, 8\], got 1024 other numbers, such as 0; of bits 0 and 1",
+            r"codes must be -1 or 1, \[B, h, w, 8\], got 1024 other numbers, such as 0; convert bits",
         ),
         (CODES * np.float32(0.5), "such as 0.5"),
         (CODES * np.float32(np.nan), "such as nan"),
