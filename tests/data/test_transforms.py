@@ -50,7 +50,7 @@ def test_nothing_to_crop_is_the_identity():
 def test_small_images_grow():
     assert transforms.centre_crop(random_image(10, 17), 64).shape == (64, 64, 3)
     assert transforms.random_crop(
-        random_image(10, 17), 64, 0.8, np.random.default_rng(0)
+        random_image(10, 17), 64, min_crop=0.8, rng=np.random.default_rng(0)
     ).shape == (
         64,
         64,
