@@ -120,7 +120,7 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
     with pytest.raises(UserError, match=r"a\.jpg is in no class folder"):
         sources.FolderSource(tmp_path / "flat")
     write(tmp_path / "few" / "birds" / "a.jpg")
-    with pytest.raises(UserError, match="only 1 images, .*every 19th"):
+    with pytest.raises(UserError, match=r"only 1 images, .*every 19th"):
         DataConfig(source="folder", path=str(tmp_path / "few")).open_split("heldout")
 
 

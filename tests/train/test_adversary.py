@@ -66,7 +66,7 @@ class Run:
         schedule = learning_rate_schedule(config.optimizer, config.run.steps)
         self.optimizer = make_optimizer(config.optimizer, schedule, self.objective)
         self._step = make_train_step(
-            self.objective, self.optimizer, schedule, self.mesh, ema_decay=0.99
+            self.objective, self.optimizer, schedule, mesh=self.mesh, ema_decay=0.99
         )
 
     def init(self) -> TrainState:
