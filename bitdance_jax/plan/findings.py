@@ -168,7 +168,7 @@ def replicated_arguments(arguments: Any, count: int) -> list[Finding]:
 def source(row: Cost) -> str:
     """The JAX operation and its modules, such as "backward transformer/layers/mlp/w1/dot_general".
 
-    "recomputed" stands for rematerialization. Loops, transformations and layer numbers are omitted.
+    "recomputed" means rematerialization. Loops, transformations and layer numbers are omitted.
     """
     name = row.op_name.split(";")[0]
     steps = [step for step in name.split("/") if step and not _WRAPPERS.fullmatch(step)]

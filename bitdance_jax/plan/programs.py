@@ -62,7 +62,8 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
     Raises:
       UserError: the mesh does not divide the batch or the parameters.
     """
-    run, batch_size = config.run, config.data.batch_size
+    run = config.run
+    batch_size = config.data.batch_size
     check_batch(mesh, batch_size, run.accumulate)
     objective = config.make_objective()
     if mesh.devices.flat[0].platform != "gpu":  # the kernel is chosen for this machine's devices

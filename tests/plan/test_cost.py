@@ -126,14 +126,14 @@ ENTRY %main (m: f32[100,64], n: s32[], v: f32[64]) -> f32[100,64] {
   %nested = f32[1,64]{1,0} fusion(%m, %n), kind=kLoop, calls=%both
   %writes = f32[100,64]{1,0} fusion(%m, %n, %v), kind=kLoop, calls=%write
   %plain = f32[1,64]{1,0} dynamic-slice(%m, %n, %n), dynamic_slice_sizes={1,64}
-  ROOT %whole = f32[100,64]{1,0} negate(%m)
+  ROOT %all = f32[100,64]{1,0} negate(%m)
 }
 """)
     row, number = 64 * 4, 4
     assert rows["reads"].bytes == rows["nested"].bytes == 2 * row + number
     assert rows["writes"].bytes == 2 * row + number
     assert rows["plain"].bytes == 2 * row
-    assert rows["whole"].bytes == 2 * 100 * row
+    assert rows["all"].bytes == 2 * 100 * row
 
 
 def test_a_product_reads_an_array_through_a_fused_bitcast():
