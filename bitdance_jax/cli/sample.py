@@ -32,6 +32,7 @@ from bitdance_jax.io.model_lookup import check_unchanged, fingerprint
 from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.checks import parse_size
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
 from bitdance_jax.pipelines.pipeline import common_description
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
@@ -48,8 +49,9 @@ class Arguments(Config):
     a grid, a row per prompt.
 
     Attributes:
-      checkpoint: model folder, local or gs://, or the folder of a training run, finished or not;
-        "emoji" is the small model of the package.
+      checkpoint: model folder, local or gs://, the folder of a training run, finished or not, or a
+        Hugging Face id, OWNER/REPOSITORY or OWNER/REPOSITORY/FILE, which is converted once into a
+        cache; "emoji" is the small model of the package.
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
       prompt: what the images of a text-to-image model show.
       size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: 1024x1024.
@@ -114,7 +116,8 @@ def main() -> int:
     with together(arguments, arguments.multi_host):
         if arguments.compilation_cache is not None:
             keep_compiled(arguments.compilation_cache)
-        return generate(arguments)
+        folder = local_folder(arguments.checkpoint)
+        return generate(dataclasses.replace(arguments, checkpoint=folder))
 
 
 def check_values(arguments: Arguments) -> None:

@@ -135,6 +135,12 @@ def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tm
     assert os.listdir(tmp_path) == ["samples.png"]
 
 
+def test_a_model_of_the_hub(sample, quick_samples, command, folders, monkeypatch):
+    monkeypatch.setattr(command, "local_folder", {"owner/name": str(folders / "model")}.get)
+    status, out, _ = sample("--checkpoint", "owner/name", "--labels", "3")
+    assert (status, out) == (0, "8 images of 1 label in samples.png\n")
+
+
 def test_flags_reach_the_sampler(sample, quick_samples):
     flags = "--head-steps 7 --guidance-scale 3 --guidance-schedule constant --solver euler "
     flags += "--seed 5 --batch-size 2 --labels 8 --per-label 2"
