@@ -1,4 +1,7 @@
-"""Checks of the arguments of public methods: each returns the value or raises a UserError."""
+"""Checks arguments of public methods before anything compiles.
+
+Each function returns the value, or raises a UserError.
+"""
 
 import itertools
 import re
@@ -21,42 +24,42 @@ MAX_ITEMS = 10**6
 
 
 def images(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
-    """uint8 images for the tokenizer to encode; floats are refused, as their range is unknown."""
-    wanted = f"images must be uint8 [B, H, W, {config.image_channels}]"
-    array = _array(value, wanted)
+    """Images for the tokenizer to encode. Floats are refused, because their range is unknown."""
+    expected = f"images must be uint8 [B, H, W, {config.image_channels}]"
+    array = _array(value, expected)
     if array.dtype != np.uint8:
         raise UserError(
-            f"{wanted} with values 0 ... 255, got {_described(array)}; "
-            "scale, round and convert them first"
+            f"{expected} with values 0 ... 255, got {_described(array)};"
+            " scale, round and convert them first"
         )
     if array.ndim != 4 or array.shape[3] != config.image_channels or 0 in array.shape[1:]:
-        one = "; of a single image, give image[None]" if array.ndim == 3 else ""
-        raise UserError(f"{wanted}, got {_described(array)}{one}")
+        one = "; for a single image, give image[None]" if array.ndim == 3 else ""
+        raise UserError(f"{expected}, got {_described(array)}{one}")
     return array
 
 
 def codes(value: Any, config: TokenizerConfig) -> Int8[np.ndarray, "B h w K"]:
-    """Numbers -1 and 1 of any type, for the tokenizer to decode."""
-    wanted = f"codes must be -1 or 1, [B, h, w, {config.bits}]"
-    array = _array(value, wanted)
+    """Codes of -1 and 1, of any numeric type, for the tokenizer to decode."""
+    expected = f"codes must be -1 or 1, [B, h, w, {config.bits}]"
+    array = _array(value, expected)
     if (
         array.ndim != 4
         or array.shape[3] != config.bits
         or 0 in array.shape[1:]
         or not jnp.issubdtype(array.dtype, jnp.number)
     ):
-        raise UserError(f"{wanted}, got {_described(array)}")
-    odd = array[np.abs(array) != 1]
-    if len(odd):
+        raise UserError(f"{expected}, got {_described(array)}")
+    others = array[np.abs(array) != 1]
+    if len(others):
         raise UserError(
-            f"{wanted}, got {len(odd)} other numbers, such as {odd[0]}; "
-            "convert bits 0 and 1 by 2 * bits - 1"
+            f"{expected}, got {len(others)} other numbers, such as {others[0]};"
+            " convert bits 0 and 1 with 2 * bits - 1"
         )
     return array.astype(np.int8, copy=False)
 
 
 def items(value: Any, name: str) -> list[Any]:
-    """The items of a sequence or array, or the single item, such as a string, given instead."""
+    """The items of a sequence or array. A scalar or a string is one item."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return [value]
     if getattr(value, "ndim", 1) == 0:
@@ -83,7 +86,7 @@ def seeds(value: Any, count: int) -> int | tuple[int, ...]:
 
 
 def first_index(value: Any, count: int) -> int:
-    """The index of the first of `count` images, all of which are numbers of 32 bits."""
+    """The index of the first of `count` images. All indices must have 32 bits."""
     return checked(Annotated[int, Range(0, 2**32 - count)], value, "first_index")
 
 
@@ -93,7 +96,7 @@ def folder(value: Any) -> str:
 
 
 def model_name(folder: str) -> str:
-    """The folder's name; of the folder `model` of a training run RUN/model."""
+    """A name for the model in a folder: the folder's, with the run's if it is a run's `model`."""
     parts = Path(folder).parts[-2:]
     return "/".join(parts) if parts[-1:] == ("model",) else parts[-1]
 
@@ -123,11 +126,11 @@ def compute_type(value: Any) -> jnp.dtype:
     return jnp.dtype(checked(Literal["float32", "bfloat16"], name, "dtype"))
 
 
-def _array(value: Any, wanted: str) -> np.ndarray:
+def _array(value: Any, expected: str) -> np.ndarray:
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:  # of lists whose rows differ in length
-        raise UserError(f"{wanted}, got {short(value)}") from error
+    except (TypeError, ValueError) as error:  # lists whose rows have different lengths
+        raise UserError(f"{expected}, got {short(value)}") from error
 
 
 def _described(array: np.ndarray) -> str:

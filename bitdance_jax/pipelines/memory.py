@@ -1,4 +1,4 @@
-"""An estimate of whether a text-to-image model fits the devices, and of what would fit."""
+"""Estimates the memory of text-to-image sampling, before anything is read or compiled."""
 
 import dataclasses
 import functools
@@ -25,28 +25,28 @@ from bitdance_jax.sampling.solvers import make_solver
 from bitdance_jax.tokenizer import autoencoder, strips
 
 
-WHOLE = 3
+UNSTRIPPED = 3
 """Images of `ch` channels in float32 that the decoder holds at once, as compilers plan it."""
 
 IN_STRIPS = 2.25
-"""The same for a decoder in strips, in the compute type: two, and gaps that XLA for TPUs leaves."""
+"""The same for decoding in strips, in the compute type: two, and gaps of the compiler for TPUs."""
 
-IN_STRIPS_SHARDED = 3
-"""The same where rows are sharded: XLA for TPUs then transposes an image to send its edges."""
+IN_SHARDED_STRIPS = 3
+"""The same where images are sharded by rows: that compiler transposes one to send its edges."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What decides how much memory sampling takes.
+    """What determines the memory of sampling.
 
     Attributes:
-      config: sizes.
-      weights: the type that they are stored in, or "int8".
+      config: of the model.
+      weights: storage type of the weights, or "int8".
       dtype: compute type.
       mesh: sizes of the axes: data, fsdp, tensor.
       size: height and width in pixels.
-      images: at a time.
-      sampler: its guidance and steps.
+      images: number of images that are sampled at a time.
+      sampler: determines guidance and solver.
     """
 
     config: TextToImageConfig
@@ -59,11 +59,19 @@ class Setting:
 
 
 def check(setting: Setting, device: Any) -> None:
-    """Raises a ResourceError that says what would fit if a jax.Device has less than `needed`."""
+    """Checks that a setting fits the memory of its devices.
+
+    Args:
+      setting: the setting.
+      device: a jax.Device of the mesh.
+
+    Raises:
+      ResourceError: it does not fit; the message names settings that do.
+    """
     available = device_memory(device)
     if available is None or sum(needed(setting)) <= available:
         return
-    weights, patches, decoder = map(_gib, needed(setting))
+    weights, sampling, decoder = map(_gib, needed(setting))
     fit = [
         f"{name} ({_gib(sum(needed(other)))})"
         for name, other in _others(setting)
@@ -75,8 +83,8 @@ def check(setting: Setting, device: Any) -> None:
         else "use more or larger devices, and shard the model over them with mesh.tensor"
     )
     raise ResourceError(
-        f"{_gib(sum(needed(setting)))} a device are needed "
-        f"(weights {weights}, sampling {patches}, decoder {decoder}), and "
+        f"{_gib(sum(needed(setting)))} a device are needed (weights {weights},"
+        f" sampling {sampling}, decoder {decoder}), and "
         f"{device.device_kind} has {_gib(available)}; {hint}"
     )
 
@@ -103,26 +111,30 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
 
 
 def needed(setting: Setting) -> tuple[float, float, float]:
-    """Bytes on each device: weights; cache, attention and head of the sampler; decoder."""
-    config, mesh, bytes_each = (
-        setting.config,
-        AbstractMesh(setting.mesh, AXES),
-        jnp.dtype(setting.dtype).itemsize,
-    )
-    text, (height, width), tensor = config.text, setting.size, setting.mesh[-1]
+    """Bytes on each device.
+
+    Returns:
+      weights; KV cache, attention and head while patches are sampled; activations of the decoder.
+    """
+    config = setting.config
+    mesh = AbstractMesh(setting.mesh, AXES)
+    item_bytes = jnp.dtype(setting.dtype).itemsize
+    text = config.text
+    height, width = setting.size
+    tensor = setting.mesh[-1]
     slots = model.PREFIX_LENGTHS[0] + height * width // config.tokenizer.downsampling**2
-    cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * bytes_each
+    cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * slots * item_bytes
     scores = 2 * 4 * text.num_heads * config.tokens_per_step * slots
     rows = setting.images * rows_of_image(setting.sampler)
     parts = math.gcd(batch_parts(mesh), rows)
-    held = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads)) + _head(
-        setting, rows
-    ) / (parts * tensor)
-    return _weights(setting, mesh), held, _activations(setting, mesh) if height * width else 0.0
+    sampling = rows * (cache + scores) / (parts * math.gcd(tensor, text.num_kv_heads))
+    sampling += _head(setting, rows) / (parts * tensor)
+    decoder = _activations(setting, mesh) if height * width else 0.0
+    return _weights(setting, mesh), sampling, decoder
 
 
 def _head(setting: Setting, rows: int) -> float:
-    """What the head holds while it samples a patch."""
+    """Bytes of the head while it samples a patch."""
     config = setting.config
     solver = make_solver(setting.sampler, config.head.time_shift)
     head = make_head(
@@ -135,7 +147,8 @@ def _head(setting: Setting, rows: int) -> float:
 
 
 def _activations(setting: Setting, mesh: AbstractMesh) -> float:
-    tokenizer, (height, width) = setting.config.tokenizer, setting.size
+    tokenizer = setting.config.tokenizer
+    height, width = setting.size
     count = min(chunk_size(height, width), setting.images)
     tokens = (
         count,
@@ -143,35 +156,35 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
         width // tokenizer.downsampling,
         tokenizer.bits,
     )
-    cut = mesh.size > 1 and tokens[1] % mesh.size == 0
-    values = count * height * width * tokenizer.ch / (mesh.size if cut else 1)
-    if strips.choose(tokens, tokenizer.downsampling, AXES if cut else ()) is None:
-        return WHOLE * 4 * values
-    # A strip is there as it is read, normalized, padded, and as it comes out of the convolution.
-    return (IN_STRIPS_SHARDED if cut else IN_STRIPS) * jnp.dtype(
-        setting.dtype
-    ).itemsize * values + 4 * min(strips.STRIP_BYTES, 4 * values)
+    sharded = mesh.size > 1 and tokens[1] % mesh.size == 0
+    values = count * height * width * tokenizer.ch / (mesh.size if sharded else 1)
+    if strips.choose(tokens, tokenizer.downsampling, AXES if sharded else ()) is None:
+        return UNSTRIPPED * 4 * values
+    num_images = IN_SHARDED_STRIPS if sharded else IN_STRIPS
+    image_bytes = num_images * jnp.dtype(setting.dtype).itemsize * values
+    # Four copies of a strip: as read, normalized, padded, and after the convolution.
+    return image_bytes + 4 * min(strips.STRIP_BYTES, 4 * values)
 
 
 def _weights(setting: Setting, mesh: AbstractMesh) -> float:
-    kept = jnp.dtype(setting.dtype if setting.weights == "int8" else setting.weights).itemsize
+    is_int8 = setting.weights == "int8"
+    item_bytes = jnp.dtype(setting.dtype if is_int8 else setting.weights).itemsize
     shapes, decoder = _shapes(setting.config)
-    total = float(kept * decoder)
+    total = float(item_bytes * decoder)
     for name, shape in shapes.items():
-        parts = math.prod(
-            num_parts(mesh, axes) for axes in sharding.parameter_spec(mesh, name, shape)
-        )
-        total += (
-            math.prod(shape)
-            / parts
-            * (1 if setting.weights == "int8" and QUANTIZED.search(name) else kept)
-        )
+        spec = sharding.parameter_spec(mesh, name, shape)
+        parts = math.prod(num_parts(mesh, axes) for axes in spec)
+        quantized = is_int8 and QUANTIZED.search(name)
+        total += math.prod(shape) / parts * (1 if quantized else item_bytes)
     return total
 
 
 @functools.cache
 def _shapes(config: TextToImageConfig) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shapes of the weights that sampling reads, and the size of the replicated decoder."""
+    """Shapes of all parameters that sampling reads, and the size of the decoder.
+
+    The decoder is not in the shapes: it is replicated.
+    """
     decoder = jax.tree.leaves(autoencoder.abstract_params(config.tokenizer)["decoder"])
     leaves = traverse_util.flatten_dict(model.abstract_params(config), sep="/")
     shapes = {

@@ -1,3 +1,5 @@
+"""Estimates of the memory of text-to-image sampling."""
+
 import dataclasses
 import functools
 import types
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from bitdance_jax.config import TextToImageConfig, TokenizerConfig
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ResourceError
 from bitdance_jax.pipelines import memory
 from bitdance_jax.pipelines.memory import Setting
 from bitdance_jax.pipelines.text_to_image import RELEASED_SAMPLER
@@ -35,40 +37,40 @@ def gib(**changes) -> list[float]:
 
 
 def test_the_released_model():
-    """14.77e9 parameters less lm_head, with head and decoder; 4160 slots of 160 KiB a row; images of 256 channels in bfloat16."""
-    weights, drawing, decoder = gib()
+    """14.77e9 parameters without lm_head, 4160 slots of 160 KiB a row, images of 256 channels."""
+    weights, sampling, decoder = gib()
     assert 28 < weights < 31
     # 51 evaluations for 128 tokens: 14 vectors of 5120 in bfloat16 each, twice
-    assert drawing == pytest.approx(
+    assert sampling == pytest.approx(
         2 * (4160 * 160 / 2**20 + 2 * 4 * 40 * 64 * 4160 / GIB)
         + 2 * 51 * 128 * 14 * 5120 * 2 / GIB,
         rel=1e-6,
     )
-    apart = 2 * 128 * 14 * 5120 * 2 / GIB  # more steps than are modulated at once
+    # With more evaluations, each one computes its own modulation.
+    step = 2 * 128 * 14 * 5120 * 2 / GIB
     assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, head_steps=200))[1] == pytest.approx(
-        drawing - 50 * apart
+        sampling - 50 * step
     )
     assert gib(sampler=dataclasses.replace(RELEASED_SAMPLER, guidance_scale=1.0))[
         1
-    ] == pytest.approx(drawing / 2)
+    ] == pytest.approx(sampling / 2)
     assert decoder == pytest.approx(2.25 / 2 + 4 * strips.STRIP_BYTES / GIB)
     assert 15.5 < gib(weights="int8")[0] < 17.5
     assert gib(weights="float32")[0] == pytest.approx(2 * weights)
 
 
-def test_what_devices_share():
-    weights, drawing, decoder = gib()
-    cut = gib(mesh=(1, 1, 8))
-    assert weights / 8 < cut[0] < weights / 8 + 0.5  # the decoder's weights are whole everywhere
-    assert cut[1:] == pytest.approx([drawing / 8, 3 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
-    assert (
-        gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder
-    )  # 65 rows of tokens, which every device decodes
-    assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, drawing])
+def test_sharding():
+    weights, sampling, decoder = gib()
+    sharded = gib(mesh=(1, 1, 8))
+    assert weights / 8 < sharded[0] < weights / 8 + 0.5  # The decoder's weights are replicated.
+    assert sharded[1:] == pytest.approx([sampling / 8, 3 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
+    # 65 rows of tokens cannot be sharded: every device decodes them.
+    assert gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder
+    assert gib(mesh=(2, 1, 1), images=2)[:2] == pytest.approx([weights, sampling])
 
 
-def test_how_images_are_decoded():
-    """Small ones as many at a time as make a megapixel, and whole, in float32."""
+def test_decoding():
+    """Small images are decoded in chunks of a megapixel, without strips, in float32."""
     assert [gib(size=(512, 512), images=images)[2] for images in (1, 4, 5)] == pytest.approx(
         [0.75, 3, 3]
     )
@@ -76,8 +78,8 @@ def test_how_images_are_decoded():
     assert gib(size=(0, 0), images=0)[2] == 0
 
 
-def test_what_the_compiler_plans():
-    """Two images of half a GiB, and some strips, where the whole decoder takes three."""
+def test_estimate_and_compiler():
+    """Two images of half a GiB and some strips, where decoding without strips takes three."""
     tokenizer = TokenizerConfig(
         bits=RELEASED.tokenizer.bits, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1
     )
@@ -96,14 +98,16 @@ def test_what_the_compiler_plans():
     assert 1 < planned < estimate < 1.4
 
 
-def test_too_little_is_a_line_that_says_what_fits():
+def test_too_little_memory():
     memory.check(ONE_IMAGE, device(40))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ResourceError) as error:
         memory.check(ONE_IMAGE, device(22.5))
-    assert "NVIDIA X has 22.5 GiB; what fits: weights='int8' (" in str(error.value)
-    assert "mesh.tensor=2 on 2 such devices (" in str(error.value)
-    assert "512x512" not in str(error.value) and "batch_size" not in str(error.value)
-    with pytest.raises(UserError, match=r"mesh\.tensor"):
+    message = str(error.value)
+    assert "NVIDIA X has 22.5 GiB; what fits: weights='int8' (" in message
+    assert "mesh.tensor=2 on 2 such devices (" in message
+    assert "512x512" not in message
+    assert "batch_size" not in message
+    with pytest.raises(ResourceError, match=r"mesh\.tensor"):
         memory.check(ONE_IMAGE, device(1))
 
 

@@ -42,18 +42,16 @@ def random_codes(count, height=4, width=4):
     return np.random.default_rng(1).choice(np.int8([-1, 1]), (count, height, width, 8))
 
 
-def test_the_tokenizer_computes_what_its_weights_say(tokenizer):
+def test_encode_and_decode(tokenizer):
     images = random_images(2)
-    module, variables = (
-        Autoencoder(tiny_models.TOKENIZER),
-        {"params": tiny_models.tokenizer_params()},
-    )
+    module = Autoencoder(tiny_models.TOKENIZER)
+    variables = {"params": tiny_models.tokenizer_params()}
     codes = tokenizer.encode(images)
     assert codes.dtype == np.int8 and codes.shape == (2, 4, 4, 8)
     expected = lfq.quantize(
         module.apply(variables, jnp.float32(images / 127.5 - 1), method="encode")
     )
-    assert (codes == expected).mean() > 0.99  # a value may lie at the edge of both signs
+    assert (codes == expected).mean() > 0.99  # Values near 0 may differ in sign.
     assert 0.1 < (codes > 0).mean() < 0.9
 
     decoded = tokenizer.decode(codes)
@@ -69,13 +67,16 @@ def test_images_need_not_be_square(tokenizer):
 
 
 def test_chunks_change_nothing(tokenizer, gan, monkeypatch):
-    """Five images in chunks of two: the last one is short."""
-    images, codes = random_images(5), random_codes(5)
-    whole = tokenizer.encode(images), tokenizer.decode(codes), gan.decode(codes, seed=2)
+    """Five images in chunks of two, so that the last chunk is smaller."""
+    images = random_images(5)
+    codes = random_codes(5)
+    encoded = tokenizer.encode(images)
+    decoded = tokenizer.decode(codes)
+    gan_decoded = gan.decode(codes, seed=2)
     monkeypatch.setattr(tokenizer_module, "CHUNK_PIXELS", 2 * 8 * 8 + 1)
-    np.testing.assert_array_equal(tokenizer.encode(images), whole[0])
-    assert_same_images(tokenizer.decode(codes), whole[1])
-    assert_same_images(gan.decode(codes, seed=2), whole[2])
+    np.testing.assert_array_equal(tokenizer.encode(images), encoded)
+    assert_same_images(tokenizer.decode(codes), decoded)
+    assert_same_images(gan.decode(codes, seed=2), gan_decoded)
 
 
 def test_an_image_larger_than_a_chunk(tokenizer, monkeypatch):
