@@ -110,7 +110,7 @@ def main() -> None:
     done = traced_flops(traceable, params, inputs, keys, scales)
     least = minimal_sampler_flops(config, sampler, arguments.batch)
     median, rates = statistics.median(seconds), sorted(arguments.batch / s for s in seconds)
-    memory = advance.memory_analysis()  # None where the backend has no such figures
+    memory = advance.memory_analysis()  # None where the backend has no such values
     print(f"{arguments} on {jax.devices()[0].device_kind} ({jax.default_backend()})")
     print(f"compile     {compile_seconds:.1f} s")
     spread = f"{min(seconds):.2f} to {max(seconds):.2f}"

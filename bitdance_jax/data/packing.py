@@ -74,7 +74,7 @@ class RowPacker:
         Args:
           read: document number n of an endless stream, always the same; None if it is skipped.
           lengths: of the rows.
-          state: where to go on.
+          state: where to resume.
         """
         self._read = read
         self._lengths = lengths

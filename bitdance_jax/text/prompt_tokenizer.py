@@ -105,7 +105,7 @@ class PromptTokenizer:
           UserError: the tokenizer takes too much time or memory for it.
         """
         if not prompt.strip():
-            raise _bad_prompt("a prompt is empty; write what the image shall show")
+            raise _bad_prompt("a prompt is empty; describe the image")
         name = f"the prompt {_shorten(prompt)}"
         try:
             size = len(prompt.encode())

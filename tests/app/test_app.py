@@ -378,7 +378,7 @@ def test_prompts_in_a_browser(open_page):
     page = open_page("prompts")
     page.fill(size="128x128")
     page.press("generate")
-    page.wait_for_warning("a prompt is empty; write what the image shall show")
+    page.wait_for_warning("a prompt is empty; describe the image")
     page.fill(subject="a cat", size="13x8")
     page.press("generate")
     page.wait_for_warning("multiples of 4 up to 128 pixels, got 13x8")

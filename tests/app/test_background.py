@@ -53,7 +53,7 @@ def test_leaving_does_not_wait_for_the_item_at_hand():
             compiling.set()
             compiled.wait()
             yield 1
-            raise AssertionError("goes on")
+            raise AssertionError("still running")
         finally:
             closed.set()
 

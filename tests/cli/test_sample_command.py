@@ -239,7 +239,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", " "],
-            "a prompt is empty; write what the image shall show",
+            "a prompt is empty; describe the image",
         ),
         (
             ["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-prompt", "0"],

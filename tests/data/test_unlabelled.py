@@ -11,7 +11,7 @@ from bitdance_jax.errors import FileError
 @pytest.fixture
 def folder(tmp_path):
     """Five images at two depths, and a file that is none."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for number in range(5):
         file = root / ("deep/er" if number % 2 else "") / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def folder(tmp_path):
 def test_images_at_any_depth(folder):
     source = UnlabelledSource(folder)
     assert len(source) == 5
-    assert source.class_names == ("pictures",)
+    assert source.class_names == ("images",)
     assert source.skipped == {".txt": 1}
     assert sorted(int(source[i]["image"][0, 0, 0]) for i in range(5)) == [0, 10, 20, 30, 40]
     batch = next(make_loader(source, batch_size=4, seed=0, image_size=16))

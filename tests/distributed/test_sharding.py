@@ -198,10 +198,10 @@ def on_eight_devices() -> None:
             assert seen == [(4, 2)]  # One row of each of the four parts of a batch.
             return y, split_rows(x, 2), constrain(x, "batch", "hidden")
 
-    doubled, parts, cut = in_parts(batch)
+    doubled, parts, sharded = in_parts(batch)
     np.testing.assert_array_equal(doubled, 2 * rows)
     np.testing.assert_array_equal(parts, [rows[::2], rows[1::2]])
-    assert cut.addressable_shards[0].data.shape == (2, 1)
+    assert sharded.addressable_shards[0].data.shape == (2, 1)
     assert doubled.sharding.is_equivalent_to(batch.sharding, 2)
 
 

@@ -214,7 +214,7 @@ def test_sizes():
             "width and height must be multiples of 4 up to 128 pixels, got 12x10",
         ),
         ("x", {"size": (8, 132)}, "up to 128 pixels, got 132x8"),
-        (["x", " "], {}, "a prompt is empty; write what the image shall show"),
+        (["x", " "], {}, "a prompt is empty; describe the image"),
         ("x" * 1100, {}, "tokens with its template, and at most 1022 fit; shorten it"),
         ([], {}, "the number of prompts must be positive, got 0"),
         ("x", {"images_per_input": 0}, "images_per_input must be positive, got 0"),
