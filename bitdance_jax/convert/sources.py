@@ -165,8 +165,8 @@ def _only_tokenizer(
 ) -> tuple[Tensors, tuple[str, ...]]:
     """The tokenizer's tensors in a file of PyTorch Lightning, averaged ones where there are some.
 
-    An averaged tensor has the key of the raw one without its dots, after AVERAGED. Other networks of
-    the training, such as the discriminator, are dropped, with a note.
+    An averaged tensor has the key of the raw one without its dots, after AVERAGED. Other networks
+    of the training, such as the discriminator, are dropped, with a note.
     """
     own = {key: array for key, array in tensors.items() if key.startswith(("encoder.", "decoder."))}
     averaged = {key: f"{AVERAGED}{key.replace('.', '')}" for key in own}
