@@ -114,7 +114,7 @@ def test_the_number_of_images_is_reported_before_they_are_encoded(
             (tmp_path / str(label) / name).touch()
     reported = []
 
-    def encode(folder, source, *rest):
+    def encode(folder, source, *_, **options):
         reported.append(capsys.readouterr().err)
         return source
 
