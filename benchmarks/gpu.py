@@ -201,7 +201,7 @@ def normal(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
 
 @functools.cache
 def _random_numbers() -> jax.Array:
-    """Numbers that all weights repeat: compiling a generator for every shape takes half a minute."""
+    """Numbers that all weights repeat: a generator for every shape would take half a minute."""
     return jax.random.normal(jax.random.key(0), (2**26,), jnp.bfloat16)
 
 
@@ -233,7 +233,7 @@ def toy_tokenizer() -> TokenizerConfig:
 
 
 def golden(trial: bool) -> Result:
-    """The tests against recorded tensors, on this device, several at a time where that is possible."""
+    """The tests against recorded tensors, on this device, several at a time where possible."""
     tests = ["tests/nn/test_attention.py"] if trial else [*GOLDEN_TESTS, "-m", "not slow"]
     command = [sys.executable, "-m", "pytest", "-v", *tests]
     if importlib.util.find_spec("xdist"):

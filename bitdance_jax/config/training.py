@@ -118,8 +118,8 @@ class DiscriminatorConfig(Config):
       b1, b2: decays of Adam's moments.
       lecam: weight of LeCAM regularization.
       start: step of the first update, and of the first adversarial loss.
-      adaptive: scale the adversarial loss so that its gradient at the decoder's last layer is as large
-        as that of the reconstruction and perceptual losses.
+      adaptive: scale the adversarial loss so that its gradient at the decoder's last layer is as
+        large as that of the reconstruction and perceptual losses.
     """
 
     filters: Count = 64

@@ -1,9 +1,8 @@
-"""Training the tokenizer: reconstruction, entropy and commitment losses (paper section 3.1)."""
+"""Training the tokenizer (paper sections 3.1 and 4.1)."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,11 @@ from jax.sharding import PartitionSpec
 
 from bitdance_jax.config import TokenizerConfig, TokenizerLossConfig, to_dict
 from bitdance_jax.config.plain import Size, require
-from bitdance_jax.convert import perceptual
 from bitdance_jax.data.config import DataConfig
-from bitdance_jax.errors import ConfigError, UserError
-from bitdance_jax.io import image_files, model_lookup
+from bitdance_jax.errors import ConfigError
+from bitdance_jax.io import image_files
 from bitdance_jax.io.model_lookup import RunRecord
-from bitdance_jax.tokenizer import autoencoder, efficientnet, lfq
-from bitdance_jax.tokenizer import perceptual as lpips
+from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import ImageTerm, tokenizer_loss
 from bitdance_jax.tokenizer.ssim import ssim
@@ -32,34 +29,18 @@ from bitdance_jax.train.image_task import (
     save_model,
 )
 from bitdance_jax.train.task import Batch, Metrics, Objective, Params, TrainingConfig
+from bitdance_jax.train.tokenizer_weights import (
+    PERCEPTUAL_NETWORKS,
+    read_frozen,
+    read_tokenizer,
+    with_noise_inputs,
+)
 
 
 PREVIEW_IMAGES = 16
 
 ImageTerms = dict[str, tuple[Any, ImageTerm]]
 """By name, weight and term."""
-
-
-class PerceptualNetwork(NamedTuple):
-    """A network that measures the distance of images.
-
-    Attributes:
-      distance: (params, images, images) -> distance of each pair.
-      abstract_params: shapes of its parameters.
-      load: reads them from a file; of None, from where it is usually found.
-    """
-
-    distance: Callable[[Params, jax.Array, jax.Array], jax.Array]
-    abstract_params: Callable[[], Params]
-    load: Callable[[str | None], Params]
-
-
-PERCEPTUAL_NETWORKS = {
-    "vgg16": PerceptualNetwork(lpips.lpips, lpips.abstract_params, perceptual.load_lpips),
-    "efficientnet": PerceptualNetwork(
-        efficientnet.distance, efficientnet.abstract_params, perceptual.load_efficientnet
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +51,8 @@ class TokenizerTraining(TrainingConfig):
       model: its sizes.
       image_size: of the training crops, in pixels.
       loss: weights of the loss terms.
-      train_encoder: False: the encoder is that of `init`, and only the decoder is trained, as in the
-        second stage of a tokenizer with a GAN decoder. A plain decoder in `init` is widened for it.
+      train_encoder: False: the encoder is that of `init`, and only the decoder is trained, as in
+        the second stage of a tokenizer with a GAN decoder. A plain decoder in `init` is widened.
     """
 
     model: TokenizerConfig
@@ -120,11 +101,11 @@ class TokenizerTraining(TrainingConfig):
         )
 
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
-        params = _read_tokenizer(folder)
+        params = read_tokenizer(folder)
         bits = self.model.bits
         is_plain = params["decoder"]["conv_in"]["kernel"].shape[2] == bits
         if self.model.decoder == "gan" and is_plain:
-            params = {**params, "decoder": _with_noise_inputs(params["decoder"], bits)}
+            params = {**params, "decoder": with_noise_inputs(params["decoder"], bits)}
         if not self.train_encoder:
             params = {"decoder": params["decoder"]}
         return params, frozenset()
@@ -266,8 +247,10 @@ class TokenizerObjective(Objective):
     def _adaptive_weight(
         self, params: Params, auxiliary: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> jax.Array:
-        """Ratio of the norms of two gradients at the decoder's last kernel: of the reconstruction and
-        perceptual losses, and of the adversarial one (Esser et al. 2021, arXiv 2012.09841)."""
+        """Ratio of the norms of two gradients at the decoder's last kernel (arXiv 2012.09841).
+
+        The first is of the reconstruction and perceptual losses, the second of the adversarial one.
+        """
         params, auxiliary = jax.lax.stop_gradient((params, auxiliary))
         images = image_files.to_model(batch["image"])
         config = self._config.loss
@@ -328,7 +311,8 @@ class TokenizerTask(ImageTask):
         super().__init__(TaskData(data, seed, config.image_size, *open_splits(data)))
         self._export_dtype = config.run.export_dtype
         self.objective = config.make_objective()
-        self.frozen = read_frozen(config)
+        encoder_of = None if config.train_encoder else config.init
+        self.frozen = read_frozen(config.loss, encoder_of=encoder_of)
         self.record = RunRecord(
             "tokenizer",
             to_dict(config.model),
@@ -352,41 +336,3 @@ class TokenizerTask(ImageTask):
         params |= ema_params
         dtype = self._export_dtype
         save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
-
-
-def read_frozen(config: TokenizerTraining) -> Params:
-    """The weights that are not trained.
-
-    Raises:
-      FileError: those of the perceptual network are missing or damaged.
-      UserError: there is no tokenizer in `init`.
-    """
-    frozen: Params = {}
-    loss = config.loss
-    if loss.perceptual:
-        frozen["perceptual"] = PERCEPTUAL_NETWORKS[loss.perceptual_network].load(
-            loss.perceptual_weights
-        )
-    if not config.train_encoder:
-        assert config.init is not None  # checked by the config
-        frozen["encoder"] = jax.tree.map(
-            lambda x: np.asarray(x, np.float32), _read_tokenizer(config.init)["encoder"]
-        )
-    return frozen
-
-
-def _read_tokenizer(folder: str) -> Params:
-    kind = model_lookup.read_config(folder).kind
-    if kind not in ("tokenizer", "class_conditional"):
-        raise UserError(f"init {folder} holds a {kind} model, and this run trains a tokenizer")
-    params = model_lookup.load(folder).params
-    return params if kind == "tokenizer" else params["tokenizer"]
-
-
-def _with_noise_inputs(decoder: Params, bits: int) -> Params:
-    """A plain decoder as a GAN decoder that ignores its noise: `conv_in` gets inputs of weight 0."""
-    conv_in = decoder["conv_in"]
-    kernel = np.asarray(conv_in["kernel"])
-    zeros = np.zeros((*kernel.shape[:2], bits, kernel.shape[3]), kernel.dtype)
-    widened = {**conv_in, "kernel": np.concatenate([kernel, zeros], axis=2)}
-    return {**decoder, "conv_in": widened}

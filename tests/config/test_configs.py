@@ -152,7 +152,7 @@ def test_an_unknown_config_names_the_nearest():
 
 
 def test_the_second_stage_of_a_tokenizer():
-    """The paper's sizes are those of a plain decoder first, then of a GAN decoder on its encoder."""
+    """First a plain decoder of the paper's sizes, then a GAN decoder on its encoder."""
     first, _ = load_config("tokenizer_d32c128")
     second, _ = load_config("tokenizer_d32c128", ["--stage", "2"])
     assert (first.model.decoder, second.model.decoder) == ("plain", "gan")

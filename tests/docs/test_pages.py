@@ -1,4 +1,4 @@
-"""README and the pages of docs: links and paths exist, commands parse, and the Python examples run."""
+"""README and docs: links and paths exist, commands parse, and the Python examples run."""
 
 import importlib
 import re
@@ -119,7 +119,7 @@ PYTHON = [page for page in PAGES if blocks(page, "python") and page.name != "ext
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
 def test_python_examples_run(page, tmp_path, monkeypatch):
-    """With a small text-to-image model in place of the released ones; one example continues the other."""
+    """With a small text-to-image model in place of released ones; examples continue each other."""
     monkeypatch.chdir(tmp_path)
     toy_text_to_image.save("models/14b_64x", toy_text_to_image.config(4))
     code = "\n".join(blocks(page, "python")).replace("1024x1024", "64x64")

@@ -166,7 +166,7 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
 
 
 def test_sampling_by_cudnn_changes_nothing(monkeypatch):
-    """The fused kernel gets the cache, of even length, and the filled positions; replaced by XLA's here."""
+    """The fused kernel gets the cache, of even length, and its filled positions; XLA's here."""
     lengths = []
 
     def attend_by_cudnn(q, k, v, mask, filled):

@@ -56,7 +56,7 @@ def model(solvers, monkeypatch):
 
 
 def test_every_image_once_with_its_own_label_and_key(model, monkeypatch):
-    """Images 4 to 17, three at a time, decoded two at a time: the last batch is short, and so is the last chunk of each."""
+    """Images 4 to 17, three at a time, decoded two at a time: the last batch is short."""
     monkeypatch.setattr(tokenizer_module, "CHUNK_PIXELS", 2 * 16 * 16)
     labels = balanced_labels(4, 14, 9)
     batches = list(model.batches(labels, seed=5, first_index=4, batch_size=3))

@@ -1,4 +1,4 @@
-"""Loaded models: encoding and decoding in chunks, and images that depend on seed, number and label alone."""
+"""Loaded models: encoding and decoding in chunks; images depend on seed, index and label alone."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def drawn(model):
 
 
 def count_traces(monkeypatch):
-    """A list that grows by a batch size whenever the sampler, here a quick one, is traced, hence compiled."""
+    """A list that gets a batch size whenever the sampler, here a quick one, is traced."""
     traces = []
 
     def quick(model, state, stop, *, noise, solver, scales):

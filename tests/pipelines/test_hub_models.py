@@ -18,7 +18,7 @@ from bitdance_jax.pipelines import hub_models
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch) -> list[str]:
-    """Of the repository "owner/name", which holds an exported tiny model; the names that were fetched."""
+    """The names that were fetched of the repository "owner/name", which holds a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BITDANCE_CACHE", str(tmp_path / "cache"))
     tiny_models.save_model(tmp_path / "tiny", sampler={"head_steps": 3, "guidance_scale": 2.0})
@@ -107,7 +107,10 @@ def test_two_processes_convert_once(downloads, tmp_path):
     """The second waits at the lock, and finds the model then."""
     lock = hub_models.FileLock(tmp_path / "cache" / "models" / "owner--name.lock")
     (tmp_path / "cache" / "models").mkdir(parents=True)
-    script = "from bitdance_jax.pipelines.hub_models import local_folder; print(local_folder('owner/name'))"
+    script = (
+        "from bitdance_jax.pipelines.hub_models import local_folder; "
+        "print(local_folder('owner/name'))"
+    )
     with lock:
         command = [sys.executable, "-c", script]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)

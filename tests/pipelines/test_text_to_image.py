@@ -1,4 +1,4 @@
-"""Prompts to images, with a model of two layers whose tokens are 2 x 2 pixels and whose patches are 4 x 4."""
+"""Prompts to images, with a model of two layers, tokens of 2 x 2 pixels and patches of 4 x 4."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def compiled(monkeypatch) -> list[float]:
 
 
 def test_images_are_those_of_the_sampler(folder, model, generate):
-    """Prompts in order, conditional rows before unconditional ones, each image's own key; patches to grid to pixels."""
+    """Prompts in order, conditional rows before unconditional ones, each image's own key."""
     tokenizer = PromptTokenizer(folder / FOLDER)
     rows = [
         *(tokenizer.encode(prompt, 100) for prompt in PROMPTS[:2]),
@@ -107,7 +107,7 @@ def test_images_are_those_of_the_sampler(folder, model, generate):
 
 
 def test_an_image_is_the_same_in_any_batch(generate):
-    """Prompts of three lengths, two images each, two at a time and five (the last batch is then not full), and from the fifth image on."""
+    """Prompts of three lengths, two images each: two or five at a time, and from the fifth on."""
     images = generate(PROMPTS, images_per_input=2, seed=3)
     assert images.shape == (6, 8, 12, 3)
     assert len({image.tobytes() for image in images}) == 6
@@ -132,7 +132,7 @@ def test_other_prompts_seeds_and_guidance_compile_nothing(model, generate, compi
 
 
 def test_steps_end_in_the_image(model, generate, compiled):
-    """6 patches, 3 in a row: after 1, 1 + 2 and 1 + 4 of them the others are grey. The programs of `generate` are all that runs."""
+    """6 patches: after 1, 1 + 2 and 1 + 4 the others are grey. Only `sample`'s programs run."""
     final = generate(PROMPTS[:2], seed=5)
     compiled.clear()
     partial = list(model.sample_steps(PROMPTS[:2], every=2, size="12x8", seed=5))
@@ -150,7 +150,7 @@ def test_steps_end_in_the_image(model, generate, compiled):
 
 
 def test_without_guidance_and_with_the_linear_schedule(generate):
-    """One row an image, and two that go apart in the first patch, of which guidance does not change the one that counts."""
+    """One row an image, and two that differ from the first patch on, without effect there."""
     plain, linear = (
         SamplerConfig(head_steps=1, guidance_scale=1.0),
         SamplerConfig(head_steps=1, guidance_scale=3.0),
@@ -180,7 +180,7 @@ def test_load_knows_the_kind(folder, tmp_path):
 
 
 def test_from_weights_in_memory(folder, model, generate):
-    """Stacked weights, as training has them; the same images, and previews from other weights compile nothing."""
+    """Stacked weights, as in training, give the same images; other weights compile nothing."""
     stored = model_folder.load(folder).params
     config = tiny_models.TEXT_TO_IMAGE
     tokenizer = bitdance_jax.Tokenizer(config.tokenizer, stored["tokenizer"])
@@ -277,14 +277,15 @@ def test_int8(folder, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True], ids=["modulated_each", "modulated_at_once"])
 def test_on_a_mesh(folder, generate, tmp_path, at_once):
-    """The same images from four devices, which share every layer, every batch and the decoder's rows; each program compiles once."""
+    """The same images from four devices, which share every layer; each program compiles once."""
     script = f"""
 import sys, numpy as np
 from bitdance_jax import MeshConfig, TextToImage
 from bitdance_jax.heads import binary_diffusion as head
 head.modulated_at_once = lambda *_: {at_once}
 model = TextToImage.load(sys.argv[1], mesh=MeshConfig(data=2, tensor=2))
-np.save(sys.argv[2], model.sample(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False))
+images = model.sample(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False)
+np.save(sys.argv[2], images)
 programs = model._programs
 sampler = programs.sampler
 assert [f._cache_size() for f in (sampler.begin, sampler.advance, programs.decode)] == [1, 1, 1]

@@ -62,7 +62,7 @@ def toy_params(config: ClassConditionalConfig) -> dict:
 
 
 def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConfig) -> Callable:
-    """The noise source that hands out what was recorded: of all rows in the first patch, of the images alone in the others."""
+    """Recorded noise: for all rows in the first patch, for the images alone in the others."""
 
     def patch_noise(patch: int) -> np.ndarray:
         start, steps = (
@@ -79,7 +79,7 @@ def recorded_noise(recorded: dict[str, np.ndarray], config: ClassConditionalConf
 
 
 class Golden(NamedTuple):
-    """A recorded case [N, B, P, K], and what decides its bits: exact values, and float32 ones, of patches sampled after the recorded ones.
+    """A recorded case [N, B, P, K]; exact and float32 values of patches after the recorded ones.
 
     `run` is what users run: the compiled sampler, with the recorded noise in the place of its own.
     """
@@ -123,7 +123,7 @@ def golden(request) -> Golden:
         others_on_cpu = rounding.runs_of_recordings(replayed, params, others)
 
     def compiled_run():
-        # One case as users' programs are compiled. A sampler of its own: JAX would reuse what it traced before.
+        # One case is compiled as for users, by a new sampler: JAX would reuse earlier traces.
         sampler = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
         options = {"solver": solver, "scales": scales, "num_patches": config.num_steps}
         keys = np.zeros((len(labels), 2), np.uint32)
@@ -137,7 +137,7 @@ def golden(request) -> Golden:
 
 
 def test_recorded_values(golden):
-    """Patch by patch within float32's rounding on CPUs, which at these random weights may decide a bit."""
+    """Patch by patch within float32's rounding on CPUs, which may decide a bit at these weights."""
     for i, recorded in enumerate(golden.recorded):
         others = [other[i] for other in golden.others_on_cpu]
         rounding.assert_rounded(recorded, golden.exact[i], others, f"patch {i}")
@@ -160,7 +160,7 @@ def test_golden_order(name):
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_golden_samples(golden, at_once, monkeypatch):
-    """Our own samples, each patch after ours, with the modulation made for each evaluation or for all."""
+    """Our own samples, with the modulation computed for each evaluation or for all at once."""
     monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
     monkeypatch.setattr(binary_diffusion, "modulated_at_once", lambda *_: at_once)
     values = golden.run()
@@ -169,7 +169,7 @@ def test_golden_samples(golden, at_once, monkeypatch):
 
 
 class Sampler(NamedTuple):
-    """The toy model with guidance, from labels and seeds to bits [B, N, P, K], and the shapes of labels that were traced."""
+    """The toy model with guidance, from labels and seeds to bits; traced label shapes."""
 
     sample: Callable
     traces: list
@@ -259,7 +259,7 @@ def test_noise_from_keys():
 )
 @pytest.mark.parametrize("at_once", [False, True])
 def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monkeypatch):
-    """N = 7: the head as often as the solver says, the times embedded once, the condition once for a patch, modulation as chosen."""
+    """N = 7: calls of the head, of the time embedding, of the condition and of the modulation."""
     monkeypatch.setattr(binary_diffusion, "modulated_at_once", lambda *_: at_once)
     config = dataclasses.replace(guidance, head_steps=7, solver=solver)
     params = jax.tree.map(jnp.zeros_like, toy_params(TOY))
@@ -305,7 +305,7 @@ def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monke
     ],
 )
 def test_sampling_reads_as_training_does(tokens_per_step, mask, kind, class_tokens):
-    """One Euler step lands on the head's prediction at t = 0, which teacher forcing on the sampled bits must give as well."""
+    """One Euler step gives the head's prediction at t = 0, as teacher forcing on the bits does."""
     config = dataclasses.replace(
         TOY, tokens_per_step=tokens_per_step, mask=mask, order=kind, class_tokens=class_tokens
     )

@@ -1,0 +1,82 @@
+"""Weights that tokenizer training reads: perceptual networks, frozen encoders, initial decoders."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bitdance_jax.config import TokenizerLossConfig
+from bitdance_jax.convert import perceptual
+from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_lookup
+from bitdance_jax.tokenizer import efficientnet
+from bitdance_jax.tokenizer import perceptual as lpips
+from bitdance_jax.train.task import Params
+
+
+class PerceptualNetwork(NamedTuple):
+    """A network that measures the distance of images.
+
+    Attributes:
+      distance: (params, images, images) -> distance of each pair.
+      abstract_params: shapes of its parameters.
+      load: reads them from a file; of None, from where it is usually found.
+    """
+
+    distance: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    abstract_params: Callable[[], Params]
+    load: Callable[[str | None], Params]
+
+
+PERCEPTUAL_NETWORKS = {
+    "vgg16": PerceptualNetwork(lpips.lpips, lpips.abstract_params, perceptual.load_lpips),
+    "efficientnet": PerceptualNetwork(
+        efficientnet.distance, efficientnet.abstract_params, perceptual.load_efficientnet
+    ),
+}
+
+
+def read_frozen(loss: TokenizerLossConfig, *, encoder_of: str | None) -> Params:
+    """The weights that are not trained, as numpy arrays.
+
+    Args:
+      loss: says which perceptual network there is.
+      encoder_of: folder of the tokenizer whose encoder is frozen; None: the encoder is trained.
+
+    Raises:
+      FileError: weights of the perceptual network are missing or damaged.
+      UserError: there is no tokenizer in the folder.
+    """
+    frozen: Params = {}
+    if loss.perceptual:
+        frozen["perceptual"] = PERCEPTUAL_NETWORKS[loss.perceptual_network].load(
+            loss.perceptual_weights
+        )
+    if encoder_of is not None:
+        frozen["encoder"] = jax.tree.map(
+            lambda x: np.asarray(x, np.float32), read_tokenizer(encoder_of)["encoder"]
+        )
+    return frozen
+
+
+def read_tokenizer(folder: str) -> Params:
+    """The weights of the tokenizer in a model folder, alone or within a class-conditional model.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    kind = model_lookup.read_config(folder).kind
+    if kind not in ("tokenizer", "class_conditional"):
+        raise UserError(f"init {folder} holds a {kind} model, and this run trains a tokenizer")
+    params = model_lookup.load(folder).params
+    return params if kind == "tokenizer" else params["tokenizer"]
+
+
+def with_noise_inputs(decoder: Params, bits: int) -> Params:
+    """A plain decoder as a GAN decoder that ignores its noise: new inputs have weight 0."""
+    conv_in = decoder["conv_in"]
+    kernel = np.asarray(conv_in["kernel"])
+    zeros = np.zeros((*kernel.shape[:2], bits, kernel.shape[3]), kernel.dtype)
+    widened = {**conv_in, "kernel": np.concatenate([kernel, zeros], axis=2)}
+    return {**decoder, "conv_in": widened}
