@@ -94,6 +94,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterr
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     for name in (".bitdance_jax.0123456789abcdef", "images/.bitdance_jax.89abcdef01234567"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()  # as after a kill during a preview
     finish(start(tmp_path))
     assert_same_run(uninterrupted, tmp_path)
