@@ -79,7 +79,8 @@ class DataConfig(Config):
             value = getattr(self, name)
             require(
                 self.source != "emoji" or value is None,
-                f"data.{name} {value} needs data.source too: folder, imagenet_tar or tokens",
+                f"data.{name} {value} needs data.source too: folder, images, imagenet_tar or "
+                "tokens",
             )
 
     @property

@@ -16,7 +16,7 @@ class UnlabelledSource:
     """All images below a folder, at any depth, sorted by path; each has label 0.
 
     Attributes:
-      class_names: one name, that of the folder.
+      class_names: one name, the same for every folder, so that another may be held out.
       skipped: number of files that are not images, by suffix.
 
     Raises:
@@ -35,7 +35,7 @@ class UnlabelledSource:
             raise FileError(
                 f"the folder {root} contains no images ({', '.join(SUFFIXES)}){detail}", root
             )
-        self.class_names: tuple[str, ...] = (root.name or "images",)
+        self.class_names: tuple[str, ...] = ("images",)
         self._paths = Names.of(paths)
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ def folder(tmp_path):
 def test_images_at_any_depth(folder):
     source = UnlabelledSource(folder)
     assert len(source) == 5
-    assert source.class_names == ("images",)
+    assert len(source.class_names) == 1
     assert source.skipped == {".txt": 1}
     assert sorted(int(source[i]["image"][0, 0, 0]) for i in range(5)) == [0, 10, 20, 30, 40]
     batch = next(make_loader(source, batch_size=4, seed=0, image_size=16))
@@ -35,6 +35,8 @@ def test_by_name(folder):
     data = DataConfig(source="images", path=str(folder), held_out=str(folder / "deep"))
     assert len(data.open()) == 5
     assert len(data.open_held_out()) == 2
+    train, held_out = data.open_splits()
+    assert (len(train), len(held_out)) == (5, 2)
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
