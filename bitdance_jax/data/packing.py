@@ -101,7 +101,7 @@ class RowPacker:
         while used < lengths.target and len(self.state.waiting) < lengths.buffer:
             number = self.state.next_document
             self.state.next_document += 1
-            document = self._read(number)
+            document = self._read_short(number)
             if document is None:
                 continue
             if used + len(document) <= lengths.row:
@@ -115,8 +115,14 @@ class RowPacker:
     def _waiting(self, number: int) -> Document | None:
         """A document that waits; after resuming it is read again."""
         if number not in self._documents:
-            self._documents[number] = self._read(number)
+            self._documents[number] = self._read_short(number)
         return self._documents[number]
+
+    def _read_short(self, number: int) -> Document | None:
+        """A document; None if it is skipped. One that fits no row would wait for ever."""
+        document = self._read(number)
+        longest = min(self._lengths.document, self._lengths.row)
+        return None if document is None or len(document) > longest else document
 
 
 def pack(documents: Sequence[Document], length: int, *, patches: int, block: int) -> Row:

@@ -50,6 +50,20 @@ def test_rows_are_full_and_no_document_is_lost_or_read_twice():
     assert len(packer.state.waiting) <= LENGTHS.buffer
 
 
+def test_documents_that_are_too_long_are_skipped():
+    """They would fill the buffer, and every row would be empty."""
+    lengths = dataclasses.replace(LENGTHS, document=20, buffer=3)
+    packer = RowPacker(document, lengths)
+    rows = [packer.next_row() for _ in range(10)]
+    assert all(rows)
+    assert max(len(each) for row in rows for each in row) <= 20
+    unlimited = dataclasses.replace(LENGTHS, target=30, row=40, document=10**6, buffer=3)
+    packer = RowPacker(document, unlimited)
+    rows = [packer.next_row() for _ in range(10)]
+    assert all(rows)
+    assert max(sum(map(len, row)) for row in rows) <= 40
+
+
 def test_a_state_gives_the_same_rows():
     packer = RowPacker(document, LENGTHS)
     for _ in range(20):
