@@ -39,7 +39,7 @@ RULES: Rules = (
     # The tokenizer: convolutions [h, w, in, out], and its adaptive norms.
     (r"(conv\w*|nin_shortcut|\w+_(down|up)sample)/kernel", P(None, None, FSDP, TENSOR)),
     (r"(gamma|beta)/kernel", P(None, FSDP)),
-    (r"bias|scale", P()),
+    (r"bias|scale|registers", P()),
 )
 
 LARGE = 2**20

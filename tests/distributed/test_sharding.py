@@ -57,6 +57,7 @@ FULL_SIZE = {
     "t2i": lambda: text_to_image.abstract_params(TextToImageConfig.released("14b_64x")),
     "d16c32": lambda: autoencoder.abstract_params(TokenizerConfig.d16c32()),
     "d32c128": lambda: autoencoder.abstract_params(TokenizerConfig.d32c128()),
+    "uniwetok": lambda: autoencoder.abstract_params(TokenizerConfig.uniwetok()),
 }
 
 
