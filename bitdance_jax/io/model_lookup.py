@@ -42,6 +42,7 @@ class RunRecord:
       metadata: of the future model folder.
       checkpoints: the folder of the checkpoints; None: the run's own `checkpoints`.
       tokenizer: model folder of the frozen tokenizer and its fingerprint; None if the run has none.
+        For a tokenizer's run: of the one whose encoder is frozen.
     """
 
     kind: model_folder.Kind
@@ -101,7 +102,11 @@ class UnfinishedRun:
             )
             params = weights
             if self.record.tokenizer is not None:
-                params = {"model": weights, "tokenizer": self._tokenizer(*self.record.tokenizer)}
+                frozen = self._tokenizer(*self.record.tokenizer)
+                if self.record.kind == "tokenizer":
+                    params = {**weights, "encoder": frozen["encoder"]}
+                else:
+                    params = {"model": weights, "tokenizer": frozen}
             metadata = self.record.metadata | {"steps": step}
             return dataclasses.replace(self.described, metadata=metadata, params=params)
         raise FileError(

@@ -13,6 +13,12 @@ MOMENTUM = 0.9
 the statistics of the batch."""
 
 
+def smallest_side(layers: int) -> int:
+    """Pixels of the smallest image that a discriminator gives a logit."""
+    # `layers` convolutions halve the image; each of the two that follow needs one pixel more.
+    return 3 * 2**layers
+
+
 class PatchDiscriminator(nn.Module):
     """Logits of patches of 70 x 70 pixels (with three layers): positive for real ones.
 

@@ -14,8 +14,8 @@ from bitdance_jax.config.plain import Size, require
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io import image_files
-from bitdance_jax.io.model_lookup import RunRecord
-from bitdance_jax.tokenizer import autoencoder, lfq
+from bitdance_jax.io.model_lookup import RunRecord, fingerprint
+from bitdance_jax.tokenizer import autoencoder, discriminator, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import ImageTerm, tokenizer_loss
 from bitdance_jax.tokenizer.ssim import ssim
@@ -73,6 +73,13 @@ class TokenizerTraining(TrainingConfig):
             "train_encoder False needs the encoder of a trained tokenizer; set init",
             "init",
         )
+        for term, side in _smallest_sides(self.loss).items():
+            require(
+                self.image_size >= side,
+                f"loss.{term} needs images of at least {side} pixels, got image_size "
+                f"{self.image_size}; set loss.{term} 0 or a larger image_size",
+                "image_size",
+            )
         require(
             not self.loss.adversarial or self.run.accumulate == 1,
             "the discriminator's batch statistics are those of the complete batch; set "
@@ -109,6 +116,16 @@ class TokenizerTraining(TrainingConfig):
         if not self.train_encoder:
             params = {"decoder": params["decoder"]}
         return params, frozenset()
+
+
+def _smallest_sides(loss: TokenizerLossConfig) -> dict[str, int]:
+    """Pixels that an image needs at least, by the field of the loss that needs them."""
+    sides = {}
+    if loss.perceptual:
+        sides["perceptual"] = PERCEPTUAL_NETWORKS[loss.perceptual_network].smallest_side
+    if loss.adversarial:
+        sides["adversarial"] = discriminator.smallest_side(loss.discriminator.layers)
+    return sides
 
 
 class TokenizerObjective(Objective):
@@ -318,6 +335,7 @@ class TokenizerTask(ImageTask):
             to_dict(config.model),
             {"image_size": config.image_size},
             config.run.checkpoints,
+            None if encoder_of is None else (encoder_of, fingerprint(encoder_of)),
         )
         self._reconstruct = jax.jit(self.objective.reconstruct)
 

@@ -10,6 +10,7 @@ from bitdance_jax.config import TokenizerLossConfig
 from bitdance_jax.convert import perceptual
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_lookup
+from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.tokenizer import efficientnet
 from bitdance_jax.tokenizer import perceptual as lpips
 from bitdance_jax.train.task import Params
@@ -22,17 +23,21 @@ class PerceptualNetwork(NamedTuple):
       distance: (params, images, images) -> distance of each pair.
       abstract_params: shapes of its parameters.
       load: reads them from a file; of None, from where it is usually found.
+      smallest_side: of an image, in pixels.
     """
 
     distance: Callable[[Params, jax.Array, jax.Array], jax.Array]
     abstract_params: Callable[[], Params]
     load: Callable[[str | None], Params]
+    smallest_side: int
 
 
 PERCEPTUAL_NETWORKS = {
-    "vgg16": PerceptualNetwork(lpips.lpips, lpips.abstract_params, perceptual.load_lpips),
+    "vgg16": PerceptualNetwork(
+        lpips.lpips, lpips.abstract_params, perceptual.load_lpips, lpips.SMALLEST_SIDE
+    ),
     "efficientnet": PerceptualNetwork(
-        efficientnet.distance, efficientnet.abstract_params, perceptual.load_efficientnet
+        efficientnet.distance, efficientnet.abstract_params, perceptual.load_efficientnet, 1
     ),
 }
 
@@ -46,7 +51,7 @@ def read_frozen(loss: TokenizerLossConfig, *, encoder_of: str | None) -> Params:
 
     Raises:
       FileError: weights of the perceptual network are missing or damaged.
-      UserError: there is no tokenizer in the folder.
+      UserError: there is no tokenizer in the folder, or it is that of an unfinished run.
     """
     frozen: Params = {}
     if loss.perceptual:
@@ -54,6 +59,11 @@ def read_frozen(loss: TokenizerLossConfig, *, encoder_of: str | None) -> Params:
             loss.perceptual_weights
         )
     if encoder_of is not None:
+        if isinstance(model_lookup.locate(encoder_of), UnfinishedRun):
+            raise UserError(
+                f"init {encoder_of} is a run that is not finished: its encoder still changes; "
+                "resume it and let it finish first"
+            )
         frozen["encoder"] = jax.tree.map(
             lambda x: np.asarray(x, np.float32), read_tokenizer(encoder_of)["encoder"]
         )

@@ -159,3 +159,4 @@ def test_the_second_stage_of_a_tokenizer():
     assert second.model == TokenizerConfig.d32c128()
     assert first.train_encoder and not second.train_encoder
     assert second.run.workdir != first.run.workdir
+    assert second.init == f"{first.run.workdir}/model"

@@ -1,7 +1,9 @@
 """A tokenizer trained against a discriminator: its state, meshes, the start, both stages."""
 
 import dataclasses
+import functools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +24,10 @@ from bitdance_jax.config import (
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
-from bitdance_jax.errors import ConfigError
-from bitdance_jax.io import model_folder
+from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.discriminator import PatchDiscriminator, smallest_side
 from bitdance_jax.train.checkpoint import Checkpoints
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
@@ -227,6 +230,43 @@ def test_the_second_stage(tmp_path):
     assert np.any(params["decoder"]["conv_in"]["kernel"][:, :, 8:] != 0)
     with pytest.raises(ConfigError, match="init"):
         dataclasses.replace(stage2, init=None)
+
+    # An unfinished run is a tokenizer too, with the encoder of its first stage.
+    shutil.rmtree(tmp_path / "gan" / "model")
+    unfinished = model_lookup.load(tmp_path / "gan").params
+    jax.tree.map(np.testing.assert_array_equal, unfinished, params)
+    # The encoder of an unfinished first stage would change until the second resumes.
+    shutil.rmtree(first)
+    with pytest.raises(UserError, match="not finished"):
+        dataclasses.replace(stage2, init=str(tmp_path / "plain")).make_task()
+
+
+@pytest.mark.parametrize(
+    ("loss", "side"),
+    [
+        (TokenizerLossConfig(perceptual=1.0), 16),
+        (TokenizerLossConfig(perceptual=1.0, perceptual_network="efficientnet"), 2),
+        (TokenizerLossConfig(adversarial=1.0), 24),
+        (TokenizerLossConfig(adversarial=1.0, discriminator=DiscriminatorConfig(layers=1)), 6),
+    ],
+)
+def test_images_that_are_too_small_for_a_network(loss, side):
+    """Their losses would be NaN, or without any logits."""
+    assert dataclasses.replace(CONFIG, loss=loss, image_size=side).image_size == side
+    if side > 2:
+        with pytest.raises(ConfigError, match="image_size"):
+            dataclasses.replace(CONFIG, loss=loss, image_size=side - 2)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_smallest_image_has_one_logit(layers):
+    def logits(side: int):
+        model = PatchDiscriminator(8, layers)
+        init = functools.partial(model.init_with_output, jax.random.key(0))
+        return jax.eval_shape(init, jnp.zeros((1, side, side, 3)))[0]
+
+    assert logits(smallest_side(layers)).shape == (1, 1, 1)
+    assert logits(smallest_side(layers) - 1).size == 0
 
 
 def on_eight_devices() -> None:
