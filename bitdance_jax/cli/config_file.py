@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,9 +47,13 @@ def load_config(name: str, flags: Sequence[str] = ()) -> tuple[TrainingConfig, l
         file, values = SHIPPED[shipped]
         module = importlib.import_module(f"bitdance_jax.configs.{file}")
     get_config = getattr(module, "get_config", None)
-    if get_config is None:
+    if not callable(get_config):
         raise FileError(f"{path} has no function get_config", path)
-    given, rest = _parameters(get_config, flags)
+    try:
+        fields = _parameters(get_config)
+    except Exception as error:  # Annotations may be any Python.
+        raise _failure(path, error) from error
+    given, rest = _given(fields, flags)
     try:
         config = get_config(**values | given)
     except KeyboardInterrupt:
@@ -101,14 +105,20 @@ def _failure(path: str, error: BaseException) -> FileError:
     return FileError(f"{path}: {type(error).__name__}: {error}", path)
 
 
-def _parameters(get_config: Any, flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The parameters of `get_config` that are among the flags, and the other flags."""
+def _parameters(get_config: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The parameters of `get_config` that have a default, as fields of a dataclass."""
     hints = typing.get_type_hints(get_config)
-    fields = [
+    return [
         (name, hints.get(name, str), dataclasses.field(default=parameter.default))
         for name, parameter in inspect.signature(get_config).parameters.items()
         if parameter.default is not parameter.empty
     ]
+
+
+def _given(
+    fields: list[tuple[str, Any, Any]], flags: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of the parameters that are among the flags, and the other flags."""
     own, rest = split(flags, [name for name, _, _ in fields])
     if not own:
         return {}, rest

@@ -61,7 +61,8 @@ def parse(
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], known.values(), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise ConfigError(f"unknown flag {unknown[0]}{hint} (--help lists them all)")
+        kind = "flag" if unknown[0].startswith("-") else "argument"
+        raise ConfigError(f"unknown {kind} {unknown[0]}{hint} (--help lists them all)")
     return _with_paths(parsed)
 
 

@@ -55,7 +55,7 @@ class Arguments(Config):
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
       prompt: what the images of a text-to-image model show.
       size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: 1024x1024.
-      per_label: images per label.
+      per_label: images per label of a grid; default: 8.
       per_prompt: images per prompt; default: 1.
       seed: image i of a seed is the same for any batch size.
       out: the PNG.
@@ -86,7 +86,7 @@ class Arguments(Config):
     labels: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
     size: str | None = None
-    per_label: Count = 8
+    per_label: Count | None = None
     per_prompt: Count | None = None
     seed: int = 0
     out: PathName = "samples.png"
@@ -126,6 +126,8 @@ def check_values(arguments: Arguments) -> None:
     if arguments.npz is not None:
         if arguments.labels is not None:
             raise ConfigError("labels are for a grid; an .npz has all labels in turn", "labels")
+        if arguments.per_label is not None:
+            raise ConfigError("per_label is for a grid; an .npz takes --num-images", "per_label")
         return
     for name in ("num_images", "overwrite"):
         if getattr(arguments, name):
@@ -168,7 +170,7 @@ def check_flags(arguments: Arguments, is_text_to_image: bool) -> None:
     fields = ["prompt", "size", "per_prompt", "weights"]
     if is_text_to_image:
         kind, other = other, kind
-        fields = ["labels", "npz"]
+        fields = ["labels", "per_label", "npz"]
     given = [name for name in fields if getattr(arguments, name) is not None]
     if not is_text_to_image and arguments.mesh != ALL_DEVICES:
         given.append("mesh")
@@ -240,15 +242,16 @@ def generate_grid(
 ) -> None:
     image_files.check_writable(arguments.out)
     labels = [model.label(label) for label in arguments.labels or model.class_names[:10]]
+    each = 8 if arguments.per_label is None else arguments.per_label
     size = model.config.image_size
-    count = len(labels) * arguments.per_label
+    count = len(labels) * each
     enlarge = max(1, 128 // size)
     image_files.check_grid(count, enlarge * size, enlarge * size)
-    numbers = np.repeat(labels, arguments.per_label).tolist()
+    numbers = np.repeat(labels, each).tolist()
     batch_size = label_batch_size(arguments, count)
     images = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=batch_size)
     captions = [model.class_names[label] for label in labels]
-    grid = image_files.grid(images, arguments.per_label, captions, enlarge=enlarge)
+    grid = image_files.grid(images, each, captions, enlarge=enlarge)
     text = common_description(model.describe(numbers, arguments.seed, sampler=sampler))
     image_files.save_png(arguments.out, grid, text=text)
     print(f"{counted(len(images), 'image')} of {counted(len(labels), 'label')} in {arguments.out}")

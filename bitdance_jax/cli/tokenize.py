@@ -35,8 +35,8 @@ class Arguments(Config):
     """Writes the tokens of a dataset's images to files.
 
     Attributes:
-      tokenizer: model folder of a tokenizer or a class-conditional model; "emoji" is the embedded
-        one.
+      tokenizer: model folder of a tokenizer or of a model, or a Hugging Face id; "emoji" is the
+        embedded one.
       out: folder for the tokens.
       data: the images; its augment is for the random crops, its workers are loader processes.
       image_size: in pixels.

@@ -107,10 +107,11 @@ def parse_size(value: Any) -> tuple[int, int]:
     Raises:
       ConfigError: it is neither.
     """
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple) and len(value) == 2:
         height, width = checked(tuple[Count, Count], value, "size")
         return height, width
-    match = re.fullmatch(r"(\d{1,9})\s*[xX×]\s*(\d{1,9})", value.strip())
+    text = value.strip() if isinstance(value, str) else ""
+    match = re.fullmatch(r"(\d{1,9})\s*[xX×]\s*(\d{1,9})", text)
     if match is None:
         message = f"size must be WIDTHxHEIGHT in pixels, such as 1024x1024, got {short(value)}"
         raise ConfigError(message, "size")
@@ -122,7 +123,7 @@ def compute_type(value: Any) -> jnp.dtype:
     try:
         name = jnp.dtype(value).name
     except TypeError:
-        name = short(value)
+        name = value
     return jnp.dtype(checked(Literal["float32", "bfloat16"], name, "dtype"))
 
 

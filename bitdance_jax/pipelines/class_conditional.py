@@ -147,7 +147,7 @@ class ClassConditionalPipeline(Pipeline):
         try:
             number = int(label) if isinstance(label, str) else checked(int, label, "a label")
         except ConfigError:
-            raise
+            raise UserError(f"a label must be a number or a name, got {short(label)}") from None
         except ValueError:
             near = difflib.get_close_matches(str(label), self.class_names, n=1, cutoff=0.4)
             hint = (

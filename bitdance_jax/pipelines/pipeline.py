@@ -14,6 +14,7 @@ from PIL import Image
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TextToImageConfig, to_dict
 from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.distributed import multihost
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.pipelines import weights
 from bitdance_jax.pipelines.batching import ImageKeys, Seeds
@@ -205,7 +206,9 @@ class Pipeline(abc.ABC):
         request = self._request(
             inputs, seed, images_per_input, size, sampler, None, first_index, shrink=True
         )
-        request = request._replace(batch_size=checked(Count, request.keys.count, "inputs"))
+        if not request.keys.count:
+            raise ConfigError("inputs is empty; give a label or a prompt", "inputs")
+        request = request._replace(batch_size=request.keys.count)
         _, keys = request.batch(0)
         for values, sampled in self._states(request, 0, every):
             codes = self._codes(request, values, sampled)

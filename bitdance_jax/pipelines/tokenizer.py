@@ -25,6 +25,7 @@ from bitdance_jax.io import image_files, model_folder, model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.pipelines import checks, weights
 from bitdance_jax.pipelines.batching import Seeds, chunks, image_keys
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.sampling.compiled import splits_images
 from bitdance_jax.tokenizer import autoencoder, lfq, strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
@@ -79,15 +80,15 @@ class Tokenizer:
         """The tokenizer in the folder of a tokenizer, or of a model of any kind.
 
         Args:
-          folder: a model folder, local or gs://, the folder of a training run, or "emoji", the
-            embedded model.
+          folder: a model folder, local or gs://, the folder of a training run, "emoji", the
+            embedded model, or a Hugging Face id, as `bitdance_jax.load`.
           dtype: compute type.
 
         Raises:
           UserError: no such folder, or a damaged one.
         """
         dtype = checks.compute_type(dtype)
-        folder = checks.folder(folder)
+        folder = local_folder(checks.folder(folder))
         described = model_lookup.read_config(folder)
         where = f"{folder}/config.json: config"
         if described.kind == "tokenizer":

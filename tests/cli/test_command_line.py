@@ -97,9 +97,9 @@ def test_an_unknown_flag_names_the_nearest(flag, nearest):
     )
 
 
-@pytest.mark.parametrize("flag", ["--zzzzzz", "stray"])
-def test_an_unknown_flag_without_a_similar_one(flag):
-    assert complaint(flag) == f"unknown flag {flag} (--help lists them all)"
+@pytest.mark.parametrize(("flag", "kind"), [("--zzzzzz", "flag"), ("stray", "argument")])
+def test_an_unknown_flag_without_a_similar_one(flag, kind):
+    assert complaint(flag) == f"unknown {kind} {flag} (--help lists them all)"
 
 
 def test_the_nearest_flag_without_a_default():

@@ -295,11 +295,17 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
         (["--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'."),
         (["--label", "3"], "unknown flag --label; did you mean --labels?"),
+        (["Flags"], "unknown argument Flags"),
         (["--num-images", "9"], "--num-images needs --npz OUT.npz"),
         (["--overwrite"], "--overwrite needs --npz OUT.npz"),
         (
             ["--npz", "x.npz", "--labels", "3"],
             "--labels are for a grid",
+        ),
+        (["--npz", "x.npz", "--per-label", "3"], "--per-label is for a grid"),
+        (
+            ["--checkpoint", "{models}/prompts", "--prompt", "x", "--per-label", "3"],
+            "is a text-to-image model; --per-label is for class-conditional models",
         ),
         (["--npz", "x.npz", "--num-images", "0"], "--num-images must be positive, got 0"),
         (["--npz", "x.npz", "--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
@@ -325,7 +331,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         (["--npz", "x.zip"], "--npz must be a local file that ends in .npz, got x.zip"),
         (
             ["--per-label", "two"],
-            "Error parsing --per-label: invalid literal for int() with base 10: 'two'",
+            "Error parsing --per-label: 'two' is no INT",
         ),
     ],
 )

@@ -69,6 +69,8 @@ def test_flags_override_the_file(command, config_file):
     [
         (None, "no config file"),
         ("x = 1", "has no function get_config"),
+        ("get_config = 3", "has no function get_config"),
+        ("def get_config(size: 'Foo' = 3): pass", "NameError: name 'Foo' is not defined"),
         ("def get_config(:", "SyntaxError"),
         ("import no_such_module", "No module named 'no_such_module'"),
         ("import sys; sys.exit()", "SystemExit"),

@@ -53,6 +53,11 @@ def test_converted_once(downloads, tmp_path, capsys):
     assert (first.name, first.sampler) == ("owner--name", tiny_models.SAMPLER)
 
 
+def test_a_tokenizer(downloads):
+    assert bitdance_jax.Tokenizer.load("owner/name").config == tiny_models.TOKENIZER
+    assert downloads == ["owner/name"]
+
+
 def test_an_incomplete_conversion_is_not_used(downloads, tmp_path):
     bitdance_jax.load("owner/name")
     (tmp_path / "cache" / "models" / "owner--name" / "config.json").unlink()
