@@ -14,6 +14,9 @@ from bitdance_jax.io.lazy_array import LazyArray
 
 StateDict = Mapping[str, np.ndarray | LazyArray]
 
+LISTED = 10
+"""Problems of each kind that a message lists; a file of another network has hundreds."""
+
 
 def read(path: str | os.PathLike[str], fetch: str) -> StateDict:
     """The tensors of a file of torch.save, old or new, or of a .safetensors.
@@ -46,7 +49,7 @@ def check(
     *,
     unused: Callable[[str], bool] | Collection[str] = (),
 ) -> None:
-    """Raises a UserError that lists every missing, unknown or misshapen tensor.
+    """Raises a UserError that lists missing, unknown and misshapen tensors, LISTED of each.
 
     Args:
       state: what was read.
@@ -54,15 +57,21 @@ def check(
       unused: names that may be there besides, or a function that says so.
     """
     ignored = unused if callable(unused) else unused.__contains__
-    problems = [f"missing {key}" for key in sorted(shapes.keys() - state.keys())]
-    problems += [
-        f"unknown {key}" for key in sorted(state.keys() - shapes.keys()) if not ignored(key)
+    missing = [f"missing {key}" for key in sorted(shapes.keys() - state.keys())]
+    unknown = [f"unknown {key}" for key in sorted(state.keys() - shapes.keys()) if not ignored(key)]
+    misshapen = [
+        f"{key} is {tuple(state[key].shape)} instead of {shapes[key]}"
+        for key in sorted(shapes.keys() & state.keys())
+        if tuple(state[key].shape) != tuple(shapes[key])
     ]
-    for key in sorted(shapes.keys() & state.keys()):
-        if tuple(state[key].shape) != tuple(shapes[key]):
-            problems.append(f"{key} is {tuple(state[key].shape)} instead of {shapes[key]}")
+    problems = [line for lines in (missing, unknown, misshapen) for line in _first(lines)]
     if problems:
         raise UserError(", ".join(problems))
+
+
+def _first(lines: list[str]) -> list[str]:
+    rest = len(lines) - LISTED
+    return [*lines[:LISTED], f"and {rest} more"] if rest > 0 else lines
 
 
 def array(state: StateDict, key: str) -> np.ndarray:

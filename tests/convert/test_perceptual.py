@@ -37,6 +37,15 @@ def test_vgg16_of_torchvision(tmp_path, monkeypatch):
         weights.load_lpips(tmp_path / "damaged.safetensors")
 
 
+def test_weights_of_another_network_are_refused_in_a_short_message(tmp_path):
+    file = tmp_path / "lite0.safetensors"
+    safetensors.numpy.save_file(efficientnet_state(), file)
+    with pytest.raises(FileError, match="is not VGG16") as error:
+        weights.load_lpips(file)
+    assert "missing features.0.bias" in str(error.value)
+    assert len(str(error.value)) < 1500 + len(str(file))
+
+
 def test_vgg16_is_looked_up_in_the_cache_of_pytorch(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileError, match=weights.VGG16) as error:
