@@ -69,6 +69,11 @@ class TokenizerTraining(TrainingConfig):
             "image_size",
         )
         require(
+            self.model.image_channels == 3,
+            f"training images are RGB; set model.image_channels 3, got {self.model.image_channels}",
+            "model.image_channels",
+        )
+        require(
             self.train_encoder or self.init is not None,
             "train_encoder False needs the encoder of a trained tokenizer; set init",
             "init",

@@ -258,6 +258,12 @@ def test_images_that_are_too_small_for_a_network(loss, side):
             dataclasses.replace(CONFIG, loss=loss, image_size=side - 2)
 
 
+def test_images_are_rgb():
+    model = dataclasses.replace(CONFIG.model, image_channels=1)
+    with pytest.raises(ConfigError, match="image_channels"):
+        dataclasses.replace(CONFIG, model=model)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_smallest_image_has_one_logit(layers):
     def logits(side: int):
