@@ -105,7 +105,14 @@ class TokenizerTraining(TrainingConfig):
             data=DataConfig(batch_size=8, augment=self.data.augment),
             image_size=64,
             model=dataclasses.replace(self.model, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1),
-            optimizer=dataclasses.replace(self.optimizer, warmup_steps=5, decay_start=None),
+            # An average over thousands of steps would still be the initial weights.
+            optimizer=dataclasses.replace(
+                self.optimizer,
+                learning_rate=2e-3,
+                warmup_steps=5,
+                decay_start=None,
+                ema_decay=0.9,
+            ),
             loss=dataclasses.replace(self.loss, perceptual=0.0),
             profile=None,
             init=None,
