@@ -173,12 +173,8 @@ def _only_tokenizer(
     found = {key: tensors[name] for key, name in averaged.items() if name in tensors}
     notes = []
     if found:
-        used = (
-            "the averaged weights of"
-            if weights == "ema"
-            else "the raw weights, not the averaged of"
-        )
-        notes.append(f"{path}: {used} {len(found)} of {len(own)} tensors are converted")
+        use = "are used" if weights == "ema" else "are ignored"
+        notes.append(f"{path}: the averaged weights of {len(found)} of {len(own)} tensors {use}")
     others = [key for key in tensors if key not in own and not key.startswith(AVERAGED)]
     if others:
         notes.append(
