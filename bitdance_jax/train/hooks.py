@@ -32,6 +32,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.train.state import TrainState
 from bitdance_jax.train.task import Metrics, Params, Task, TrainingConfig
@@ -143,7 +144,7 @@ class Every(Hook):
     """Calls a function after every n steps: `Every(100, function)`."""
 
     def __init__(self, every: int, function: Callable[[StepResult], None]) -> None:
-        self.every = every
+        self.every = checked(Count, every, "every")
         self._function = function
 
     def after_step(self, result: StepResult) -> None:

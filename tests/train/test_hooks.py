@@ -9,7 +9,7 @@ from PIL import Image
 
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.errors import Interrupted
+from bitdance_jax.errors import ConfigError, Interrupted
 from bitdance_jax.io import model_folder
 from bitdance_jax.train.hooks import Every, Hook
 from bitdance_jax.train.loop import train
@@ -132,6 +132,12 @@ def test_a_hook_finishes_the_run(run):
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3"}
     metadata = model_folder.load(workdir / "model").metadata
     assert metadata["steps"] == 3 and metadata["held_out"].keys() == {"norm"}
+
+
+@pytest.mark.parametrize("every", [0, 1.5])
+def test_a_bad_interval_is_refused(every):
+    with pytest.raises(ConfigError, match="every must be"):
+        Every(every, print)
 
 
 def test_an_error_in_a_hook_ends_the_run_without_a_checkpoint(run, tmp_path):
