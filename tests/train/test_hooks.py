@@ -134,7 +134,7 @@ def test_a_hook_finishes_the_run(run):
     assert metadata["steps"] == 3 and metadata["held_out"].keys() == {"norm"}
 
 
-@pytest.mark.parametrize("every", [0, 1.5])
+@pytest.mark.parametrize("every", [0, -1])
 def test_a_bad_interval_is_refused(every):
     with pytest.raises(ConfigError, match="every must be"):
         Every(every, print)
