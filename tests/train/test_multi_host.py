@@ -162,7 +162,7 @@ def test_a_killed_process_stops_the_other_with_one_line(workdir, victim, step, l
 def test_an_error_of_one_process_stops_both_with_its_line(workdir):
     processes = start(workdir, 2, seconds_a_step=0.05, full_at=20)
     assert ends(processes, 60) == [2, 2]
-    line = f"the disk of {workdir} is full; make room and run the same command again: it resumes"
+    line = f"the disk of {workdir} is full; free space and run the same command again: it resumes"
     assert f"\nerror: process 1: {line}\n" in said(workdir, 0)
     assert f"\nerror: {line}\n" in said(workdir, 1)
     assert "resuming" in said(workdir, 0) and "resuming" not in said(workdir, 1)
