@@ -18,7 +18,7 @@ HOLD = """
 import os, sys, time
 from bitdance_jax.io.locks import writer_lock
 with writer_lock(sys.argv[1], is_folder=sys.argv[2] == "True"):
-    if os.fork():
+    if not os.fork():  # The child has given up the lock before it gets here.
         os.write(1, b"here")
     time.sleep(60)
 """
