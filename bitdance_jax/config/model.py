@@ -107,6 +107,11 @@ class TokenizerConfig(Config):
         return dataclasses.replace(cls.d32c128(), attention_blocks=2, attention_heads=16)
 
 
+def swiglu_width(dim: int) -> int:
+    """Width inside the SwiGLU of a transformer: int(8 dim / 3) rounded up to a multiple of 256."""
+    return -(-int(2 * 4 * dim / 3) // 256) * 256
+
+
 @dataclass(frozen=True)
 class TransformerConfig(Config):
     """The block-causal transformer of the class-conditional models (paper 3.3, sizes in 4.2).
@@ -140,8 +145,8 @@ class TransformerConfig(Config):
 
     @property
     def hidden_dim(self) -> int:
-        """Width inside the SwiGLU: int(8 dim / 3) rounded up to a multiple of 256."""
-        return -(-int(2 * 4 * self.dim / 3) // 256) * 256
+        """Width inside the SwiGLU."""
+        return swiglu_width(self.dim)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from bitdance_jax.config import TokenizerConfig
+from bitdance_jax.config.model import swiglu_width
 from bitdance_jax.errors import UserError
 from bitdance_jax.nn import linear, rope
 from bitdance_jax.nn.block import PreNormBlock
@@ -99,18 +100,13 @@ class AttentionBlocks(nn.Module):
         for number in range(config.attention_blocks):
             block = PreNormBlock(
                 functools.partial(SelfAttention, dim, config.attention_heads, self.dtype),
-                functools.partial(SwiGLU, hidden_dim(dim), dim, use_bias=False, dtype=self.dtype),
+                functools.partial(SwiGLU, swiglu_width(dim), dim, use_bias=False, dtype=self.dtype),
                 NORM_EPS,
                 self.dtype,
                 name=f"blocks_{number}",
             )
             tokens, _ = block(tokens, rotary, None)
         return rearrange(tokens[:, REGISTERS:], "b (h w) c -> b h w c", h=height).astype(x.dtype)
-
-
-def hidden_dim(dim: int) -> int:
-    """Width inside the SwiGLU: int(8 dim / 3) rounded up to a multiple of 256."""
-    return -(-int(8 * dim / 3) // 256) * 256
 
 
 def rotary_angles(height: int, width: int, head_dim: int, side: Side) -> np.ndarray:

@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 
 from bitdance_jax.config import (
@@ -295,14 +293,7 @@ def on_eight_devices() -> None:
 
 @pytest.mark.slow
 def test_the_mesh_does_not_matter():
-    flags = (
-        "force_host_platform_device_count=8",
-        "backend_optimization_level=0",
-        "cpu_use_fusion_emitters=false",
-    )
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(f"--xla_{flag}" for flag in flags)}
-    environment = os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, __file__], env=environment, check=True)
+    processes.python([__file__], Path(__file__).parent, devices=8)
 
 
 if __name__ == "__main__":
