@@ -23,6 +23,7 @@ ROOMS = (
     "io",
     "text",
     "convert",
+    "fid",
     "data",
     "pipelines",
     "train",

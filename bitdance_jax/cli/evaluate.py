@@ -19,12 +19,13 @@ from bitdance_jax.data.listing import describe_skipped
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError
-from bitdance_jax.evaluate import inception, inception_weights, metrics
+from bitdance_jax.evaluate import metrics
 from bitdance_jax.evaluate.features import BATCH, Extractor
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images, open_images
 from bitdance_jax.evaluate.inception_score import inception_score
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.evaluate.reference import Reference
+from bitdance_jax.fid import inception, inception_weights
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.paths import check_suffix

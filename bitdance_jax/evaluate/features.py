@@ -1,32 +1,19 @@
 """Features of images by a feature network, batch by batch, on all devices of this process."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 
 from bitdance_jax.evaluate.images import Images
+from bitdance_jax.fid.inception import Features
 from bitdance_jax.io.progress import Progress
 
 
 BATCH = 64
-
-
-class Features(NamedTuple):
-    """The features of a batch of images.
-
-    Attributes:
-      pooled: for FID, precision and recall.
-      spatial: for sFID; None if the network has none.
-      logits: of a classifier, for the Inception Score; None if the network has none.
-    """
-
-    pooled: Float[Array | np.ndarray, "B D"]
-    spatial: Float[Array | np.ndarray, "B positions"] | None = None
-    logits: Float[Array | np.ndarray, "B classes"] | None = None
 
 
 Network = Callable[[Any, UInt8[Array, "B H W 3"]], Features]

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.features import Features
-from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.inception_score import SPLIT, inception_score, shuffled
 from bitdance_jax.evaluate.precision_recall import BLOCK, NEIGHBOURS, precision_recall
-from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.inception import Features
+from bitdance_jax.fid.statistics import Gaussian, RunningGaussian
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from jaxtyping import UInt8
 
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.features import Extractor
-from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.images import Images
 from bitdance_jax.evaluate.psnr import psnr
-from bitdance_jax.evaluate.statistics import RunningGaussian
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.statistics import RunningGaussian
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.tokenizer.ssim import ssim

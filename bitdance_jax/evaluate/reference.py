@@ -8,9 +8,9 @@ import numpy as np
 from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.images import ARRAY, FolderImages, Images, NpzImages
-from bitdance_jax.evaluate.inception import POOLED, SPATIAL
 from bitdance_jax.evaluate.metrics import FeatureSet, collect
-from bitdance_jax.evaluate.statistics import Gaussian, read_statistics
+from bitdance_jax.fid.inception import POOLED, SPATIAL
+from bitdance_jax.fid.statistics import Gaussian, read_statistics
 from bitdance_jax.io import readers
 
 

@@ -17,13 +17,14 @@ from bitdance_jax.config import MeshConfig, SamplerConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError, FileError
-from bitdance_jax.evaluate import inception, inception_weights
-from bitdance_jax.evaluate.features import Extractor, Features
-from bitdance_jax.evaluate.fid import frechet_distance
+from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images
 from bitdance_jax.evaluate.metrics import collect
 from bitdance_jax.evaluate.reference import Reference
-from bitdance_jax.evaluate.statistics import Gaussian, RunningGaussian
+from bitdance_jax.fid import inception, inception_weights
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.inception import Features
+from bitdance_jax.fid.statistics import Gaussian, RunningGaussian
 from bitdance_jax.io import image_files, plot, readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_lookup import EMBEDDED, check_unchanged, fingerprint

@@ -14,9 +14,10 @@ from PIL import Image
 from bitdance_jax.cli import evaluate as command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.evaluate import inception, inception_weights, metrics
-from bitdance_jax.evaluate.features import Features
-from bitdance_jax.evaluate.statistics import gaussian
+from bitdance_jax.evaluate import metrics
+from bitdance_jax.fid import inception, inception_weights
+from bitdance_jax.fid.inception import Features
+from bitdance_jax.fid.statistics import gaussian
 from bitdance_jax.io import image_files
 
 

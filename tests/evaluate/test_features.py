@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitdance_jax.evaluate.features import Extractor, Features
+from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.images import ArrayImages
+from bitdance_jax.fid.inception import Features
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 4, 6, 3)).astype(np.uint8)

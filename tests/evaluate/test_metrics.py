@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.features import Features
-from bitdance_jax.evaluate.fid import frechet_distance
 from bitdance_jax.evaluate.inception_score import inception_score, shuffled
 from bitdance_jax.evaluate.metrics import FeatureSet, Scores, collect, score
 from bitdance_jax.evaluate.precision_recall import precision_recall
-from bitdance_jax.evaluate.statistics import gaussian
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.inception import Features
+from bitdance_jax.fid.statistics import gaussian
 
 
 def features(seed, count=30):

@@ -6,12 +6,13 @@ import pytest
 import tiny_models
 
 from bitdance_jax.errors import ConfigError
-from bitdance_jax.evaluate.features import Extractor, Features
-from bitdance_jax.evaluate.fid import frechet_distance
+from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.images import ArrayImages
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
-from bitdance_jax.evaluate.statistics import gaussian
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.inception import Features
+from bitdance_jax.fid.statistics import gaussian
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.tokenizer.ssim import ssim
 

@@ -6,9 +6,9 @@ import pytest
 
 from bitdance_jax.errors import FileError
 from bitdance_jax.evaluate import reference
-from bitdance_jax.evaluate.features import Extractor, Features
-from bitdance_jax.evaluate.inception import POOLED, SPATIAL
+from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.reference import Reference
+from bitdance_jax.fid.inception import POOLED, SPATIAL, Features
 from bitdance_jax.io import image_files
 
 

@@ -17,7 +17,7 @@ from bitdance_jax.config import SamplerConfig, to_dict
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.evaluate import sampler_sweep as sweep
-from bitdance_jax.evaluate.features import Features
+from bitdance_jax.fid.inception import Features
 from bitdance_jax.io import image_files, plot
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline

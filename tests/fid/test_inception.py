@@ -8,7 +8,7 @@ import pytest
 from golden_models import assert_close, read
 from inception_weights import state_dict
 
-from bitdance_jax.evaluate import inception, inception_weights
+from bitdance_jax.fid import inception, inception_weights
 
 
 network = jax.jit(inception.features)

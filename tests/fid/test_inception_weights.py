@@ -8,7 +8,7 @@ from golden_models import GOLDEN
 from inception_weights import state_dict
 
 from bitdance_jax.errors import FileError, UserError
-from bitdance_jax.evaluate import inception_weights
+from bitdance_jax.fid import inception_weights
 
 
 def flat(params):

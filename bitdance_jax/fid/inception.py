@@ -5,7 +5,7 @@ pools by the maximum, and there are 1,008 classes. Submodules have the names of 
 PyTorch port, so that the keys of its state dict are the paths of the parameters here.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,13 +13,26 @@ import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array, Float, UInt8
 
-from bitdance_jax.evaluate.features import Features
-from bitdance_jax.evaluate.resize import resize_bilinear
+from bitdance_jax.fid.resize import resize_bilinear
 
 
 INPUT_SIZE = 299
 POOLED, SPATIAL_CHANNELS, CLASSES = 2048, 7, 1008
 SPATIAL = 17 * 17 * SPATIAL_CHANNELS
+
+
+class Features(NamedTuple):
+    """The features of a batch of images.
+
+    Attributes:
+      pooled: for FID, precision and recall.
+      spatial: for sFID; None if the network has none.
+      logits: of a classifier, for the Inception Score; None if the network has none.
+    """
+
+    pooled: Float[Array | np.ndarray, "B D"]
+    spatial: Float[Array | np.ndarray, "B positions"] | None = None
+    logits: Float[Array | np.ndarray, "B classes"] | None = None
 
 
 class InceptionV3(nn.Module):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bitdance_jax.evaluate.resize import resize_bilinear
+from bitdance_jax.fid.resize import resize_bilinear
 
 
 def by_definition(image, height, width):

@@ -6,7 +6,7 @@ FID compares pooled Inception features (arXiv 1706.08500), sFID spatial ones (ar
 import numpy as np
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.statistics import Gaussian
+from bitdance_jax.fid.statistics import Gaussian
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -8,8 +8,8 @@ import scipy.linalg
 from golden_models import GOLDEN, read
 
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate.fid import frechet_distance
-from bitdance_jax.evaluate.statistics import Gaussian, gaussian
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.statistics import Gaussian, gaussian
 
 
 def random_gaussian(seed, dimensions=8, rank=None):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bitdance_jax.errors import FileError, UserError
-from bitdance_jax.evaluate.statistics import RunningGaussian, gaussian, read_statistics
+from bitdance_jax.fid.statistics import RunningGaussian, gaussian, read_statistics
 
 
 def features(count=50, dimensions=6):

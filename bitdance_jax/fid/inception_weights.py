@@ -11,7 +11,7 @@ from flax import traverse_util
 from bitdance_jax.convert import state_dict
 from bitdance_jax.convert.state_dict import StateDict
 from bitdance_jax.errors import FileError, UserError
-from bitdance_jax.evaluate.inception import InceptionV3
+from bitdance_jax.fid.inception import InceptionV3
 
 
 PUBLISHED = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
