@@ -28,9 +28,10 @@ class OptimizerConfig(Config):
         starting at `decay_start` (None: right after the warm-up).
       weight_decay: of tensors with two or more dimensions, except connector, class embedding and
         query tokens.
+      eps: added to the root of the second moment.
       clip_norm: global gradient norm; None: no clipping.
       ema_decay: of the exponential moving average, float32, which starts at the initial
-        weights.
+        weights; None: there is none, and the weights themselves are sampled and exported.
     """
 
     learning_rate: Positive = 6e-4
@@ -40,9 +41,10 @@ class OptimizerConfig(Config):
     decay_start: Natural | None = None
     b1: Decay = 0.9
     b2: Decay = 0.95
+    eps: Positive = 1e-8
     weight_decay: NotNegative = 0.05
     clip_norm: Positive | None = 1.0
-    ema_decay: Decay = 0.9999
+    ema_decay: Decay | None = 0.9999
 
 
 @dataclass(frozen=True)

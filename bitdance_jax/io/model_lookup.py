@@ -1,6 +1,7 @@
 """Finds the model that a user names: a model folder, the embedded model, or a training run.
 
-The model of a training run is the finished one, or the newest EMA weights while it is unfinished.
+The model of a training run is the finished one, or while it is unfinished the newest EMA weights
+(those of the parameters, for a run without EMA).
 At its start a run writes `model.json`, which describes its future model folder, so that its
 checkpoints can be used without its data. This module only reads a run: it may be training.
 """
@@ -83,13 +84,13 @@ class UnfinishedRun:
         return ModelFolder(self.record.kind, self.record.config, self.record.metadata, {})
 
     def load(self) -> ModelFolder:
-        """A model folder of the EMA weights in the newest checkpoint that can be read.
+        """A model folder of the weights in the newest checkpoint that can be read.
 
         Raises:
           FileError: no checkpoint can be read, or the tokenizer is missing.
         """
         for step in self.steps:
-            weights = _read_ema(checkpoint_folder(self.folder, self.record) / str(step))
+            weights = _read_weights(checkpoint_folder(self.folder, self.record) / str(step))
             if weights is None:
                 tqdm.write(
                     f"the checkpoint of step {step} of {self.folder} cannot be read; skipping it",
@@ -97,7 +98,7 @@ class UnfinishedRun:
                 )
                 continue
             tqdm.write(
-                f"{self.folder} is not finished; these are its averaged weights after step {step}",
+                f"{self.folder} is not finished; these are its weights after step {step}",
                 file=sys.stderr,
             )
             params = weights
@@ -218,12 +219,15 @@ def _steps(checkpoints: epath.Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
-def _read_ema(checkpoint: epath.Path) -> Params | None:
-    """A checkpoint's EMA weights as numpy arrays; None if they cannot be read or are damaged."""
+def _read_weights(checkpoint: epath.Path) -> Params | None:
+    """A checkpoint's EMA weights, or without any its parameters, as numpy arrays; None if they
+    cannot be read or are damaged."""
     state = checkpoint / "state"
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        names = {"ema": handler.metadata(state).tree["ema"]}
+        tree = handler.metadata(state).tree
+        part = "ema" if tree.get("ema") else "params"
+        names = {part: tree[part]}
         item = jax.tree.map(lambda _: np.zeros(()), names)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
         restored = handler.restore(
@@ -235,4 +239,4 @@ def _read_ema(checkpoint: epath.Path) -> Params | None:
         return None
     arrays = traverse_util.flatten_dict(restored, sep="/")
     intact = all(checksums.get(name) == checksum(array) for name, array in arrays.items())
-    return restored["ema"] if intact else None
+    return restored[part] if intact else None

@@ -80,7 +80,7 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
         gradient_dtype=run.gradient_dtype,
     )
     arguments = (
-        abstract_state(objective, optimizer, mesh),
+        abstract_state(objective, optimizer, mesh, ema=config.optimizer.ema_decay is not None),
         on_mesh(mesh, objective.abstract_frozen(), objective.sharding_rules),
         _with_sharding(objective.abstract_batch(batch_size), batch_sharding(mesh)),
         _with_sharding(

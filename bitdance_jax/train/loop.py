@@ -41,7 +41,8 @@ def train(
     initial: Params | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
-    """Trains to `run.steps` steps, from the newest checkpoint if there is one, and exports the EMA.
+    """Trains to `run.steps` steps, from the newest checkpoint if there is one, and exports the EMA,
+    or without one the parameters.
 
     A run that is killed at any moment and started again gives the same losses and weights as an
     uninterrupted one; on another mesh, up to rounding. The workdir contains config.json,
@@ -84,7 +85,7 @@ def train(
             if jax.process_index() == 0:
                 task.record.write(workdir)
             state, metrics = _train_steps(task, config, mesh, checkpoints, initial, hooks)
-        params, step = on_host(state.ema, mesh), int(state.step)
+        params, step = on_host(state.result, mesh), int(state.step)
         if jax.process_index() == 0:
             report(f"writing the model folder {workdir / 'model'}")
             task.export(params, str(workdir / "model"), step=step, metrics=metrics)
@@ -104,7 +105,7 @@ def _train_steps(
     optimizer, train_step = _make_step(task, config, mesh)
     init_key, noise_key = jax.random.split(jax.random.key(run.seed))
     state, iterator_state = _restore_or_init(
-        task, optimizer, mesh, checkpoints, key=init_key, initial=initial
+        task, config, optimizer, mesh, checkpoints, key=init_key, initial=initial
     )
     start = int(state.step)
     if start:
@@ -162,6 +163,7 @@ def _make_step(
 
 def _restore_or_init(
     task: Task,
+    config: TrainingConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
@@ -171,13 +173,14 @@ def _restore_or_init(
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state of the newest checkpoint, or a new one; and the iterator state, if restored."""
     objective = task.objective
-    abstract = abstract_state(objective, optimizer, mesh)
+    ema = config.optimizer.ema_decay is not None
+    abstract = abstract_state(objective, optimizer, mesh, ema=ema)
     hardware.check_fits((abstract, abstract.params), "the training state with its gradients")
     restored = checkpoints.restore(abstract)
     if restored is not None:
         return restored
     init = jax.jit(
-        lambda key, given: init_state(objective, optimizer, key, given),
+        lambda key, given: init_state(objective, optimizer, key, given, ema=ema),
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
     )
     return init(key, sharding.put(mesh, initial or {}, objective.sharding_rules)), None

@@ -132,7 +132,7 @@ class EvaluationHook(Hook):
 
     def after_step(self, result: StepResult) -> None:
         with self._progress.doing("evaluating"):
-            metrics = self._evaluation.metrics(result.state.ema)
+            metrics = self._evaluation.metrics(result.state.result)
         self._newest = result.step, metrics
         result.log({f"eval_{name}": value for name, value in metrics.items()})
 
@@ -141,7 +141,7 @@ class EvaluationHook(Hook):
         call."""
         if self._newest is not None and self._newest[0] == int(state.step):
             return self._newest[1]
-        return self._evaluation.metrics(state.ema)
+        return self._evaluation.metrics(state.result)
 
 
 class PreviewHook(Hook):
@@ -155,7 +155,7 @@ class PreviewHook(Hook):
 
     def after_step(self, result: StepResult) -> None:
         with self._run.progress.doing("previewing"):
-            params = on_one_device(result.state.ema, self._run.mesh)
+            params = on_one_device(result.state.result, self._run.mesh)
             if jax.process_index() == 0:
                 result.log_images(self._run.task.preview(params, result.step))
 

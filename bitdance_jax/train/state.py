@@ -21,7 +21,8 @@ class TrainState:
     Attributes:
       step: number of optimizer steps done, int32 scalar.
       params: the trained parameters, float32.
-      ema: their exponential moving average, float32, which starts at the initial parameters.
+      ema: their exponential moving average, float32, which starts at the initial parameters; {}
+        for a run without one.
       opt_state: optax state.
       auxiliary: what else the objective changes in a step (`Objective.init_auxiliary`).
     """
@@ -32,30 +33,45 @@ class TrainState:
     opt_state: Any
     auxiliary: Params = flax.struct.field(default_factory=dict)
 
+    @property
+    def result(self) -> Params:
+        """The parameters that are evaluated, sampled and exported: `ema`, or `params` without
+        one."""
+        return self.ema or self.params
+
 
 def init_state(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     given: Params | None = None,
+    *,
+    ema: bool = True,
 ) -> TrainState:
-    """The state before the first step: the `given` parameters, the others from `key`."""
+    """The state before the first step: the `given` parameters, the others from `key`. `ema`: with
+    an average of the parameters."""
     params = objective.init(key)
     if given:
         params = traverse_util.unflatten_dict(
             traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given)
         )
-    ema = jax.tree.map(jnp.copy, params)
+    average = jax.tree.map(jnp.copy, params) if ema else {}
     auxiliary = objective.init_auxiliary(jax.random.fold_in(key, 1))
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, ema, optimizer.init(params), auxiliary)
+    return TrainState(step, params, average, optimizer.init(params), auxiliary)
 
 
 def abstract_state(
-    objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool = True,
 ) -> TrainState:
     """The state as jax.ShapeDtypeStructs with their shardings."""
-    state = jax.eval_shape(lambda key: init_state(objective, optimizer, key), jax.random.key(0))
+    state = jax.eval_shape(
+        lambda key: init_state(objective, optimizer, key, ema=ema), jax.random.key(0)
+    )
     return on_mesh(mesh, state, objective.sharding_rules)
 
 
@@ -116,7 +132,7 @@ def make_optimizer(
         schedule,
         b1=config.b1,
         b2=config.b2,
-        eps=1e-8,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         mask=decayed,
     )

@@ -25,7 +25,7 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     mesh: Mesh,
-    ema_decay: float,
+    ema_decay: float | None,
     accumulate: int = 1,
     gradient_dtype: Literal["float32", "compute"] = "float32",
 ) -> TrainStep:
@@ -43,7 +43,7 @@ def make_train_step(
       optimizer: of its parameters.
       schedule: of the learning rate, for the metrics.
       mesh: the devices.
-      ema_decay: of the exponential moving average of the parameters.
+      ema_decay: of the exponential moving average of the parameters; None: there is none.
       accumulate: number of micro-batches that gradients are averaged over.
       gradient_dtype: of the sums of gradients over rows and devices (`RunConfig`).
     """
@@ -69,7 +69,9 @@ def make_train_step(
             grads = jax.lax.with_sharding_constraint(grads, shardings(mesh, grads, rules))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            ema = optax.incremental_update(params, state.ema, step_size=1 - ema_decay)
+            ema = state.ema
+            if ema_decay is not None:
+                ema = optax.incremental_update(params, ema, step_size=1 - ema_decay)
             metrics = {
                 "loss": loss,
                 **own_metrics,
@@ -79,7 +81,8 @@ def make_train_step(
             }
             return TrainState(state.step + 1, params, ema, opt_state, auxiliary), metrics
 
-    state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state(objective, optimizer, mesh))
+    abstract = abstract_state(objective, optimizer, mesh, ema=ema_decay is not None)
+    state_shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
         train_step,
         donate_argnums=0,

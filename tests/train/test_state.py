@@ -82,7 +82,8 @@ def one_step(config: OptimizerConfig, scale: float = 1.0):
     schedule = learning_rate_schedule(config, 10)
     optimizer = make_optimizer(config, schedule, objective)
     step = make_train_step(objective, optimizer, schedule, mesh=MESH, ema_decay=config.ema_decay)
-    state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(0))
+    ema = config.ema_decay is not None
+    state = jax.jit(lambda key: init_state(objective, optimizer, key, ema=ema))(jax.random.key(0))
     return step(state, {}, {"scale": jnp.full(2, scale)}, jax.random.key(0))
 
 
@@ -104,6 +105,20 @@ def test_ema_starts_from_the_initial_weights():
     jax.tree.map(lambda x: np.testing.assert_allclose(x, 2.0 - 0.25 * 0.1, rtol=1e-5), state.ema)
     assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
     assert int(state.step) == 1
+
+
+def test_without_ema_the_result_is_the_parameters():
+    state, _ = one_step(OptimizerConfig(learning_rate=0.1, warmup_steps=0, ema_decay=None))
+    assert state.ema == {}
+    assert state.result is state.params
+
+
+def test_epsilon_keeps_small_gradients_from_full_steps():
+    """Adam's first step is learning_rate x gradient / (|gradient| + eps)."""
+    options = {"learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": None}
+    for eps, share in ((1e-8, 0.5), (1e-15, 1.0)):
+        state, _ = one_step(OptimizerConfig(eps=eps, **options), scale=1e-8)
+        np.testing.assert_allclose(state.params["out"]["bias"], 2.0 - 0.1 * share, rtol=1e-3)
 
 
 def test_clipping_acts_on_the_moments_and_the_norm_is_logged_unclipped():
