@@ -8,6 +8,7 @@ PyTorch port, so that the keys of its state dict are the paths of the parameters
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
@@ -75,6 +76,12 @@ def features(params: dict[str, Any], images: UInt8[Array | np.ndarray, "B H W 3"
     """`InceptionV3` as a function, for an `Extractor`; `params` from `inception_weights.load`."""
     outputs: Any = InceptionV3().apply({"params": params}, images)
     return outputs
+
+
+def abstract_params() -> dict[str, Any]:
+    """Shapes of the parameters, float32, without computing any."""
+    image = jnp.zeros((1, 8, 8, 3), jnp.uint8)
+    return jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
 
 
 class ConvNormRelu(nn.Module):

@@ -3,15 +3,13 @@
 import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from bitdance_jax.convert import state_dict
 from bitdance_jax.convert.state_dict import StateDict
 from bitdance_jax.errors import FileError, UserError
-from bitdance_jax.fid.inception import InceptionV3
+from bitdance_jax.fid.inception import abstract_params
 
 
 PUBLISHED = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -43,12 +41,9 @@ def convert(state: StateDict) -> dict[str, Any]:
     Raises:
       UserError: a list of all keys that are missing, unknown or of the wrong shape.
     """
-    abstract = jax.eval_shape(
-        InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8)
-    )["params"]
     kernels = {
         path[:-1]: leaf.shape
-        for path, leaf in traverse_util.flatten_dict(abstract).items()
+        for path, leaf in traverse_util.flatten_dict(abstract_params()).items()
         if path[-1] == "kernel"
     }
     shapes: dict[str, tuple[int, ...]] = {}

@@ -15,6 +15,11 @@ HELD_OUT = "eval_"
 TITLES = {
     "loss": "loss",
     "psnr": "PSNR of reconstructions, dB",
+    "ssim": "SSIM of reconstructions",
+    "rfid": "rFID of the held-out images",
+    "perceptual": "perceptual distance of reconstructions",
+    "bits_used": "share of bits that take both values",
+    "bit_balance": "balance of bits, 1: half of them are +1",
     "l1": "mean absolute error of pixels from -1 to 1",
     "l2": "mean squared error of pixels from -1 to 1",
     "sample_entropy": "entropy of an image's codes, nats",

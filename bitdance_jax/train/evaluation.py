@@ -40,7 +40,14 @@ class Evaluation:
         for i in range(max(1, min(self._task.held_out_size, MAX_RECORDS) // size)):
             batch = put_batch(self._mesh, next(self._batches), size)
             rows.append(jax.device_get(self._step(params, self._frozen, batch, jax.random.key(i))))
-        return {name: math.fsum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
+        scalars = [name for name, value in rows[0].items() if np.ndim(value) == 0]
+        means = {name: math.fsum(float(row[name]) for row in rows) / len(rows) for name in scalars}
+        # Of a batch larger than the held-out set, the last rows are repetitions.
+        features = {
+            name: np.concatenate([row[name] for row in rows])[: self._task.held_out_size]
+            for name in rows[0].keys() - means.keys()
+        }
+        return means | (self._task.objective.summarize(features) if features else {})
 
 
 def on_one_device(params: Params, mesh: Mesh) -> Params:

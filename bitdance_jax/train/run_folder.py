@@ -34,7 +34,8 @@ _RUN_MAY_CHANGE = (
 """Fields of `run` that a resumed run may change: they do not affect the result, except that `steps`
 moves the end of a cosine schedule, as is expected of more steps."""
 _MAY_CHANGE = re.compile(
-    rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|(preview|mesh|hosts|profile)(\..*)?"
+    rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|inception|"
+    r"(preview|mesh|hosts|profile)(\..*)?"
 )
 
 _FORMER_DEFAULTS = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bitdance_jax.distributed.constraints import constrain, split_rows
 from bitdance_jax.distributed.mesh import compiler_options
@@ -94,7 +94,10 @@ def make_train_step(
 def make_evaluation_step(
     objective: Objective, mesh: Mesh
 ) -> Callable[[Params, Params, Batch, jax.Array], Metrics]:
-    """Returns the jitted `(params, frozen, batch, key) -> metrics` of `objective.evaluate`."""
+    """Returns the jitted `(params, frozen, batch, key) -> metrics` of `objective.evaluate`.
+
+    Every device has the complete metrics, those of rows included.
+    """
 
     def evaluation_step(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> Metrics:
         with (
@@ -103,7 +106,7 @@ def make_evaluation_step(
         ):
             return objective.evaluate(params, frozen, batch, row_keys(key, batch))
 
-    return jax.jit(evaluation_step)
+    return jax.jit(evaluation_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def row_keys(key: jax.Array, batch: Batch) -> jax.Array:

@@ -105,9 +105,21 @@ class Objective(abc.ABC):
         """Shapes and dtypes of a batch."""
 
     def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
-        """Scalar metrics of a held-out batch; the arguments are those of `loss`."""
+        """Metrics of a held-out batch; the arguments are those of `loss`.
+
+        Scalars are averaged over the batches. Arrays [B, D] are features of the rows, of which
+        `summarize` makes metrics.
+        """
         loss, metrics = self.loss(params, frozen, batch, keys)
         return {"loss": loss, **metrics}
+
+    def summarize(self, features: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of all held-out rows together, such as a distance of distributions.
+
+        Args:
+          features: those of `evaluate`, [N, D] of all N rows. Not traced.
+        """
+        return {}
 
     def no_decay(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at `path` has no weight decay. Biases and scales never have any."""

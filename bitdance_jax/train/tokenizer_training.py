@@ -10,15 +10,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from bitdance_jax.config import TokenizerConfig, TokenizerLossConfig, to_dict
-from bitdance_jax.config.plain import Size, require
+from bitdance_jax.config.plain import PathName, Size, require
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.errors import ConfigError
+from bitdance_jax.fid import inception
 from bitdance_jax.io import image_files
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.tokenizer import autoencoder, discriminator, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import ImageTerm, tokenizer_loss
-from bitdance_jax.tokenizer.ssim import ssim
 from bitdance_jax.train import adversary
 from bitdance_jax.train.adversary import Adversary
 from bitdance_jax.train.image_task import (
@@ -27,6 +27,12 @@ from bitdance_jax.train.image_task import (
     abstract_images,
     open_splits,
     save_model,
+)
+from bitdance_jax.train.reconstruction_metrics import (
+    bit_metrics,
+    inception_features,
+    pixel_metrics,
+    rfid,
 )
 from bitdance_jax.train.task import Batch, Metrics, Objective, Params, TrainingConfig
 from bitdance_jax.train.tokenizer_weights import (
@@ -51,6 +57,8 @@ class TokenizerTraining(TrainingConfig):
       model: its sizes.
       image_size: of the training crops, in pixels.
       loss: weights of the loss terms.
+      inception: file with the weights of FID's Inception-v3; then the metrics of the held-out
+        images contain rFID. None: they do not.
       train_encoder: False: the encoder is that of `init`, and only the decoder is trained, as in
         the second stage of a tokenizer with a GAN decoder. A plain decoder in `init` is widened.
     """
@@ -58,6 +66,7 @@ class TokenizerTraining(TrainingConfig):
     model: TokenizerConfig
     image_size: Size
     loss: TokenizerLossConfig = TokenizerLossConfig()
+    inception: PathName | None = None
     train_encoder: bool = True
 
     def __post_init__(self) -> None:
@@ -144,10 +153,10 @@ class TokenizerObjective(Objective):
     """The tokenizer's losses, against a discriminator if `loss.adversarial` is positive.
 
     The auxiliary state is the discriminator's (`train.adversary`). Frozen weights are those of
-    the perceptual network and, with `train_encoder=False`, the encoder's.
+    the perceptual network, of Inception-v3 for rFID and, with `train_encoder=False`, the encoder's.
     """
 
-    sharding_rules = (*adversary.SHARDING_RULES, (r"perceptual/.*", PartitionSpec()))
+    sharding_rules = (*adversary.SHARDING_RULES, (r"(perceptual|inception)/.*", PartitionSpec()))
 
     def __init__(self, config: TokenizerTraining) -> None:
         self._config = config
@@ -202,20 +211,17 @@ class TokenizerObjective(Objective):
         images = image_files.to_model(batch["image"])
         z, values = self._reconstruct(params, frozen, images, keys)
         reconstruction = image_files.to_uint8(values)
-        error = reconstruction.astype(jnp.float32) - batch["image"].astype(jnp.float32)
-        mean_squared = jnp.mean(jnp.square(error), axis=(1, 2, 3))
-        share = jnp.mean(z > 0, axis=(0, 1, 2))  # of positive values, for each bit
-        metrics = {
-            "psnr": jnp.mean(10 * jnp.log10(255.0**2 / jnp.maximum(mean_squared, 1e-4))),
-            "ssim": jnp.mean(ssim(reconstruction, batch["image"])),
-            "bits_used": jnp.mean((share > 0) & (share < 1)),
-            "bit_balance": jnp.mean(2 * jnp.minimum(share, 1 - share)),
-        }
+        metrics = pixel_metrics(reconstruction, batch["image"]) | bit_metrics(z)
         if self._config.loss.perceptual:
             # Of what a user sees: clipped and rounded.
             seen = image_files.to_model(reconstruction)
             metrics["perceptual"] = self._perceptual(frozen)(seen, images)
+        if self._config.inception is not None:
+            metrics |= inception_features(frozen["inception"], reconstruction, batch["image"])
         return metrics
+
+    def summarize(self, features: dict[str, np.ndarray]) -> dict[str, float]:
+        return rfid(features)
 
     def reconstruct(
         self, params: Params, frozen: Params, images: jax.Array, keys: jax.Array
@@ -232,6 +238,8 @@ class TokenizerObjective(Objective):
         if self._config.loss.perceptual:
             network = PERCEPTUAL_NETWORKS[self._config.loss.perceptual_network]
             frozen["perceptual"] = network.abstract_params()
+        if self._config.inception is not None:
+            frozen["inception"] = inception.abstract_params()
         if not self._config.train_encoder:
             frozen["encoder"] = autoencoder.abstract_params(self._config.model)["encoder"]
         return frozen
@@ -338,10 +346,14 @@ class TokenizerTask(ImageTask):
             )
         data, seed = config.data, config.run.seed
         super().__init__(TaskData(data, seed, config.image_size, *open_splits(data)))
+        if config.inception is not None and self.held_out_size < 2:
+            raise ConfigError(
+                f"rFID needs at least two held-out images, got {self.held_out_size}", "inception"
+            )
         self._export_dtype = config.run.export_dtype
         self.objective = config.make_objective()
         encoder_of = None if config.train_encoder else config.init
-        self.frozen = read_frozen(config.loss, encoder_of=encoder_of)
+        self.frozen = read_frozen(config.loss, inception=config.inception, encoder_of=encoder_of)
         self.record = RunRecord(
             "tokenizer",
             to_dict(config.model),

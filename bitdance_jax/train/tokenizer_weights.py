@@ -1,4 +1,5 @@
-"""Weights that tokenizer training reads: perceptual networks, frozen encoders, initial decoders."""
+"""Weights that tokenizer training reads: perceptual networks, Inception, frozen encoders, initial
+decoders."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from bitdance_jax.config import TokenizerLossConfig
 from bitdance_jax.convert import perceptual
 from bitdance_jax.errors import UserError
+from bitdance_jax.fid import inception_weights
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.tokenizer import efficientnet
@@ -42,15 +44,19 @@ PERCEPTUAL_NETWORKS = {
 }
 
 
-def read_frozen(loss: TokenizerLossConfig, *, encoder_of: str | None) -> Params:
+def read_frozen(
+    loss: TokenizerLossConfig, *, inception: str | None, encoder_of: str | None
+) -> Params:
     """The weights that are not trained, as numpy arrays.
 
     Args:
       loss: says which perceptual network there is.
+      inception: file with FID's Inception-v3; None: there is no rFID.
       encoder_of: folder of the tokenizer whose encoder is frozen; None: the encoder is trained.
 
     Raises:
-      FileError: weights of the perceptual network are missing or damaged.
+      FileError: weights of the perceptual network or of Inception are missing, damaged, or those of
+        another network.
       UserError: there is no tokenizer in the folder, or it is that of an unfinished run.
     """
     frozen: Params = {}
@@ -58,6 +64,8 @@ def read_frozen(loss: TokenizerLossConfig, *, encoder_of: str | None) -> Params:
         frozen["perceptual"] = PERCEPTUAL_NETWORKS[loss.perceptual_network].load(
             loss.perceptual_weights
         )
+    if inception is not None:
+        frozen["inception"] = inception_weights.load(inception)
     if encoder_of is not None:
         if isinstance(model_lookup.locate(encoder_of), UnfinishedRun):
             raise UserError(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny_models
 from random_params import random_params
 from short_training import (
@@ -29,7 +30,11 @@ from bitdance_jax.config import (
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.errors import FileError
 from bitdance_jax.evaluate.psnr import psnr
+from bitdance_jax.fid import inception, inception_weights
+from bitdance_jax.fid.frechet import frechet_distance
+from bitdance_jax.fid.statistics import gaussian
 from bitdance_jax.io import image_files, model_folder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train.task import Batches, Objective, Task
@@ -175,3 +180,38 @@ def test_weight_decay_of_the_tokenizer(tokenizer_task):
     params = random_params(Autoencoder(tiny_models.TOKENIZER), jnp.zeros((1, 4, 4, 3)))
     for path, leaf in jax.tree_util.tree_leaves_with_path(decayed(tokenizer_task, params)):
         assert leaf.all() if path[-1].key == "kernel" else not leaf.any(), path
+
+
+def test_rfid(monkeypatch):
+    """With 12 features in place of Inception's: that of the same features outside of the run, in
+    which repeated held-out rows count once."""
+
+    def features(params, images):
+        x = images.astype(np.float32) * params["scale"]
+        pooled = x.reshape(len(x), 2, SIZE // 2, 2, SIZE // 2, 3).mean((2, 4)).reshape(len(x), -1)
+        return inception.Features(pooled)
+
+    monkeypatch.setattr(inception, "features", features)
+    monkeypatch.setattr(inception_weights, "load", lambda path: {"scale": np.float32(0.1)})
+    config = dataclasses.replace(TOKENIZER, inception="weights", data=DataConfig(batch_size=64))
+    task = config.make_task()
+    task.held_out_size = 40
+    params = tiny_models.tokenizer_params()
+    found = evaluate(task, params)
+    assert {"psnr", "ssim", "bits_used", "bit_balance", "rfid"} == found.keys()
+
+    images = next(task.held_out(np.arange(40)))["image"]
+    keys = jax.random.split(jax.random.key(0), 40)
+    reconstructions = jax.jit(task.objective.reconstruct)(params, {}, images, keys)
+    originals, ours = (
+        gaussian(np.asarray(features(task.frozen["inception"], np.asarray(x)).pooled))
+        for x in (images, reconstructions)
+    )
+    assert found["rfid"] == pytest.approx(frechet_distance(ours, originals), rel=1e-3)
+
+
+def test_rfid_with_the_weights_of_another_network(tmp_path):
+    weights = tmp_path / "vgg16.safetensors"
+    safetensors.numpy.save_file({"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, weights)
+    with pytest.raises(FileError, match="does not hold the FID Inception-v3"):
+        dataclasses.replace(TOKENIZER, inception=str(weights)).make_task()
