@@ -178,10 +178,12 @@ def _with_paths(config: Any) -> Any:
         kinds = (hint, *typing.get_args(hint))
         if dataclasses.is_dataclass(value):
             changes[field.name] = _with_paths(value)
-        elif isinstance(value, str) and any(
-            IS_PATH in getattr(kind, "__metadata__", ()) for kind in kinds
-        ):
+        elif not any(IS_PATH in getattr(kind, "__metadata__", ()) for kind in kinds):
+            continue
+        elif isinstance(value, str):
             changes[field.name] = paths.expand(value)
+        elif isinstance(value, tuple):
+            changes[field.name] = tuple(map(paths.expand, value))
     return dataclasses.replace(config, **changes) if changes else config
 
 

@@ -13,9 +13,11 @@ def is_image(name: str) -> bool:
     return base.lower().endswith(SUFFIXES) and not base.startswith(".")
 
 
-def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[str]]:
+def list_images(
+    folder: str | os.PathLike[str], others: list[str] | None = None
+) -> tuple[list[str], Counter[str]]:
     """The sorted paths of images below a folder at any depth, and the numbers of other files by
-    ending.
+    ending. The paths of the latter are appended to `others`.
 
     Hidden files and folders are skipped. Symbolic links are followed; a folder that is found a
     second time, for example by a link to a parent, is not listed again. Files are not accessed,
@@ -45,6 +47,8 @@ def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Counter[str]
                 pending.append(entry.path)
             else:
                 skipped[ending(entry.name)] += 1
+                if others is not None:
+                    others.append(entry.path)
     return sorted(found), skipped
 
 

@@ -15,7 +15,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -43,6 +43,8 @@ overflows with batches of one.)"""
 DAMAGED_IN_A_ROW = 20
 """If so many images in a row are damaged, reading ends with an error (see also
 `records.Skipped`)."""
+
+T = TypeVar("T")
 
 Record = dict[str, Any]
 Load = Callable[[int], tuple[Record, tuple[str, ...]]]
@@ -207,16 +209,21 @@ def make_loader(
 
 
 def read_undamaged(source: ImageSource, index: int) -> tuple[Record, tuple[str, ...]]:
-    """Record `index`, or if it is damaged the next undamaged one; and the error messages of those
-    skipped.
+    """Record `index`, or the next undamaged one, as `next_undamaged`."""
+    return next_undamaged(lambda number: dict(source[number]), index, len(source))
+
+
+def next_undamaged(read: Callable[[int], T], index: int, count: int) -> tuple[T, tuple[str, ...]]:
+    """What `read` returns for record `index` of `count`, or if that is damaged for the next
+    undamaged one; and the error messages of those skipped.
 
     Raises:
       FileError: too many in a row are damaged.
     """
     skipped: list[str] = []
-    for step in range(min(len(source), DAMAGED_IN_A_ROW)):
+    for step in range(min(count, DAMAGED_IN_A_ROW)):
         try:
-            return dict(source[(index + step) % len(source)]), tuple(skipped)
+            return read((index + step) % count), tuple(skipped)
         except DamagedImage as error:
             skipped.append(str(error))
     raise FileError(f"{len(skipped)} images in a row are damaged; the last: {skipped[-1]}")

@@ -1,0 +1,184 @@
+"""Where captioned images come from: the config that opens the sources and mixes them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from bitdance_jax.config.plain import (
+    Config,
+    ImageSide,
+    NotNegative,
+    PathName,
+    Range,
+    Share,
+    require,
+)
+from bitdance_jax.data.captioned import HELD_OUT_NAMES, CaptionedSource, CaptionedSubset
+from bitdance_jax.data.captioned_folder import CaptionedFolderSource
+from bitdance_jax.data.mixture import HeldOutSamples, Mixture, TooSmall
+from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
+from bitdance_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CaptionedDataConfig(Config):
+    """Captioned images to train on: one source or several, mixed by weight.
+
+    Attributes:
+      paths: where the images are, one path a source, whose kind follows from it: a folder
+        (docs/data.md lists what may be in it).
+      weights: shares of the samples, one for each path; empty: the numbers of images.
+      captions: field of the captions, one for all paths or one for each; empty: that of the format.
+      held_out: paths of evaluation data; empty: part of the training data is held out.
+      held_out_field: a field of the records, such as "split", that tells which images are held out:
+        those where it is held_out, heldout, validation, val or test. None: every 19th image, and
+        of more than 19,000 about a thousand.
+      resolutions: of training samples, as the side of a square in pixels (`buckets`).
+      resolution_weights: shares of the samples, one for each resolution.
+      text_drop: probability that a caption is dropped.
+      too_small: an image that does not cover its bucket is enlarged ("upscale") or left out
+        ("skip").
+      workers: loader processes; 0 loads in threads of the training process.
+    """
+
+    paths: tuple[PathName, ...] = ()
+    weights: tuple[NotNegative, ...] = ()
+    captions: tuple[str, ...] = ()
+    held_out: tuple[PathName, ...] = ()
+    held_out_field: str | None = None
+    resolutions: tuple[ImageSide, ...] = (256, 512, 1024)
+    resolution_weights: tuple[NotNegative, ...] = (2.0, 7.0, 1.0)
+    text_drop: Share = 0.1
+    too_small: TooSmall = "upscale"
+    workers: Annotated[int, Range(0, 1024)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("weights", self.paths), ("resolution_weights", self.resolutions)):
+            weights = getattr(self, name)
+            require(
+                not weights or len(weights) == len(values),
+                f"{name} must have one number for each of {len(values)}, got {len(weights)}",
+                name,
+            )
+            require(not weights or sum(weights) > 0, f"{name} must not all be zero", name)
+        require(
+            len(self.captions) in (0, 1, len(self.paths)),
+            f"captions must name one field, or one for each of {len(self.paths)} paths, got"
+            f" {len(self.captions)}",
+            "captions",
+        )
+        require(bool(self.resolutions), "resolutions must name one at least", "resolutions")
+        require(
+            len(set(self.resolutions)) == len(self.resolutions),
+            "resolutions must differ",
+            "resolutions",
+        )
+        require(
+            not self.held_out or self.held_out_field is None,
+            "held_out and held_out_field exclude each other",
+            "held_out",
+        )
+
+    def open_splits(self) -> tuple[list[CaptionedSource], list[CaptionedSource]]:
+        """The sources to train on, and those held out.
+
+        Raises:
+          UserError: there are no paths; or the data is missing or unreadable, or has another
+            layout.
+        """
+        require(
+            bool(self.paths),
+            "data.paths must name captioned images: a folder, tar files, Parquet files ...",
+            "data.paths",
+        )
+        sources = [
+            open_source(path, self._caption(number), self.held_out_field)
+            for number, path in enumerate(self.paths)
+        ]
+        if self.held_out:
+            # A path of its own has the field of the first training path.
+            return sources, [open_source(path, self._caption(0)) for path in self.held_out]
+        held_out = [_is_held_out(source) for source in sources]
+        if not any(rows.any() for rows in held_out):
+            raise ConfigError(
+                f"no image is held out: there are only {sum(map(len, sources))}, of which every"
+                f" {HELD_OUT_STRIDE}th would be; set data.held_out or data.held_out_field",
+                "data.held_out",
+            )
+        pairs = list(zip(sources, held_out, strict=True))
+        return (
+            [CaptionedSubset(source, np.flatnonzero(~rows)) for source, rows in pairs],
+            [CaptionedSubset(source, np.flatnonzero(rows)) for source, rows in pairs if rows.any()],
+        )
+
+    def samples(
+        self, sources: Sequence[CaptionedSource], *, seed: int, size_multiple: int
+    ) -> Mixture:
+        """The training samples of the opened sources.
+
+        Args:
+          sources: the first of `open_splits`.
+          seed: of everything that is random.
+          size_multiple: see `TextToImageConfig.size_multiple`.
+
+        Raises:
+          ConfigError: a resolution is no multiple of it.
+        """
+        return Mixture(
+            sources,
+            seed=seed,
+            weights=self.weights or None,
+            resolutions=self.resolutions,
+            resolution_weights=self.resolution_weights or None,
+            size_multiple=size_multiple,
+            text_drop=self.text_drop,
+            too_small=self.too_small,
+        )
+
+    def held_out_samples(
+        self, sources: Sequence[CaptionedSource], *, size_multiple: int
+    ) -> HeldOutSamples:
+        """The evaluation samples of the second sources of `open_splits`."""
+        return HeldOutSamples(sources, size_multiple=size_multiple, too_small=self.too_small)
+
+    def _caption(self, number: int) -> str | None:
+        if not self.captions:
+            return None
+        return self.captions[number if len(self.captions) > 1 else 0] or None
+
+
+def open_source(
+    path: str, caption: str | None = None, split_field: str | None = None
+) -> CaptionedSource:
+    """The source at a path.
+
+    Args:
+      path: see `CaptionedDataConfig.paths`.
+      caption: field of the captions; None: that of the format.
+      split_field: a field whose values become `splits`.
+
+    Raises:
+      UserError: see the sources.
+    """
+    return CaptionedFolderSource(os.path.expanduser(path), caption, split_field)
+
+
+def _is_held_out(source: CaptionedSource) -> np.ndarray:
+    """Which records are held out, bool [N]."""
+    if source.splits is None:
+        rows = np.zeros(len(source), bool)
+        rows[split_indices(len(source), "heldout")] = True
+        return rows
+    rows = np.array([split.lower() in HELD_OUT_NAMES for split in source.splits], bool)
+    if not rows.any() or rows.all():
+        values = ", ".join(sorted(set(source.splits))[:10])
+        raise ConfigError(
+            f"data.held_out_field must mark some images of {source.location}, not all:"
+            f" {', '.join(HELD_OUT_NAMES)}; its values are: {values}",
+            "data.held_out_field",
+        )
+    return rows

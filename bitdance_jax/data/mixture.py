@@ -1,0 +1,228 @@
+"""Training samples drawn from several sources of captioned images, at several resolutions.
+
+Sample n is a function of the sources, the config, the seed and n alone, so a run that resumes needs
+no state but the number of its next sample. Weights are kept exactly (`proportions`): of every 10
+samples of a source with resolutions 2:7:1, one is of 1024 pixels. Each source is shuffled anew in
+each of its epochs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import grain
+import numpy as np
+
+from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
+from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource
+from bitdance_jax.data.loader import ENDLESS, next_undamaged
+from bitdance_jax.data.proportions import Proportions
+from bitdance_jax.errors import FileError
+
+
+SMALL_IN_A_ROW = 1000
+"""If so many images in a row are too small, reading ends with an error."""
+
+TooSmall = Literal["upscale", "skip"]
+
+_SOURCES, _RESOLUTIONS, _ORDER, _CAPTION = range(4)
+"""First entries of the seeds, so that what they seed is independent."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What sample n is, before anything is read.
+
+    Attributes:
+      source: index among the sources.
+      number: how many samples of that source came before.
+      epoch: of the source.
+      index: of the record in the source.
+      resolution: in pixels.
+    """
+
+    source: int
+    number: int
+    epoch: int
+    index: int
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A captioned image as the model is trained on it.
+
+    Attributes:
+      record: its image has the size of a bucket, or it has tokens.
+      caption: one of the record's; None if it is dropped.
+      size: height and width in pixels.
+      source: location of the source.
+      resolution: that was drawn, in pixels.
+      upscaled: whether the image was enlarged to cover its bucket.
+      skipped: a message about each damaged record that this one replaces.
+      too_small: the same about those that do not cover their buckets.
+    """
+
+    record: CaptionedImage
+    caption: str | None
+    size: tuple[int, int]
+    source: str
+    resolution: int
+    upscaled: bool = False
+    skipped: tuple[str, ...] = ()
+    too_small: tuple[str, ...] = ()
+
+
+class Mixture:
+    """An endless sequence of samples.
+
+    Args:
+      sources: what is drawn from.
+      weights: of the sources; None: their numbers of records.
+      resolutions: of the samples, in pixels.
+      resolution_weights: of these.
+      size_multiple: see Buckets.
+      text_drop: probability that a caption is dropped.
+      too_small: what happens to an image that does not cover its bucket: it is enlarged, or the
+        next one replaces it.
+      seed: of everything that is random.
+
+    Raises:
+      ConfigError: a resolution is no multiple of `size_multiple`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CaptionedSource],
+        *,
+        seed: int,
+        resolutions: Sequence[int],
+        size_multiple: int,
+        weights: Sequence[int | float] | None = None,
+        resolution_weights: Sequence[int | float] | None = None,
+        text_drop: float = 0.0,
+        too_small: TooSmall = "upscale",
+    ) -> None:
+        self.sources = tuple(sources)
+        self._seed = seed
+        self._resolutions = tuple(resolutions)
+        self._buckets = {side: Buckets(side, size_multiple) for side in resolutions}
+        self._text_drop = text_drop
+        self._too_small = too_small
+        lengths = [len(source) for source in sources]
+        self._by_source = Proportions(weights or lengths, (_SOURCES, seed))
+        self._by_resolution = [
+            Proportions(resolution_weights or [1] * len(resolutions), (_RESOLUTIONS, seed, number))
+            for number in range(len(sources))
+        ]
+        self._orders = [
+            grain.MapDataset.range(length).seed(_seed_of(seed, number)).shuffle().repeat(ENDLESS)
+            for number, length in enumerate(lengths)
+        ]
+
+    def plan(self, n: int) -> Drawn:
+        """What sample n is; reads nothing."""
+        source, number = self._by_source[n]
+        which, _ = self._by_resolution[source][number]
+        return Drawn(
+            source=source,
+            number=number,
+            epoch=number // len(self.sources[source]),
+            index=int(self._orders[source][number]),
+            resolution=self._resolutions[which],
+        )
+
+    def draw(self, n: int) -> Sample:
+        """Sample n.
+
+        If its record cannot be used, the next one of the source that can replaces it.
+
+        Raises:
+          FileError: too many in a row cannot be used, or the source cannot be read.
+        """
+        drawn = self.plan(n)
+        source = self.sources[drawn.source]
+        buckets = self._buckets[drawn.resolution]
+        sample = _read(source, drawn.index, drawn.resolution, buckets, self._too_small)
+        rng = np.random.default_rng((_CAPTION, self._seed, drawn.source, drawn.number))
+        is_dropped = rng.random() < self._text_drop
+        captions = sample.record.captions
+        caption = captions[rng.integers(len(captions))]
+        return replace(sample, caption=None if is_dropped else caption)
+
+
+class HeldOutSamples:
+    """Every image of some sources once, with its first caption, at any resolution.
+
+    Args:
+      sources: the held-out ones.
+      size_multiple: see Buckets.
+      too_small: see Mixture.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CaptionedSource],
+        *,
+        size_multiple: int,
+        too_small: TooSmall = "upscale",
+    ) -> None:
+        self._sources = tuple(sources)
+        self._ends = np.cumsum([len(source) for source in sources])
+        self._size_multiple = size_multiple
+        self._too_small = too_small
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def draw(self, index: int, resolution: int) -> Sample:
+        """Image `index` at a resolution. Raises as `Mixture.draw`."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[number]
+        within = index - (int(self._ends[number - 1]) if number else 0)
+        buckets = Buckets(resolution, self._size_multiple)
+        return _read(source, within, resolution, buckets, self._too_small)
+
+
+def _read(
+    source: CaptionedSource, index: int, resolution: int, buckets: Buckets, too_small: TooSmall
+) -> Sample:
+    """Record `index` in the size of its bucket, with its first caption, or the next record that
+    can be used."""
+    skipped: list[str] = []
+    small: list[str] = []
+    while len(small) < min(len(source), SMALL_IN_A_ROW):
+        record, damaged = next_undamaged(source.__getitem__, index, len(source))
+        index += len(damaged)
+        skipped += damaged
+        size = record.size
+        upscaled = False
+        if record.image is not None:
+            size = buckets.nearest(*record.size)
+            upscaled = not is_covered(record.image, size)
+            if upscaled and too_small == "skip":
+                height, width = record.size
+                name = f"image {index % len(source)} of {source.location}"
+                small.append(f"{name} has {width}x{height} pixels, less than {size[1]}x{size[0]}")
+                index += 1
+                continue
+            record = CaptionedImage(record.captions, cover_crop(record.image, size))
+        return Sample(
+            record=record,
+            caption=record.captions[0],
+            size=size,
+            source=source.location,
+            resolution=resolution,
+            upscaled=upscaled,
+            skipped=tuple(skipped),
+            too_small=tuple(small),
+        )
+    raise FileError(
+        f"{len(small)} images in a row are too small; the last: {small[-1]}; leave out the"
+        f" resolution {resolution}, or set data.too_small='upscale'"
+    )
+
+
+def _seed_of(seed: int, source: int) -> int:
+    """A seed for grain, which takes 32 bits."""
+    return int(np.random.SeedSequence((_ORDER, seed, source)).generate_state(1)[0])
