@@ -1,7 +1,7 @@
 """How training images are cropped and flipped."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from bitdance_jax.config.plain import Config, NotNegative, Range, Share, require
 
@@ -15,12 +15,15 @@ class AugmentConfig(Config):
       min_crop: smallest side of a crop, as a share of the image's shorter side; 1: always the
         largest square.
       flip: probability of a horizontal flip, of random and of centre crops.
+      small_images: whose shorter side is smaller than the crop: "enlarge" them, or "skip" them like
+        damaged ones; their number is reported.
       decay_start, decay_end: epochs between which the share of random crops falls from 1 to 0;
         None: never.
     """
 
     min_crop: Annotated[float, Range(0, 1, above=True)] = 0.8
     flip: Share = 0.5
+    small_images: Literal["enlarge", "skip"] = "enlarge"
     decay_start: NotNegative | None = None
     decay_end: NotNegative | None = None
 

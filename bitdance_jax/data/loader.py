@@ -24,7 +24,8 @@ from jaxtyping import Int
 
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
-from bitdance_jax.data.records import ImageSource, Skipped
+from bitdance_jax.data.crop_sizes import CropSizes
+from bitdance_jax.data.records import Enlarged, ImageSource, Skipped
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import DamagedImage
 
@@ -45,6 +46,9 @@ DAMAGED_IN_A_ROW = 20
 `records.Skipped`)."""
 
 T = TypeVar("T")
+
+ENLARGED = "enlarged"
+"""Entry of a record that is smaller than its crop; it is counted, and not part of a batch."""
 
 Record = dict[str, Any]
 Load = Callable[[int], tuple[Record, tuple[str, ...]]]
@@ -81,6 +85,7 @@ class BatchIterator:
         self._workers = workers
         self._skipped = Skipped("the next one replaces it")
         self.skipped = self._skipped.counts
+        self._enlarged = Enlarged()
         self._running: list[grain.DatasetIterator] = []  # One, or none once closed.
         weakref.finalize(self, _close, self._running, workers)  # Also when the interpreter exits.
         self._start(0)
@@ -97,6 +102,8 @@ class BatchIterator:
                 break
             chunks.append(records)
             self._skipped.add(skipped, len(records["label"]))
+            if ENLARGED in records:
+                self._enlarged.add(records.pop(ENLARGED))
         if not chunks:
             raise StopIteration
         self._next_batch += 1
@@ -168,7 +175,7 @@ def make_loader(
     *,
     batch_size: int,
     seed: int,
-    image_size: int | None = None,
+    image_size: int | CropSizes | None = None,
     augment: AugmentConfig | None = None,
     workers: int = 0,
     shuffle: bool = True,
@@ -186,7 +193,7 @@ def make_loader(
       batch_size: records in a batch, over all processes. Batches continue across the end of an
         epoch; without `repeat` the last one may be smaller.
       seed: of the order and the augmentation.
-      image_size: side of the images in pixels; ignored for tokens.
+      image_size: side of the images in pixels, for all batches or for each; ignored for tokens.
       augment: random crops and flips; None: centre crops without flips.
       workers: number of processes that load; 0: threads of this one.
       shuffle: a new order in each epoch, in which every record occurs once.
@@ -203,7 +210,13 @@ def make_loader(
     if repeat:
         order = order.repeat(ENDLESS)
     load = functools.partial(
-        _load, order=order, source=source, seed=seed, image_size=image_size, augment=augment
+        _load,
+        order=order,
+        source=source,
+        seed=seed,
+        batch_size=batch_size,
+        image_size=image_size,
+        augment=augment,
     )
     return BatchIterator(load, len(order), batch_size, rows, workers)
 
@@ -235,23 +248,52 @@ def _load(
     order: grain.MapDataset,
     source: ImageSource,
     seed: int,
-    image_size: int | None,
+    batch_size: int,
+    image_size: int | CropSizes | None,
     augment: AugmentConfig | None,
 ) -> tuple[Record, tuple[str, ...]]:
     """The record at a position of the endless sequence."""
     index, epoch = order[position], position // len(source)
     rng = np.random.default_rng((seed, epoch, index))
     crop = augment is not None and rng.random() < transforms.cropped_share(augment, epoch)
+    if isinstance(image_size, CropSizes):
+        image_size = image_size.of_batch(position // batch_size)
+    if augment is not None and augment.small_images == "skip" and image_size is not None:
+        source = _WithoutSmall(source, image_size)
     record, skipped = read_undamaged(source, index)
     label = np.int32(record["label"])
     if "codes" in record:
         return {"codes": _version(record, augment, rng, crop), "label": label}, skipped
     image = record["image"]
     if image_size is not None and augment is not None:
+        enlarged = min(image.shape[:2]) < image_size
         image = transforms.augment(image, image_size, augment, rng=rng, crop=crop)
-    elif image_size is not None:
+        return {"image": image, "label": label, ENLARGED: np.bool_(enlarged)}, skipped
+    if image_size is not None:
         image = transforms.centre_crop(image, image_size)
     return {"image": image, "label": label}, skipped
+
+
+class _WithoutSmall:
+    """A source whose images with a side below `size` count as damaged."""
+
+    def __init__(self, source: ImageSource, size: int) -> None:
+        self.class_names = source.class_names
+        self._source = source
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        if "image" in record and min(record["image"].shape[:2]) < self._size:
+            height, width = record["image"].shape[:2]
+            raise DamagedImage(
+                f"image {index} of the data is {width} x {height} pixels, smaller than the crop of "
+                f"{self._size}"
+            )
+        return record
 
 
 def _version(

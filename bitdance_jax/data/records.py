@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from bitdance_jax.errors import ConfigError, FileError
@@ -126,6 +126,27 @@ class Skipped:
         if self._read >= WINDOW:
             self._read = 0
             self._damaged = 0
+
+
+class Enlarged:
+    """Counts images that are smaller than their crops; reports 1, 10, 100, 1,000, ... of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._read = 0
+        self._next = 1
+
+    def add(self, enlarged: Bool[np.ndarray, "B"]) -> None:
+        """Adds images: whether each was enlarged."""
+        self.count += int(enlarged.sum())
+        self._read += len(enlarged)
+        if self.count >= self._next:
+            tqdm.write(
+                f"note: {self.count:,} of {self._read:,} images so far were smaller than their "
+                "crops and are enlarged; data.augment.small_images skip would skip them",
+                file=sys.stderr,
+            )
+            self._next = 10 ** len(str(self.count))
 
 
 class Names:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.crop_sizes import CropSizes
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.sources import summary
@@ -24,6 +25,7 @@ class TaskData:
       config: batch size, augmentation and loader processes.
       seed: of the order and the augmentation.
       image_size: in pixels; ignored for tokens.
+      crop_sizes: of the training crops, if they are not all of `image_size`.
       train: training records.
       held_out: held-out records.
     """
@@ -33,6 +35,7 @@ class TaskData:
     image_size: int
     train: ImageSource
     held_out: ImageSource
+    crop_sizes: CropSizes | None = None
 
     def train_batches(self, rows: np.ndarray) -> Batches:
         """Shuffled and augmented training batches, of each only the given rows."""
@@ -41,7 +44,7 @@ class TaskData:
             batch_size=self.config.batch_size,
             rows=rows,
             seed=self.seed,
-            image_size=self.image_size,
+            image_size=self.crop_sizes or self.image_size,
             augment=self.config.augment,
             workers=self.config.workers,
         )

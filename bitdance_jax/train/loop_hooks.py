@@ -80,7 +80,8 @@ class SpeedHook(Hook):
             kind = run.mesh.devices.flat[0].device_kind
             report(f"model FLOP utilisation is not reported: the peak of {kind} is not known")
         batch_size = run.task.batch_size
-        flops = training_flops(run.task.objective, batch_size)
+        objective = run.task.objective
+        flops = round(training_flops(objective, batch_size) * objective.mean_work)
         self._speedometer = Speedometer(batch_size, flops, peak)
         self._start = run.start
         self._running = False

@@ -129,6 +129,11 @@ class Objective(abc.ABC):
         """Shapes and dtypes of the weights that are not trained."""
         return {}
 
+    @property
+    def mean_work(self) -> float:
+        """Mean arithmetic of a step, relative to that of `abstract_batch`, which is the largest."""
+        return 1.0
+
     def without_fused_kernels(self) -> "Objective":
         """The same computation without fused kernels, so that its operations can be counted."""
         return self

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from bitdance_jax.config import TokenizerConfig, TokenizerLossConfig, to_dict
-from bitdance_jax.config.plain import PathName, Size, require
+from bitdance_jax.config.plain import PathName, Positive, Size, require
 from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.crop_sizes import CropSizes
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.fid import inception
 from bitdance_jax.io import image_files
@@ -55,7 +56,10 @@ class TokenizerTraining(TrainingConfig):
 
     Attributes:
       model: its sizes.
-      image_size: of the training crops, in pixels.
+      image_size: of the images, in pixels.
+      crop_sizes: of the training crops, in pixels; each batch has one of them. (): `image_size`,
+        which remains that of the held-out images.
+      crop_weights: relative frequencies of the `crop_sizes`; (): all alike.
       loss: weights of the loss terms.
       inception: file with the weights of FID's Inception-v3; then the metrics of the held-out
         images contain rFID. None: they do not.
@@ -65,6 +69,8 @@ class TokenizerTraining(TrainingConfig):
 
     model: TokenizerConfig
     image_size: Size
+    crop_sizes: tuple[Size, ...] = ()
+    crop_weights: tuple[Positive, ...] = ()
     loss: TokenizerLossConfig = TokenizerLossConfig()
     inception: PathName | None = None
     train_encoder: bool = True
@@ -72,10 +78,17 @@ class TokenizerTraining(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         factor = self.model.downsampling
+        for name, side in self._sides():
+            require(
+                side % factor == 0,
+                f"{name} must be a multiple of the downsampling {factor}, got {side}",
+                name,
+            )
         require(
-            self.image_size % factor == 0,
-            f"image_size must be a multiple of the downsampling {factor}, got {self.image_size}",
-            "image_size",
+            len(self.crop_weights) in (0, len(self.crop_sizes)),
+            f"crop_weights must be as many as crop_sizes, got {len(self.crop_weights)} and "
+            f"{len(self.crop_sizes)}",
+            "crop_weights",
         )
         require(
             self.model.image_channels == 3,
@@ -87,19 +100,32 @@ class TokenizerTraining(TrainingConfig):
             "train_encoder False needs the encoder of a trained tokenizer; set init",
             "init",
         )
-        for term, side in _smallest_sides(self.loss).items():
-            require(
-                self.image_size >= side,
-                f"loss.{term} needs images of at least {side} pixels, got image_size "
-                f"{self.image_size}; set loss.{term} 0 or a larger image_size",
-                "image_size",
-            )
+        for term, smallest in _smallest_sides(self.loss).items():
+            for name, side in self._sides():
+                require(
+                    side >= smallest,
+                    f"loss.{term} needs images of at least {smallest} pixels, got {name} {side}; "
+                    f"set loss.{term} 0 or a larger {name}",
+                    name,
+                )
         require(
             not self.loss.adversarial or self.run.accumulate == 1,
             "the discriminator's batch statistics are those of the complete batch; set "
             "run.accumulate 1 or loss.adversarial 0",
             "run.accumulate",
         )
+
+    def crops(self) -> CropSizes:
+        """The sizes of the training crops."""
+        sizes = self.crop_sizes or (self.image_size,)
+        return CropSizes(sizes, self.crop_weights or (1.0,) * len(sizes), self.run.seed)
+
+    def _sides(self) -> list[tuple[str, int]]:
+        """The fields with sides of images, and their values."""
+        return [
+            ("image_size", self.image_size),
+            *(("crop_sizes", side) for side in self.crop_sizes),
+        ]
 
     def make_objective(self) -> "TokenizerObjective":
         return TokenizerObjective(self)
@@ -113,6 +139,8 @@ class TokenizerTraining(TrainingConfig):
             run=self.trial_run(steps=50),
             data=DataConfig(batch_size=8, augment=self.data.augment),
             image_size=64,
+            crop_sizes=(),
+            crop_weights=(),
             model=dataclasses.replace(self.model, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1),
             # An average over thousands of steps would still be the initial weights.
             optimizer=dataclasses.replace(
@@ -166,7 +194,7 @@ class TokenizerObjective(Objective):
     def init(self, key: jax.Array) -> Params:
         size = self._config.image_size
         image = jnp.zeros((1, size, size, self._config.model.image_channels))
-        params = self._model.init(key, image, self._decoder_noise(key[None]))["params"]
+        params = self._model.init(key, image, self._decoder_noise(key[None], image))["params"]
         return params if self._config.train_encoder else {"decoder": params["decoder"]}
 
     def init_auxiliary(self, key: jax.Array) -> Params:
@@ -231,7 +259,14 @@ class TokenizerObjective(Objective):
         return image_files.to_uint8(values)
 
     def abstract_batch(self, batch_size: int) -> Batch:
-        return abstract_images(batch_size, self._config.image_size)
+        return abstract_images(batch_size, max(self._config.crops().sizes))
+
+    @property
+    def mean_work(self) -> float:
+        # Convolutions take time in proportion to the area.
+        crops = self._config.crops()
+        areas = np.square(np.array(crops.sizes) / max(crops.sizes))
+        return float(np.average(areas, weights=crops.weights))
 
     def abstract_frozen(self) -> Params:
         frozen: Params = {}
@@ -255,7 +290,7 @@ class TokenizerObjective(Objective):
         """Loss, metrics and the reconstruction."""
         images = image_files.to_model(batch["image"])
         outputs: Any = self._model.apply(
-            self._variables(params, frozen), images, self._decoder_noise(keys)
+            self._variables(params, frozen), images, self._decoder_noise(keys, images)
         )
         reconstruction, z = outputs
         config = self._config.loss
@@ -317,7 +352,7 @@ class TokenizerObjective(Objective):
         """The encoder's output, and the decoder's of its bits; images in [-1, 1]."""
         variables = self._variables(params, frozen)
         z: Any = self._model.apply(variables, images, method="encode")
-        noise = self._decoder_noise(keys)
+        noise = self._decoder_noise(keys, images)
         values: Any = self._model.apply(variables, lfq.quantize(z), noise, method="decode")
         return z, values
 
@@ -326,12 +361,12 @@ class TokenizerObjective(Objective):
             return {"params": params}
         return {"params": {**params, "encoder": frozen["encoder"]}}
 
-    def _decoder_noise(self, keys: jax.Array) -> jax.Array | None:
-        config = self._config
-        if config.model.decoder == "plain":
+    def _decoder_noise(self, keys: jax.Array, images: jax.Array) -> jax.Array | None:
+        model = self._config.model
+        if model.decoder == "plain":
             return None
-        side = config.image_size // config.model.downsampling
-        return jax.vmap(lambda key: jax.random.normal(key, (side, side, config.model.bits)))(keys)
+        height, width = (side // model.downsampling for side in images.shape[1:3])
+        return jax.vmap(lambda key: jax.random.normal(key, (height, width, model.bits)))(keys)
 
 
 class TokenizerTask(ImageTask):
@@ -345,7 +380,17 @@ class TokenizerTask(ImageTask):
                 "data",
             )
         data, seed = config.data, config.run.seed
-        super().__init__(TaskData(data, seed, config.image_size, *open_splits(data)))
+        train, held_out = open_splits(data)
+        super().__init__(
+            TaskData(
+                data,
+                seed,
+                config.image_size,
+                train,
+                held_out,
+                config.crops() if config.crop_sizes else None,
+            )
+        )
         if config.inception is not None and self.held_out_size < 2:
             raise ConfigError(
                 f"rFID needs at least two held-out images, got {self.held_out_size}", "inception"

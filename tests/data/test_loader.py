@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from bitdance_jax.config import AugmentConfig
+from bitdance_jax.data.crop_sizes import CropSizes
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.sources import ArraySource, FolderSource
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io.image_files import DamagedImage
 
 
@@ -334,3 +335,53 @@ if __name__ == "__main__":
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+CROPS = CropSizes(sizes=(8, 12), weights=(3.0, 1.0), seed=5)
+
+
+def test_the_number_of_a_batch_decides_the_size_of_its_crops(source):
+    """Also after resuming, and for a process that loads some of the rows."""
+    batches = take(loader(source, image_size=CROPS), 12)
+    sides = [batch["image"].shape[1] for batch in batches]
+    assert sides == [CROPS.of_batch(number) for number in range(12)] and set(sides) == {8, 12}
+    share = np.mean([CROPS.of_batch(number) == 8 for number in range(2000)])
+    assert share == pytest.approx(0.75, abs=0.04)
+
+    resumed = loader(source, image_size=CROPS)
+    resumed.set_state({"next_batch": 7})
+    assert_same(take(resumed, 5), batches[7:])
+    rows = take(loader(source, image_size=CROPS, rows=np.array([1, 3])), 12)
+    assert_same(rows, [{name: x[[1, 3]] for name, x in batch.items()} for batch in batches])
+
+
+class Small:
+    """Every fifth of 50 images is smaller than 8 pixels; labels are their numbers."""
+
+    class_names = ("images",)
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        height = 6 if index % 5 == 0 else 10
+        return {"image": np.full((height, 12, 3), index, np.uint8), "label": np.int32(index)}
+
+
+def test_small_images_are_enlarged_and_counted(capfd):
+    batch = take(loader(Small(), batch_size=50, shuffle=False), 1)[0]
+    assert batch.keys() == {"image", "label"} and batch["image"].shape == (50, 8, 8, 3)
+    notes = capfd.readouterr().err.splitlines()
+    assert len(notes) == 2 and notes[0].startswith("note: 4 of 16 images so far were smaller")
+    assert notes[1].startswith("note: 10 of 48 images so far were smaller")
+
+
+def test_small_images_are_skipped_as_configured(capfd):
+    skip = AugmentConfig(small_images="skip")
+    batches = loader(Small(), batch_size=10, shuffle=False, augment=skip)
+    labels = next(batches)["label"]
+    np.testing.assert_array_equal(labels, [1, 1, 2, 3, 4, 6, 6, 7, 8, 9])
+    line = "warning: image 0 of the data is 12 x 6 pixels, smaller than the crop of 8; "
+    assert line in capfd.readouterr().err
+    with pytest.raises(FileError, match="smaller than the crop of 64"):
+        next(loader(Small(), image_size=64, augment=skip))

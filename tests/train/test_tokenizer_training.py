@@ -26,11 +26,12 @@ import bitdance_jax
 from bitdance_jax.config import (
     AugmentConfig,
     RunConfig,
+    TokenizerLossConfig,
 )
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.sources import EmojiSource
 from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.errors import FileError
+from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.fid import inception, inception_weights
 from bitdance_jax.fid.frechet import frechet_distance
@@ -215,3 +216,38 @@ def test_rfid_with_the_weights_of_another_network(tmp_path):
     safetensors.numpy.save_file({"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, weights)
     with pytest.raises(FileError, match="does not hold the FID Inception-v3"):
         dataclasses.replace(TOKENIZER, inception=str(weights)).make_task()
+
+
+def test_crops_of_several_sizes():
+    """The noise of a GAN decoder has the size of its image. (Abstractly.)"""
+    config = dataclasses.replace(
+        TOKENIZER, model=tiny_models.GAN_TOKENIZER, crop_sizes=(8, 12), crop_weights=(1.0, 2.0)
+    )
+    task = config.make_task()
+    objective = task.objective
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 16)
+    batches = task.batches(ROWS)
+    found = [next(batches) for _ in range(4)]
+    assert {batch["image"].shape[1] for batch in found} == {8, 12}
+    for batch in found:
+        assert jax.eval_shape(objective.loss, params, {}, batch, keys)[0].shape == ()
+    held_out = next(task.held_out(ROWS))
+    assert held_out["image"].shape[1] == SIZE
+    jax.eval_shape(objective.evaluate, params, {}, held_out, keys)
+    assert objective.abstract_batch(2)["image"].shape[1] == 12
+    assert objective.mean_work == pytest.approx((1 * 4 / 9 + 2) / 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"crop_sizes": (16, 17)}, "crop_sizes"),
+        ({"crop_sizes": (16, 18), "crop_weights": (1.0,)}, "crop_weights"),
+        ({"crop_sizes": (16, 8), "loss": TokenizerLossConfig(perceptual=1.0)}, "crop_sizes"),
+    ],
+)
+def test_crops_that_do_not_fit(fields, field):
+    with pytest.raises(ConfigError) as error:
+        dataclasses.replace(TOKENIZER, **fields)
+    assert error.value.field == field
