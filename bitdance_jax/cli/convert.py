@@ -14,6 +14,7 @@ from bitdance_jax.config.plain import Config, PathName
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import ConfigError
+from bitdance_jax.pipelines.hub_models import local_folder
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,4 @@ def main() -> None:
             "weights",
         )
     else:
-        export(arguments.source, arguments.out, force=arguments.force)
+        export(local_folder(arguments.source), arguments.out, force=arguments.force)

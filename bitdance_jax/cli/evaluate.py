@@ -29,6 +29,7 @@ from bitdance_jax.fid import inception, inception_weights
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.paths import check_suffix
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 
 
@@ -50,7 +51,8 @@ class Arguments(Config):
         images, which are centre-cropped to the size of the samples.
       inception: the published weights of the FID Inception-v3,
         pt_inception-2015-12-05-6726825d.pth, or the same tensors in a .safetensors.
-      reconstruction: a model folder, or "emoji": encode and decode the images with its tokenizer.
+      reconstruction: a model folder, "emoji" or a Hugging Face id: encode and decode the images
+        with its tokenizer.
       image_size: crop the images of a folder to squares of this side; default: the size of a
         class-conditional model, otherwise all images must have the same size.
       batch_size: images at a time, over all devices.
@@ -120,6 +122,7 @@ def _evaluate_tokenizer(arguments: Arguments, model: str) -> None:
         )
     if arguments.out is not None:
         image_files.check_writable(arguments.out)
+    model = local_folder(model)
     size = model_lookup.read_config(model).config.get("image_size")
     tokenizer = Tokenizer.load(model)
     images = _open(arguments.images, arguments.image_size or size)

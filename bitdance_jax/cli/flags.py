@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from bitdance_jax.config.plain import IS_PATH, field_types
+from bitdance_jax.config.plain import IS_PATH, field_types, require
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import paths
 
@@ -169,7 +169,7 @@ def _bad_flags(line: str, stop: SystemExit) -> UserError:
     return ConfigError(with_flags(cause, config), field)
 
 
-def _with_paths(config: Any) -> Any:
+def _with_paths(config: Any, prefix: str = "") -> Any:
     hints = field_types(type(config))  # type: ignore[arg-type]
     changes = {}
     for field in dataclasses.fields(config):
@@ -177,10 +177,11 @@ def _with_paths(config: Any) -> Any:
         hint = hints[field.name]
         kinds = (hint, *typing.get_args(hint))
         if dataclasses.is_dataclass(value):
-            changes[field.name] = _with_paths(value)
+            changes[field.name] = _with_paths(value, f"{prefix}{field.name}.")
         elif not any(IS_PATH in getattr(kind, "__metadata__", ()) for kind in kinds):
             continue
         elif isinstance(value, str):
+            require(value != "", f"{prefix}{field.name} is empty; name a path", prefix + field.name)
             changes[field.name] = paths.expand(value)
         elif isinstance(value, tuple):
             changes[field.name] = tuple(map(paths.expand, value))

@@ -6,10 +6,10 @@
     bitdance plan 14b_64x --topology v5e:2x4 --size 1024x1024 --batch-size 4 --search
 
 A config, as for `bitdance train`, is compiled for the devices, and its values are flags too. In the
-last example a released text-to-image model, or its folder, takes the place of the config; `--help`
-after it lists its flags. A topology needs the TPU compiler (`pip install libtpu`) but no TPU;
-without one the plan is for the devices of this machine. `bitdance_jax/plan/estimate.py` says what
-the times assume.
+last example a released text-to-image model takes the place of the config; a folder or Hugging Face
+id of one may, too. `--help` after it lists its flags. A topology needs the TPU compiler
+(`pip install libtpu`) but no TPU; without one the plan is for the devices of this machine.
+`bitdance_jax/plan/estimate.py` says what the times assume.
 """
 
 import dataclasses

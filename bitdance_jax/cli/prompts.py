@@ -8,7 +8,7 @@ The benchmark's own scorer then reads the folder.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from bitdance_jax.cli.command_line import keep_compiled
@@ -18,6 +18,7 @@ from bitdance_jax.config import MeshConfig
 from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range, Seed
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.prompt_images import MAX_PER_PROMPT, Setting, generate_images
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES
 from bitdance_jax.pipelines.weights import WeightType
 
@@ -30,7 +31,7 @@ class Arguments(Config):
     records the settings.
 
     Attributes:
-      checkpoint: text-to-image model folder, local or gs://.
+      checkpoint: text-to-image model folder, local or gs://, or a Hugging Face id.
       out: the folder.
       geneval: evaluation_metadata_long.jsonl, the rewritten prompts of the released results,
         GenEval's own evaluation_metadata.jsonl, or lines like theirs: objects with a "prompt".
@@ -104,7 +105,8 @@ def main() -> int:
         if arguments.compilation_cache is not None:
             keep_compiled(arguments.compilation_cache)
         try:
-            generate_images(arguments.setting(mesh))
+            checkpoint = local_folder(arguments.checkpoint)
+            generate_images(replace(arguments.setting(mesh), checkpoint=checkpoint))
         except KeyboardInterrupt:
             print("stopped; the same command resumes", file=sys.stderr)
             return 130

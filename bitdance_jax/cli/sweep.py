@@ -11,7 +11,7 @@ model's own features, which only compares settings of this model.
 
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from bitdance_jax.io import image_files
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.paths import check_suffix
+from bitdance_jax.pipelines.hub_models import local_folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Arguments(Config):
     Only one process at a time may write a table.
 
     Attributes:
-      checkpoint: model folder, local or gs://, or "emoji".
+      checkpoint: model folder, local or gs://, "emoji", or a Hugging Face id.
       guidance: scales, separated by commas; default: the model's.
       head_steps: numbers of steps, separated by commas; default: the model's.
       num_images: images of each pair, balanced over the classes.
@@ -73,7 +74,7 @@ def main() -> int:
     arguments = parse(Arguments)
     scales = parse_numbers(arguments.guidance, float, "guidance", "2.5,3.0,3.5")
     steps = parse_numbers(arguments.head_steps, int, "head_steps", "10,25,50")
-    setting = arguments.setting()
+    setting = replace(arguments.setting(), checkpoint=local_folder(arguments.checkpoint))
     image = Path(arguments.out).with_suffix(".png")
     image_files.check_writable(image)
     with writer_lock(arguments.out, is_folder=False):

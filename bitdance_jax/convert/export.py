@@ -24,7 +24,7 @@ from bitdance_jax.convert import (
 from bitdance_jax.convert.parameters import Tensors
 from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
 from bitdance_jax.errors import ConfigError, FileError
-from bitdance_jax.io import atomic, model_folder
+from bitdance_jax.io import atomic, model_folder, paths
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.models import class_conditional, text_to_image
@@ -50,16 +50,17 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
       force: replace an existing file.
 
     Raises:
-      ConfigError: `out` is remote or has another suffix.
+      ConfigError: `out` is remote, or a file for a text-to-image model, or no .safetensors for
+        another one.
       FileError: `folder` is not a model folder, or `out` exists or cannot be written.
     """
     saved = model_folder.load(folder, read_array=lambda _, array: array)
     if "://" in out:
         raise ConfigError(f"out must be a local path for to='torch', got {out}", "out")
     if saved.kind == "text_to_image":
-        tensors = _export_text_to_image(folder, saved, Path(out))
+        tensors = _export_text_to_image(folder, saved, paths.local(out))
     else:
-        tensors = _export_file(folder, saved, Path(out), force)
+        tensors = _export_file(folder, saved, paths.local(out), force)
     size = sum(array.nbytes for array in tensors.values())
     print(f"{out}: {len(tensors)} tensors, {tqdm.tqdm.format_sizeof(size, 'B')}")
 
@@ -96,6 +97,8 @@ def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> 
 def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tensors:
     config = from_dict(TextToImageConfig, saved.config, f"{folder}/config.json: config")
     model_folder.check_shapes(folder, saved.params["model"], text_to_image.abstract_params(config))
+    if target.suffix == ".safetensors":
+        raise ConfigError(f"out must be a folder for a text-to-image model, got {target}", "out")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileError(f"{target} exists; choose a new folder", target)
     tensors = parameters.to_release(saved.params["model"], keys.text_to_image(config))

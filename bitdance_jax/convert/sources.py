@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from bitdance_jax.convert import hub, release_folder, safetensors_file, torch_file
 from bitdance_jax.errors import ConfigError, FileError
-from bitdance_jax.io import readers
+from bitdance_jax.io import paths, readers
 from bitdance_jax.io.lazy_array import LazyArray
 
 
@@ -70,7 +70,7 @@ def open_source(source: str, weights: Weights = "ema") -> Source:
       ConfigError: the file does not have the requested weights.
       FileError: it does not exist, or is not a released model.
     """
-    path = Path(source)
+    path = paths.local(source)
     if path.exists():
         return _open_path(path, weights)
     opened = _open_path(hub.download(source), weights)

@@ -13,6 +13,7 @@ from bitdance_jax.data import listing
 from bitdance_jax.data.records import ImageSource, Names, Split, reading, split_indices
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, load_image
+from bitdance_jax.io.paths import check_path
 
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
@@ -106,6 +107,7 @@ def summary(train: ImageSource, held_out: ImageSource | None = None) -> str:
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the sub-folders, sorted."""
+    check_path(root)
     if not root.is_dir():
         raise FileError(
             f"no image folder at {root}; use a folder with one sub-folder per class", root

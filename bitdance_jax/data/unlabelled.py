@@ -1,7 +1,6 @@
 """A folder of images without labels, for tokenizers."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from bitdance_jax.data import listing
 from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, load_image
+from bitdance_jax.io.paths import local
 
 
 class UnlabelledSource:
@@ -24,7 +24,7 @@ class UnlabelledSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        root = Path(path)
+        root = local(path)
         if not root.is_dir():
             raise FileError(f"no folder {root}; name one that contains images", root)
         with reading(root):

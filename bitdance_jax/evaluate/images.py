@@ -7,7 +7,6 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +18,7 @@ from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.image_files import MAX_PIXELS, SUFFIXES, DamagedImage, load_image
+from bitdance_jax.io.paths import local
 
 
 ARRAY = "arr_0"
@@ -172,7 +172,7 @@ class FolderImages:
 
     def __init__(self, path: str | os.PathLike[str], crop: int | None = None) -> None:
         self._folder = os.fspath(path)
-        if not Path(path).is_dir():
+        if not local(path).is_dir():
             raise FileError(f"no image folder {self._folder}", path)
         with reading(path):
             self._paths, self.skipped = list_images(path)
@@ -255,7 +255,7 @@ def open_images(path: str | os.PathLike[str], size: int | None = None) -> Images
     Raises:
       FileError: as for `FolderImages` and `NpzImages`, or the images of an .npz have another size.
     """
-    if Path(path).is_dir():
+    if local(path).is_dir():
         return FolderImages(path, size)
     images = NpzImages(path)
     if size is not None and images.size != (size, size):

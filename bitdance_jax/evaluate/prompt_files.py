@@ -23,6 +23,7 @@ from bitdance_jax.errors import FileError, short
 from bitdance_jax.io import image_files, readers
 from bitdance_jax.io.atomic import remove_temporary_files, replace_file
 from bitdance_jax.io.locks import writer_lock
+from bitdance_jax.io.paths import local
 
 
 GENEVAL_PROMPTS = 553
@@ -217,8 +218,8 @@ def read_dpg(path: str) -> list[Prompt]:
       FileError: no such file or folder, no prompts or other contents in it, or ids that occur twice
         or cannot be names of files.
     """
-    if Path(path).is_dir():
-        files = sorted(Path(path).glob("*.txt"))
+    if local(path).is_dir():
+        files = sorted(local(path).glob("*.txt"))
         prompts = [Prompt(file.stem, readers.read_text(file).strip(), str(file)) for file in files]
     else:
         data = readers.read_bytes(path, readers.MAX_LIST_BYTES)

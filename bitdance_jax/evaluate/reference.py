@@ -1,7 +1,6 @@
 """The reference of the scores: a reference file of ADM's suite, or a folder of real images."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from bitdance_jax.evaluate.metrics import FeatureSet, collect
 from bitdance_jax.fid.inception import POOLED, SPATIAL
 from bitdance_jax.fid.statistics import Gaussian, read_statistics
 from bitdance_jax.io import readers
+from bitdance_jax.io.paths import local
 
 
 MAX_STATISTICS_BYTES = 2**27
@@ -45,7 +45,7 @@ class Reference:
         self._pooled: Gaussian | None = None
         self._spatial: Gaussian | None = None
         self._images: Images | None
-        if Path(path).is_dir():
+        if local(path).is_dir():
             self._images = FolderImages(path, size[0] if size[0] == size[1] else None)
         else:
             self._images = self._read_file()

@@ -28,6 +28,7 @@ from bitdance_jax.fid.statistics import Gaussian, RunningGaussian
 from bitdance_jax.io import image_files, plot, readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_lookup import EMBEDDED, check_unchanged, fingerprint
+from bitdance_jax.io.paths import local
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.npz import balanced_labels
@@ -99,7 +100,7 @@ class Table:
     """Rows in a CSV file, which is written after each new row."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = local(path)
         self._columns = list(Row.__dataclass_fields__)
         self.rows: list[Row] = []
         if self._path.exists():

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from bitdance_jax.errors import FileError, ResourceError, UserError
 from bitdance_jax.io.locks import writer_lock
+from bitdance_jax.io.paths import folder_made
 
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]:
     """Yields a temporary path beside `path`, which is renamed to `path` when the block ends.
 
-    If the block fails, the temporary file is removed. The folder is made if it is missing. Where
-    `path` is a symbolic link, the file it points to is replaced.
+    If the block fails, the temporary file is removed. The folder is made if it is missing, and
+    removed again if the block fails. Where `path` is a symbolic link, the file it points to is
+    replaced.
 
     Args:
       path: the file.
@@ -33,12 +35,12 @@ def replace_file(path: str | os.PathLike[str], kind: str = "") -> Iterator[Path]
     with write_errors(f"{kind}{path}"):
         if target.exists() and not (target.is_file() or target.is_dir()):
             raise FileError(f"cannot write {kind}{path}: it is a device or a pipe; name a file")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with folder_made(target.parent):
+            try:
+                yield temporary
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def remove_temporary_files(folder: str | os.PathLike[str], *, recursive: bool = True) -> None:
@@ -95,9 +97,10 @@ def recover_folder(target: Path) -> None:
     if not target.name:  # the root of a disk
         return
     new, old, _ = _siblings(target)
-    if old.exists() and not target.exists():
-        # Another process may have recovered it first, or this one may not have the permission.
-        with contextlib.suppress(OSError):
+    # Another process may have recovered it first, this one may not have the permission, or the
+    # names are too long for the file system.
+    with contextlib.suppress(OSError):
+        if old.exists() and not target.exists():
             os.rename(new if new.exists() else old, target)
 
 

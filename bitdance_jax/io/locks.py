@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bitdance_jax.errors import FileError
+from bitdance_jax.io.paths import folder_made
 
 
 LOCK = ".bitdance_jax.lock"
@@ -23,8 +24,9 @@ def writer_lock(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
     """Holds a lock on a local folder or file for the `with` block. Other hosts see it too.
 
     The operating system releases the lock of a process that is killed. The folder (or the folder of
-    the file) is made if it is missing, and removed again if it is empty at the end. Where the file
-    system does not support locks, this prints a warning and locks nothing.
+    the file) is made if it is missing, with its parents; those made are removed again if they are
+    empty at the end. Where the file system does not support locks, this prints a warning and locks
+    nothing.
 
     Raises:
       FileError: another process holds the lock, or the lock file cannot be written.
@@ -36,9 +38,7 @@ def writer_lock(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
     lock = FileLock(file, timeout=0, fallback_to_soft=False)
     with contextlib.ExitStack() as stack:
         try:
-            if not folder.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.callback(_remove_if_empty, folder)
+            stack.enter_context(folder_made(folder))
             stack.enter_context(lock)
             # Runs before the lock is released, while no other process can hold it.
             stack.callback(_remove_file, file)
@@ -62,8 +62,3 @@ def writer_lock(path: str | os.PathLike[str], *, is_folder: bool) -> Iterator[No
 def _remove_file(file: Path) -> None:
     with contextlib.suppress(OSError):  # Windows cannot remove an open file.
         file.unlink()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()

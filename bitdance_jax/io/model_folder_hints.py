@@ -40,11 +40,6 @@ def _missing(path: Path) -> str:
         return f"the run {run} is not finished; give {run} for its newest weights"
     if run != path or path.parts[0] == "runs":
         return f"a run writes it: bitdance train CONFIG --run.workdir {run}"
-    owner, _, repository = str(path).partition("/")
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is not None
-    if is_hub_id and owner != MODELS and not Path(owner).exists():
-        out = f"{MODELS}/{repository}"
-        return f"a model of the Hugging Face hub is converted first: {CONVERT} {path} {out}"
     return f"a released model is converted first: {CONVERT} RELEASED {path}"
 
 

@@ -1,14 +1,20 @@
 """Checks paths, and makes folders, on a local disk or under gs://."""
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
-from bitdance_jax.errors import ConfigError, FileError
+from bitdance_jax.errors import ConfigError, FileError, short
 
 
 PathLike = str | os.PathLike[str]
+
+NAME_BYTES = 255
+"""Of one file or folder, by the file systems of Linux and macOS."""
 
 GCS_EXTRA = 'a library for Google Storage: pip install "bitdance_jax[gcs]"'
 
@@ -40,13 +46,27 @@ def expand(path: str) -> str:
 
 
 def check_path(path: PathLike) -> None:
-    """Raises a FileError for a path with a NUL or not UTF-8, which no library here can open."""
+    """Raises a FileError for a path that cannot be one: with a NUL or a name that is too long, or
+    not UTF-8, which no library here can open."""
     if "\0" in str(path):
         raise FileError(f"{str(path)!r} cannot be the name of a file")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise FileError(f"the name {path} is not UTF-8; rename it, or set PYTHONUTF8=1") from error
+    long = [name for name in str(path).split("/") if len(name.encode()) > NAME_BYTES]
+    if long and not is_remote(path):
+        size = len(long[0].encode())
+        raise FileError(
+            f"the name {short(long[0])} has {size} bytes, and a file's or folder's may have "
+            f"{NAME_BYTES}; choose a shorter one"
+        )
+
+
+def local(path: PathLike) -> Path:
+    """A local path that passes `check_path`."""
+    check_path(path)
+    return Path(path)
 
 
 def check_checkpoint_path(path: PathLike) -> None:
@@ -69,6 +89,23 @@ def check_suffix(path: str | None, suffix: str, field: str) -> None:
     if path is not None and (is_remote(path) or not path.lower().endswith(suffix)):
         line = f"{field} must be a local file that ends in {suffix}, got {path}"
         raise ConfigError(line, field)
+
+
+@contextlib.contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Makes a local folder with its parents; those made that are empty after the block are removed.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
 
 
 def make_folder(path: PathLike) -> epath.Path:

@@ -16,7 +16,6 @@ from jaxtyping import Int8, UInt8
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.config.plain import Count, Range, Seed, checked
 from bitdance_jax.errors import ConfigError, UserError, short
-from bitdance_jax.io import paths
 
 
 MAX_ITEMS = 10**6
@@ -88,11 +87,6 @@ def seeds(value: Any, count: int) -> int | tuple[int, ...]:
 def first_index(value: Any, count: int) -> int:
     """The index of the first of `count` images. All indices must have 32 bits."""
     return checked(Annotated[int, Range(0, 2**32 - count)], value, "first_index")
-
-
-def folder(value: Any) -> str:
-    """The name of a model folder, local or gs://."""
-    return paths.expand(checked(str, value, "folder"))
 
 
 def model_name(folder: str) -> str:

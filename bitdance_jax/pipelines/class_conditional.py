@@ -24,6 +24,7 @@ from bitdance_jax.io import model_lookup, readers
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.models.class_conditional import abstract_params
 from bitdance_jax.pipelines import checks, weights
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.pipeline import Pipeline
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
@@ -102,14 +103,14 @@ class ClassConditionalPipeline(Pipeline):
         """The model of a folder, with its weights.
 
         Args:
-          folder: a model folder, local or gs://, the folder of a training run, finished or not, or
-            "emoji", the embedded model.
+          folder: a model folder, local or gs://, the folder of a training run, finished or not,
+            "emoji", the embedded model, or a Hugging Face id, as `bitdance_jax.load`.
           dtype, mesh: see `__init__`.
 
         Raises:
           UserError: no such folder, damaged, or of another kind of model.
         """
-        folder = checks.folder(folder)
+        folder = local_folder(folder)
         dtype = checks.compute_type("float32" if dtype is None else dtype)
         described = model_lookup.read_config(folder)
         if described.kind != cls.kind:

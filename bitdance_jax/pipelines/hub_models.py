@@ -5,17 +5,19 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from bitdance_jax.config.plain import checked, require
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.errors import FileError
-from bitdance_jax.io import model_folder
+from bitdance_jax.io import model_folder, paths
 from bitdance_jax.io.model_folder_hints import MODELS
 
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w./-]+)?")
-"""OWNER/REPOSITORY or OWNER/REPOSITORY/FILE."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/(?!model$)[\w-][\w.-]*(/[\w./-]+\.\w+)?")
+"""OWNER/REPOSITORY or OWNER/REPOSITORY/FILE; RUN/model is the folder of a run's model."""
 
 
 def cache_folder() -> Path:
@@ -37,20 +39,25 @@ def is_hub_id(name: str) -> bool:
     return not local and HUB_ID.fullmatch(name) is not None
 
 
-def local_folder(name: str) -> str:
-    """The folder of a hub id in the cache, converted if it is missing; other names unchanged.
+def local_folder(name: Any) -> str:
+    """The folder of a model that a user names, of whatever form.
 
-    Processes of one machine wait for the one that converts. An incomplete conversion is not used.
+    For a hub id it is in the cache; a missing one is downloaded and converted first. Processes of
+    one machine wait for the one that converts. An incomplete conversion is not used.
 
     Raises:
-      UserError: the model cannot be downloaded, converted or written.
+      UserError: it is no name, or the model cannot be downloaded, converted or written.
     """
+    name = paths.expand(checked(str, name, "folder"))
+    require(name != "", "folder is empty; name a model folder, or 'emoji'", "folder")
     if not is_hub_id(name):
         return name
     folder = cache_folder() / "models" / name.replace("/", "--")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
+        lock = folder.with_name(f"{folder.name}.lock")
+        with paths.folder_made(folder.parent), FileLock(lock), contextlib.ExitStack() as stack:
+            # Runs before the lock is released, while no other process can hold it.
+            stack.callback(lock.unlink, missing_ok=True)
             if not model_folder.is_model_folder(folder):
                 print(f"{name} is converted once, into {folder}", file=sys.stderr)
                 with contextlib.redirect_stdout(sys.stderr):

@@ -9,7 +9,6 @@ from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
-from bitdance_jax.pipelines import checks
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.pipeline import Pipeline
@@ -42,7 +41,7 @@ def load(
     Raises:
       UserError: no such folder, damaged, or not a model that samples images.
     """
-    folder = local_folder(checks.folder(folder))
+    folder = local_folder(folder)
     kind = model_lookup.read_config(folder).kind
     if kind == "tokenizer":
         raise FileError(

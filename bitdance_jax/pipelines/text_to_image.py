@@ -22,6 +22,7 @@ from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.nn import quantize
 from bitdance_jax.pipelines import checks, memory
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.pipeline import Pipeline
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
@@ -113,14 +114,14 @@ class TextToImage(Pipeline):
         """The model of a folder, its weights read from the disk straight to the devices.
 
         Args:
-          folder: a model folder, local or gs://.
+          folder: a model folder, local or gs://, or a Hugging Face id, as `bitdance_jax.load`.
           dtype, mesh, weights: see `__init__`.
           lazy: read the weights when they are first needed; `sample` refuses bad input before.
 
         Raises:
           UserError: no such folder, damaged, another kind of model, no tokenizer files or others.
         """
-        folder = checks.folder(folder)
+        folder = local_folder(folder)
         described = model_folder.read_config(folder, expect=cls.kind)
         where = f"{folder}/config.json"
         config = from_dict(TextToImageConfig, described.config, f"{where}: config")

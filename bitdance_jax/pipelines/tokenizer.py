@@ -88,7 +88,7 @@ class Tokenizer:
           UserError: no such folder, or a damaged one.
         """
         dtype = checks.compute_type(dtype)
-        folder = local_folder(checks.folder(folder))
+        folder = local_folder(folder)
         described = model_lookup.read_config(folder)
         where = f"{folder}/config.json: config"
         if described.kind == "tokenizer":

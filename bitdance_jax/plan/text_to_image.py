@@ -14,6 +14,7 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.pipelines.checks import parse_size
+from bitdance_jax.pipelines.hub_models import is_hub_id, local_folder
 from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.text_to_image_programs import BatchPrograms, Setting
@@ -55,16 +56,18 @@ class BatchPlan(NamedTuple):
 
 
 def find_model(name: str) -> TextToImageConfig | None:
-    """The config of "14b_16x", "14b_64x" or a model folder; None if `name` is none of these."""
+    """The config of "14b_16x", "14b_64x", a model folder or a Hugging Face id; None for other
+    names, which are those of training configs."""
     released = name.lower().replace("-", "_").removeprefix("bitdance_")
     if released in ("14b_16x", "14b_64x"):
         return TextToImageConfig.released(released)
-    if not Path(name).is_dir():
+    if not (Path(name).is_dir() or is_hub_id(name)) or name.endswith(".py"):
         return None
+    folder = local_folder(name)
     return from_dict(
         TextToImageConfig,
-        model_folder.read_config(name, expect="text_to_image").config,
-        f"{name}/config.json: config",
+        model_folder.read_config(folder, expect="text_to_image").config,
+        f"{folder}/config.json: config",
     )
 
 

@@ -34,6 +34,7 @@ from bitdance_jax.models.class_conditional import (
 )
 from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.tokenizer import autoencoder, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer, report_other_tokenizer
@@ -66,8 +67,8 @@ class ClassConditionalTraining(TrainingConfig):
 
     Attributes:
       model: its sizes.
-      tokenizer: model folder of the trained tokenizer, which is frozen here; its sizes must be
-        `model.tokenizer`.
+      tokenizer: model folder, or Hugging Face id, of the trained tokenizer, which is frozen here;
+        its sizes must be `model.tokenizer`.
       preview: the sampler of the image grids while training, and of the exported model.
     """
 
@@ -249,7 +250,8 @@ class ClassConditionalTask(ImageTask):
             "class_names": list(self._class_names),
             "sampler": to_dict(config.preview),
         }
-        tokenizer = (config.tokenizer, fingerprint(config.tokenizer))
+        folder = local_folder(config.tokenizer)
+        tokenizer = (folder, fingerprint(folder))
         return RunRecord(
             "class_conditional", to_dict(config.model), metadata, config.run.checkpoints, tokenizer
         )

@@ -15,16 +15,19 @@ from bitdance_jax.io import model_folder_hints, model_lookup
 from bitdance_jax.io.model_folder_hints import CONVERT
 from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
 from bitdance_jax.io.progress import report
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.train.task import Params
 
 
 def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer of a model folder (of a tokenizer or of a model), or of a finished run.
+    """The tokenizer of a model folder (of a tokenizer or of a model), of a finished run, or of the
+    Hugging Face hub.
 
     Raises:
       UserError: there is none, its run is not finished, or its sizes are not `config`.
     """
+    folder = local_folder(folder)
     if folder != EMBEDDED and not epath.Path(folder).exists():
         raise UserError(f"there is no tokenizer {folder}; {_how_to_get(folder, config)}")
     if isinstance(model_lookup.locate(folder), UnfinishedRun):

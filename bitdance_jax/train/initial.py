@@ -7,6 +7,7 @@ import numpy as np
 from flax import traverse_util
 
 from bitdance_jax.errors import ConfigError
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.train.run_folder import has_checkpoints
 from bitdance_jax.train.task import Params, TrainingConfig
 
@@ -23,7 +24,7 @@ def initial_params(config: TrainingConfig) -> Params | None:
     """
     if config.init is None or has_checkpoints(config):
         return None
-    params, random = config.read_initial(config.init)
+    params, random = config.read_initial(local_folder(config.init))
     given = traverse_util.flatten_dict(params, sep="/")
     abstract: Any = jax.eval_shape(config.make_objective().init, jax.random.key(0))
     expected = {

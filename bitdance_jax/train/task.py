@@ -198,8 +198,8 @@ class TrainingConfig(Config):
       hosts: how the processes find each other.
       profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's
         folder; None: no trace.
-      init: model folder, or folder of a run, with the weights that a new run starts from; "emoji"
-        is the embedded model. None: random weights.
+      init: model folder, folder of a run, or Hugging Face id, with the weights that a new run
+        starts from; "emoji" is the embedded model. None: random weights.
     """
 
     run: RunConfig

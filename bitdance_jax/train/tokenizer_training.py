@@ -17,6 +17,7 @@ from bitdance_jax.errors import ConfigError
 from bitdance_jax.fid import inception
 from bitdance_jax.io import image_files
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.tokenizer import autoencoder, discriminator, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.losses import ImageTerm, tokenizer_loss
@@ -397,7 +398,7 @@ class TokenizerTask(ImageTask):
             )
         self._export_dtype = config.run.export_dtype
         self.objective = config.make_objective()
-        encoder_of = None if config.train_encoder else config.init
+        encoder_of = None if config.train_encoder else local_folder(config.init)
         self.frozen = read_frozen(config.loss, inception=config.inception, encoder_of=encoder_of)
         self.record = RunRecord(
             "tokenizer",

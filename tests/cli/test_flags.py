@@ -8,7 +8,7 @@ import tyro
 
 from bitdance_jax.cli.flags import parse, with_flags
 from bitdance_jax.config import MeshConfig
-from bitdance_jax.config.plain import Config
+from bitdance_jax.config.plain import Config, PathName
 from bitdance_jax.errors import ConfigError, FileError, UserError
 
 
@@ -16,6 +16,16 @@ from bitdance_jax.errors import ConfigError, FileError, UserError
 class Inner(Config):
     ch_mult: tuple[int, ...] = (1,)
     cache: bool = True
+
+
+@dataclass(frozen=True)
+class Data(Config):
+    path: PathName | None = None
+
+
+@dataclass(frozen=True)
+class Files(Config):
+    data: Data = Data()
 
 
 @dataclass(frozen=True)
@@ -64,3 +74,9 @@ def test_a_config_in_the_arguments_has_its_full_name():
     with pytest.raises(ConfigError, match=r"^--mesh\.data .*") as caught:
         parse(Arguments, ["--mesh.data", "0"])
     assert caught.value.field == "mesh.data"
+
+
+def test_an_empty_path():
+    with pytest.raises(ConfigError) as caught:
+        parse(Files, ["--data.path", ""])
+    assert with_flags(caught.value) == "--data.path is empty; name a path"

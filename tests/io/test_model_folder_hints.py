@@ -42,11 +42,6 @@ def make_files(tmp_path, monkeypatch):
         ),
         (["Diffusers/model_index.json", "Diffusers/text_encoder/config.json"], "Diffusers", None),
         (["Diffusers/transformer/diffusion_pytorch_model.safetensors"], "Diffusers", None),
-        (
-            [],
-            "shallowdream/BitDance-14B-64x",
-            f"{CONVERT} shallowdream/BitDance-14B-64x models/BitDance-14B-64x",
-        ),
         ([], "models/b_1x", f"{CONVERT} RELEASED models/b_1x"),
         ([], "b_1x", f"{CONVERT} RELEASED b_1x"),
     ],

@@ -14,10 +14,33 @@ def test_names_that_orbax_cannot_write(tmp_path, name):
         paths.check_checkpoint_path(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [os.fsdecode(b"images/\xff"), "a\0b", "s3://bucket/x"])
+@pytest.mark.parametrize(
+    "name", [os.fsdecode(b"images/\xff"), "a\0b", "s3://bucket/x", "x/" + 128 * "é" + "/y"]
+)
 def test_names_of_no_file(name):
     with pytest.raises(UserError):
         paths.expand(name)
+
+
+def test_the_longest_name(tmp_path):
+    name = 255 * "a"
+    paths.local(tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"has 256 bytes.* may have 255") as caught:
+        paths.local(tmp_path / f"{name}a")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_made_folders_that_stay_empty_are_removed(tmp_path):
+    with paths.folder_made(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with paths.folder_made(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["file"]
+    with paths.folder_made(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").is_dir()
 
 
 def test_home_folder(monkeypatch):

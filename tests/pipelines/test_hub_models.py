@@ -58,6 +58,11 @@ def test_a_tokenizer(downloads):
     assert downloads == ["owner/name"]
 
 
+def test_nothing_else_is_left_in_the_cache(downloads, tmp_path):
+    bitdance_jax.Tokenizer.load("owner/name")
+    assert [file.name for file in (tmp_path / "cache" / "models").iterdir()] == ["owner--name"]
+
+
 def test_an_incomplete_conversion_is_not_used(downloads, tmp_path):
     bitdance_jax.load("owner/name")
     (tmp_path / "cache" / "models" / "owner--name" / "config.json").unlink()
@@ -67,9 +72,16 @@ def test_an_incomplete_conversion_is_not_used(downloads, tmp_path):
 
 
 def test_offline_is_one_line(downloads):
-    with pytest.raises(UserError, match="other/model") as caught:
-        bitdance_jax.load("other/model")
+    with pytest.raises(UserError, match="other/name") as caught:
+        bitdance_jax.load("other/name")
     assert "\n" not in str(caught.value)
+    assert not hub_models.cache_folder().exists()
+
+
+def test_an_empty_name():
+    for load in (bitdance_jax.load, bitdance_jax.Tokenizer.load, bitdance_jax.TextToImage.load):
+        with pytest.raises(UserError, match=r"^folder is empty; "):
+            load("")
 
 
 def test_a_folder_that_exists_wins(downloads, tmp_path):
@@ -86,6 +98,8 @@ def test_a_folder_that_exists_wins(downloads, tmp_path):
         ("emoji", False),
         ("models/14b_64x", False),
         ("runs/emoji/model", False),
+        ("mine/model", False),
+        ("mine/tokenizer/model", False),
         ("./owner/name", False),
         ("/owner/name", False),
         ("owner/na me", False),
