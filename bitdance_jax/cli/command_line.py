@@ -45,13 +45,19 @@ def run(main: Callable[[], int | None]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        message = _message(error)
-        if message is None:
+        line = one_line(error)
+        if line is None:
             raise
-        print(f"error: {_printable(message)}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         if isinstance(error, OSError):
             _drop_output()
         return 2
+
+
+def one_line(error: Exception) -> str | None:
+    """What is printed of an error that is not a bug, with flags for fields; None for a bug."""
+    message = _message(error)
+    return None if message is None else _printable(message)
 
 
 def keep_compiled(folder: str) -> None:
@@ -92,7 +98,6 @@ def _is_retrieved(record: logging.LogRecord) -> bool:
 
 
 def _message(error: Exception) -> str | None:
-    """One line for an error that is not a bug; None for a bug."""
     if isinstance(error, UserError):
         return with_flags(error)
     if isinstance(error, OSError):

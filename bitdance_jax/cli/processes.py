@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from bitdance_jax.cli.command_line import one_line
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
 from bitdance_jax.errors import ConfigError
@@ -29,7 +30,12 @@ def together(arguments: Any, multi_host: bool) -> Iterator[int]:
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID",
             "multi_host",
         )
-    with multihost.stop_all_on_error():
+    with stop_all_on_error():
         if multi_host:
             check_same_config(arguments)
         yield jax.process_count() if multi_host else 1
+
+
+def stop_all_on_error() -> contextlib.AbstractContextManager[None]:
+    """`multihost.stop_all_on_error`, with the line that one process would print."""
+    return multihost.stop_all_on_error(one_line)

@@ -16,6 +16,7 @@ from typing import Annotated
 import jax
 
 from bitdance_jax.cli.flags import parse
+from bitdance_jax.cli.processes import stop_all_on_error
 from bitdance_jax.config import HostsConfig
 from bitdance_jax.config.plain import BatchSize, Config, ImageSide, PathName, Range, Seed
 from bitdance_jax.data.config import DataConfig
@@ -70,7 +71,7 @@ class Arguments(Config):
 def main() -> None:
     arguments = parse(Arguments)
     multihost.initialize(arguments.hosts)
-    with multihost.stop_all_on_error():
+    with stop_all_on_error():
         check_same_config(arguments)
         _tokenize(arguments)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import is_given, parse
+from bitdance_jax.cli.processes import stop_all_on_error
 from bitdance_jax.configs import SHIPPED
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same_config
@@ -38,7 +39,7 @@ def main(hooks: Sequence[Hook] = ()) -> None:
         default = default.trial()
     config = parse(type(default), flags, default, prog=f"{sys.argv[0]} {name}")
     multihost.initialize(config.hosts)
-    with multihost.stop_all_on_error():
+    with stop_all_on_error():
         check_same_config(config)
         # Quick checks come before indexing images, loading weights and compiling.
         mesh = make_mesh(config.mesh)

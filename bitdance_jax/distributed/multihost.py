@@ -86,11 +86,20 @@ def _start_jax(job: Job, connections: Connections, watchdog: Watchdog) -> None:
             ) from error
 
 
+def _user_error(error: Exception) -> str | None:
+    return str(error) if isinstance(error, UserError) else None
+
+
 @contextlib.contextmanager
-def stop_all_on_error() -> Iterator[None]:
+def stop_all_on_error(
+    one_line: Callable[[Exception], str | None] = _user_error,
+) -> Iterator[None]:
     """An exception inside the block ends all processes with one line, so that none waits for ever.
 
     Does nothing if there is only one process. Interrupted, which all processes raise, passes.
+
+    Args:
+      one_line: the line of an exception; None for a bug, whose traceback is printed too.
     """
     try:
         yield
@@ -99,9 +108,10 @@ def stop_all_on_error() -> Iterator[None]:
     except BaseException as error:
         if _watchdog is None:
             raise
-        if isinstance(error, UserError):
-            _watchdog.stop(str(error))
         if isinstance(error, Exception):
+            line = one_line(error)
+            if line is not None:
+                _watchdog.stop(line)
             # A collective fails when another process dies. Then the watchdog ends this process,
             # with a better message.
             time.sleep(3)
