@@ -18,6 +18,9 @@ from bitdance_jax.io.image_files import DamagedImage
 NAMED = 3
 """Number of skipped samples that a summary names for each reason."""
 
+NO_CAPTION = "images without a caption"
+NO_IMAGE = "captions without an image"
+
 HELD_OUT_NAMES = ("held_out", "heldout", "validation", "val", "test")
 """Values of a split field that mark a held-out image, whatever their case."""
 
@@ -107,7 +110,7 @@ class Skips:
         for reason, count in self.counts.items():
             names = ", ".join(self._names[reason])
             more = ", ..." if count > NAMED else ""
-            parts.append(f"{count:,} {reason} ({names}{more})")
+            parts.append(f"{reason}: {count:,} ({names}{more})")
         return "; ".join(parts)
 
 

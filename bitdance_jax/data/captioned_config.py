@@ -1,6 +1,5 @@
 """Where captioned images come from: the config that opens the sources and mixes them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,6 +19,8 @@ from bitdance_jax.data.captioned import HELD_OUT_NAMES, CaptionedSource, Caption
 from bitdance_jax.data.captioned_folder import CaptionedFolderSource
 from bitdance_jax.data.mixture import HeldOutSamples, Mixture, TooSmall
 from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
+from bitdance_jax.data.tar_shards import is_tar_pattern
+from bitdance_jax.data.webdataset import WebDatasetSource
 from bitdance_jax.errors import ConfigError
 
 
@@ -28,8 +29,8 @@ class CaptionedDataConfig(Config):
     """Captioned images to train on: one source or several, mixed by weight.
 
     Attributes:
-      paths: where the images are, one path a source, whose kind follows from it: a folder
-        (docs/data.md lists what may be in it).
+      paths: where the images are, one path a source, whose kind follows from it: a folder of
+        images, or tar files of WebDataset such as "shard-{000..099}.tar" (docs/data.md).
       weights: shares of the samples, one for each path; empty: the numbers of images.
       captions: field of the captions, one for all paths or one for each; empty: that of the format.
       held_out: paths of evaluation data; empty: part of the training data is held out.
@@ -164,7 +165,9 @@ def open_source(
     Raises:
       UserError: see the sources.
     """
-    return CaptionedFolderSource(os.path.expanduser(path), caption, split_field)
+    if is_tar_pattern(path):
+        return WebDatasetSource(path, caption, split_field)
+    return CaptionedFolderSource(path, caption, split_field)
 
 
 def _is_held_out(source: CaptionedSource) -> np.ndarray:

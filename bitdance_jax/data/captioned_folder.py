@@ -8,6 +8,8 @@ from typing import Any
 
 from bitdance_jax.data import listing
 from bitdance_jax.data.captioned import (
+    NO_CAPTION,
+    NO_IMAGE,
     CaptionedImage,
     Skips,
     clean_captions,
@@ -18,13 +20,12 @@ from bitdance_jax.data.records import Names, reading
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.image_files import SUFFIXES, DamagedImage, load_image
+from bitdance_jax.io.paths import local
 
 
 METADATA = "metadata.jsonl"
 FILE_NAME = "file_name"
 TEXT = "text"
-NO_CAPTION = "images without a caption"
-NO_IMAGE = "captions without an image"
 MAX_METADATA_BYTES = 2**31
 MAX_CAPTION_BYTES = 2**20
 
@@ -53,7 +54,7 @@ class CaptionedFolderSource:
         caption: str | None = None,
         split_field: str | None = None,
     ) -> None:
-        root = Path(path)
+        root = local(path)
         if not root.is_dir():
             raise FileError(f"no folder {root}; name one with captioned images", root)
         with reading(root):

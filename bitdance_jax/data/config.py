@@ -17,7 +17,7 @@ from bitdance_jax.data.records import ImageSource, Split, select
 from bitdance_jax.data.sources import EmojiSource, FolderSource, class_folders
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.data.tokens import Manifest, TokensSource
-from bitdance_jax.data.unlabelled import UnlabelledSource
+from bitdance_jax.data.unlabelled import CLASS_NAMES, UnlabelledSource, UnlabelledTarSource
 from bitdance_jax.errors import UserError
 
 
@@ -26,6 +26,7 @@ _PATHS = {
     "images": "a folder of images",
     "imagenet_tar": "ILSVRC2012_img_train.tar",
     "tokens": "a folder that `bitdance tokenize` wrote",
+    "webdataset": "tar files of WebDataset, such as 'shard-{000..099}.tar'",
 }
 """What `DataConfig.path` is, for the datasets that need it."""
 
@@ -37,10 +38,10 @@ class DataConfig(Config):
     Attributes:
       source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder per class), "images"
         (a folder of images of any depth, without labels), "imagenet_tar" (the official training
-        tar, read in place), "tfds" (a prepared TensorFlow Dataset), or "tokens" (made from one of
-        these by `bitdance tokenize`).
-      path: the folder, the tar, or the folder of tokens; for "tfds" the folder of prepared datasets
-        (None: the default of TFDS).
+        tar, read in place), "tfds" (a prepared TensorFlow Dataset), "webdataset" (the images of
+        tar files, without labels), or "tokens" (made from one of these by `bitdance tokenize`).
+      path: the folder, the tar or tars, or the folder of tokens; for "tfds" the folder of prepared
+        datasets (None: the default of TFDS).
       dataset: for "tfds": its name.
       held_out: evaluation data: a folder or tar, or a folder of tokens, with the same classes; for
         "tfds" a split such as "validation". None: a fixed part of the training data is held out
@@ -53,7 +54,9 @@ class DataConfig(Config):
         two stored versions.
     """
 
-    source: Literal["emoji", "folder", "images", "imagenet_tar", "tfds", "tokens"] = "emoji"
+    source: Literal["emoji", "folder", "images", "imagenet_tar", "tfds", "tokens", "webdataset"] = (
+        "emoji"
+    )
     path: PathName | None = None
     dataset: str = "imagenet2012"
     held_out: PathName | None = None
@@ -79,8 +82,8 @@ class DataConfig(Config):
             value = getattr(self, name)
             require(
                 self.source != "emoji" or value is None,
-                f"data.{name} {value} needs data.source too: folder, images, imagenet_tar or "
-                "tokens",
+                f"data.{name} {value} needs data.source too: folder, images, imagenet_tar, "
+                "webdataset or tokens",
             )
 
     @property
@@ -105,6 +108,8 @@ class DataConfig(Config):
             return UnlabelledSource(self.path)
         if self.source == "imagenet_tar":
             return ImagenetTarSource(self.path)
+        if self.source == "webdataset":
+            return UnlabelledTarSource(self.path)
         return TokensSource(self.path)
 
     def open_held_out(self) -> ImageSource | None:
@@ -117,6 +122,8 @@ class DataConfig(Config):
             return TokensSource(self.held_out)
         if self.source == "images":
             return UnlabelledSource(self.held_out)
+        if self.source == "webdataset":
+            return UnlabelledTarSource(self.held_out)
         is_tar = os.path.isfile(self.held_out)
         return ImagenetTarSource(self.held_out) if is_tar else FolderSource(self.held_out)
 
@@ -151,6 +158,8 @@ class DataConfig(Config):
         """Number of classes; None where only opening the data would tell. Raises as `open`."""
         if not self._is_named or self.source == "imagenet_tar":
             return None
+        if self.source in ("images", "webdataset"):
+            return len(CLASS_NAMES)
         if self.source == "tokens":
             assert self.path is not None  # Checked in __post_init__.
             return len(Manifest.read(self.path).class_names)

@@ -7,12 +7,9 @@ that, any number of threads and processes read images at their offsets.
 import hashlib
 import io
 import os
-import tarfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +18,18 @@ from tqdm import tqdm
 
 from bitdance_jax.data.listing import ending, is_image
 from bitdance_jax.data.records import Names, reading
+from bitdance_jax.data.tar_members import Member, members
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage, decode_image
+from bitdance_jax.io.paths import user_cache
 
 
 INDEX_VERSION = 3
-BLOCK = tarfile.BLOCKSIZE
 MAX_IMAGE_BYTES = 2**28
 INDEXING_THREADS = 8
 """Indexing mostly waits for the disk."""
-
-
-@dataclass(frozen=True)
-class _Member:
-    name: str
-    start: int
-    size: int
 
 
 class ImagenetTarSource:
@@ -103,10 +94,9 @@ class ImagenetTarSource:
 
 def index_paths(tar: Path) -> tuple[Path, Path]:
     """The two possible paths of a tar's index: beside it, and in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitdance_jax"
     name = f"{tar.name}.index.npz"
     digest = hashlib.sha256(os.fsencode(tar.resolve())).hexdigest()[:12]
-    return tar.with_name(name), cache / f"{digest}-{name}"
+    return tar.with_name(name), user_cache() / f"{digest}-{name}"
 
 
 def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
@@ -130,8 +120,12 @@ def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
 
 def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
     """The index of the tar from all its headers; shows a progress bar over the classes."""
+
+    def read(start: int, count: int) -> bytes:
+        return os.pread(descriptor, count, start)
+
     classes = [
-        member for member in _members(descriptor, 0, size, str(tar)) if member.name.endswith(".tar")
+        member for member in members(read, 0, size, str(tar)) if member.name.endswith(".tar")
     ]
     if not classes:
         raise FileError(
@@ -141,14 +135,13 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
     classes.sort(key=lambda member: _stem(member.name))
     names = [_stem(member.name) for member in classes]
 
-    def images(inner: _Member) -> list[_Member]:
-        members = list(
-            _members(descriptor, inner.start, inner.start + inner.size, f"{inner.name} in {tar}")
-        )
-        found = [member for member in members if is_image(member.name)]
+    def images(inner: Member) -> list[Member]:
+        end = inner.start + inner.size
+        files = list(members(read, inner.start, end, f"{inner.name} in {tar}"))
+        found = [file for file in files if is_image(file.name)]
         if not found:
             raise FileError(f"{inner.name} in {tar} is empty; download the tar again", tar)
-        skipped.update(ending(member.name) for member in members if not is_image(member.name))
+        skipped.update(ending(file.name) for file in files if not is_image(file.name))
         return found
 
     skipped: Counter[str] = Counter()
@@ -162,58 +155,20 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
             dynamic_ncols=True,
         )
         by_class = list(bar)
-    members = [member for inner in by_class for member in inner]
-    packed = Names.of(member.name for member in members)
+    found = [member for inner in by_class for member in inner]
+    packed = Names.of(member.name for member in found)
     return {
         "class_names": np.array(names),
         "labels": np.repeat(
             np.arange(len(classes), dtype=np.int32), [len(inner) for inner in by_class]
         ),
-        "starts": np.array([member.start for member in members], np.int64),
-        "sizes": np.array([member.size for member in members], np.int64),
+        "starts": np.array([member.start for member in found], np.int64),
+        "sizes": np.array([member.size for member in found], np.int64),
         "names": packed.text,
         "name_ends": packed.ends,
         "skipped": np.array(list(skipped), str),
         "skipped_counts": np.array(list(skipped.values()), np.int64),
     }
-
-
-def _members(descriptor: int, start: int, end: int, name: str) -> Iterator[_Member]:
-    """The regular files of the tar between two offsets of a file.
-
-    Only `tarfile`'s parser of headers is used: `tarfile` itself does not notice that a tar is
-    truncated between two members.
-    """
-    offset = start
-    while True:
-        header = os.pread(descriptor, BLOCK, offset) if offset + BLOCK <= end else b""
-        position = f"{offset - start:,} bytes"
-        if len(header) < BLOCK:
-            raise FileError(
-                f"{name} is truncated: it ends after {position} without an end mark; "
-                "download the tar again"
-            )
-        if not any(header):
-            return
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise FileError(
-                f"{name} is no tar or is damaged {position} from its start ({error})"
-            ) from error
-        if info.size < 0:
-            raise FileError(
-                f"{name} is damaged {position} from its start ({info.name} has {info.size:,} bytes)"
-            )
-        offset += BLOCK
-        if offset + info.size > end:
-            raise FileError(
-                f"{name} is truncated: {info.name} in it has {info.size:,} bytes "
-                f"and {end - offset:,} are left; download the tar again"
-            )
-        if info.isreg():
-            yield _Member(info.name, offset, info.size)
-        offset += -(-info.size // BLOCK) * BLOCK
 
 
 def _stem(name: str) -> str:

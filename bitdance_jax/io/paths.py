@@ -108,6 +108,11 @@ def folder_made(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
+def user_cache() -> Path:
+    """The user's folder for files that save time: bitdance_jax in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitdance_jax"
+
+
 def make_folder(path: PathLike) -> epath.Path:
     """Makes a folder if it does not exist. A local path becomes absolute.
 

@@ -103,7 +103,8 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
         ),
         (
             ["--data.path", "images"],
-            "--data.path images needs --data.source too: folder, images, imagenet_tar or tokens",
+            "--data.path images needs --data.source too: folder, images, imagenet_tar, "
+            "webdataset or tokens",
         ),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--crops", "-1"], "--crops must be between 0 and 1000, got -1"),

@@ -51,8 +51,8 @@ def test_a_text_file_beside_each_image(beside):
     with pytest.raises(DamagedImage, match=r"deep/a.png has no caption, or an empty one"):
         source[2]
     assert summary(source) == (
-        f"{beside}: 3 captioned images; skipped: 1 images without a caption"
-        f" ({beside}/lonely.png); 1 captions without an image ({beside}/ghost.txt)"
+        f"{beside}: 3 captioned images; skipped: images without a caption: 1"
+        f" ({beside}/lonely.png); captions without an image: 1 ({beside}/ghost.txt)"
     )
 
 
@@ -106,7 +106,7 @@ def test_bad_configs(with_metadata, changes, message):
 
 def test_no_captions(tmp_path):
     save(tmp_path / "a.png", 0)
-    with pytest.raises(FileError, match=r"has no captioned images: .* 1 images without a caption"):
+    with pytest.raises(FileError, match=r"no captioned images: .* images without a caption: 1 "):
         CaptionedFolderSource(tmp_path)
     with pytest.raises(FileError, match=r"has no metadata.jsonl with the field 'x'"):
         CaptionedFolderSource(tmp_path, "x")

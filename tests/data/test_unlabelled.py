@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tar_files import samples, write_tar
 
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.unlabelled import UnlabelledSource
 from bitdance_jax.errors import FileError
+from bitdance_jax.io.image_files import DamagedImage
 
 
 @pytest.fixture
@@ -45,3 +47,21 @@ def test_no_images(tmp_path, name):
     with pytest.raises(FileError) as error:
         UnlabelledSource(tmp_path / name)
     assert error.value.path == str(tmp_path / name)
+
+
+def test_tar_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_tar(tmp_path / "a-0.tar", [*samples(3), ("x.txt", "no image")])
+    write_tar(tmp_path / "a-1.tar", [("deep/a.jpg", b"damaged"), ("deep/b.png", 9)])
+    data = DataConfig(
+        source="webdataset", path=f"{tmp_path}/a-{{0..1}}.tar", held_out=f"{tmp_path}/a-0.tar"
+    )
+    train, held_out = data.open_splits()
+    assert (len(train), len(held_out), data.count_classes()) == (5, 3, 1)
+    assert [int(train[i]["image"][0, 0, 0]) for i in (0, 1, 2, 4)] == [0, 1, 2, 9]
+    assert train.skipped == {".txt": 4, ".json": 3}
+    with pytest.raises(DamagedImage, match=r"a-1.tar/deep/a.jpg"):
+        train[3]
+    write_tar(tmp_path / "b.tar", [("x.txt", "no image")])
+    with pytest.raises(FileError, match=r"b.tar contains no images; other files skipped: 1"):
+        DataConfig(source="webdataset", path=f"{tmp_path}/b.tar").open()
