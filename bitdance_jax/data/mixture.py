@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import grain
 import numpy as np
 
 from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource
-from bitdance_jax.data.loader import ENDLESS, next_undamaged
-from bitdance_jax.data.proportions import Proportions
+from bitdance_jax.data.loader import next_undamaged
+from bitdance_jax.data.proportions import Proportions, Record, Shuffled
 from bitdance_jax.errors import FileError
 
 
@@ -25,27 +24,8 @@ SMALL_IN_A_ROW = 1000
 
 TooSmall = Literal["upscale", "skip"]
 
-_SOURCES, _RESOLUTIONS, _ORDER, _CAPTION = range(4)
+_RESOLUTIONS, _CAPTION = range(2)
 """First entries of the seeds, so that what they seed is independent."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What sample n is, before anything is read.
-
-    Attributes:
-      source: index among the sources.
-      number: how many samples of that source came before.
-      epoch: of the source.
-      index: of the record in the source.
-      resolution: in pixels.
-    """
-
-    source: int
-    number: int
-    epoch: int
-    index: int
-    resolution: int
 
 
 @dataclass(frozen=True)
@@ -109,28 +89,17 @@ class Mixture:
         self._buckets = {side: Buckets(side, size_multiple) for side in resolutions}
         self._text_drop = text_drop
         self._too_small = too_small
-        lengths = [len(source) for source in sources]
-        self._by_source = Proportions(weights or lengths, (_SOURCES, seed))
+        self._records = Shuffled([len(source) for source in sources], weights, seed)
         self._by_resolution = [
             Proportions(resolution_weights or [1] * len(resolutions), (_RESOLUTIONS, seed, number))
             for number in range(len(sources))
         ]
-        self._orders = [
-            grain.MapDataset.range(length).seed(_seed_of(seed, number)).shuffle().repeat(ENDLESS)
-            for number, length in enumerate(lengths)
-        ]
 
-    def plan(self, n: int) -> Drawn:
-        """What sample n is; reads nothing."""
-        source, number = self._by_source[n]
-        which, _ = self._by_resolution[source][number]
-        return Drawn(
-            source=source,
-            number=number,
-            epoch=number // len(self.sources[source]),
-            index=int(self._orders[source][number]),
-            resolution=self._resolutions[which],
-        )
+    def plan(self, n: int) -> tuple[Record, int]:
+        """Record and resolution of sample n; reads nothing."""
+        record = self._records[n]
+        which, _ = self._by_resolution[record.source][record.number]
+        return record, self._resolutions[which]
 
     def draw(self, n: int) -> Sample:
         """Sample n.
@@ -140,10 +109,10 @@ class Mixture:
         Raises:
           FileError: too many in a row cannot be used, or the source cannot be read.
         """
-        drawn = self.plan(n)
+        drawn, resolution = self.plan(n)
         source = self.sources[drawn.source]
-        buckets = self._buckets[drawn.resolution]
-        sample = _read(source, drawn.index, drawn.resolution, buckets, self._too_small)
+        buckets = self._buckets[resolution]
+        sample = _read(source, drawn.index, resolution, buckets, self._too_small)
         rng = np.random.default_rng((_CAPTION, self._seed, drawn.source, drawn.number))
         is_dropped = rng.random() < self._text_drop
         captions = sample.record.captions
@@ -221,8 +190,3 @@ def _read(
         f"{len(small)} images in a row are too small; the last: {small[-1]}; leave out the"
         f" resolution {resolution}, or set data.too_small='upscale'"
     )
-
-
-def _seed_of(seed: int, source: int) -> int:
-    """A seed for grain, which takes 32 bits."""
-    return int(np.random.SeedSequence((_ORDER, seed, source)).generate_state(1)[0])

@@ -3,13 +3,20 @@
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+import grain
 import numpy as np
+
+from bitdance_jax.data.loader import ENDLESS
 
 
 LONGEST_BLOCK = 4096
+
+_SOURCES, _ORDER = 100, 101
+"""First entries of the seeds, so that what they seed is independent."""
 
 
 class Choice(NamedTuple):
@@ -61,6 +68,54 @@ class Proportions:
             rest -= before
             left -= weight
         raise AssertionError("the last choice takes all entries that are left")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of one of several sources.
+
+    Attributes:
+      source: index of the source.
+      number: how many records of that source came before.
+      epoch: of the source.
+      index: of the record in the source.
+    """
+
+    source: int
+    number: int
+    epoch: int
+    index: int
+
+
+class Shuffled:
+    """An endless sequence of records of several sources, by weight; each source is shuffled anew in
+    each of its epochs, in which every record occurs once.
+
+    Args:
+      lengths: numbers of records of the sources.
+      weights: of the sources; None: the lengths.
+      seed: of the order.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], weights: Sequence[int | float] | None, seed: int
+    ) -> None:
+        self._lengths = tuple(lengths)
+        self._by_source = Proportions(weights or lengths, (_SOURCES, seed))
+        self._orders = [
+            grain.MapDataset.range(length).seed(_seed_of(seed, number)).shuffle().repeat(ENDLESS)
+            for number, length in enumerate(lengths)
+        ]
+
+    def __getitem__(self, n: int) -> Record:
+        source, number = self._by_source[n]
+        index = int(self._orders[source][number])
+        return Record(source, number, number // self._lengths[source], index)
+
+
+def _seed_of(seed: int, source: int) -> int:
+    """A seed for grain, which takes 32 bits."""
+    return int(np.random.SeedSequence((_ORDER, seed, source)).generate_state(1)[0])
 
 
 @functools.lru_cache(maxsize=64)

@@ -69,12 +69,12 @@ def test_proportions_of_any_weights():
 
 def test_sources_and_resolutions_are_independent():
     drawn = mixture(weights=[1, 1], resolution_weights=[1, 1])
-    pairs = Counter((d.source, d.resolution) for d in map(drawn.plan, range(80)))
+    pairs = Counter((record.source, side) for record, side in map(drawn.plan, range(80)))
     assert set(pairs.values()) == {20}
 
 
 def test_each_epoch_of_a_source_has_every_record_once():
-    plans = [p for p in map(mixture().plan, range(120)) if p.source == 0]
+    plans = [p for p, _ in map(mixture().plan, range(120)) if p.source == 0]
     assert len(plans) == 90
     epochs = [
         [p.index for p in sorted(plans, key=lambda p: p.number) if p.epoch == e] for e in range(3)
@@ -110,7 +110,7 @@ def test_captions_are_drawn_and_dropped():
 
 def test_damaged_records_are_replaced_and_named():
     damaged = mixture([Colours("a", 5, damaged=(2, 3))], weights=None)
-    samples = {damaged.plan(n).index: damaged.draw(n) for n in range(5)}
+    samples = {damaged.plan(n)[0].index: damaged.draw(n) for n in range(5)}
     assert samples[2].record.captions == samples[3].record.captions == ("4", "4 again")
     assert samples[2].skipped == ("2 is damaged", "3 is damaged")
     assert samples[1].skipped == ()
@@ -123,7 +123,7 @@ def test_images_that_are_too_small():
     up = [mixture([Colours("a", 30)], **large).draw(n) for n in range(30)]
     assert sum(sample.upscaled for sample in up) == 24  # Those of fewer than 64 rows.
     skipping = mixture([Colours("a", 30)], too_small="skip", **large)
-    samples = {skipping.plan(n).index: skipping.draw(n) for n in range(30)}
+    samples = {skipping.plan(n)[0].index: skipping.draw(n) for n in range(30)}
     assert samples[26].record.captions[0] == "26"
     assert samples[20].record.captions[0] == "24"
     assert samples[20].skipped == ()
