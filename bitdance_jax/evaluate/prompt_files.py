@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from bitdance_jax.io import image_files, readers
 from bitdance_jax.io.atomic import remove_temporary_files, replace_file
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.io.paths import local
+from bitdance_jax.pipelines.pipeline import common_description
 
 
 GENEVAL_PROMPTS = 553
@@ -50,16 +51,32 @@ class Prompt:
         names = [*self._metadata(), *self._images(count)]
         return all(self._is_complete(folder / name) for name in names)
 
-    def write(self, folder: Path, images: UInt8[np.ndarray, "B H W 3"]) -> None:
-        """Writes the files that are missing or damaged, each atomically."""
+    def write(
+        self,
+        folder: Path,
+        images: UInt8[np.ndarray, "B H W 3"],
+        texts: Sequence[dict[str, str]],
+    ) -> None:
+        """Writes the files that are missing or damaged, each atomically.
+
+        Args:
+          folder: of the benchmark's images.
+          images: all of this prompt.
+          texts: text chunks of each.
+        """
         for name in self._metadata():
             if not self._is_complete(folder / name):
                 with replace_file(folder / name) as temporary:
                     temporary.write_bytes(self.line or b"")
-        files = zip(self._images(len(images)), [_two_columns(images), *images], strict=False)
-        for name, image in files:
+        files = zip(
+            self._images(len(images)),
+            [_two_columns(images), *images],
+            [common_description(texts), *texts],
+            strict=False,
+        )
+        for name, image, text in files:
             if not self._is_complete(folder / name):
-                image_files.save_png(folder / name, image)
+                image_files.save_png(folder / name, image, text=text)
 
     def _is_complete(self, file: Path) -> bool:
         """Whether a file exists and is undamaged; of a PNG only the checksums are read."""
@@ -126,15 +143,26 @@ class ImageFolder:
         """How many of these prompts have all their files."""
         return sum(prompt.finished(self._path, self._per_prompt) for prompt in prompts)
 
-    def write(self, prompts: list[Prompt], images: UInt8[np.ndarray, "prompts B H W 3"]) -> None:
-        """Starts to write images in threads, once the images of the last call are written."""
+    def write(
+        self,
+        prompts: list[Prompt],
+        images: UInt8[np.ndarray, "prompts B H W 3"],
+        texts: Sequence[Sequence[dict[str, str]]],
+    ) -> None:
+        """Starts to write images in threads, once the images of the last call are written.
+
+        Args:
+          prompts: of the benchmark.
+          images: of each prompt; further ones are ignored.
+          texts: text chunks of each image of each prompt.
+        """
         self.wait()
         if not self._settings_file.exists():
             with replace_file(self._settings_file) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
-        pairs = zip(prompts, images, strict=False)
         self._writing = [
-            self._pool.submit(prompt.write, self._path, own_images) for prompt, own_images in pairs
+            self._pool.submit(prompt.write, self._path, own_images, own_texts)
+            for prompt, own_images, own_texts in zip(prompts, images, texts, strict=False)
         ]
 
     def wait(self) -> None:

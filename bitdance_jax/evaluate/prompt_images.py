@@ -157,12 +157,14 @@ def _generate_missing(
         for start, group in groups.items():
             if finished[start] == len(group):
                 continue
-            images = []
+            images, texts = [], []
             show = is_first and bar.n == bar.initial
             for batch in _generate_batch(model, prompts, start, at_once, setting, sampler, show):
-                images.append(batch)
+                images.append(batch[0])
+                texts.append(batch[1])
                 bar.update(len(group) - finished[start])
-            multihost.on_process_0(functools.partial(folder.write, group, np.stack(images, axis=1)))
+            by_prompt = np.stack(images, axis=1), list(zip(*texts, strict=True))
+            multihost.on_process_0(functools.partial(folder.write, group, *by_prompt))
     multihost.on_process_0(folder.wait)
     return missing
 
@@ -175,23 +177,23 @@ def _generate_batch(
     setting: Setting,
     sampler: SamplerConfig,
     show: bool,
-) -> Iterator[UInt8[np.ndarray, "Q H W 3"]]:
+) -> Iterator[tuple[UInt8[np.ndarray, "Q H W 3"], list[dict[str, str]]]]:
     """The first image of each of `at_once` prompts from number `start`, then the second, and so on.
 
-    Prompts that are complete or past the limit are included, and past the end the last is repeated,
-    so that programs and batches, and therefore the rounding, do not depend on what was skipped.
+    Each with its `Pipeline.describe`. Prompts that are complete or past the limit are included, and
+    past the end the last is repeated, so that programs and batches, and therefore the rounding, do
+    not depend on what was skipped.
     """
     texts = [prompts[min(i, len(prompts) - 1)].text for i in range(start, start + at_once)]
     options: dict[str, Any] = {
         "size": setting.size,
         "seed": setting.seed,
         "sampler": sampler,
-        "batch_size": at_once,
     }
     for j in range(setting.per_prompt):
-        yield model.sample(
-            texts, first_index=j * STRIDE + start, progress=show and j == 0, **options
-        )
+        options["first_index"] = j * STRIDE + start
+        images = model.sample(texts, batch_size=at_once, progress=show and j == 0, **options)
+        yield images, model.describe(texts, **options)
 
 
 def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:

@@ -22,10 +22,10 @@ the run without a checkpoint. What a hook remembers is not saved: on resuming, i
 `start`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import jax
@@ -74,6 +74,7 @@ class StepResult:
       history: the metrics of every step since hooks were last called; this step's is the last.
       performance: speed and memory.
       images: that hooks have added: name -> uint8 [H, W, 3].
+      image_texts: text chunks of these images, by the same name.
     """
 
     step: int
@@ -85,6 +86,7 @@ class StepResult:
     history: list[dict[str, float]] = field(default_factory=list)
     performance: dict[str, float] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    image_texts: dict[str, Mapping[str, str]] = field(default_factory=dict)
     has_additions: bool = False
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -92,9 +94,12 @@ class StepResult:
         self.metrics |= metrics
         self.has_additions = True
 
-    def log_images(self, images: dict[str, np.ndarray]) -> None:
-        """Adds images to be written as images/NAME_STEP.png."""
+    def log_images(
+        self, images: dict[str, np.ndarray], text: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Adds images to be written as images/NAME_STEP.png, with text chunks that all get."""
         self.images |= images
+        self.image_texts |= dict.fromkeys(images, text)
         self.has_additions = True
 
     def finish(self) -> None:

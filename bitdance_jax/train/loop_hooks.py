@@ -158,7 +158,17 @@ class PreviewHook(Hook):
         with self._run.progress.doing("previewing"):
             params = on_one_device(result.state.result, self._run.mesh)
             if jax.process_index() == 0:
-                result.log_images(self._run.task.preview(params, result.step))
+                images = self._run.task.preview(params, result.step)
+                result.log_images(images, self._text(result.step))
+
+    def _text(self, step: int) -> dict[str, str]:
+        """Text chunks: the run, the step and, of samples, the sampler, as `Pipeline.describe`."""
+        run = self._run.config.run
+        text = {"model": run.workdir, "step": str(step)}
+        sampler = self._run.task.record.metadata.get("sampler")
+        if sampler:
+            text |= {"seed": str(run.seed), **{name: str(x) for name, x in sampler.items()}}
+        return text
 
 
 class MetricsHook(Hook):
@@ -186,7 +196,7 @@ class MetricsHook(Hook):
         metrics = {"epoch": result.step / self._steps_per_epoch, **result.metrics}
         self._writer.write(result.step, metrics, result.performance)
         if result.images or result.last:
-            self._writer.write_images(result.step, result.images)
+            self._writer.write_images(result.step, result.images, result.image_texts)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -117,10 +118,19 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
 
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images/NAME_STEP.png for each uint8 [H, W, 3] image, and updates curves.png."""
+    def write_images(
+        self,
+        step: int,
+        images: Mapping[str, np.ndarray],
+        texts: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> None:
+        """Writes images/NAME_STEP.png for each uint8 [H, W, 3] image, and updates curves.png.
+
+        `texts` has the text chunks of an image by its name.
+        """
         for name, image in images.items():
-            image_files.save_png(self._workdir / "images" / f"{name}_{step:07d}.png", image)
+            file = self._workdir / "images" / f"{name}_{step:07d}.png"
+            image_files.save_png(file, image, text=texts.get(name, {}))
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
         image_files.save_png(self._workdir / "curves.png", plot_curves(self._table.rows))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from PIL import Image
 from processes import start_job
 
 from bitdance_jax.cli import prompts as prompts_command
@@ -73,6 +74,11 @@ def contents(folder: str) -> dict[str, tuple[bytes, int]]:
     }
 
 
+def text_chunks(file: str) -> dict[str, str]:
+    with Image.open(file) as image:
+        return dict(image.info)
+
+
 def without_times(files: dict[str, tuple[bytes, int]]) -> dict[str, bytes]:
     return {name: data for name, (data, _) in files.items()}
 
@@ -98,6 +104,13 @@ def test_geneval_and_resuming(command, capsys):
         [[[samples[1][0]], [samples[1][1]]], [[samples[1][2]], [np.zeros((8, 12, 3), np.uint8)]]]
     )
     np.testing.assert_array_equal(grid, expected)
+
+    text = text_chunks("full/00001/samples/0002.png")
+    index = str(2 * prompts.STRIDE + 1)
+    described = {"prompt": json.loads(LINES[1])["prompt"], "seed": "5", "index": index}
+    assert text.items() >= (described | {"guidance_scale": "13.0"}).items()
+    del text["index"]
+    assert text_chunks("full/00001/grid.png") == text
 
     assert command(*flags, "--out", "parts", "--limit", "1") == 0
     assert "3 images of each of 1 prompts in parts\n" in capsys.readouterr().out
@@ -130,6 +143,7 @@ def quick(monkeypatch) -> list[dict]:
         return np.broadcast_to(values[:, None, None, None], (len(texts), 32, 32, 3))
 
     monkeypatch.setattr(TextToImage, "sample", sample)
+    monkeypatch.setattr(TextToImage, "describe", lambda self, texts, **_: [{}] * len(texts))
     monkeypatch.setattr(prompts, "check_size", lambda *_: None)
     return calls
 
@@ -275,7 +289,7 @@ def test_an_image_that_cannot_be_written_is_an_error(command, quick, monkeypatch
     monkeypatch.setattr(
         Prompt,
         "write",
-        lambda self, folder, images: image_files.save_png("/dev/null/x.png", images[0]),
+        lambda self, folder, images, texts: image_files.save_png("/dev/null/x.png", images[0]),
     )
     assert command("--geneval", "geneval.jsonl", "--out", "out") == 2
     assert "/dev/null/x.png" in capsys.readouterr().err

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
+from bitdance_jax.io.model_lookup import RunRecord
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.train import loop_hooks as loop_hooks_module
 from bitdance_jax.train.checkpoint import Checkpoints
@@ -164,3 +166,13 @@ def test_the_progress_bar_shows_metrics_and_what_is_done(record, capfd):
         "previewing",
         "saving",
     ]
+
+
+def test_previews_say_how_they_were_made(record, toy, tmp_path, monkeypatch):
+    made = {"kind": "class_conditional", "config": {}, "metadata": {"sampler": {"head_steps": 7}}}
+    monkeypatch.setattr(toy.ToyTask, "record", RunRecord(**made))
+    record([1.0] * 40)
+    with Image.open(tmp_path / "images" / "image_0000040.png") as image:
+        text = dict(image.info)
+    expected = {"model": str(tmp_path), "step": "40", "seed": "0", "head_steps": "7"}
+    assert text == expected
