@@ -1,0 +1,36 @@
+"""The judge of held-out captions: what counts as the same base name and skin tone."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+spec = importlib.util.spec_from_file_location(
+    "held_out_captions", Path(__file__).parents[2] / "benchmarks" / "held_out_captions.py"
+)
+judge = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = judge  # which its dataclasses need
+spec.loader.exec_module(judge)
+
+
+def test_base_name_and_skin_tone():
+    split = judge.split_caption
+    assert split("woman, dark skin tone, beard") == ("woman, beard", "dark skin tone")
+    assert split("OK hand, light skin tone") == ("OK hand", "light skin tone")
+    assert split("family, woman, boy") == ("family, woman, boy", None)
+    both = "kiss, man, man, dark skin tone, light skin tone"
+    assert split(both) == ("kiss, man, man", None)
+
+
+def test_shares():
+    captions = ["man, dark skin tone", "man, light skin tone", "frog"]
+    found = ["man, light skin tone", "woman, light skin tone", "frog"]
+    # Skin tones count only where the caption has one.
+    assert judge.shares(captions, found) == judge.Shares(base_name=2 / 3, skin_tone=1 / 2)
+
+
+def test_nearest_ignores_the_length():
+    real = np.array([[1.0, 0.0], [0.0, 5.0]])
+    assert judge.nearest(np.array([[3.0, 1.0], [0.1, 0.2]]), real).tolist() == [0, 1]
