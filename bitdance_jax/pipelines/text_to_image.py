@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Int
 
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
-from bitdance_jax.config.plain import Count, checked
+from bitdance_jax.config.plain import checked
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
@@ -157,7 +157,6 @@ class TextToImage(Pipeline):
     ) -> tuple[Prefixes, tuple[Prefixes, Int[np.ndarray, "T 2"]], Callable[[int], str]]:
         several = checks.items(inputs, "prompts")
         prompts = checked(tuple[str, ...], several, "prompt")
-        checked(Count, len(prompts), "the number of prompts")
         ids = [self.prompts.encode(text, MAX_PROMPT) for text in prompts]
         rows = model.prefix_rows(self.config, [*ids, self.prompts.unconditional()], *size)
         tokens, padding = (np.asarray(array) for array in rows)

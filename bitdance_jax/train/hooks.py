@@ -22,7 +22,7 @@ the run without a checkpoint. What a hook remembers is not saved: on resuming, i
 `start`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
@@ -33,6 +33,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bitdance_jax.config.plain import Count, checked
+from bitdance_jax.errors import ConfigError, short
 from bitdance_jax.io.progress import Progress
 from bitdance_jax.train.state import TrainState
 from bitdance_jax.train.task import Metrics, Params, Task, TrainingConfig
@@ -154,6 +155,25 @@ class Every(Hook):
 
     def after_step(self, result: StepResult) -> None:
         self._function(result)
+
+
+def check_hooks(hooks: Any) -> list[Hook]:
+    """The hooks of a caller.
+
+    Raises:
+      ConfigError: they are no list of hooks, or the interval of one is not positive.
+    """
+    if isinstance(hooks, Hook) or not isinstance(hooks, Iterable):
+        raise ConfigError(f"hooks must be a list of Hook, got {short(hooks)}", "hooks")
+    several = list(hooks)
+    for i, hook in enumerate(several):
+        if not isinstance(hook, Hook):
+            raise ConfigError(
+                f"hooks[{i}] must be a Hook, such as Every(100, function), got {short(hook)}",
+                "hooks",
+            )
+        checked(Count | None, hook.every, f"hooks[{i}].every")
+    return several
 
 
 class HookRunner:

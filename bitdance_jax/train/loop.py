@@ -18,7 +18,7 @@ from bitdance_jax.io.progress import Progress, report
 from bitdance_jax.perf import hardware
 from bitdance_jax.train.checkpoint import Checkpoints, is_disk_full
 from bitdance_jax.train.evaluation import on_host
-from bitdance_jax.train.hooks import Hook, HookRunner, RunContext
+from bitdance_jax.train.hooks import Hook, HookRunner, RunContext, check_hooks
 from bitdance_jax.train.loop_hooks import EvaluationHook, loop_hooks
 from bitdance_jax.train.run_folder import check_config, only_run, record_config
 from bitdance_jax.train.state import (
@@ -59,11 +59,13 @@ def train(
 
     Raises:
       Interrupted: SIGINT or SIGTERM was received; the state is saved.
+      ConfigError: `hooks` are no hooks.
       UserError: processes differ in config, data or frozen weights, the workdir has another run or
         one that still runs, or the loss diverged.
       ResourceError: the disk is full.
     """
     run = config.run
+    hooks = check_hooks(hooks)
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     workdir = Path(run.workdir)
     check_same_config(

@@ -23,7 +23,7 @@ from bitdance_jax.convert import (
     safetensors_file,
 )
 from bitdance_jax.convert.convert import convert
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image
 from bitdance_jax.nn.stack import unstack
@@ -193,6 +193,12 @@ def test_export_and_convert_a_toy_model(tmp_path):
     convert(str(tmp_path / "release"), str(tmp_path / "again"))
     assert_same_folder(tmp_path / "again", tmp_path / "toy")
     assert from_dict(TextToImageConfig, model_folder.load(tmp_path / "again").config) == config
+
+
+def test_a_text_to_image_model_is_exported_as_a_folder(converted, tmp_path):
+    with pytest.raises(ConfigError, match=r"^out must be a folder for a text-to-image model, got "):
+        export.export(str(converted), str(tmp_path / "x.safetensors"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_sizes_of_the_full_model():

@@ -216,7 +216,6 @@ def test_sizes():
         ("x", {"size": (8, 132)}, "up to 128 pixels, got 132x8"),
         (["x", " "], {}, "a prompt is empty; describe the image"),
         ("x" * 1100, {}, "tokens with its template, and at most 1022 fit; shorten it"),
-        ([], {}, "the number of prompts must be positive, got 0"),
         ("x", {"images_per_input": 0}, "images_per_input must be positive, got 0"),
         ("x", {"batch_size": 0}, "batch_size must be positive, got 0"),
         ("x", {"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
@@ -229,6 +228,15 @@ def test_bad_input_is_refused_before_weights_are_read(folder, prompt, options, m
         model.sample(prompt, **{"size": "12x8"} | options)
     with pytest.raises(UserError, match="every must be positive, got 0"):
         next(model.sample_steps("x", every=0))
+
+
+def test_no_prompts_no_images(folder):
+    model = TextToImage.load(folder)
+    assert model.sample([], size="12x8", progress=False).shape == (0, 8, 12, 3)
+    assert model.sample([], size="12x8", output="codes", progress=False).shape[0] == 0
+    assert model.describe([], size="12x8") == [] == list(model.batches((), size="12x8"))
+    with pytest.raises(UserError, match="inputs is empty"):
+        next(model.sample_steps([], every=1, size="12x8"))
 
 
 def test_tokenizer_files_that_are_not_the_models(folder, tmp_path):

@@ -49,6 +49,25 @@ def run(toy, tmp_path):
     return run
 
 
+@pytest.mark.parametrize(
+    ("hooks", "line"),
+    [
+        ([print], r"hooks\[0\] must be a Hook, such as Every\(100, function\), got <built-in"),
+        ([Hook(), Hook], r"hooks\[1\] must be a Hook, .*, got <class"),
+        (Hook(), "hooks must be a list of Hook, got "),
+        (3, "hooks must be a list of Hook, got 3"),
+        ([type("Zero", (Hook,), {"every": 0})()], r"hooks\[0\]\.every must be positive, got 0"),
+        ([type("Text", (Hook,), {"every": "5"})()], r"hooks\[0\]\.every must be int, got '5'"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_call")
+def test_what_is_no_hook(run, tmp_path, hooks, line):
+    with pytest.raises(ConfigError, match=f"^{line}") as caught:
+        run(hooks)
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
 def rows(workdir):
     with (workdir / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
