@@ -23,10 +23,10 @@ class Arguments(Config):
 
     Attributes:
       source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder in the
-        plain or the diffusers layout, or a Hugging Face id, OWNER/REPOSITORY or
-        OWNER/REPOSITORY/FILE; with --to torch, a model folder.
+        plain or the diffusers layout, a Hugging Face folder of Qwen3 alone, or a Hugging Face id,
+        OWNER/REPOSITORY or OWNER/REPOSITORY/FILE; with --to torch, a model folder.
       out: the model folder, local or gs://; with --to torch, a .safetensors file, or a new folder
-        for a text-to-image model.
+        for a text-to-image or language model.
       weights: of a .pt with both: the exponential moving average, or the raw weights.
       tokenizer: replaces the model's own tokenizer (.pt, .safetensors).
       tokenizer_only: convert only the tokenizer in a model's file or folder.

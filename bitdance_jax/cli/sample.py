@@ -142,7 +142,7 @@ def check_values(arguments: Arguments) -> None:
 def generate(arguments: Arguments) -> int:
     """Generates and writes what is asked for; returns the exit status."""
     kind = model_lookup.read_config(arguments.checkpoint).kind
-    if kind != "tokenizer":
+    if kind in ("class_conditional", "text_to_image"):
         check_flags(arguments, kind == "text_to_image")
     if kind == "text_to_image":
         generate_prompts(arguments)

@@ -1,5 +1,6 @@
 """Sizes of the text-to-image models (paper 4.3); the released ones as named presets."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,20 @@ from bitdance_jax.config.plain import (
     Size,
     require,
 )
+
+
+QWEN3_VOCABULARY = 151_936
+"""Rows of the embedding in every published Qwen3; those from 151,669 on are untrained."""
+
+# Layers, width, query heads, width inside the MLP. All have 8 key heads of size 128.
+QWEN3_SIZES = {
+    "0.6b": (28, 1024, 16, 3072),
+    "1.7b": (28, 2048, 16, 6144),
+    "4b": (36, 2560, 32, 9728),
+    "8b": (36, 4096, 32, 12288),
+    "14b": (40, 5120, 40, 17408),
+    "32b": (64, 5120, 64, 25600),
+}
 
 
 @dataclass(frozen=True)
@@ -56,17 +71,25 @@ class Qwen3Config(Config):
         require(self.dim % 4 == 0, f"dim must be a multiple of 4, got {self.dim}")
 
     @classmethod
-    def qwen3_14b(cls, vocab_size: int) -> Self:
-        """Qwen3-14B."""
+    def released(cls, name: str, vocab_size: int = QWEN3_VOCABULARY) -> Self:
+        """A published dense Qwen3: "0.6b", "1.7b", "4b", "8b", "14b" or "32b".
+
+        Raises:
+          ConfigError: there is no such model.
+        """
+        sizes = QWEN3_SIZES.get(name.lower())
+        if sizes is None:
+            known = ", ".join(QWEN3_SIZES)
+            raise ConfigError(f"unknown Qwen3 model {name!r}; one of: {known}")
+        num_layers, dim, num_heads, hidden_dim = sizes
         return cls(
-            num_layers=40,
-            dim=5120,
-            num_heads=40,
+            num_layers=num_layers,
+            dim=dim,
+            num_heads=num_heads,
             num_kv_heads=8,
             head_dim=128,
-            hidden_dim=17408,
+            hidden_dim=hidden_dim,
             vocab_size=vocab_size,
-            rope_base=1e6,
         )
 
 
@@ -85,6 +108,13 @@ class ImageTokens(Config):
     first_resolution: Natural
     num_resolutions: Size
     first_query: Natural
+
+    @classmethod
+    def qwen3(cls) -> Self:
+        """In the released models: the first ids that no token of Qwen3 has."""
+        return cls(
+            vision_start=151652, first_resolution=151669, num_resolutions=256, first_query=151925
+        )
 
 
 @dataclass(frozen=True)
@@ -135,15 +165,69 @@ class TextToImageConfig(Config):
         parallel = {"14b_16x": 16, "14b_64x": 64}.get(name.lower().replace("-", "_"))
         if parallel is None:
             raise ConfigError(f"unknown text-to-image model {name!r}; one of: 14b_16x, 14b_64x")
-        ids = ImageTokens(
-            vision_start=151652, first_resolution=151669, num_resolutions=256, first_query=151925
+        return cls.from_language_model(
+            Qwen3Config.released("14b"), TokenizerConfig.d16c32(), parallel
         )
+
+    @classmethod
+    def from_language_model(
+        cls,
+        text: Qwen3Config,
+        tokenizer: TokenizerConfig,
+        tokens_per_step: int,
+        image_tokens: ImageTokens | None = None,
+        head: HeadConfig | None = None,
+    ) -> Self:
+        """The model that a language model becomes.
+
+        The vocabulary grows if the added tokens need more rows than it has.
+
+        Args:
+          text: of the language model alone.
+          tokenizer: of the images.
+          tokens_per_step: P.
+          image_tokens: ids of the added tokens; None: those after Qwen3's own.
+          head: None: the released one at the language model's width.
+        """
+        ids = ImageTokens.qwen3() if image_tokens is None else image_tokens
+        if head is None:
+            head = FlowHeadConfig(
+                width=text.dim, num_blocks=6, num_groups=2, head_dim=128, squash_output=True
+            )
         return cls(
-            tokenizer=TokenizerConfig.d16c32(),
-            text=Qwen3Config.qwen3_14b(vocab_size=ids.first_query + parallel - 1),
-            head=FlowHeadConfig(
-                width=5120, num_blocks=6, num_groups=2, head_dim=128, squash_output=True
-            ),
+            tokenizer=tokenizer,
+            text=_with_rows(text, ids, tokens_per_step),
+            head=head,
             image_tokens=ids,
-            tokens_per_step=parallel,
+            tokens_per_step=tokens_per_step,
         )
+
+    def with_tokens_per_step(self, tokens_per_step: int, image_tokens: ImageTokens) -> Self:
+        """The model with more tokens a step, as 64x was made from 16x (paper 4.3).
+
+        Args:
+          tokens_per_step: P of the new model.
+          image_tokens: of its prompt tokenizer, which has more queries.
+
+        Raises:
+          ConfigError: P is smaller than before, or 1 before, where the head is another one.
+        """
+        before = self.tokens_per_step
+        require(
+            tokens_per_step == before or 1 < before < tokens_per_step,
+            f"tokens_per_step can grow from 4 or more, not change from {before} to"
+            f" {tokens_per_step}",
+            "tokens_per_step",
+        )
+        return dataclasses.replace(
+            self,
+            text=_with_rows(self.text, image_tokens, tokens_per_step),
+            image_tokens=image_tokens,
+            tokens_per_step=tokens_per_step,
+        )
+
+
+def _with_rows(text: Qwen3Config, ids: ImageTokens, tokens_per_step: int) -> Qwen3Config:
+    """A language model whose vocabulary holds all queries; they have the last ids."""
+    needed = ids.first_query + tokens_per_step - 1
+    return dataclasses.replace(text, vocab_size=max(text.vocab_size, needed))

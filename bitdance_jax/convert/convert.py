@@ -30,6 +30,7 @@ from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.transformer import qwen3
 
 
 Params = dict[str, Any]
@@ -70,6 +71,8 @@ def convert(
     """
     model_folder.check_writable(out, force=force)
     opened = sources.open_source(source, weights)
+    if opened.kind == "language_model" and (tokenizer is not None or tokenizer_only):
+        raise ConfigError(f"{opened.path} is a language model, without an image tokenizer")
     if tokenizer is not None and (tokenizer_only or opened.kind == "tokenizer"):
         reason = "tokenizer_only is set" if tokenizer_only else f"{opened.path} is a tokenizer"
         raise ConfigError(f"tokenizer replaces the tokenizer of a model, but {reason}", "tokenizer")
@@ -77,6 +80,8 @@ def convert(
         opened = _open_tokenizer(opened, None, weights)
     if opened.kind == "tokenizer":
         converted = _tokenizer(opened)
+    elif opened.kind == "language_model":
+        converted = _language_model(opened)
     elif opened.kind == "class_conditional":
         converted = _class_conditional(opened, _open_tokenizer(opened, tokenizer, weights), weights)
     else:
@@ -195,6 +200,20 @@ def _text_to_image(source: Source, tokenizer: Source) -> Converted:
     metadata = _metadata(source, {"sampler": to_dict(released_text_to_image.SAMPLER)})
     files = prompt_tokenizer.read_files(source.text_tokenizer)
     return Converted("text_to_image", to_dict(config), params, metadata, files)
+
+
+def _language_model(source: Source) -> Converted:
+    assert source.text_tokenizer is not None
+    tensors = dict(source.tensors)
+    config = released_text_to_image.qwen3_config(_shapes(tensors), source.record)
+    _note_differences(source, released_text_to_image.text_record(config))
+    if released_text_to_image.is_tied(source.record):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    abstract = qwen3.abstract_params(config)
+    _check(source, parameters.problems(tensors, abstract, keys.QWEN3))
+    params = parameters.from_release(tensors, abstract, keys.QWEN3)
+    files = prompt_tokenizer.read_files(source.text_tokenizer)
+    return Converted("language_model", to_dict(config), params, _metadata(source, {}), files)
 
 
 def _params(

@@ -9,6 +9,7 @@ from etils import epath
 
 from bitdance_jax.config import (
     ClassConditionalConfig,
+    Qwen3Config,
     TextToImageConfig,
     TokenizerConfig,
     from_dict,
@@ -30,6 +31,7 @@ from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.tokenizer import autoencoder
+from bitdance_jax.transformer import qwen3
 
 
 SHARD_BYTES = 5 * 10**9
@@ -46,7 +48,8 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
 
     Args:
       folder: any model folder.
-      out: a .safetensors file, or a new folder for a text-to-image model (in the plain layout).
+      out: a .safetensors file, or a new folder for a text-to-image model (in the plain layout) or a
+        language model.
       force: replace an existing file.
 
     Raises:
@@ -59,6 +62,8 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
         raise ConfigError(f"out must be a local path for to='torch', got {out}", "out")
     if saved.kind == "text_to_image":
         tensors = _export_text_to_image(folder, saved, paths.local(out))
+    elif saved.kind == "language_model":
+        tensors = _export_language_model(folder, saved, paths.local(out))
     else:
         tensors = _export_file(folder, saved, paths.local(out), force)
     size = sum(array.nbytes for array in tensors.values())
@@ -97,25 +102,17 @@ def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> 
 def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tensors:
     config = from_dict(TextToImageConfig, saved.config, f"{folder}/config.json: config")
     model_folder.check_shapes(folder, saved.params["model"], text_to_image.abstract_params(config))
-    if target.suffix == ".safetensors":
-        raise ConfigError(f"out must be a folder for a text-to-image model, got {target}", "out")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileError(f"{target} exists; choose a new folder", target)
+    _check_new(target, "text-to-image")
     tensors = parameters.to_release(saved.params["model"], keys.text_to_image(config))
     tensors |= _inner_tokenizer(folder, saved, config.tokenizer)
     parts = _split_by_part(tensors)
     records = {
-        "config.json": {
-            "architectures": ["Qwen3ForCausalLM"],
-            **released_text_to_image.text_record(config.text),
-        },
+        "config.json": _language_model_record(config.text),
         "vision_head_config.json": released_text_to_image.vision_head_record(config),
         "ae_config.json": released_configs.tokenizer_record(config.tokenizer),
     }
     with atomic.replace_folder(target, sum(array.nbytes for array in tensors.values())) as new:
-        files = prompt_tokenizer.read_files(epath.Path(folder) / prompt_tokenizer.FOLDER)
-        for name, content in files.items():
-            (new / Path(name).name).write_bytes(content)
+        _write_tokenizer_files(folder, new)
         for name, record in records.items():
             (new / name).write_text(json.dumps(record, indent=2) + "\n")
         safetensors_file.save_shards(new, "model", parts.pop("text"), SHARD_BYTES)
@@ -123,6 +120,37 @@ def _export_text_to_image(folder: str, saved: ModelFolder, target: Path) -> Tens
             metadata = _own_record(saved) if name == "vision_head" else {}
             safetensors_file.save(new / f"{name}.safetensors", part, metadata)
     return tensors
+
+
+def _export_language_model(folder: str, saved: ModelFolder, target: Path) -> Tensors:
+    config = from_dict(Qwen3Config, saved.config, f"{folder}/config.json: config")
+    model_folder.check_shapes(folder, saved.params, qwen3.abstract_params(config))
+    _check_new(target, "language")
+    tensors = parameters.to_release(saved.params, keys.QWEN3)
+    with atomic.replace_folder(target, sum(array.nbytes for array in tensors.values())) as new:
+        _write_tokenizer_files(folder, new)
+        record = json.dumps(_language_model_record(config), indent=2)
+        (new / "config.json").write_text(record + "\n")
+        safetensors_file.save_shards(new, "model", tensors, SHARD_BYTES)
+    return tensors
+
+
+def _language_model_record(config: Qwen3Config) -> dict[str, Any]:
+    record = released_text_to_image.text_record(config)
+    return {"architectures": ["Qwen3ForCausalLM"], **record}
+
+
+def _check_new(target: Path, model: str) -> None:
+    if target.suffix == ".safetensors":
+        raise ConfigError(f"out must be a folder for a {model} model, got {target}", "out")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileError(f"{target} exists; choose a new folder", target)
+
+
+def _write_tokenizer_files(folder: str, target: Path) -> None:
+    files = prompt_tokenizer.read_files(epath.Path(folder) / prompt_tokenizer.FOLDER)
+    for name, content in files.items():
+        (target / Path(name).name).write_bytes(content)
 
 
 def _split_by_part(tensors: Tensors) -> dict[str, Tensors]:

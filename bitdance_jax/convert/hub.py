@@ -15,8 +15,8 @@ from bitdance_jax.convert import release_folder
 from bitdance_jax.errors import FileError
 
 
-TEXT_TO_IMAGE_FILES = (".safetensors", ".json", ".txt", ".jinja")
-"""Suffixes of the files of a text-to-image model: weights, configs, tokenizer files."""
+FOLDER_FILES = (".safetensors", ".json", ".txt", ".jinja")
+"""Suffixes of the files of a text-to-image or language model: weights, configs, tokenizer files."""
 
 
 SECONDS = 10.0
@@ -27,7 +27,7 @@ def download(name: str) -> Path:
     """Downloads "owner/repository" or "owner/repository/file".
 
     Returns:
-      the local copy: a file, or the folder of a text-to-image model.
+      the local copy: a file, or the folder of a text-to-image or language model.
 
     Raises:
       FileError: not such a name, not found, or the repository has several models.
@@ -46,7 +46,9 @@ def download(name: str) -> Path:
             folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     else:
         folder = cached
-    return folder if file is None and release_folder.layout(set(files)) else folder / wanted[0]
+    names = set(files)
+    is_folder = release_folder.layout(names) or release_folder.is_language_model(names)
+    return folder if file is None and is_folder else folder / wanted[0]
 
 
 def _list(repository: str) -> tuple[list[str], Path | None]:
@@ -101,15 +103,18 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 
 def _choose(name: str, files: list[str], file: str | None) -> list[str]:
-    """The files to download: all of a text-to-image model, or the tensors and their config."""
+    """The files to download: all of a text-to-image or language model, or the tensors and their
+    config."""
     layout = release_folder.layout(set(files))
+    if file is None and release_folder.is_language_model(set(files)):
+        return [other for other in files if other.endswith(FOLDER_FILES) and "/" not in other]
     if file is None and layout:
         folders = {getattr(layout, part).folder for part in release_folder.PREFIXES}
         folders.add(layout.text_tokenizer)
         return [
             other
             for other in files
-            if other.endswith(TEXT_TO_IMAGE_FILES) and other.rpartition("/")[0] in folders
+            if other.endswith(FOLDER_FILES) and other.rpartition("/")[0] in folders
         ]
     file = file or _only_model(name, files)
     if file not in files:

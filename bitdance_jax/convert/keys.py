@@ -65,6 +65,21 @@ CNN_TOKENIZER: Table = (
     Row(r"decoder\.up\.(\d+)\.upsample\.conv1\.(weight|bias)", r"decoder/up_\1_upsample/\2"),
 )
 
+_LAYER = r"model\.layers\.(\d+)\."
+
+QWEN3: Table = (
+    Row(r"model\.embed_tokens\.weight", "embed_tokens/embedding"),
+    Row(_LAYER + r"input_layernorm\.weight", r"layers_\1/attention_norm/weight"),
+    Row(_LAYER + r"self_attn\.(q|k|v)_proj\.weight", r"layers_\1/attention/\2/weight"),
+    Row(_LAYER + r"self_attn\.(q|k)_norm\.weight", r"layers_\1/attention/\2_norm/weight"),
+    Row(_LAYER + r"self_attn\.o_proj\.weight", r"layers_\1/attention/out/weight"),
+    Row(_LAYER + r"post_attention_layernorm\.weight", r"layers_\1/mlp_norm/weight"),
+    Row(_LAYER + r"mlp\.(gate|up|down)_proj\.weight", r"layers_\1/mlp/\2/weight"),
+    Row(r"model\.norm\.weight", "norm/weight"),
+    Row(r"lm_head\.weight", "lm_head/weight"),
+)
+"""The table of a language model alone; layers are unrolled."""
+
 
 def flow_head_config(config: HeadConfig) -> FlowHeadConfig:
     """The config of a binary diffusion head, the only head of the released layouts.
@@ -198,18 +213,8 @@ def text_to_image(config: TextToImageConfig) -> Table:
     The keys are those of `release_folder.Release.tensors`.
     """
     head = flow_head(config.head, config.tokens_per_step, prefix=r"vision_head\.")
-    layer = r"model\.layers\.(\d+)\."
-    ours = r"text/layers_\1/"
     return (
-        Row(r"model\.embed_tokens\.weight", "text/embed_tokens/embedding"),
-        Row(layer + r"input_layernorm\.weight", ours + "attention_norm/weight"),
-        Row(layer + r"self_attn\.(q|k|v)_proj\.weight", ours + r"attention/\2/weight"),
-        Row(layer + r"self_attn\.(q|k)_norm\.weight", ours + r"attention/\2_norm/weight"),
-        Row(layer + r"self_attn\.o_proj\.weight", ours + "attention/out/weight"),
-        Row(layer + r"post_attention_layernorm\.weight", ours + "mlp_norm/weight"),
-        Row(layer + r"mlp\.(gate|up|down)_proj\.weight", ours + r"mlp/\2/weight"),
-        Row(r"model\.norm\.weight", "text/norm/weight"),
-        Row(r"lm_head\.weight", "text/lm_head/weight"),
+        *(row._replace(path=f"text/{row.path}") for row in QWEN3),
         Row(r"projector\.(fc[12])\.(weight|bias)", r"connector/\1/\2"),
         *(row._replace(path=f"head/{row.path}") for row in head),
     )

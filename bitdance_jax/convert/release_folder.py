@@ -1,8 +1,10 @@
-"""Reads text-to-image models as released.
+"""Reads text-to-image models as released, and the language model that they start from.
 
-There are two layouts: a Hugging Face Qwen3 with further files, and diffusers with a folder a part.
+Text-to-image models have two layouts: a Hugging Face Qwen3 with further files, and diffusers with a
+folder a part.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +54,11 @@ DIFFUSERS = Layout(
     text_tokenizer="tokenizer",
 )
 SIGNS = ("vision_head.safetensors", "projector.safetensors", "model.safetensors.index.json")
-"""Files that only the plain layout has."""
+"""Files that only the plain layout has, beside a language model alone."""
+
+LANGUAGE_MODEL_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+OTHER_PARTS = ("vision_head", "projector", "ae.", "ae_")
+"""How the names of files begin that a text-to-image model has and a language model does not."""
 
 CLASS_CONDITIONAL = (
     "class-conditional models in the diffusers layout are not converted yet; take the release's .pt"
@@ -63,12 +69,12 @@ PREFIXES = {"text": "", "vision_head": "vision_head.", "projector": "projector."
 
 
 class Release(NamedTuple):
-    """A text-to-image model as released.
+    """A text-to-image model as released, or a language model alone, which is its part "text".
 
     Attributes:
       tensors: of all parts, with the PREFIXES.
       configs: the contents of the config files, by part.
-      metadata: of the vision head's .safetensors file.
+      metadata: of the vision head's .safetensors file, or the language model's.
       text_tokenizer: the folder of the tokenizer files.
     """
 
@@ -86,7 +92,38 @@ def layout(names: set[str]) -> Layout | None:
     """
     if any(name.startswith("text_encoder/") for name in names):
         return DIFFUSERS
+    if is_language_model(names):
+        return None
     return PLAIN if any(sign in names for sign in SIGNS) else None
+
+
+def is_language_model(names: set[str]) -> bool:
+    """Whether a folder or repository is a Hugging Face language model and nothing more.
+
+    Args:
+      names: see `layout`.
+    """
+    return (
+        "config.json" in names
+        and any(LANGUAGE_MODEL_WEIGHTS.fullmatch(name) for name in names)
+        and not any(name.startswith(OTHER_PARTS) for name in names)
+    )
+
+
+def load_language_model(path: Path) -> Release:
+    """Opens a language model alone; no tensor is read.
+
+    Raises:
+      FileError: files are missing (the message lists them) or damaged.
+    """
+    if missing := _missing_files(path, PLAIN, {"text": PLAIN.text}, {"text": "model"}):
+        raise FileError(
+            f"{path} is an incomplete language model; fetch what is missing: {', '.join(missing)}",
+            path,
+        )
+    file = safetensors_file.load_shards(path, "model")
+    config = readers.read_json(path / "config.json")
+    return Release(file.tensors, {"text": config}, file.metadata, path)
 
 
 def load(path: Path, layout: Layout) -> Release:

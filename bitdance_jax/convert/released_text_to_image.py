@@ -60,7 +60,7 @@ def text_to_image_config(
     """
     return TextToImageConfig(
         tokenizer=tokenizer,
-        text=_qwen3(shapes, text),
+        text=qwen3_config(shapes, text),
         head=_head(shapes, vision_head),
         image_tokens=prompts.image_tokens,
         tokens_per_step=prompts.tokens_per_step,
@@ -68,7 +68,7 @@ def text_to_image_config(
 
 
 def text_record(config: Qwen3Config) -> dict[str, Any]:
-    """The language model's config.json in the release."""
+    """The language model's config.json in the release, whose output layer is not tied."""
     return {
         "attention_bias": False,
         "head_dim": config.head_dim,
@@ -103,7 +103,21 @@ def vision_head_record(config: TextToImageConfig) -> dict[str, Any]:
     }
 
 
-def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
+def is_tied(record: Record) -> bool:
+    """Whether the output layer of a language model is its embedding, as in the small ones."""
+    return record.get("tie_word_embeddings") is True
+
+
+def qwen3_config(shapes: Shapes, record: Record) -> Qwen3Config:
+    """The config of a language model, alone or in a text-to-image model.
+
+    Args:
+      shapes: of its state dict.
+      record: its config.json, for what shapes do not determine.
+
+    Raises:
+      FileError: see `text_to_image_config`.
+    """
     # Later versions of Transformers write the rotary parameters into an object.
     rope = record.get("rope_parameters")
     rope = rope if isinstance(rope, Mapping) else {}
@@ -113,6 +127,7 @@ def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
         "attention_bias": False,
         "rope_scaling": None,
         "use_sliding_window": False,
+        "quantization_config": None,
     }
     odd = [
         f"{name} {record[name] if isinstance(record[name], str) else short(record[name])}"
@@ -121,6 +136,9 @@ def _qwen3(shapes: Shapes, record: Record) -> Qwen3Config:
     ]
     if rope.get("rope_type", "default") != "default":
         odd.append(f"rope_type {short(rope['rope_type'])}")
+    layers = record.get("layer_types")
+    if isinstance(layers, list) and (others := set(map(str, layers)) - {"full_attention"}):
+        odd.append(f"layer_types {short(sorted(others))}")
     if odd:
         raise FileError(
             f"the language model is not a plain Qwen3: its config.json has {', '.join(odd)}"

@@ -17,7 +17,7 @@ Weights = Literal["ema", "model"]
 OWN_RECORD = "bitdance_jax"
 """Name of the metadata entry in which `export` records config and metadata."""
 
-Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
+Kind = Literal["tokenizer", "class_conditional", "text_to_image", "language_model"]
 
 INNER_TOKENIZER = {"class_conditional": "vae.", "text_to_image": release_folder.PREFIXES["ae"]}
 """Prefixes of the keys of a model's own tokenizer."""
@@ -43,11 +43,11 @@ class Source:
       path: the file with the tensors, or the folder.
       kind: of the model.
       tensors: the state dict.
-      record: recorded with it: the release's arguments, a tokenizer's config, or the configs of a
-        text-to-image model by part.
+      record: recorded with it: the release's arguments, a tokenizer's config, the configs of a
+        text-to-image model by part, or a language model's config.
       own: config and metadata of the model folder that `export` wrote it from, or None.
       notes: lines to print.
-      text_tokenizer: the folder of a text-to-image model's tokenizer files.
+      text_tokenizer: the folder of the tokenizer files of a text-to-image or language model.
       name: the Hugging Face id of a downloaded folder.
     """
 
@@ -62,7 +62,8 @@ class Source:
 
 
 def open_source(source: str, weights: Weights = "ema") -> Source:
-    """Opens a .pt or .safetensors file, a text-to-image folder, or a Hugging Face id.
+    """Opens a .pt or .safetensors file, the folder of a text-to-image or language model, or a
+    Hugging Face id.
 
     A Hugging Face id is downloaded first.
 
@@ -104,6 +105,15 @@ def _open_folder(path: Path) -> Source:
             record,
             own,
             text_tokenizer=release.text_tokenizer,
+        )
+    if release_folder.is_language_model(names):
+        language_model = release_folder.load_language_model(path)
+        return Source(
+            path,
+            "language_model",
+            language_model.tensors,
+            language_model.configs["text"],
+            text_tokenizer=path,
         )
     tokenizers = [
         (path / folder / f"{release_folder.STEMS[0]}.safetensors", path / folder / "config.json")

@@ -29,7 +29,7 @@ REFETCH = "fetch or write the folder again"
 UNFINISHED = 0
 """The version of a folder under gs:// that is still being written."""
 
-Kind = Literal["tokenizer", "class_conditional", "text_to_image"]
+Kind = Literal["tokenizer", "class_conditional", "text_to_image", "language_model"]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.heads.make import make_head
 from bitdance_jax.nn import attention, linear
 from bitdance_jax.nn.attention import KVCache, Mask
-from bitdance_jax.nn.layers import residual_dtype, transformer_init
+from bitdance_jax.nn.layers import residual_dtype
 from bitdance_jax.transformer import order
 from bitdance_jax.transformer.qwen3 import Qwen3
 
@@ -40,17 +40,24 @@ MAX_PROMPT = PREFIX_LENGTHS[-1] - 2
 
 
 class Connector(nn.Module):
-    """Bits to the language model's width: Linear, tanh-gelu, Linear."""
+    """Bits to the language model's width: Linear, tanh-gelu, Linear.
+
+    Weights and biases start uniform within 1 / sqrt(inputs), as PyTorch's.
+    """
 
     dim: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, bits: Float[Array, "B Q K"]) -> Float[Array, "B Q D"]:
-        x = linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc1")(bits)
-        return linear.Dense(self.dim, kernel_init=transformer_init, dtype=self.dtype, name="fc2")(
-            nn.gelu(x, approximate=True)
-        )
+        def dense(name: str, x: Float[Array, "B Q C"]) -> Float[Array, "B Q D"]:
+            limit = x.shape[-1] ** -0.5
+            initial = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
+            return linear.Dense(
+                self.dim, kernel_init=initial, bias_init=initial, dtype=self.dtype, name=name
+            )(x)
+
+        return dense("fc2", nn.gelu(dense("fc1", bits), approximate=True))
 
 
 class TextToImage(nn.Module):

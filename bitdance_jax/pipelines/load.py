@@ -43,6 +43,12 @@ def load(
     """
     folder = local_folder(folder)
     kind = model_lookup.read_config(folder).kind
+    if kind == "language_model":
+        raise FileError(
+            f"{folder} holds a language model, which samples no images; train a text-to-image model"
+            " from it, or give a model",
+            folder,
+        )
     if kind == "tokenizer":
         raise FileError(
             f"{folder} holds a tokenizer, which samples no images; "

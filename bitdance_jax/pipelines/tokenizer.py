@@ -20,7 +20,7 @@ from bitdance_jax.config import (
     from_dict,
 )
 from bitdance_jax.distributed.mesh import AXES, BATCH
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import image_files, model_folder, model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.pipelines import checks, weights
@@ -95,6 +95,10 @@ class Tokenizer:
             config = from_dict(TokenizerConfig, described.config, where)
             return cls(
                 config, weights.read(folder, autoencoder.abstract_params(config), dtype), dtype
+            )
+        if described.kind == "language_model":
+            raise FileError(
+                f"{folder} holds a language model, which has no image tokenizer", folder
             )
         kinds: Any = {
             "class_conditional": ClassConditionalConfig,

@@ -1,8 +1,10 @@
 """Qwen3 (paper 4.3): pre-norm blocks of grouped-query attention and gated MLP, untied output."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -146,3 +148,19 @@ class Qwen3(nn.Module):
             self.layers, x.astype(self._residual), rotary, mask, cache=cache, start=start
         )
         return self.norm(x), cache
+
+    def next_token_logits(self, tokens: Int[Array, "B Q"]) -> Float[Array, "B Q V"]:
+        """Of texts without images, each token of which sees the ones before it."""
+        length = tokens.shape[1]
+        mask = attention.block_causal_mask(length, length, 1)
+        hidden, _ = self(self.embed(tokens), jnp.arange(length)[None], mask[None])
+        return self.logits(hidden)
+
+
+def abstract_params(config: Qwen3Config) -> Any:
+    """Shapes of the stacked parameters of a language model alone, float32."""
+    model = Qwen3(config, scan=True)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), tokens, method="next_token_logits")["params"]
+    )

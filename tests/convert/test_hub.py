@@ -75,6 +75,13 @@ PLAIN = [
     "tokenizer.json",
     "vision_head.safetensors",
 ]
+LANGUAGE_MODEL = [
+    "config.json",
+    "merges.txt",
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +98,10 @@ PLAIN = [
             ],
         ),
         (PLAIN, ["readme.md", "model.gguf", "onnx/model.safetensors"]),
+        (LANGUAGE_MODEL, ["readme.md", "model.gguf", "onnx/config.json"]),
     ],
 )
-def test_a_text_to_image_repository(repository, tmp_path, expected, others):
+def test_a_repository_that_is_a_folder(repository, tmp_path, expected, others):
     touch(repository, *expected, *others)
     assert hub.download("owner/name") == tmp_path / "cache"
     assert downloaded(tmp_path / "cache") == expected
