@@ -18,6 +18,9 @@ from bitdance_jax.io.image_files import DamagedImage
 NAMED = 3
 """Number of skipped samples that a summary names for each reason."""
 
+TEXT = "text"
+"""Field of the captions, unless another is named."""
+
 NO_CAPTION = "images without a caption"
 NO_IMAGE = "captions without an image"
 

@@ -15,11 +15,14 @@ from bitdance_jax.config.plain import (
     Share,
     require,
 )
+from bitdance_jax.data import captioned_tables, tar_shards
 from bitdance_jax.data.captioned import HELD_OUT_NAMES, CaptionedSource, CaptionedSubset
 from bitdance_jax.data.captioned_folder import CaptionedFolderSource
-from bitdance_jax.data.mixture import HeldOutSamples, Mixture, TooSmall
+from bitdance_jax.data.captioned_tables import TableSource, is_saved_dataset
+from bitdance_jax.data.mixture import Mixture, TooSmall
+from bitdance_jax.data.patterns import names_files
 from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
-from bitdance_jax.data.tar_shards import is_tar_pattern
+from bitdance_jax.data.tfds import CaptionedTfdsSource
 from bitdance_jax.data.webdataset import WebDatasetSource
 from bitdance_jax.errors import ConfigError
 
@@ -30,7 +33,8 @@ class CaptionedDataConfig(Config):
 
     Attributes:
       paths: where the images are, one path a source, whose kind follows from it: a folder of
-        images, or tar files of WebDataset such as "shard-{000..099}.tar" (docs/data.md).
+        images, tar files of WebDataset such as "shard-{000..099}.tar", Parquet files, a folder that
+        Hugging Face's datasets saved, or "tfds:NAME@SPLIT" (docs/data.md).
       weights: shares of the samples, one for each path; empty: the numbers of images.
       captions: field of the captions, one for all paths or one for each; empty: that of the format.
       held_out: paths of evaluation data; empty: part of the training data is held out.
@@ -119,10 +123,10 @@ class CaptionedDataConfig(Config):
     def samples(
         self, sources: Sequence[CaptionedSource], *, seed: int, size_multiple: int
     ) -> Mixture:
-        """The training samples of the opened sources.
+        """The samples of opened sources.
 
         Args:
-          sources: the first of `open_splits`.
+          sources: those to train on. (Held-out ones may be fewer than `weights`.)
           seed: of everything that is random.
           size_multiple: see `TextToImageConfig.size_multiple`.
 
@@ -139,12 +143,6 @@ class CaptionedDataConfig(Config):
             text_drop=self.text_drop,
             too_small=self.too_small,
         )
-
-    def held_out_samples(
-        self, sources: Sequence[CaptionedSource], *, size_multiple: int
-    ) -> HeldOutSamples:
-        """The evaluation samples of the second sources of `open_splits`."""
-        return HeldOutSamples(sources, size_multiple=size_multiple, too_small=self.too_small)
 
     def _caption(self, number: int) -> str | None:
         if not self.captions:
@@ -165,7 +163,12 @@ def open_source(
     Raises:
       UserError: see the sources.
     """
-    if is_tar_pattern(path):
+    kind, _, name = path.partition(":")
+    if kind == "tfds":
+        return CaptionedTfdsSource(name, caption, split_field)
+    if is_saved_dataset(path) or names_files(path, captioned_tables.SUFFIX):
+        return TableSource(path, caption, split_field)
+    if names_files(path, tar_shards.SUFFIX):
         return WebDatasetSource(path, caption, split_field)
     return CaptionedFolderSource(path, caption, split_field)
 

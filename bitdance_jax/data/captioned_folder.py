@@ -10,6 +10,7 @@ from bitdance_jax.data import listing
 from bitdance_jax.data.captioned import (
     NO_CAPTION,
     NO_IMAGE,
+    TEXT,
     CaptionedImage,
     Skips,
     clean_captions,
@@ -25,7 +26,6 @@ from bitdance_jax.io.paths import local
 
 METADATA = "metadata.jsonl"
 FILE_NAME = "file_name"
-TEXT = "text"
 MAX_METADATA_BYTES = 2**31
 MAX_CAPTION_BYTES = 2**20
 

@@ -120,39 +120,6 @@ class Mixture:
         return replace(sample, caption=None if is_dropped else caption)
 
 
-class HeldOutSamples:
-    """Every image of some sources once, with its first caption, at any resolution.
-
-    Args:
-      sources: the held-out ones.
-      size_multiple: see Buckets.
-      too_small: see Mixture.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[CaptionedSource],
-        *,
-        size_multiple: int,
-        too_small: TooSmall = "upscale",
-    ) -> None:
-        self._sources = tuple(sources)
-        self._ends = np.cumsum([len(source) for source in sources])
-        self._size_multiple = size_multiple
-        self._too_small = too_small
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def draw(self, index: int, resolution: int) -> Sample:
-        """Image `index` at a resolution. Raises as `Mixture.draw`."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        source = self._sources[number]
-        within = index - (int(self._ends[number - 1]) if number else 0)
-        buckets = Buckets(resolution, self._size_multiple)
-        return _read(source, within, resolution, buckets, self._too_small)
-
-
 def _read(
     source: CaptionedSource, index: int, resolution: int, buckets: Buckets, too_small: TooSmall
 ) -> Sample:

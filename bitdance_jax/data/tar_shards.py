@@ -1,6 +1,5 @@
 """Tar files as WebDataset uses them: consecutive members with one key are a sample."""
 
-import glob
 import hashlib
 import os
 import re
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
+from bitdance_jax.data.patterns import expand
 from bitdance_jax.data.records import Names
 from bitdance_jax.data.tar_members import members
 from bitdance_jax.errors import FileError
@@ -26,11 +25,12 @@ INDEX_VERSION = 1
 INDEXING_THREADS = 8
 """Indexing mostly waits for the disk or the network."""
 
+SUFFIX = ".tar"
+
 IMAGES = ("jpg", "jpeg", "png", "webp")
 """Extensions of images. Of several in a sample, the first is used."""
 
 MAX_MEMBER_BYTES = 2**28
-MAX_SHARDS = 1_000_000
 
 
 class Part(NamedTuple):
@@ -67,20 +67,13 @@ class Shard:
                 parts[match[2].lower()] = Part(start, size)
 
 
-def is_tar_pattern(pattern: str) -> bool:
-    """Whether a pattern names tar files, or a folder that has some."""
-    if not paths.is_remote(pattern) and os.path.isdir(pattern):
-        return bool(glob.glob(os.path.join(glob.escape(pattern), "*.tar")))
-    return pattern.lower().endswith(".tar")
-
-
 def open_shards(pattern: str) -> list[Shard]:
     """The tar files that a pattern names, see `expand`.
 
     Raises:
       FileError: there are none, or one of them cannot be used.
     """
-    files = expand(pattern)
+    files = expand(pattern, SUFFIX)
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
         bar = tqdm(
             threads.map(Shard, files),
@@ -91,56 +84,6 @@ def open_shards(pattern: str) -> list[Shard]:
             dynamic_ncols=True,
         )
         return list(bar)
-
-
-def expand(pattern: str) -> list[str]:
-    """The paths that a pattern names, in order.
-
-    Args:
-      pattern: a path, local or under gs://. `{000..099}` stands for each of these numbers, `{a,b}`
-        for each of these texts; `*`, `?` and `[...]` match the names of files, sorted. A folder
-        stands for all tar files in it.
-
-    Raises:
-      FileError: it names nothing, or too much.
-    """
-    found: list[str] = []
-    for name in _without_braces(pattern):
-        if not paths.is_remote(name) and os.path.isdir(name):
-            name = os.path.join(glob.escape(name), "*.tar")
-        if not re.search(r"[*?\[]", name):
-            found.append(name)
-        elif paths.is_remote(name):
-            root, _, rest = name.partition("://")[2].partition("/")
-            found += sorted(map(os.fspath, epath.Path(f"gs://{root}").glob(rest)))
-        else:
-            found += sorted(glob.glob(name, recursive=True))
-    if not found:
-        raise FileError(f"no file matches {pattern}", pattern)
-    return found
-
-
-def _without_braces(pattern: str) -> list[str]:
-    pending = [pattern]
-    done: list[str] = []
-    while pending:
-        if len(pending) + len(done) > MAX_SHARDS:
-            raise FileError(f"{pattern} stands for more than {MAX_SHARDS:,} files", pattern)
-        current = pending.pop(0)
-        match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", current)
-        if match is None:
-            done.append(current)
-            continue
-        first, last, texts = match.groups()
-        if texts is None:
-            if int(last) - int(first) >= MAX_SHARDS:
-                raise FileError(f"{pattern} stands for more than {MAX_SHARDS:,} files", pattern)
-            choices = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-        else:
-            choices = texts.split(",")
-        before, after = current[: match.start()], current[match.end() :]
-        pending = [f"{before}{choice}{after}" for choice in choices] + pending
-    return list(dict.fromkeys(done))
 
 
 def image_part(parts: Mapping[str, Part]) -> tuple[str, Part] | None:

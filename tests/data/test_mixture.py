@@ -6,7 +6,7 @@ import pytest
 
 from bitdance_jax.data.buckets import Buckets, cover_crop
 from bitdance_jax.data.captioned import CaptionedImage, Skips
-from bitdance_jax.data.mixture import HeldOutSamples, Mixture
+from bitdance_jax.data.mixture import Mixture
 from bitdance_jax.data.proportions import Proportions
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io.image_files import DamagedImage
@@ -130,13 +130,6 @@ def test_images_that_are_too_small():
     assert samples[20].too_small[0] == "image 20 of a has 64x60 pixels, less than 64x64"
     with pytest.raises(FileError, match=r"5 images in a row are too small; .* resolution 64, or"):
         mixture([Colours("a", 5)], too_small="skip", **large).draw(0)
-
-
-def test_held_out_samples():
-    samples = HeldOutSamples([Colours("a", 3), Colours("b", 2)], size_multiple=16)
-    assert len(samples) == 5
-    captions = [(samples.draw(i, 32).source, samples.draw(i, 32).caption) for i in range(5)]
-    assert captions == [("a", "0"), ("a", "1"), ("a", "2"), ("b", "0"), ("b", "1")]
 
 
 def test_released_buckets():

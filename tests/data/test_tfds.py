@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bitdance_jax.data.captioned_config import open_source
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.data.tfds import TfdsSource
@@ -33,6 +34,7 @@ class SmallImages(tfds.core.GeneratorBasedBuilder):
             "image": tfds.features.Image(encoding_format="jpeg"),
             "label": tfds.features.ClassLabel(names=["n01440764", "n01443537"]),
             "file_name": tfds.features.Text(),
+            "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -44,7 +46,15 @@ class SmallImages(tfds.core.GeneratorBasedBuilder):
             file = io.BytesIO()
             Image.fromarray(np.full((8, 12, 3), 6 * i, np.uint8)).save(file, "JPEG")
             image = file.getvalue() if i != 5 else file.getvalue()[:100]
-            yield i, {"image": io.BytesIO(image), "label": i % 2, "file_name": f"{i}.jpg"}
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(image),
+                    "label": i % 2,
+                    "file_name": f"{i}.jpg",
+                    "captions": [{"text": f"caption {i}"}, {"text": "another"}],
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +127,16 @@ print(source[0]["image"].shape, "tensorflow" in sys.modules)
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "(8, 12, 3) False\n", done.stderr
+
+
+def test_captions(data_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    source = pickle.loads(
+        pickle.dumps(open_source("tfds:small_images@validation", "captions/text"))
+    )
+    assert len(source) == 6
+    record = source[1]
+    number = round(record.image.mean() / 6)
+    assert record.captions == (f"caption {number}", "another")
+    with pytest.raises(UserError, match="has no field 'text'; it has: captions, file_name, image,"):
+        open_source("tfds:small_images@validation")

@@ -6,7 +6,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tar_files import image, samples, write_tar
 
 from bitdance_jax.data.captioned_config import CaptionedDataConfig, open_source
-from bitdance_jax.data.tar_shards import expand
+from bitdance_jax.data.patterns import expand
 from bitdance_jax.data.webdataset import WebDatasetSource
 from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.io.image_files import DamagedImage
@@ -156,7 +156,9 @@ def test_patterns(tmp_path):
         (tmp_path / name).touch()
 
     def names(pattern):
-        return [path.removeprefix(f"{tmp_path}/") for path in expand(f"{tmp_path}/{pattern}")]
+        return [
+            path.removeprefix(f"{tmp_path}/") for path in expand(f"{tmp_path}/{pattern}", ".tar")
+        ]
 
     assert names("x-{8..10}.tar") == ["x-8.tar", "x-9.tar", "x-10.tar"]
     assert names("x-{08..10}.tar") == ["x-08.tar", "x-09.tar", "x-10.tar"]
