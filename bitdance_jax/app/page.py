@@ -38,8 +38,12 @@ STYLE = """
 #images .caption-label {
   position: static; align-self: stretch; max-width: none; border: 0; text-align: center;
 }
+@media (max-width: 640px) {
+  #images:not(:has(.preview)), #images:not(:has(.preview)) .grid-wrap {height: auto !important}
+}
 """
-"""As many images side by side as the screen has room for, with captions below them."""
+"""As many images side by side as the screen has room for, with captions below them. On a phone the
+gallery, except for an enlarged image, is as high as its images."""
 
 
 class Request(NamedTuple):
