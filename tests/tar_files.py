@@ -29,10 +29,10 @@ def write_tar(path, members, **options):
             tar.addfile(info, io.BytesIO(data))
 
 
-def samples(count, start=0):
+def samples(count, start=0, size=(20, 30)):
     """Samples of an image, its number in .txt, and a .json with other captions."""
     for n in range(start, start + count):
-        yield f"{n:05d}.png", n
+        yield f"{n:05d}.png", image(n, size=size)
         yield f"{n:05d}.txt", f"image {n}"
         split = "test" if n % 4 == 3 else "train"
         yield f"{n:05d}.json", {"alt": [f"alt {n}", f"other {n}"], "split": split}

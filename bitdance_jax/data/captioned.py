@@ -49,21 +49,24 @@ class CaptionedImage:
       captions: at least one, none of them empty.
       image: RGB, transparency on white; None if there are tokens.
       tokens: see Tokens; None if there is an image.
+      versions: tokens by resolution, in the records of a source of tokens; a sample has one of them
+        as `tokens`.
     """
 
     captions: tuple[str, ...]
     image: UInt8[np.ndarray, "H W 3"] | None = None
     tokens: Tokens | None = None
+    versions: Mapping[int, Tokens] | None = None
 
     def __post_init__(self) -> None:
         if not self.captions or not all(self.captions):
             raise ValueError("an image needs at least one caption, and none may be empty")
-        if (self.image is None) == (self.tokens is None):
-            raise ValueError("a record has either an image or tokens")
+        if sum(part is not None for part in (self.image, self.tokens, self.versions)) != 1:
+            raise ValueError("a record has an image, tokens or versions")
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width in pixels, where there is one version."""
         if self.tokens is not None:
             return self.tokens.size
         assert self.image is not None
@@ -125,6 +128,7 @@ class CaptionedSubset:
         self.indices = indices
         self.location = source.location
         self.skipped = source.skipped
+        self.manifest: Any = getattr(source, "manifest", None)
         splits = source.splits
         self.splits: Sequence[str] | None = None
         if splits is not None:

@@ -19,12 +19,18 @@ from bitdance_jax.data import captioned_tables, tar_shards
 from bitdance_jax.data.captioned import HELD_OUT_NAMES, CaptionedSource, CaptionedSubset
 from bitdance_jax.data.captioned_folder import CaptionedFolderSource
 from bitdance_jax.data.captioned_tables import TableSource, is_saved_dataset
+from bitdance_jax.data.captioned_tokens import CaptionedTokensSource, is_captioned_tokens
 from bitdance_jax.data.mixture import Mixture, TooSmall
 from bitdance_jax.data.patterns import names_files
 from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
 from bitdance_jax.data.tfds import CaptionedTfdsSource
 from bitdance_jax.data.webdataset import WebDatasetSource
 from bitdance_jax.errors import ConfigError
+
+
+PAPER_RESOLUTIONS = (256, 512, 1024)
+PAPER_WEIGHTS = (2.0, 7.0, 1.0)
+"""Of the samples of pre-training (paper table 4)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class CaptionedDataConfig(Config):
     Attributes:
       paths: where the images are, one path a source, whose kind follows from it: a folder of
         images, tar files of WebDataset such as "shard-{000..099}.tar", Parquet files, a folder that
-        Hugging Face's datasets saved, or "tfds:NAME@SPLIT" (docs/data.md).
+        Hugging Face's datasets saved, one that `bitdance tokenize` wrote, or "tfds:NAME@SPLIT"
+        (docs/data.md).
       weights: shares of the samples, one for each path; empty: the numbers of images.
       captions: field of the captions, one for all paths or one for each; empty: that of the format.
       held_out: paths of evaluation data; empty: part of the training data is held out.
@@ -42,7 +49,8 @@ class CaptionedDataConfig(Config):
         those where it is held_out, heldout, validation, val or test. None: every 19th image, and
         of more than 19,000 about a thousand.
       resolutions: of training samples, as the side of a square in pixels (`buckets`).
-      resolution_weights: shares of the samples, one for each resolution.
+      resolution_weights: shares of the samples, one for each resolution; empty: the paper's 2:7:1
+        for its three resolutions, else equal ones.
       text_drop: probability that a caption is dropped.
       too_small: an image that does not cover its bucket is enlarged ("upscale") or left out
         ("skip").
@@ -54,8 +62,8 @@ class CaptionedDataConfig(Config):
     captions: tuple[str, ...] = ()
     held_out: tuple[PathName, ...] = ()
     held_out_field: str | None = None
-    resolutions: tuple[ImageSide, ...] = (256, 512, 1024)
-    resolution_weights: tuple[NotNegative, ...] = (2.0, 7.0, 1.0)
+    resolutions: tuple[ImageSide, ...] = PAPER_RESOLUTIONS
+    resolution_weights: tuple[NotNegative, ...] = ()
     text_drop: Share = 0.1
     too_small: TooSmall = "upscale"
     workers: Annotated[int, Range(0, 1024)] = 0
@@ -95,6 +103,21 @@ class CaptionedDataConfig(Config):
           UserError: there are no paths; or the data is missing or unreadable, or has another
             layout.
         """
+        train, held_out = self.open_marked()
+        if held_out:
+            return train, held_out
+        rows = [_every_nth(source) for source in train]
+        if not any(part.any() for part in rows):
+            raise ConfigError(
+                f"no image is held out: there are only {sum(map(len, train))}, of which every"
+                f" {HELD_OUT_STRIDE}th would be; set data.held_out or data.held_out_field",
+                "data.held_out",
+            )
+        return _split(train, rows)
+
+    def open_marked(self) -> tuple[list[CaptionedSource], list[CaptionedSource]]:
+        """As `open_splits`, but images are held out only where paths, a field or the source itself
+        say it."""
         require(
             bool(self.paths),
             "data.paths must name captioned images: a folder, tar files, Parquet files ...",
@@ -107,18 +130,9 @@ class CaptionedDataConfig(Config):
         if self.held_out:
             # A path of its own has the field of the first training path.
             return sources, [open_source(path, self._caption(0)) for path in self.held_out]
-        held_out = [_is_held_out(source) for source in sources]
-        if not any(rows.any() for rows in held_out):
-            raise ConfigError(
-                f"no image is held out: there are only {sum(map(len, sources))}, of which every"
-                f" {HELD_OUT_STRIDE}th would be; set data.held_out or data.held_out_field",
-                "data.held_out",
-            )
-        pairs = list(zip(sources, held_out, strict=True))
-        return (
-            [CaptionedSubset(source, np.flatnonzero(~rows)) for source, rows in pairs],
-            [CaptionedSubset(source, np.flatnonzero(rows)) for source, rows in pairs if rows.any()],
-        )
+        if all(source.splits is None for source in sources):
+            return sources, []
+        return _split(sources, [_marked(source) for source in sources])
 
     def samples(
         self, sources: Sequence[CaptionedSource], *, seed: int, size_multiple: int
@@ -133,12 +147,14 @@ class CaptionedDataConfig(Config):
         Raises:
           ConfigError: a resolution is no multiple of it.
         """
+        is_paper = self.resolutions == PAPER_RESOLUTIONS
+        shares = self.resolution_weights or (PAPER_WEIGHTS if is_paper else None)
         return Mixture(
             sources,
             seed=seed,
             weights=self.weights or None,
             resolutions=self.resolutions,
-            resolution_weights=self.resolution_weights or None,
+            resolution_weights=shares,
             size_multiple=size_multiple,
             text_drop=self.text_drop,
             too_small=self.too_small,
@@ -163,6 +179,13 @@ def open_source(
     Raises:
       UserError: see the sources.
     """
+    if is_captioned_tokens(path):
+        require(
+            caption is None and split_field is None,
+            f"the tokens in {path} have their captions and held-out images; leave out data.captions"
+            " and data.held_out_field",
+        )
+        return CaptionedTokensSource(path)
     kind, _, name = path.partition(":")
     if kind == "tfds":
         return CaptionedTfdsSource(name, caption, split_field)
@@ -173,12 +196,17 @@ def open_source(
     return CaptionedFolderSource(path, caption, split_field)
 
 
-def _is_held_out(source: CaptionedSource) -> np.ndarray:
-    """Which records are held out, bool [N]."""
+def _every_nth(source: CaptionedSource) -> np.ndarray:
+    """A fixed part of the records, bool [N]."""
+    rows = np.zeros(len(source), bool)
+    rows[split_indices(len(source), "heldout")] = True
+    return rows
+
+
+def _marked(source: CaptionedSource) -> np.ndarray:
+    """Which records the source's splits hold out, bool [N]."""
     if source.splits is None:
-        rows = np.zeros(len(source), bool)
-        rows[split_indices(len(source), "heldout")] = True
-        return rows
+        return np.zeros(len(source), bool)
     rows = np.array([split.lower() in HELD_OUT_NAMES for split in source.splits], bool)
     if not rows.any() or rows.all():
         values = ", ".join(sorted(set(source.splits))[:10])
@@ -188,3 +216,14 @@ def _is_held_out(source: CaptionedSource) -> np.ndarray:
             "data.held_out_field",
         )
     return rows
+
+
+def _split(
+    sources: Sequence[CaptionedSource], held_out: Sequence[np.ndarray]
+) -> tuple[list[CaptionedSource], list[CaptionedSource]]:
+    """The records of each source that are not held out; and those that are, where there are any."""
+    pairs = list(zip(sources, held_out, strict=True))
+    return (
+        [CaptionedSubset(source, np.flatnonzero(~rows)) for source, rows in pairs],
+        [CaptionedSubset(source, np.flatnonzero(rows)) for source, rows in pairs if rows.any()],
+    )

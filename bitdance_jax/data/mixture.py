@@ -14,6 +14,7 @@ import numpy as np
 
 from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource
+from bitdance_jax.data.captioned_tokens import CaptionedManifest
 from bitdance_jax.data.loader import next_undamaged
 from bitdance_jax.data.proportions import Proportions, Record, Shuffled
 from bitdance_jax.errors import FileError
@@ -68,7 +69,8 @@ class Mixture:
       seed: of everything that is random.
 
     Raises:
-      ConfigError: a resolution is no multiple of `size_multiple`.
+      ConfigError: a resolution is no multiple of `size_multiple`, or a source has tokens of other
+        resolutions or sizes.
     """
 
     def __init__(
@@ -86,13 +88,18 @@ class Mixture:
         self.sources = tuple(sources)
         self._seed = seed
         self._resolutions = tuple(resolutions)
+        shares = resolution_weights or [1] * len(resolutions)
         self._buckets = {side: Buckets(side, size_multiple) for side in resolutions}
+        used = [side for side, weight in zip(resolutions, shares, strict=True) if weight > 0]
+        for source in sources:
+            manifest = getattr(source, "manifest", None)
+            if isinstance(manifest, CaptionedManifest):
+                manifest.check_sizes(source.location, used, size_multiple)
         self._text_drop = text_drop
         self._too_small = too_small
         self._records = Shuffled([len(source) for source in sources], weights, seed)
         self._by_resolution = [
-            Proportions(resolution_weights or [1] * len(resolutions), (_RESOLUTIONS, seed, number))
-            for number in range(len(sources))
+            Proportions(shares, (_RESOLUTIONS, seed, number)) for number in range(len(sources))
         ]
 
     def plan(self, n: int) -> tuple[Record, int]:
@@ -129,31 +136,39 @@ def _read(
     small: list[str] = []
     while len(small) < min(len(source), SMALL_IN_A_ROW):
         record, damaged = next_undamaged(source.__getitem__, index, len(source))
-        index += len(damaged)
         skipped += damaged
-        size = record.size
-        upscaled = False
-        if record.image is not None:
-            size = buckets.nearest(*record.size)
-            upscaled = not is_covered(record.image, size)
-            if upscaled and too_small == "skip":
-                height, width = record.size
-                name = f"image {index % len(source)} of {source.location}"
-                small.append(f"{name} has {width}x{height} pixels, less than {size[1]}x{size[0]}")
-                index += 1
-                continue
-            record = CaptionedImage(record.captions, cover_crop(record.image, size))
-        return Sample(
-            record=record,
-            caption=record.captions[0],
-            size=size,
-            source=source.location,
-            resolution=resolution,
-            upscaled=upscaled,
-            skipped=tuple(skipped),
-            too_small=tuple(small),
-        )
+        index = (index + len(damaged)) % len(source)
+        fitted, upscaled = _fitted(record, resolution, buckets, too_small)
+        if fitted is not None:
+            return Sample(
+                record=fitted,
+                caption=fitted.captions[0],
+                size=fitted.size,
+                source=source.location,
+                resolution=resolution,
+                upscaled=upscaled,
+                skipped=tuple(skipped),
+                too_small=tuple(small),
+            )
+        small.append(f"image {index} of {source.location} is too small for {resolution} pixels")
+        index += 1
     raise FileError(
         f"{len(small)} images in a row are too small; the last: {small[-1]}; leave out the"
         f" resolution {resolution}, or set data.too_small='upscale'"
     )
+
+
+def _fitted(
+    record: CaptionedImage, resolution: int, buckets: Buckets, too_small: TooSmall
+) -> tuple[CaptionedImage | None, bool]:
+    """The record in the size of its bucket, None if it is too small; and whether it was
+    enlarged."""
+    if record.versions is not None:
+        tokens = record.versions.get(resolution)
+        return None if tokens is None else CaptionedImage(record.captions, tokens=tokens), False
+    assert record.image is not None
+    size = buckets.nearest(*record.size)
+    enlarged = not is_covered(record.image, size)
+    if enlarged and too_small == "skip":
+        return None, False
+    return CaptionedImage(record.captions, cover_crop(record.image, size)), enlarged

@@ -78,7 +78,7 @@ class CaptionedTfdsSource:
         self, name: str, caption: str | None = None, split_field: str | None = None
     ) -> None:
         dataset, _, split = name.partition("@")
-        source = _open_split(dataset, None, split or "train")
+        source = _open_split(dataset, os.environ.get("TFDS_DATA_DIR"), split or "train")
         features = source.dataset_info.features
         self.location = f"{dataset}[{split or 'train'}]"
         self.skipped = Skips()
@@ -146,7 +146,7 @@ def _open_split(dataset: str, data_dir: str | os.PathLike[str] | None, split: st
             f"TFDS knows no dataset {dataset!r}; see tensorflow.org/datasets, "
             "or set data.dataset='imagenet2012'"
         ) from error
-    except (NotImplementedError, AssertionError, OSError) as error:
+    except (NotImplementedError, AssertionError, KeyError, OSError) as error:
         command = f"tfds build {dataset.split(':')[0]} --file_format=array_record"
         command += f" --data_dir={os.fspath(data_dir)}" if data_dir else ""
         raise UserError(

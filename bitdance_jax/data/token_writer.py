@@ -25,6 +25,7 @@ from bitdance_jax.data.token_shards import Shard
 from bitdance_jax.data.tokens import (
     MANIFEST,
     Manifest,
+    TokensManifest,
     Versions,
     encoder_fingerprint,
     images_fingerprint,
@@ -88,7 +89,7 @@ def describe(
     )
 
 
-def prepare(folder: Path, manifest: Manifest) -> None:
+def prepare(folder: Path, manifest: TokensManifest) -> None:
     """Writes the manifest of a new folder of tokens, or checks that an existing one is the same.
 
     Raises:
@@ -97,7 +98,7 @@ def prepare(folder: Path, manifest: Manifest) -> None:
     if not (folder / MANIFEST).exists():
         manifest.write(folder)
         return
-    found = Manifest.read(folder)
+    found = type(manifest).read(folder)
     if found != manifest:
         name = next(name for name, value in vars(manifest).items() if getattr(found, name) != value)
         change = (

@@ -14,7 +14,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -60,8 +60,96 @@ class Versions(Config):
         return 1 + self.flips + self.crops
 
 
+AnyManifest = TypeVar("AnyManifest", bound="TokensManifest")
+
+
+class TokensManifest(Config):
+    """What the manifests of all folders of tokens share.
+
+    Attributes:
+      records: number of images; all shards but the last have `shard_size` of them, in order.
+      shard_size: images per shard.
+      tokenizer: its sizes.
+      fingerprint: of its encoder, see `encoder_fingerprint`.
+      dtype: that it computed in.
+      format_version: of the files.
+    """
+
+    holds: ClassVar[str]
+    """What the folder holds, for messages."""
+
+    own_field: ClassVar[str]
+    """A field that the other manifests lack."""
+
+    records: int
+    shard_size: int
+    tokenizer: TokenizerConfig
+    fingerprint: str
+    dtype: str
+    format_version: int
+
+    @property
+    def shards(self) -> int:
+        """Their number."""
+        return -(-self.records // self.shard_size)
+
+    def write(self, folder: Path) -> None:
+        with replace_file(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(to_dict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls: type[AnyManifest], folder: str | os.PathLike[str]) -> AnyManifest:
+        """The manifest of a folder. Raises a FileError if it is missing or damaged, or of another
+        kind."""
+        path = Path(folder) / MANIFEST
+        try:
+            data = readers.read_json(path, fix="write the tokens again")
+        except readers.MissingFile as error:
+            raise FileError(
+                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); write them: bitdance tokenize",
+                folder,
+            ) from error
+        for kind in TokensManifest.__subclasses__():
+            if kind is not cls and kind.own_field in data:
+                raise FileError(f"{folder} holds {kind.holds}, and not {cls.holds}", folder)
+        manifest = from_dict(cls, data, str(path))
+        if manifest.format_version != FORMAT_VERSION:
+            raise FileError(
+                f"{path} has format {manifest.format_version}, and this version reads "
+                f"{FORMAT_VERSION}; write the tokens again",
+                path,
+            )
+        return manifest
+
+    def check_encoder(
+        self, folder: str | os.PathLike[str], config: TokenizerConfig, params: Any
+    ) -> None:
+        """Checks that a model can train on the tokens.
+
+        Args:
+          folder: of the tokens.
+          config: sizes of the model's tokenizer.
+          params: its weights, in float32 or as saved.
+
+        Raises:
+          UserError: they are of another tokenizer.
+        """
+        tokens = f"the tokens in {os.fspath(folder)}"
+        if self.tokenizer != config:
+            raise UserError(
+                f"{tokens} are of the tokenizer {self.tokenizer}, and the model's is {config}"
+            )
+        fingerprint = encoder_fingerprint(config, params)
+        if self.fingerprint != fingerprint:
+            raise UserError(
+                f"{tokens} are of another tokenizer of the same sizes (its encoder is "
+                f"{self.fingerprint}, the model's {fingerprint}); use the tokenizer that wrote "
+                "them, or write them again"
+            )
+
+
 @dataclass(frozen=True)
-class Manifest(Config):
+class Manifest(TokensManifest):
     """The contents of a folder of tokens.
 
     Attributes:
@@ -77,6 +165,9 @@ class Manifest(Config):
       versions: of each image.
       format_version: of the files.
     """
+
+    holds = "tokens of labelled images"
+    own_field = "class_names"
 
     records: Count
     shard_size: Count
@@ -95,38 +186,8 @@ class Manifest(Config):
         side = self.image_size // self.tokenizer.downsampling
         return side, side, -(-self.tokenizer.bits // 8)
 
-    @property
-    def shards(self) -> int:
-        """Their number."""
-        return -(-self.records // self.shard_size)
 
-    def write(self, folder: Path) -> None:
-        with replace_file(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(to_dict(self), indent=2) + "\n")
-
-    @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> "Manifest":
-        """The manifest of a folder. Raises a FileError if it is missing or damaged."""
-        path = Path(folder) / MANIFEST
-        try:
-            manifest = from_dict(
-                cls, readers.read_json(path, fix="write the tokens again"), str(path)
-            )
-        except readers.MissingFile as error:
-            raise FileError(
-                f"no tokens in {os.fspath(folder)} (no {MANIFEST}); write them: bitdance tokenize",
-                folder,
-            ) from error
-        if manifest.format_version != FORMAT_VERSION:
-            raise FileError(
-                f"{path} has format {manifest.format_version}, and this version reads "
-                f"{FORMAT_VERSION}; write the tokens again",
-                path,
-            )
-        return manifest
-
-
-def shards(folder: str | os.PathLike[str], manifest: Manifest) -> list[Shard]:
+def shards(folder: str | os.PathLike[str], manifest: TokensManifest) -> list[Shard]:
     """All shards of a folder of tokens with a manifest, whether they exist or not."""
     tokens = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()[:16]
 
@@ -231,20 +292,10 @@ def check_tokens(
       UserError: the tokens are missing, or of another tokenizer or image size.
     """
     manifest = Manifest.read(folder)
-    tokens = f"the tokens in {os.fspath(folder)}"
     if manifest.image_size != image_size:
         raise UserError(
-            f"{tokens} are of images of {manifest.image_size} pixels, the model's of {image_size}"
+            f"the tokens in {os.fspath(folder)} are of images of {manifest.image_size}"
+            f" pixels, the model's of {image_size}"
         )
-    if manifest.tokenizer != config:
-        raise UserError(
-            f"{tokens} are of the tokenizer {manifest.tokenizer}, and the model's is {config}"
-        )
-    fingerprint = encoder_fingerprint(config, params)
-    if manifest.fingerprint != fingerprint:
-        raise UserError(
-            f"{tokens} are of another tokenizer of the same sizes (its encoder is "
-            f"{manifest.fingerprint}, the model's {fingerprint}); use the tokenizer that wrote "
-            "them, or write them again"
-        )
+    manifest.check_encoder(folder, config, params)
     return manifest

@@ -95,12 +95,12 @@ def test_a_sample_is_a_function_of_seed_and_number():
 
 
 def test_captions_are_drawn_and_dropped():
-    samples = list(map(mixture().draw, range(400)))
+    samples = list(map(mixture().draw, range(160)))
     captions = Counter(
         "none" if s.caption is None else s.caption.endswith("again") for s in samples
     )
-    assert 160 < captions["none"] < 240
-    assert 60 < captions[True] < 140
+    assert 60 < captions["none"] < 100
+    assert 20 < captions[True] < 60
     for sample in samples:
         assert sample.caption in (None, *sample.record.captions)
         assert sample.record.image[0, 0, 0] == int(sample.record.captions[0])
@@ -127,7 +127,7 @@ def test_images_that_are_too_small():
     assert samples[26].record.captions[0] == "26"
     assert samples[20].record.captions[0] == "24"
     assert samples[20].skipped == ()
-    assert samples[20].too_small[0] == "image 20 of a has 64x60 pixels, less than 64x64"
+    assert samples[20].too_small[0] == "image 20 of a is too small for 64 pixels"
     with pytest.raises(FileError, match=r"5 images in a row are too small; .* resolution 64, or"):
         mixture([Colours("a", 5)], too_small="skip", **large).draw(0)
 

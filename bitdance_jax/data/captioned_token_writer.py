@@ -1,0 +1,214 @@
+"""Writes captioned tokens (`data.captioned_tokens`) of mixed sizes on all devices of all processes,
+resumably."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from bitdance_jax.config import TokenizerConfig
+from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
+from bitdance_jax.data.captioned import CaptionedSource
+from bitdance_jax.data.captioned_tokens import CaptionedManifest, serialize, serialize_error
+from bitdance_jax.data.image_encoder import ImageEncoder
+from bitdance_jax.data.loader import MAX_THREADS
+from bitdance_jax.data.mixture import TooSmall
+from bitdance_jax.data.records import Skipped
+from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, write_shard
+from bitdance_jax.data.tokens import PROBES, encoder_fingerprint, shards
+from bitdance_jax.errors import ConfigError
+from bitdance_jax.io.image_files import DamagedImage
+from bitdance_jax.io.progress import Progress
+
+
+WINDOW_BYTES = 2**28
+"""Size of the images that are encoded together, and of those that are loaded meanwhile."""
+
+MAX_WINDOW = 512
+"""The most images that are encoded together."""
+
+
+class Joined:
+    """Several sources one after the other."""
+
+    def __init__(self, sources: Sequence[CaptionedSource]) -> None:
+        self._sources = tuple(sources)
+        self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[number][index - (int(self._ends[number - 1]) if number else 0)]
+
+
+def describe_captioned(
+    train: Sequence[CaptionedSource],
+    held_out: Sequence[CaptionedSource],
+    config: TokenizerConfig,
+    params: Any,
+    *,
+    resolutions: Sequence[int],
+    size_multiple: int,
+    too_small: TooSmall = "upscale",
+    dtype: Dtype = "float32",
+    shard_size: int = SHARD_SIZE,
+) -> CaptionedManifest:
+    """The manifest of the tokens that `tokenize_captioned` writes.
+
+    Args:
+      train, held_out: the images; the latter may be none.
+      config: of the tokenizer.
+      params: its weights in float32.
+      resolutions: at which each image is encoded.
+      size_multiple: of heights and widths.
+      too_small: see `mixture.Mixture`; "skip" leaves out the version of that resolution.
+      dtype: that the encoder computes in.
+      shard_size: images per file.
+
+    Raises:
+      ConfigError: the sizes are no multiples of the tokenizer's downsampling, or a resolution is
+        none of `size_multiple`.
+    """
+    if size_multiple % config.downsampling:
+        raise ConfigError(
+            f"size_multiple must be a multiple of the tokenizer's downsampling"
+            f" {config.downsampling}, got {size_multiple}",
+            "size_multiple",
+        )
+    for side in resolutions:
+        Buckets(side, size_multiple)
+    images = Joined([*train, *held_out])
+    return CaptionedManifest(
+        records=len(images),
+        held_out=sum(map(len, held_out)),
+        shard_size=shard_size,
+        resolutions=tuple(resolutions),
+        size_multiple=size_multiple,
+        too_small=too_small,
+        tokenizer=config,
+        fingerprint=encoder_fingerprint(config, params),
+        dtype=dtype,
+        images=_fingerprint(images),
+    )
+
+
+def tokenize_captioned(
+    train: Sequence[CaptionedSource],
+    held_out: Sequence[CaptionedSource],
+    params: Any,
+    *,
+    folder: Path,
+    manifest: CaptionedManifest,
+) -> int:
+    """Encodes the missing shards of a folder of captioned tokens, on all devices of this process.
+
+    Of several processes, each writes its own shards. An image that cannot be read is named on
+    stderr; its record says so.
+
+    Args:
+      train, held_out: the images.
+      params: the tokenizer's weights in float32; the decoder may be missing.
+      folder: with the manifest that `token_writer.prepare` wrote; shared by all processes.
+      manifest: from `describe_captioned`.
+
+    Returns:
+      The number of images that this process has encoded now.
+
+    Raises:
+      FileError: the folder cannot be written to, or too many images are damaged.
+    """
+    own = shards(folder, manifest)[jax.process_index() :: jax.process_count()]
+    pending = [shard for shard in own if not shard.is_complete()]
+    indices = [index for shard in pending for index in shard.records]
+    if not indices:
+        return 0
+    encoder = ImageEncoder(manifest.tokenizer, params, manifest.dtype)
+    done = sum(len(shard.records) for shard in own) - len(indices)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as threads:
+        images = Joined([*train, *held_out])
+        records = _records(images, indices, manifest, encoder, threads)
+        with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
+            for shard in pending:
+                with write_shard(shard) as write:
+                    for record in itertools.islice(records, len(shard.records)):
+                        write(record)
+                        bar.advance(1)
+    return len(indices)
+
+
+Encode = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""Packed bits uint8 [h, w, bytes] of RGB images uint8 [H, W, 3] of any sizes."""
+
+Crops = dict[int, UInt8[np.ndarray, "_ _ 3"]]
+"""An image by resolution."""
+
+
+def _records(
+    images: Joined,
+    indices: Sequence[int],
+    manifest: CaptionedManifest,
+    encode: Encode,
+    threads: ThreadPoolExecutor,
+) -> Iterator[bytes]:
+    """One record per image, in order. A window of images is loaded while the devices encode the
+    previous one."""
+    skipped = Skipped("its record says so")
+    buckets = [Buckets(side, manifest.size_multiple) for side in manifest.resolutions]
+    each = sum(3 * side**2 for side in manifest.resolutions)
+    window = max(1, min(WINDOW_BYTES // each, MAX_WINDOW))
+    parts = [indices[start : start + window] for start in range(0, len(indices), window)]
+
+    def load(index: int) -> tuple[Sequence[str], Crops] | DamagedImage:
+        try:
+            record = images[index]
+        except DamagedImage as error:
+            return error
+        return record.captions, _crops(record.image, buckets, manifest.too_small)
+
+    ahead = [threads.submit(load, index) for index in parts[0]]
+    for number in range(len(parts)):
+        loading = ahead
+        if number + 1 < len(parts):
+            ahead = [threads.submit(load, index) for index in parts[number + 1]]
+        loaded = [future.result() for future in loading]
+        crops = [crop for entry in loaded if isinstance(entry, tuple) for crop in entry[1].values()]
+        encoded = iter(encode(crops))
+        for entry in loaded:
+            if isinstance(entry, tuple):
+                captions, versions = entry
+                bits = {side: next(encoded) for side in versions}
+                yield serialize(captions, bits, manifest.tokenizer.downsampling)
+            else:
+                skipped.add([str(entry)], 0)
+                yield serialize_error(str(entry))
+        skipped.add([], len(loaded))
+
+
+def _crops(image: UInt8[np.ndarray, "H W 3"], buckets: Sequence[Buckets], too_small: str) -> Crops:
+    crops = {}
+    for of_side in buckets:
+        size = of_side.nearest(image.shape[0], image.shape[1])
+        if too_small == "upscale" or is_covered(image, size):
+            crops[of_side.resolution] = cover_crop(image, size)
+    return crops
+
+
+def _fingerprint(images: Joined) -> str:
+    """16 hex digits that identify the images: a hash of their number and of a few of them."""
+    digest = hashlib.sha256(str(len(images)).encode())
+    for index in np.linspace(0, len(images) - 1, PROBES).astype(int).tolist():
+        try:
+            record = images[index]
+            digest.update(repr(record.captions).encode() + record.image.tobytes())
+        except DamagedImage:
+            digest.update(b"damaged")
+    return digest.hexdigest()[:16]
