@@ -68,6 +68,7 @@ class Arguments(Config):
       batch_size: images generated at a time, with --npz on each device; default: 24, for prompts 4.
       dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
       weights: the type of a text-to-image model's weights in memory; default: `dtype`.
+      lora: folder of an adapter of a text-to-image model, in PEFT's files (adapter_config.json).
       mesh: the devices of a text-to-image model; default: each layer is sharded over all.
       compilation_cache: folder, local or gs://, for compiled programs, which makes the next start
         faster. Of several hosts only the first writes, and all read.
@@ -99,6 +100,7 @@ class Arguments(Config):
     batch_size: BatchSize | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: WeightType | None = None
+    lora: PathName | None = None
     mesh: MeshConfig = ALL_DEVICES
     compilation_cache: PathName | None = None
     npz: PathName | None = None
@@ -167,7 +169,7 @@ def generate(arguments: Arguments) -> int:
 def check_flags(arguments: Arguments, is_text_to_image: bool) -> None:
     """Raises a ConfigError for flags of the other kind of model, or without a prompt."""
     kind, other = "class-conditional", "text-to-image"
-    fields = ["prompt", "size", "per_prompt", "weights"]
+    fields = ["prompt", "size", "per_prompt", "weights", "lora"]
     if is_text_to_image:
         kind, other = other, kind
         fields = ["labels", "per_label", "npz"]
@@ -203,6 +205,7 @@ def generate_prompts(arguments: Arguments) -> None:
         dtype=arguments.dtype,
         mesh=arguments.mesh,
         weights=arguments.weights,
+        lora=arguments.lora,
         lazy=True,
     )
     chosen: dict[str, Any] = {

@@ -5,6 +5,7 @@
 
 from bitdance_jax.config.data import AugmentConfig
 from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
+from bitdance_jax.config.lora import LoraConfig
 from bitdance_jax.config.model import ClassConditionalConfig, TokenizerConfig, TransformerConfig
 from bitdance_jax.config.plain import Config, from_dict, to_dict
 from bitdance_jax.config.sampler import SamplerConfig
@@ -30,6 +31,7 @@ __all__ = [
     "HeadConfig",
     "HostsConfig",
     "ImageTokens",
+    "LoraConfig",
     "MeshConfig",
     "OptimizerConfig",
     "Qwen3Config",

@@ -51,7 +51,7 @@ def release_shapes(abstract: Params, table: keys.Table) -> dict[str, tuple[int, 
     for path, leaf in traverse_util.flatten_dict(abstract).items():
         axes = stacked_axes(path)
         one_byte = np.broadcast_to(np.int8(0), leaf.shape[axes:])
-        for _, layer in _layers(path, leaf.shape):
+        for _, layer in layers(path, leaf.shape):
             key, row = keys.release_key(layer, table)
             shapes[key] = keys.to_release(one_byte, row, path[-1]).shape
     return shapes
@@ -73,7 +73,7 @@ def to_release(params: Params, table: keys.Table) -> dict[str, LazyArray]:
     state = {}
     for path, array in traverse_util.flatten_dict(params).items():
         one_byte = np.broadcast_to(np.int8(0), array.shape[stacked_axes(path) :])
-        for index, layer in _layers(path, array.shape):
+        for index, layer in layers(path, array.shape):
             key, row = keys.release_key(layer, table)
             shape = keys.to_release(one_byte, row, path[-1]).shape
             read = functools.partial(_read_released, array, index, row, path[-1])
@@ -92,17 +92,17 @@ def num_bytes(params: Params) -> int:
 def _stacked(
     tensors: Tensors, path: tuple[str, ...], shape: tuple[int, ...], table: keys.Table
 ) -> LazyArray:
-    layers = {index: keys.release_key(layer, table) for index, layer in _layers(path, shape)}
-    dtype = np.result_type(*{tensors[key].dtype for key, _ in layers.values()})
+    rows = {index: keys.release_key(layer, table) for index, layer in layers(path, shape)}
+    dtype = np.result_type(*{tensors[key].dtype for key, _ in rows.values()})
 
     def read(*index: int) -> np.ndarray:
-        key, row = layers[index]
+        key, row = rows[index]
         return keys.to_ours(tensors[key].read(), row, path[-1]).astype(dtype, copy=False)
 
     return LazyArray(shape, dtype, read, stacked_axes(path))
 
 
-def _layers(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+def layers(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
     """The index of every layer in a stacked parameter, and its path when unrolled.
 
     A parameter that is not stacked has the one index ().

@@ -36,6 +36,13 @@ RULES: Rules = (
     (r"embed_tokens/embedding", P(None, (FSDP, TENSOR))),
     (r"lm_head/kernel", P((FSDP, TENSOR), None)),
     (r"position_embedding|query_tokens", P(None, FSDP)),
+    # Low-rank adapters are split like the kernel beside them, along one of its axes.
+    (r"(qkv|w1|ada_ln|final_ada_ln)/lora_b", P(None, None, TENSOR)),
+    (r"(fc1|cond_embed|q|k|v|gate|up)/lora_b", P(None, TENSOR)),
+    (r"(out|w2|fc2|down)/lora_a", P(TENSOR, None)),
+    (r"(out|w2|fc2|down)/lora_b", P(None, FSDP)),
+    (r"lora_a", P(FSDP, None)),
+    (r"lora_b", P()),
     # The tokenizer: convolutions [h, w, in, out], and its adaptive norms.
     (r"(conv\w*|nin_shortcut|\w+_(down|up)sample)/kernel", P(None, None, FSDP, TENSOR)),
     (r"(gamma|beta)/kernel", P(None, FSDP)),

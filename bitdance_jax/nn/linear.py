@@ -3,7 +3,7 @@
 Without that, if a product sums over an axis of a kernel that is sharded over "fsdp", the compiler
 shards the activations in the same way, or turns the product into a ring of small ones. Both cost
 TPUs several times the product (`bitdance plan` shows it). The kernels of Dense and DenseGeneral may
-be `quantize.Int8Kernel`.
+be `quantize.Int8Kernel`, and may have adapters beside them (`nn.lora.attached`).
 
 The gradient of a weight is a product that sums over rows, on each device and then over the devices
 that have other rows. JAX computes it in the type of the forward product; within
@@ -20,6 +20,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from bitdance_jax.distributed.constraints import gathered
+from bitdance_jax.nn import lora
 from bitdance_jax.nn.quantize import Int8Kernel
 
 
@@ -42,7 +43,16 @@ class _Gathered:
 
 class _Linear(_Gathered):
     def __call__(self, inputs: Array) -> Array:
-        return super().__call__(inputs).astype(self.dtype)  # type: ignore[misc, attr-defined]
+        y = super().__call__(inputs).astype(self.dtype)  # type: ignore[misc, attr-defined]
+        if not self.has_variable("params", lora.A):  # type: ignore[attr-defined]
+            return y
+        low_rank = inputs.astype(self.dtype)  # type: ignore[attr-defined]
+        for name in (lora.A, lora.B):
+            weights = self.get_variable("params", name)  # type: ignore[attr-defined]
+            path = "/".join((*self.path, name))  # type: ignore[attr-defined]
+            weights = gathered(weights, path, self.dtype, sums=gradient_sums.value)  # type: ignore[attr-defined]
+            low_rank = _product(low_rank, weights, (((low_rank.ndim - 1,), (0,)), ((), ())))
+        return y + low_rank
 
 
 def _promote(

@@ -22,6 +22,7 @@ def load(
     dtype: DTypeLike | None = None,
     mesh: MeshConfig | None = None,
     weights: WeightType | None = None,
+    lora: str | os.PathLike[str] | None = None,
     lazy: bool = False,
 ) -> Pipeline:
     """The model of a folder, class-conditional or text to image.
@@ -35,6 +36,8 @@ def load(
       mesh: how the devices share the work. None: one device; for text-to-image models all devices
         share every layer. `MeshConfig(data=-1)`: all devices, each with its own images.
       weights: the type that a text-to-image model's weights are stored in; None: `dtype`.
+      lora: folder of an adapter of a text-to-image model, in PEFT's files, which is merged into the
+        weights.
       lazy: of a text-to-image model, read the weights when they are first needed, so that `sample`
         refuses bad input at once.
 
@@ -57,10 +60,11 @@ def load(
         )
     options: Any = {"dtype": dtype, "mesh": mesh}
     if kind == "text_to_image":
-        return TextToImage.load(folder, weights=weights, lazy=lazy, **options)
-    if weights is not None:
-        raise ConfigError(
-            f"{folder} holds a class-conditional model; weights belongs to text-to-image ones",
-            "weights",
-        )
+        return TextToImage.load(folder, weights=weights, lora=lora, lazy=lazy, **options)
+    for name, value in (("weights", weights), ("lora", lora)):
+        if value is not None:
+            raise ConfigError(
+                f"{folder} holds a class-conditional model; {name} belongs to text-to-image ones",
+                name,
+            )
     return ClassConditionalPipeline.load(folder, **options)

@@ -1,5 +1,6 @@
 """Text-to-image models ready to use: prompts to images, with weights of a folder or in memory."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Int
 
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
-from bitdance_jax.config.plain import checked
+from bitdance_jax.config.plain import PathName, checked
+from bitdance_jax.convert import peft
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.orbax_weights import StoredArray
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
-from bitdance_jax.nn import quantize
+from bitdance_jax.nn import lora, quantize
+from bitdance_jax.nn.stack import unstack
 from bitdance_jax.pipelines import checks, memory
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.pipeline import Pipeline
@@ -85,6 +88,7 @@ class TextToImage(Pipeline):
         self.prompts = prompts
         self._folder: str | None = None
         self._encoder: dict[tuple[str, ...], StoredArray] = {}
+        self._adapters: peft.Adapters | None = None
         if prompts.image_tokens != config.image_tokens:
             raise UserError(
                 "the prompt tokenizer's files are not the model's: "
@@ -109,6 +113,7 @@ class TextToImage(Pipeline):
         dtype: DTypeLike | None = None,
         mesh: MeshConfig | None = None,
         weights: WeightType | None = None,
+        lora: str | os.PathLike[str] | None = None,
         lazy: bool = False,
     ) -> "TextToImage":
         """The model of a folder, its weights read from the disk straight to the devices.
@@ -116,10 +121,12 @@ class TextToImage(Pipeline):
         Args:
           folder: a model folder, local or gs://, or a Hugging Face id, as `bitdance_jax.load`.
           dtype, mesh, weights: see `__init__`.
+          lora: folder of an adapter of the model, in PEFT's files; it is merged into the weights.
           lazy: read the weights when they are first needed; `sample` refuses bad input before.
 
         Raises:
-          UserError: no such folder, damaged, another kind of model, no tokenizer files or others.
+          UserError: no such folder, damaged, another kind of model, no tokenizer files or others,
+            or an adapter of another model.
         """
         folder = local_folder(folder)
         described = model_folder.read_config(folder, expect=cls.kind)
@@ -141,6 +148,8 @@ class TextToImage(Pipeline):
             name=checks.model_name(folder),
         )
         loaded._folder = folder
+        if lora is not None:
+            loaded._adapters = peft.load(checked(PathName, lora, "lora"), config)
         if not lazy:
             _ = loaded.params
         return loaded
@@ -189,10 +198,19 @@ class TextToImage(Pipeline):
             "tokenizer": autoencoder.abstract_params(self.config.tokenizer),
         }
         self._check_memory((0, 0), 0, self.sampler)
-        options: Any = {"abstract": abstract, "read_array": self._place, "unrolled": True}
+        adapters: dict[tuple[str, ...], Any] = {}
+        if self._adapters is not None:
+            adapters = traverse_util.flatten_dict({"model": unstack(self._adapters.params)})
+        options: Any = {
+            "abstract": abstract,
+            "read_array": functools.partial(self._place, adapters),
+            "unrolled": True,
+        }
         return model_folder.load(self._folder, **options).params
 
-    def _place(self, path: tuple[str, ...], stored: StoredArray) -> Any:
+    def _place(
+        self, adapters: dict[tuple[str, ...], Any], path: tuple[str, ...], stored: StoredArray
+    ) -> Any:
         if path[:2] == ("tokenizer", "encoder"):
             self._encoder[path[1:]] = stored
         how = stored_as(self.mesh, path, stored.shape, self.dtype, self._weights)
@@ -201,6 +219,10 @@ class TextToImage(Pipeline):
         array = jax.make_array_from_callback(
             stored.shape, how.sharding, lambda index: stored[index].astype(how.dtype)
         )
+        a, b = (adapters.get((*path[:-1], name)) for name in (lora.A, lora.B))
+        if self._adapters is not None and path[-1] == "kernel" and a is not None:
+            merge = jax.jit(lora.merged, out_shardings=how.sharding, donate_argnums=0)
+            array = merge(array, a, b, self._adapters.config.scale)
         return quantize.quantize(array) if how.int8 else array
 
     def _read_tokenizer(self) -> Params:

@@ -1,0 +1,39 @@
+"""Low-rank adaptation of linear layers."""
+
+from dataclasses import dataclass
+
+from bitdance_jax.config.plain import Config, Positive, Size, require
+
+
+@dataclass(frozen=True)
+class LoraConfig(Config):
+    """LoRA (arXiv 2106.09685): layers compute x W + alpha / rank * (x A) B, of which only A and B
+    train.
+
+    Attributes:
+      rank: columns of A, rows of B.
+      alpha: of the scale alpha / rank.
+      targets: the adapted linear layers, by their names in the released files or the last parts of
+        them, as PEFT's target_modules: "q_proj", "mlp.down_proj", "projector.fc1",
+        "vision_head.net.cond_embed".
+    """
+
+    rank: Size = 16
+    alpha: Positive = 16.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.targets), "targets is empty; name the layers to adapt", "targets")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
