@@ -56,7 +56,7 @@ class DivergenceHook(Hook):
     def after_step(self, result: StepResult) -> None:
         first = result.step - len(result.history) + 1
         for step, metrics in enumerate(result.history, start=first):
-            problem = self._check.problem(metrics["loss"], metrics["grad_norm"])
+            problem = self._check.problem(metrics)
             if problem is not None:
                 raise UserError(
                     f"{problem} at step {step} ({self._last_checkpoint()}); try a lower "

@@ -11,7 +11,7 @@ def problems(losses, spike=5.0):
     return {
         step: text
         for step, loss in enumerate(losses, start=1)
-        if (text := check.problem(float(loss), 1.0))
+        if (text := check.problem({"loss": float(loss), "grad_norm": 1.0}))
     }
 
 
@@ -21,9 +21,22 @@ def usual(count, centre=1.0, scatter=0.1):
 
 def test_a_value_that_is_not_finite_is_named():
     check = DivergenceCheck(None)
-    assert check.problem(float("nan"), 1.0) == "loss is nan"
-    assert check.problem(1.0, float("inf")) == "grad_norm is inf"
-    assert check.problem(1e9, 1e9) is None
+    nan = float("nan")
+    assert check.problem({"loss": nan, "grad_norm": 1.0}) == "loss is nan"
+    assert check.problem({"loss": 1.0, "grad_norm": float("inf")}) == "grad_norm is inf"
+    assert check.problem({"loss": 1e9, "grad_norm": 1e9}) is None
+
+
+def test_which_loss_is_not_finite():
+    """A tokenizer's, with the part that made it so, or its discriminator's."""
+    check = DivergenceCheck(5.0)
+    nan = float("nan")
+    usual = {"loss": 1.0, "l1": 0.1, "perceptual": 0.2, "discriminator_loss": 1.0, "grad_norm": 1.0}
+    generator = usual | {"loss": nan, "perceptual": nan, "grad_norm": nan}
+    assert check.problem(generator) == "loss is nan (as are perceptual)"
+    discriminator = usual | {"discriminator_loss": nan, "logits_real": nan}
+    assert check.problem(discriminator) == "discriminator_loss is nan (as are logits_real)"
+    assert check.problem(usual) is None
 
 
 def test_a_loss_of_several_times_the_median_is_a_spike():
@@ -57,8 +70,8 @@ def test_only_enough_and_recent_losses_are_compared_with():
 def test_a_spike_is_not_compared_with():
     check = DivergenceCheck(5.0)
     for _ in range(WINDOW):
-        check.problem(1.0, 1.0)
-    assert all(check.problem(10.0, 1.0) for _ in range(WINDOW))
+        check.problem({"loss": 1.0, "grad_norm": 1.0})
+    assert all(check.problem({"loss": 10.0, "grad_norm": 1.0}) for _ in range(WINDOW))
 
 
 @pytest.mark.parametrize("loss", [0.0, -1.0, 1e-30])
