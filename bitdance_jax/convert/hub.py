@@ -16,7 +16,7 @@ from bitdance_jax.errors import FileError
 
 
 FOLDER_FILES = (".safetensors", ".json", ".txt", ".jinja")
-"""Suffixes of the files of a text-to-image or language model: weights, configs, tokenizer files."""
+"""Suffixes of the files of a model in a folder: weights, configs, tokenizer files."""
 
 
 SECONDS = 10.0
@@ -24,10 +24,11 @@ SECONDS = 10.0
 
 
 def download(name: str) -> Path:
-    """Downloads "owner/repository" or "owner/repository/file".
+    """Downloads "owner/repository", "owner/repository/file", or "owner/repository/folder" of a
+    class-conditional model in the diffusers layout.
 
     Returns:
-      the local copy: a file, or the folder of a text-to-image or language model.
+      the local copy: a file, or the folder of a model.
 
     Raises:
       FileError: not such a name, not found, or the repository has several models.
@@ -46,9 +47,17 @@ def download(name: str) -> Path:
             folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     else:
         folder = cached
+    if release_folder.is_class_conditional(set(_below(files, file))):
+        return folder / (file or "")
     names = set(files)
     is_folder = release_folder.layout(names) or release_folder.is_language_model(names)
     return folder if file is None and is_folder else folder / wanted[0]
+
+
+def _below(files: list[str], folder: str | None) -> list[str]:
+    """The files below a folder of a repository, or all, by their paths in it."""
+    prefix = "" if folder is None else f"{folder.rstrip('/')}/"
+    return [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
 
 
 def _list(repository: str) -> tuple[list[str], Path | None]:
@@ -103,8 +112,7 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 
 def _choose(name: str, files: list[str], file: str | None) -> list[str]:
-    """The files to download: all of a text-to-image or language model, or the tensors and their
-    config."""
+    """The files to download: all of a model in a folder, or the tensors and their config."""
     layout = release_folder.layout(set(files))
     if file is None and release_folder.is_language_model(set(files)):
         return [other for other in files if other.endswith(FOLDER_FILES) and "/" not in other]
@@ -114,6 +122,14 @@ def _choose(name: str, files: list[str], file: str | None) -> list[str]:
         return [
             other
             for other in files
+            if other.endswith(FOLDER_FILES) and other.rpartition("/")[0] in folders
+        ]
+    below = _below(files, file)
+    if release_folder.is_class_conditional(set(below)):
+        folders = {release_folder.TRANSFORMER.folder, release_folder.DIFFUSERS.ae.folder}
+        return [
+            str(PurePosixPath(file or "") / other)
+            for other in below
             if other.endswith(FOLDER_FILES) and other.rpartition("/")[0] in folders
         ]
     file = file or _only_model(name, files)
@@ -126,8 +142,12 @@ def _choose(name: str, files: list[str], file: str | None) -> list[str]:
 def _only_model(name: str, files: list[str]) -> str:
     """The one file with tensors in a repository."""
     models = [file for file in files if file.endswith((".pt", ".safetensors"))]
-    if any(PurePosixPath(model).parent.name == "transformer" for model in models):
-        raise FileError(f"{name}: {release_folder.CLASS_CONDITIONAL}")
+    parents = {PurePosixPath(model).parent for model in models}
+    folders = sorted(str(x.parent) for x in parents if x.name == release_folder.TRANSFORMER.folder)
+    if folders:
+        raise FileError(
+            f"{name}: add one of its models, such as {name}/{folders[0]}: {', '.join(folders)}"
+        )
     if not models:
         raise FileError(f"{name}: it has no .pt or .safetensors file")
     if len(models) > 1:

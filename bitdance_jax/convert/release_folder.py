@@ -1,4 +1,5 @@
-"""Reads text-to-image models as released, and the language model that they start from.
+"""Reads models as released in several files: text-to-image models, the language model that they
+start from, and class-conditional models in the diffusers layout.
 
 Text-to-image models have two layouts: a Hugging Face Qwen3 with further files, and diffusers with a
 folder a part.
@@ -60,12 +61,27 @@ LANGUAGE_MODEL_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.
 OTHER_PARTS = ("vision_head", "projector", "ae.", "ae_")
 """How the names of files begin that a text-to-image model has and a language model does not."""
 
-CLASS_CONDITIONAL = (
-    "class-conditional models in the diffusers layout are not converted yet; take the release's .pt"
-)
+TRANSFORMER = Part("transformer", STEMS, "config.json")
+"""Of a class-conditional model in the diffusers layout, beside its `autoencoder`."""
 
 PREFIXES = {"text": "", "vision_head": "vision_head.", "projector": "projector.", "ae": "ae."}
 """Prefixes of each part's keys in the state dict of the model."""
+
+
+class ClassConditional(NamedTuple):
+    """A class-conditional model in the diffusers layout.
+
+    Attributes:
+      transformer, autoencoder: their tensors; the second is {} if there is none.
+      config, autoencoder_config: contents of their config files.
+      metadata: of the transformer's .safetensors file.
+    """
+
+    transformer: Tensors
+    autoencoder: Tensors
+    config: dict[str, Any]
+    autoencoder_config: dict[str, Any]
+    metadata: dict[str, str]
 
 
 class Release(NamedTuple):
@@ -107,6 +123,44 @@ def is_language_model(names: set[str]) -> bool:
         "config.json" in names
         and any(LANGUAGE_MODEL_WEIGHTS.fullmatch(name) for name in names)
         and not any(name.startswith(OTHER_PARTS) for name in names)
+    )
+
+
+def is_class_conditional(names: set[str]) -> bool:
+    """Whether a folder or repository is a class-conditional model in the diffusers layout.
+
+    Args:
+      names: see `layout`.
+    """
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    return TRANSFORMER.folder in folders and DIFFUSERS.text.folder not in folders
+
+
+def load_class_conditional(path: Path) -> ClassConditional:
+    """Opens a class-conditional model in the diffusers layout; no tensor is read.
+
+    Raises:
+      FileError: files of the transformer are missing (the message lists them), or damaged.
+    """
+    stem = _stem(path, TRANSFORMER)
+    if missing := _missing_files_of(path, TRANSFORMER, stem):
+        raise FileError(
+            f"{path} is an incomplete class-conditional model; fetch what is missing: "
+            f"{', '.join(map(str, missing))}",
+            path,
+        )
+    transformer = safetensors_file.load_shards(path / TRANSFORMER.folder, stem)
+    config = readers.read_json(path / TRANSFORMER.folder / "config.json")
+    autoencoder_stem = _stem(path, DIFFUSERS.ae)
+    if _missing_files_of(path, DIFFUSERS.ae, autoencoder_stem):
+        return ClassConditional(transformer.tensors, {}, config, {}, transformer.metadata)
+    folder = path / DIFFUSERS.ae.folder
+    return ClassConditional(
+        transformer.tensors,
+        safetensors_file.load_shards(folder, autoencoder_stem).tensors,
+        config,
+        readers.read_json(folder / "config.json"),
+        transformer.metadata,
     )
 
 
@@ -168,17 +222,22 @@ def _missing_files(
 ) -> list[str]:
     missing = []
     for name, part in parts.items():
-        folder = path / part.folder
-        stem = stems[name]
-        if not _has_weights(folder, stem):
-            has_shards = any(folder.glob(f"{stem}-*-of-*.safetensors"))
-            suffix = ".safetensors.index.json" if has_shards else ".safetensors"
-            missing.append(Path(part.folder, stem + suffix))
-        if part.config and not (folder / part.config).is_file():
-            missing.append(Path(part.folder, part.config))
+        missing += _missing_files_of(path, part, stems[name])
     if not (path / layout.text_tokenizer / "tokenizer.json").is_file():
         missing.append(Path(layout.text_tokenizer, "tokenizer.json"))
     return [str(file) for file in missing]
+
+
+def _missing_files_of(path: Path, part: Part, stem: str) -> list[Path]:
+    missing = []
+    folder = path / part.folder
+    if not _has_weights(folder, stem):
+        has_shards = any(folder.glob(f"{stem}-*-of-*.safetensors"))
+        suffix = ".safetensors.index.json" if has_shards else ".safetensors"
+        missing.append(Path(part.folder, stem + suffix))
+    if part.config and not (folder / part.config).is_file():
+        missing.append(Path(part.folder, part.config))
+    return missing
 
 
 def _has_weights(folder: Path, stem: str) -> bool:

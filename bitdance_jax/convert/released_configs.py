@@ -31,6 +31,9 @@ GUIDANCE = {"b_1x": 3.2, "b_4x": 3.9, "b_16x": 6.1, "l_1x": 4.0, "h_1x": 4.55}
 TIME_SCHEDULES = ("logit_normal", "uniform")
 """Distributions of the head's training times, by their names in the release; default first."""
 
+CODEBOOK_BITS = 8
+"""Bits of a codebook in the entropy loss of every published tokenizer, WeTok's included."""
+
 ATTENTION_HEADS = 16
 """Of UniWeTok's blocks, which shapes do not tell."""
 
@@ -56,27 +59,18 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
         shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
         for level in range(levels)
     ]
-    sizes = TokenizerConfig(
+    groups = bits // CODEBOOK_BITS if bits % CODEBOOK_BITS == 0 else 1
+    return TokenizerConfig(
         bits=bits,
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\..*"),
         image_channels=image_channels,
         decoder="gan" if decoder_inputs == 2 * bits else "plain",
-        num_codebooks=1,
+        num_codebooks=recorded(record, "num_codebooks", groups),
         attention_blocks=_attention_blocks(shapes),
         attention_heads=recorded(_sizes_record(record), "n_heads", ATTENTION_HEADS),
     )
-    released = {
-        dataclasses.replace(preset, num_codebooks=1): preset
-        for preset in (
-            TokenizerConfig.d16c32(),
-            TokenizerConfig.d32c128(),
-            TokenizerConfig.uniwetok(),
-        )
-    }
-    default = released.get(sizes, sizes).num_codebooks
-    return dataclasses.replace(sizes, num_codebooks=recorded(record, "num_codebooks", default))
 
 
 def _attention_blocks(shapes: Shapes) -> int:

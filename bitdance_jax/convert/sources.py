@@ -14,6 +14,10 @@ from bitdance_jax.io.lazy_array import LazyArray
 
 Weights = Literal["ema", "model"]
 
+UNTRAINED_TIMES = (0, 1)
+"""Mean and deviation of the head's times in published files of the diffusers layout, by which the
+models were not trained."""
+
 OWN_RECORD = "bitdance_jax"
 """Name of the metadata entry in which `export` records config and metadata."""
 
@@ -115,6 +119,8 @@ def _open_folder(path: Path) -> Source:
             language_model.configs["text"],
             text_tokenizer=path,
         )
+    if release_folder.is_class_conditional(names):
+        return _class_conditional(path)
     tokenizers = [
         (path / folder / f"{release_folder.STEMS[0]}.safetensors", path / folder / "config.json")
         for folder in ("autoencoder", "")
@@ -122,10 +128,6 @@ def _open_folder(path: Path) -> Source:
     for weights, config in [*tokenizers, (path / "ae.safetensors", path / "ae_config.json")]:
         if weights.is_file():
             note = f"{path} has no language model: only its tokenizer is converted"
-            if (path / "transformer").is_dir():
-                note = (
-                    f"{path}: {release_folder.CLASS_CONDITIONAL}; only the tokenizer is converted"
-                )
             notes = () if weights == tokenizers[1][0] else (note,)
             return _open_safetensors(weights, config, notes)
     files = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
@@ -134,6 +136,34 @@ def _open_folder(path: Path) -> Source:
             f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files", path
         )
     raise FileError(f"{path} is a folder; name one of its files: {', '.join(files)}", path)
+
+
+def _class_conditional(path: Path) -> Source:
+    """A class-conditional model in the diffusers layout, with the keys and names of a .pt."""
+    release = release_folder.load_class_conditional(path)
+    record = dict(release.config)
+    times = (record.pop("p_mean", None), record.pop("p_std", None))
+    notes: tuple[str, ...] = ()
+    if times == UNTRAINED_TIMES:
+        notes = (
+            f"{path} records the head's times as p_mean 0 and p_std 1, with which the published "
+            "models were not trained; the paper's -0.8 and 0.8 are used",
+        )
+    else:
+        names = ("P_mean", "P_std")
+        record |= {name: x for name, x in zip(names, times, strict=True) if x is not None}
+    prefix = INNER_TOKENIZER["class_conditional"]
+    tensors = release.transformer | {
+        prefix + key: array for key, array in release.autoencoder.items()
+    }
+    return Source(
+        path,
+        _kind(path, tensors),
+        tensors,
+        _tokenizer_record(release.autoencoder_config) | record,
+        _own_record(path, release.metadata),
+        notes,
+    )
 
 
 def _open_safetensors(path: Path, config: Path | None, notes: tuple[str, ...] = ()) -> Source:

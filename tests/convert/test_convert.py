@@ -15,10 +15,11 @@ import tiny_models
 import torch_writer
 
 from bitdance_jax.cli.convert import main
-from bitdance_jax.config import ClassConditionalConfig, from_dict, to_dict
+from bitdance_jax.config import ClassConditionalConfig, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.convert import keys, parameters, released_configs
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
-from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.tokenizer import autoencoder
@@ -151,7 +152,7 @@ def test_tokenizer_only(pt, converted, ae_pt, tmp_path):
 
 
 def test_notes_on_omitted_weights(tmp_path, capsys):
-    """Averaged weights of a Lightning file; the model in a class-conditional diffusers folder."""
+    """Averaged weights of a Lightning file."""
     weights = golden_models.read("tokenizer/weights")
     averaged = {f"model_ema.{key.replace('.', '')}": array + 1 for key, array in weights.items()}
     torch_writer.save(
@@ -169,16 +170,130 @@ def test_notes_on_omitted_weights(tmp_path, capsys):
     convert(str(tmp_path / "x.ckpt"), str(tmp_path / "raw"), weights="model")
     assert_same(model_folder.load(tmp_path / "raw").params, raw)
 
-    for part in ("transformer", "autoencoder"):
-        (tmp_path / "diffusers" / part).mkdir(parents=True)
-    safetensors.numpy.save_file(
-        weights, tmp_path / "diffusers" / "autoencoder" / "diffusion_pytorch_model.safetensors"
-    )
-    convert(str(tmp_path / "diffusers"), str(tmp_path / "b"))
+
+def save_diffusers(folder, **changes):
+    """The golden class-conditional model in the diffusers layout, its head's times as published."""
+    config = {
+        "_class_name": "BitDanceTransformer",
+        "architecture": "BitDance-B-4x",
+        "parallel_num": 4,
+        "resolution": 128,
+        "latent_dim": 8,
+        "parallel_mode": "patch",
+        "time_schedule": "logit_normal",
+        "time_shift": 1.0,
+        "p_mean": 0.0,
+        "p_std": 1.0,
+    }
+    parts = {
+        "transformer": (golden_models.read("imagenet_4x/weights"), config | changes),
+        "autoencoder": (golden_models.read("tokenizer/weights"), released.arguments("tokenizer")),
+    }
+    for name, (tensors, record) in parts.items():
+        (folder / name).mkdir(parents=True)
+        file = folder / name / "diffusion_pytorch_model.safetensors"
+        tensors = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+        safetensors.numpy.save_file(tensors, file)
+        (folder / name / "config.json").write_text(json.dumps(record))
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def test_a_class_conditional_model_in_the_diffusers_layout(converted, tmp_path, capsys):
+    """It is the model of the .pt, with the paper's times of the head."""
+    source = save_diffusers(tmp_path / "B_4x")
+    convert(str(source), str(tmp_path / "out"))
     output = capsys.readouterr().out
-    assert "class-conditional models in the diffusers layout" in output
-    assert "language model" not in output
-    assert model_folder.load(tmp_path / "b").kind == "tokenizer"
+    assert "p_mean 0 and p_std 1" in output and "does not fit" not in output
+    ours = model_folder.load(tmp_path / "out", expect="class_conditional")
+    pt = model_folder.load(converted)
+    assert_same(ours.params, pt.params)
+    # The layout does not record what only training uses.
+    config = from_dict(ClassConditionalConfig, ours.config)
+    expected = from_dict(ClassConditionalConfig, pt.config)
+    assert config == dataclasses.replace(expected, bit_flip_rate=0.1, head_repeats=4)
+    assert ours.metadata["source"] == "B_4x"
+
+    times = save_diffusers(tmp_path / "tuned", p_mean=-0.5, p_std=1.25, time_shift=2.0)
+    convert(str(times), str(tmp_path / "tuned_out"))
+    assert "note" not in capsys.readouterr().out
+    head = from_dict(ClassConditionalConfig, model_folder.load(tmp_path / "tuned_out").config).head
+    assert (head.time_mean, head.time_std, head.time_shift) == (-0.5, 1.25, 2.0)
+
+
+def test_an_incomplete_class_conditional_diffusers_folder(converted, ae_pt, tmp_path):
+    source = save_diffusers(tmp_path / "model")
+    shutil.rmtree(source / "autoencoder")
+    with pytest.raises(ConfigError, match="contains no tokenizer") as error:
+        convert(str(source), str(tmp_path / "out"))
+    assert error.value.field == "tokenizer"
+    convert(str(source), str(tmp_path / "out"), tokenizer=str(ae_pt))
+    assert model_folder.load(tmp_path / "out").kind == "class_conditional"
+
+    (source / "transformer" / "config.json").unlink()
+    (source / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileError) as missing:
+        convert(str(source), str(tmp_path / "other"))
+    for name in ("diffusion_pytorch_model.safetensors", "config.json"):
+        assert f"transformer/{name}" in str(missing.value)
+
+
+# Sizes of WeTok's published tokenizers at full size: ch_mult, bits, decoder.
+WETOK = {
+    "compression 24": ((1, 2, 2, 4), 64, "plain"),
+    "compression 48, ImageNet 8x": ((1, 2, 2, 4), 32, "plain"),
+    "compression 192, ImageNet 16x": ((1, 1, 2, 2, 4), 32, "plain"),
+    "compression 768": ((1, 1, 2, 2, 4, 8), 32, "gan"),
+}
+
+
+@pytest.mark.parametrize(("ch_mult", "bits", "decoder"), WETOK.values(), ids=WETOK)
+def test_published_sizes_of_wetok(ch_mult, bits, decoder):
+    """From the shapes alone; the groups of bits are WeTok's."""
+    config = TokenizerConfig(
+        bits=bits, ch=256, ch_mult=ch_mult, decoder=decoder, num_codebooks=bits // 8
+    )
+    abstract = autoencoder.abstract_params(config)
+    shapes = parameters.release_shapes(abstract, keys.tokenizer(config))
+    assert released_configs.tokenizer_config(shapes, {}) == config
+    assert 3 * 2 * (8 * config.downsampling**2) // (2 * bits) in (24, 48, 192, 768)
+
+
+def test_a_lightning_file_of_wetok(tmp_path, capsys):
+    """Downsampling 8 and 16 bits, with everything that such a file holds besides the tokenizer."""
+    config = TokenizerConfig(bits=16, ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1)
+    config = dataclasses.replace(config, num_codebooks=2)
+    shapes = parameters.release_shapes(autoencoder.abstract_params(config), keys.tokenizer(config))
+    rng = np.random.default_rng(0)
+    weights = {key: rng.standard_normal(x).astype(np.float32) for key, x in shapes.items()}
+    averaged = {f"model_ema.{key.replace('.', '')}": x + 1 for key, x in weights.items()}
+    others = {
+        "model_ema.decay": np.array(0.999, np.float32),
+        "model_ema.num_updates": np.array(7, np.int32),
+        "quantize.codebook": np.zeros((2, 2), np.float32),
+        "loss.discriminator.main.0.weight": np.zeros((8, 3, 4, 4), np.float32),
+        "loss.perceptual_loss.lin0.model.1.weight": np.zeros((1, 64, 1, 1), np.float32),
+    }
+    content = {
+        "epoch": 24,
+        "global_step": 1,
+        "pytorch-lightning_version": "2.2.0",
+        "state_dict": weights | averaged | others,
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [{"state": {}, "param_groups": []}],
+        "lr_schedulers": [],
+    }
+    file = torch_writer.save(tmp_path / "wetok.ckpt", content)
+    convert(str(file), str(tmp_path / "out"))
+    output = capsys.readouterr().out
+    assert "averaged weights" in output and "quantize.codebook" in output
+    folder = model_folder.load(tmp_path / "out", expect="tokenizer")
+    assert from_dict(TokenizerConfig, folder.config) == config
+    kernel = folder.params["encoder"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel, weights["encoder.conv_in.weight"].transpose(2, 3, 1, 0) + 1
+    )
 
 
 def test_raw_weights_and_another_tokenizer(pt, ae_pt, converted, tmp_path, capsys):

@@ -129,11 +129,24 @@ def test_one_of_several_files_with_its_config(repository, tmp_path):
         hub.download("owner/name/L_1x.pt")
 
 
-def test_class_conditional_diffusers_repositories(repository):
-    for part in ("autoencoder", "transformer"):
-        touch(repository, f"BitDance_B_1x/{part}/diffusion_pytorch_model.safetensors")
-    with pytest.raises(FileError, match=r"^owner/name: .* diffusers layout"):
+def test_class_conditional_diffusers_repositories(repository, tmp_path):
+    """A folder for each model; only the named one is downloaded."""
+    files = ["autoencoder/config.json", "autoencoder/diffusion_pytorch_model.safetensors"]
+    files += ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    for model in ("B_1x", "L_1x"):
+        touch(repository, f"{model}/model_index.json", f"{model}/pipeline.py")
+        touch(repository, *(f"{model}/{file}" for file in files))
+    with pytest.raises(FileError, match=r"^owner/name: .*owner/name/B_1x: B_1x, L_1x$"):
         hub.download("owner/name")
+    assert hub.download("owner/name/L_1x") == tmp_path / "cache" / "L_1x"
+    assert downloaded(tmp_path / "cache") == [f"L_1x/{file}" for file in files]
+
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(repository / "L_1x")
+    (repository / "B_1x" / "transformer").rename(repository / "transformer")
+    (repository / "B_1x" / "autoencoder").rename(repository / "autoencoder")
+    assert hub.download("owner/name") == tmp_path / "cache"
+    assert downloaded(tmp_path / "cache") == files
 
 
 def test_the_only_model_needs_no_name(repository, tmp_path):

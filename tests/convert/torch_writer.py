@@ -15,6 +15,7 @@ STORAGES = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",
     "bfloat16": "BFloat16Storage",
+    "int32": "IntStorage",
     "int64": "LongStorage",
 }
 

@@ -54,7 +54,7 @@ def test_sizes(config, params):
         ch_mult=(1, 1, 2),
         num_res_blocks=1,
         decoder="gan",
-        num_codebooks=1,
+        num_codebooks=2,
         attention_blocks=2,
         attention_heads=4,
     )
