@@ -60,8 +60,8 @@ class RunConfig(Config):
       gradient_dtype: of the sums of gradients over images and devices: "float32", or "compute" for
         the compute type.
       export_dtype: of the weights in the finished model folder.
-      remat: what is stored of a transformer layer for the backward pass: everything ("none"), the
-        products with weights ("dots"), or "nothing".
+      remat: what is stored of a transformer layer, or of a tokenizer's residual block, for the
+        backward pass: everything ("none"), the products with weights ("dots"), or "nothing".
       attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA GPUs in bfloat16, "auto"
         the faster one.
       accumulate: number of micro-batches that a batch is split into; their gradients are summed one

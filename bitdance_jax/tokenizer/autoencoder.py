@@ -13,6 +13,7 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.tokenizer import lfq, uniwetok
 from bitdance_jax.tokenizer.decoder import Decoder
 from bitdance_jax.tokenizer.encoder import Encoder
+from bitdance_jax.tokenizer.layers import Remat
 
 
 class Autoencoder(nn.Module):
@@ -21,17 +22,19 @@ class Autoencoder(nn.Module):
     Attributes:
       config: sizes.
       dtype: compute type; parameters are float32, and so is the encoder's output.
+      remat: what the backward pass stores of a residual block (`layers.residual_block`).
     """
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         has_attention = self.config.attention_blocks > 0
         encoder: Any = uniwetok.Encoder if has_attention else Encoder
         decoder: Any = uniwetok.Decoder if has_attention else Decoder
-        self.encoder = encoder(self.config, self.dtype)
-        self.decoder = decoder(self.config, self.dtype)
+        self.encoder = encoder(self.config, self.dtype, self.remat)
+        self.decoder = decoder(self.config, self.dtype, self.remat)
 
     def encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
         """Values before the sign, of which `lfq.quantize` makes bits.

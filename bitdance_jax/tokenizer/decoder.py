@@ -9,9 +9,10 @@ from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.tokenizer.layers import (
     AdaptiveGroupNorm,
     GroupNorm,
-    ResidualBlock,
+    Remat,
     conv3x3,
     depth_to_space,
+    residual_block,
 )
 
 
@@ -24,6 +25,7 @@ class Decoder(nn.Module):
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -32,7 +34,7 @@ class Decoder(nn.Module):
         config = self.config
         x = codes if noise is None else jnp.concatenate([codes, noise], axis=-1)
         x = conv3x3(config.ch * config.ch_mult[-1], self.dtype, name="conv_in")(x)
-        return decode_levels(config, self.dtype, x, codes)
+        return decode_levels(config, self.dtype, x, codes, self.remat)
 
 
 def decode_levels(
@@ -40,15 +42,17 @@ def decode_levels(
     dtype: DTypeLike,
     x: Float[Array, "B h w C"],
     codes: Float[Array, "B h w K"],
+    remat: Remat,
 ) -> Float[Array, "B H W D"]:
     """What follows `conv_in`, as submodules of the caller: mid blocks, levels, last convolution."""
     widths = [config.ch * m for m in config.ch_mult]
+    block_of = residual_block(remat)
     for block in range(config.num_res_blocks):
-        x = ResidualBlock(widths[-1], dtype, name=f"mid_{block}")(x)
+        x = block_of(widths[-1], dtype, name=f"mid_{block}")(x)
     for level in reversed(range(len(widths))):
         x = AdaptiveGroupNorm(dtype, name=f"adaptive_{level}")(x, codes)
         for block in range(config.num_res_blocks):
-            x = ResidualBlock(widths[level], dtype, name=f"up_{level}_block_{block}")(x)
+            x = block_of(widths[level], dtype, name=f"up_{level}_block_{block}")(x)
         if level > 0:
             x = conv3x3(4 * widths[level], dtype, name=f"up_{level}_upsample")(x)
             x = depth_to_space(x)

@@ -1,9 +1,12 @@
 """Layers of the tokenizer's encoder and decoder (paper 3.1). Arrays are NHWC."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
@@ -12,6 +15,12 @@ from bitdance_jax.nn import linear
 
 GROUPS = 32
 """Of every GroupNorm."""
+
+CONVOLUTION = "convolution"
+"""Name of the outputs that `residual_block` may store."""
+
+Remat = Literal["none", "dots", "nothing"]
+"""As `RunConfig.remat`."""
 
 
 class GroupNorm(nn.Module):
@@ -89,13 +98,24 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
         y = nn.silu(GroupNorm(self.dtype, name="norm1")(x))
         y = conv3x3(self.features, self.dtype, use_bias=False, name="conv1")(y)
+        y = checkpoint_name(y, CONVOLUTION)
         y = nn.silu(GroupNorm(self.dtype, name="norm2")(y))
         y = conv3x3(self.features, self.dtype, use_bias=False, name="conv2")(y)
+        y = checkpoint_name(y, CONVOLUTION)
         if x.shape[-1] != self.features:
             x = linear.Conv(
                 self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut"
             )(x)
         return x + y
+
+
+def residual_block(remat: Remat) -> type[ResidualBlock]:
+    """`ResidualBlock`, of which the backward pass stores everything ("none"), its input and the
+    outputs of its convolutions ("dots"), or its input alone ("nothing")."""
+    if remat == "none":
+        return ResidualBlock
+    keep = jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
+    return nn.remat(ResidualBlock, policy=keep if remat == "dots" else None)
 
 
 class AdaptiveGroupNorm(nn.Module):

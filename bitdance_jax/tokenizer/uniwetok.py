@@ -21,7 +21,7 @@ from bitdance_jax.nn.block import PreNormBlock
 from bitdance_jax.nn.layers import SwiGLU
 from bitdance_jax.nn.self_attention import SelfAttention
 from bitdance_jax.tokenizer.decoder import decode_levels
-from bitdance_jax.tokenizer.layers import GroupNorm, ResidualBlock, conv3x3
+from bitdance_jax.tokenizer.layers import GroupNorm, Remat, conv3x3, residual_block
 
 
 REGISTERS = 4
@@ -44,15 +44,17 @@ class Encoder(nn.Module):
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
         config = self.config
+        block_of = residual_block(self.remat)
         widths = [config.ch * m for m in config.ch_mult]
         x = conv3x3(widths[0], self.dtype, use_bias=False, name="conv_in")(images)
         for level, width in enumerate(widths):
             for block in range(config.num_res_blocks):
-                x = ResidualBlock(width, self.dtype, name=f"down_{level}_block_{block}")(x)
+                x = block_of(width, self.dtype, name=f"down_{level}_block_{block}")(x)
             if level < len(widths) - 1:
                 name = f"down_{level}_downsample"
                 x = conv3x3(widths[level + 1], self.dtype, stride=2, name=name)(x)
@@ -68,6 +70,7 @@ class Decoder(nn.Module):
 
     config: TokenizerConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -77,7 +80,7 @@ class Decoder(nn.Module):
         x = jnp.concatenate([codes, noise], axis=-1)
         x = conv3x3(width, self.dtype, name="conv_in")(x)
         x = AttentionBlocks(self.config, "decoder", self.dtype, name="mid_attention")(x)
-        return decode_levels(self.config, self.dtype, x, codes)
+        return decode_levels(self.config, self.dtype, x, codes, self.remat)
 
 
 class AttentionBlocks(nn.Module):

@@ -189,7 +189,9 @@ class TokenizerObjective(Objective):
 
     def __init__(self, config: TokenizerTraining) -> None:
         self._config = config
-        self._model = Autoencoder(config.model, jnp.dtype(config.run.compute_dtype))
+        self._model = Autoencoder(
+            config.model, jnp.dtype(config.run.compute_dtype), config.run.remat
+        )
         self._adversary = Adversary(config.loss, config.image_size)
 
     def init(self, key: jax.Array) -> Params:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from golden_models import assert_close, nhwc
 from random_params import random_params
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer import layers, lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.tokenizer.layers import depth_to_space
 
@@ -127,3 +128,33 @@ def test_released_sizes(config, millions):
         Autoencoder(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)), noise
     )
     assert round(sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6) == millions
+
+
+def test_rematerialization_changes_only_what_is_stored():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 32))
+    params = layers.ResidualBlock(64).init(jax.random.key(1), x)
+
+    def stored_and_gradient(remat):
+        block = layers.residual_block(remat)(64)
+        y, pull_back = jax.vjp(lambda params: block.apply(params, x), params)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull_back)), pull_back(y)[0]
+
+    (everything, expected), (dots, ours), (nothing, again) = map(
+        stored_and_gradient, ("none", "dots", "nothing")
+    )
+    assert everything > dots > nothing
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, expected
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), again, ours)
+
+
+@pytest.mark.parametrize("config", [tiny_models.TOKENIZER, tiny_models.GAN_TOKENIZER])
+def test_rematerialization_does_not_rename_parameters(config):
+    image = jnp.zeros((1, 4, 4, 3))
+    noise = jnp.zeros((1, 2, 2, 8)) if config.decoder == "gan" else None
+    trees = [
+        jax.eval_shape(Autoencoder(config, remat=remat).init, jax.random.key(0), image, noise)
+        for remat in ("none", "nothing")
+    ]
+    assert trees[0] == trees[1]
