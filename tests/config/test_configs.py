@@ -31,7 +31,8 @@ IMAGENET = {
 def test_there_are_configs():
     names = {f"imagenet_{name}" for name in IMAGENET}
     names |= {f"tokenizer_{name}" for name in ("d16c32", "d32c128", "d32c256")}
-    assert SHIPPED.keys() == {"emoji_tokenizer", "emoji_4x", "imagenet", "tokenizer"} | names
+    names |= {"emoji_tokenizer", "emoji_4x", "fluent_tokenizer", "imagenet", "tokenizer"}
+    assert SHIPPED.keys() == names
 
 
 @pytest.mark.parametrize("name", SHIPPED)
