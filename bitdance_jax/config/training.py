@@ -62,8 +62,8 @@ class RunConfig(Config):
       export_dtype: of the weights in the finished model folder.
       remat: what is stored of a transformer layer, or of a tokenizer's residual block, for the
         backward pass: everything ("none"), the products with weights ("dots"), or "nothing".
-      attention: the transformer's kernel: "xla" anywhere, "cudnn" on CUDA GPUs in bfloat16, "auto"
-        the faster one.
+      attention: the transformer's kernel: "xla" anywhere; in bfloat16 "cudnn" on CUDA GPUs and
+        "pallas" on TPUs; "auto" the fastest one.
       accumulate: number of micro-batches that a batch is split into; their gradients are summed one
         after the other, which saves memory.
       spike: the run stops when the loss of a step exceeds this many times the median of the last
@@ -81,7 +81,7 @@ class RunConfig(Config):
     gradient_dtype: Literal["float32", "compute"] = "float32"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "nothing"] = "none"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "pallas"] = "auto"
     accumulate: Count = 1
     spike: Annotated[float, Range(1, above=True)] | None = 5.0
     log_every: Count = 10
@@ -98,8 +98,8 @@ class RunConfig(Config):
             "workdir",
         )
         require(
-            self.attention != "cudnn" or self.compute_dtype == "bfloat16",
-            "attention cudnn computes in bfloat16; set run.compute_dtype bfloat16",
+            self.attention in ("auto", "xla") or self.compute_dtype == "bfloat16",
+            f"attention {self.attention} computes in bfloat16; set run.compute_dtype bfloat16",
             "attention",
         )
 

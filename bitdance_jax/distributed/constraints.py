@@ -2,7 +2,7 @@
 batches split into parts that need no communication. Without a mesh all of them do nothing."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from bitdance_jax.distributed.mesh import (
     BATCH,
     FSDP,
     TENSOR,
+    AnyMesh,
     axis_names,
     batch_parts,
     num_parts,
@@ -45,13 +46,53 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty or mesh.manual_axes:
         return x
 
-    def entry(axis: str | None, size: int) -> tuple[str, ...] | None:
-        names = axis_names(None if axis is None else ACTIVATIONS[axis])
-        while size % num_parts(mesh, names):
-            names = names[:-1]
-        return names or None
+    entries = (_entry(mesh, axis, size) for axis, size in zip(axes, x.shape, strict=True))
+    return jax.lax.with_sharding_constraint(x, P(*entries))
 
-    return jax.lax.with_sharding_constraint(x, P(*map(entry, axes, x.shape)))
+
+def _entry(mesh: AnyMesh, axis: str | None, size: int) -> tuple[str, ...] | None:
+    """The mesh axes of an activation's axis, without those that do not divide it."""
+    names = axis_names(None if axis is None else ACTIVATIONS[axis])
+    while size % num_parts(mesh, names):
+        names = names[:-1]
+    return names or None
+
+
+Axes = tuple[str | None, ...]
+"""For each axis of an activation its name in ACTIVATIONS; None: not split."""
+
+
+def map_shards(
+    function: Callable[..., tuple[Array, ...]],
+    sizes: dict[str, int],
+    inputs: Sequence[Axes],
+    outputs: Sequence[Axes],
+    *arrays: Array,
+) -> tuple[Array, ...]:
+    """`function` on each device's parts of arrays: for kernels, which the compiler cannot split.
+
+    It is not differentiated: a kernel comes with its own gradient.
+
+    Args:
+      function: of parts, without communication.
+      sizes: how many rows, heads, ... there are, by name. Mesh axes that do not divide them are not
+        used.
+      inputs, outputs: of every array that the function takes and returns.
+      arrays: what it takes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return function(*arrays)
+
+    def specs(of_all: Sequence[Axes]) -> tuple[P, ...]:
+        return tuple(
+            P(*(None if name is None else _entry(mesh, name, sizes[name]) for name in axes))
+            for axes in of_all
+        )
+
+    return jax.shard_map(
+        function, in_specs=specs(inputs), out_specs=specs(outputs), check_vma=False
+    )(*arrays)
 
 
 class _Gathering(NamedTuple):

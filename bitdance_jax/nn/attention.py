@@ -5,7 +5,7 @@ halves the time of cached attention on CPUs compared with [B, T, A, F].
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,39 +14,59 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.nn.packed_attention import PackedMask, attend_packed
 
 
-Kernel = Literal["xla", "cudnn"]
-"""The implementation of attention: XLA's products, or cuDNN's fused kernel on CUDA GPUs."""
+Kernel = Literal["xla", "cudnn", "pallas"]
+"""The implementation of attention: XLA's products, cuDNN's fused kernel on CUDA GPUs, or Pallas'
+fused kernels on TPUs."""
 
 
-def choose_kernel(
-    name: Literal["auto", "xla", "cudnn"], dtype: DTypeLike, device: jax.Device | None = None
-) -> Kernel:
+def choose_kernel(name: Literal["auto"] | Kernel, dtype: DTypeLike, device: Any = None) -> Kernel:
     """The kernel for a device, by default JAX's first.
 
-    "auto" is cuDNN's in bfloat16 on NVIDIA GPUs since Ampere, else XLA's.
+    "auto" is in bfloat16 Pallas' on TPUs and cuDNN's on NVIDIA GPUs since Ampere, else XLA's.
     """
     if name != "auto":
         return name
     device = device or jax.devices()[0]
+    if device.platform == "tpu" and jnp.dtype(dtype) == jnp.bfloat16:
+        return "pallas"
     nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
     recent = nvidia and float(device.compute_capability) >= 8.0
     return "cudnn" if recent and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
 
 
+def check_kernel(name: Literal["auto"] | Kernel, device: Any = None) -> None:
+    """Checks that a kernel runs on a device, by default JAX's first.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    platform = (device or jax.devices()[0]).platform
+    for kernel, needed in (("pallas", "tpu"), ("cudnn", "gpu")):
+        if name == kernel and platform != needed:
+            raise ConfigError(
+                f"attention {name} needs a {needed.upper()}, and the device is a "
+                f"{platform.upper()}; use auto or xla",
+                "run.attention",
+            )
+
+
 def choose_sampling_kernel(
-    dtype: DTypeLike, *, block: int, head_dim: int, device: jax.Device | None = None
+    dtype: DTypeLike, *, block: int, head_dim: int, device: Any = None
 ) -> Kernel:
     """The kernel for reading blocks of `block` tokens through a cache.
 
     cuDNN's reads the filled positions, XLA's reads all. On an H100 cuDNN's takes about 0.6
-    times as long for blocks of 16 tokens, and 1.25 times as long for single tokens.
+    times as long for blocks of 16 tokens, and 1.25 times as long for single tokens. Pallas' have
+    no cache.
     """
     if block < 16 or head_dim % 8 or head_dim > 128:
         return "xla"
-    return choose_kernel("auto", dtype, device)
+    kernel = choose_kernel("auto", dtype, device)
+    return "xla" if kernel == "pallas" else kernel
 
 
 @jax.tree_util.register_static
@@ -147,8 +167,15 @@ def attend(
     Each of G key heads is for A / G neighbouring query heads. A query that sees nothing, such as
     padding, gets the mean of the values.
 
-    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16.
+    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16;
+    "pallas" is fused on TPUs for packed documents, and otherwise the same as "xla" here: see
+    `tpu_attention` for the other.
     """
+    if isinstance(mask, PackedMask) and kernel == "pallas":
+        # Pallas takes a third of a second to import, and only TPUs need it.
+        from bitdance_jax.nn import splash_attention
+
+        return splash_attention.attend_packed(q, k, v, mask)
     if isinstance(mask, PackedMask):
         return attend_packed(q, k, v, mask)
     if kernel == "cudnn":

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bitdance_jax.nn import attention, linear, rope
-from bitdance_jax.nn.attention import KVCache, Mask
+from bitdance_jax.nn.attention import BlockCausal, KVCache, Mask
 from bitdance_jax.nn.block import Rotary, merge_heads, split_heads
 from bitdance_jax.nn.layers import FusedDense, transformer_init
 
@@ -36,11 +36,18 @@ class SelfAttention(nn.Module):
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B Q D"], KVCache | None]:
         qkv = FusedDense(3, self.dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (split_heads(part, self.num_heads) for part in qkv)
-        q = rope.rotate(q, *rotary)
-        k = rope.rotate(k, *rotary)
-        out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
+        if self.kernel == "pallas" and isinstance(mask, BlockCausal):
+            # Pallas takes a third of a second to import, and only TPUs need it.
+            from bitdance_jax.nn import tpu_attention
+
+            out = tpu_attention.attend(qkv, rotary, mask.prefix, mask.block, self.num_heads)
+        else:
+            q, k, v = (split_heads(part, self.num_heads) for part in qkv)
+            q = rope.rotate(q, *rotary)
+            k = rope.rotate(k, *rotary)
+            out, cache = attention.attend_through_cache(q, k, v, mask, self.kernel, cache, start)
+            out = merge_heads(out)
         project = linear.Dense(
             self.dim, use_bias=False, kernel_init=transformer_init, dtype=self.dtype, name="out"
         )
-        return project(merge_heads(out)), cache
+        return project(out), cache

@@ -1,7 +1,7 @@
 """The programs of training and sampling, with shapes instead of arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from bitdance_jax.distributed.mesh import (
     make_mesh,
 )
 from bitdance_jax.models.class_conditional import abstract_params
+from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.programs import Programs
 from bitdance_jax.pipelines.weights import sampling_params
@@ -63,11 +64,12 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
       UserError: the mesh does not divide the batch or the parameters.
     """
     run = config.run
+    # The kernel for the mesh's devices, which are not this machine's.
+    kernel = choose_kernel(run.attention, run.compute_dtype, mesh.devices.flat[0])
+    run = replace(run, attention=kernel)
     batch_size = config.data.batch_size
     check_batch(mesh, batch_size, run.accumulate)
-    objective = config.make_objective()
-    if mesh.devices.flat[0].platform != "gpu":  # the kernel is chosen for this machine's devices
-        objective = objective.without_fused_kernels()
+    objective = replace(config, run=run).make_objective()
     schedule = learning_rate_schedule(config.optimizer, run.steps)
     optimizer = make_optimizer(config.optimizer, schedule, objective)
     step = make_train_step(

@@ -32,7 +32,7 @@ from bitdance_jax.models.class_conditional import (
     init_params,
     training_noise,
 )
-from bitdance_jax.nn.attention import choose_kernel
+from bitdance_jax.nn.attention import check_kernel, choose_kernel
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.tokenizer import autoencoder, lfq
@@ -201,6 +201,7 @@ class ClassConditionalTask(ImageTask):
     """Trains transformer and head on a frozen tokenizer; its previews are samples."""
 
     def __init__(self, config: ClassConditionalTraining) -> None:
+        check_kernel(config.run.attention)
         self._config = config
         self.objective = config.make_objective()
         self._tokenizer = load_tokenizer(config.tokenizer, config.model.tokenizer)

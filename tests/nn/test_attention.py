@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import golden_models
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 from golden_models import assert_close
 
+from bitdance_jax.errors import ConfigError
 from bitdance_jax.nn import attention
 
 
@@ -159,6 +162,32 @@ def test_cudnn_through_a_cache(padded):
 def test_sampling_kernel_without_cudnn():
     kernel = attention.choose_sampling_kernel(jnp.bfloat16, block=16, head_dim=64)
     assert kernel == "xla"
+
+
+def device(platform: str, **attributes) -> SimpleNamespace:
+    return SimpleNamespace(platform=platform, **attributes)
+
+
+def test_kernel_of_a_device():
+    """Pallas' on TPUs in training; a cache is read by XLA's there."""
+    tpu = device("tpu")
+    assert attention.choose_kernel("auto", jnp.bfloat16, tpu) == "pallas"
+    assert attention.choose_kernel("auto", jnp.float32, tpu) == "xla"
+    assert attention.choose_kernel("xla", jnp.bfloat16, tpu) == "xla"
+    assert attention.choose_kernel("auto", jnp.bfloat16, device("cpu")) == "xla"
+    assert attention.choose_sampling_kernel(jnp.bfloat16, block=16, head_dim=64, device=tpu) == (
+        "xla"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform", "needed"), [("pallas", "cpu", "TPU"), ("cudnn", "tpu", "GPU")]
+)
+def test_a_kernel_of_other_devices_is_an_error(kernel, platform, needed):
+    with pytest.raises(ConfigError, match=f"attention {kernel} needs a {needed}"):
+        attention.check_kernel(kernel, device(platform))
+    attention.check_kernel(kernel, device(needed.lower()))
+    attention.check_kernel("auto", device(platform))
 
 
 def test_write_cache():
