@@ -87,9 +87,9 @@ class Arguments(Config):
         if self.data.source == "tokens":
             raise ConfigError("data.source must be images, got tokens", "data.source")
         if self.captioned.paths and (self.flips or self.crops):
+            given = "flips=True" if self.flips else f"crops={self.crops}"
             raise ConfigError(
-                "captioned images are not flipped, and have no random crops; leave out flips and"
-                " crops"
+                f"captioned images are not flipped and not cropped at random; leave out {given}"
             )
 
 

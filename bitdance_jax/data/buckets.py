@@ -47,8 +47,8 @@ class Buckets(Config):
         super().__post_init__()
         if self.resolution % self.size_multiple:
             raise ConfigError(
-                f"resolutions must be multiples of {self.size_multiple} pixels for this model (a"
-                f" patch), got {self.resolution}",
+                f"data.resolutions must be multiples of {self.size_multiple} pixels, the side of"
+                f" the model's patches, got {self.resolution}",
                 "data.resolutions",
             )
 

@@ -31,7 +31,7 @@ from bitdance_jax.io.progress import Progress
 WINDOW_BYTES = 2**28
 """Size of the images that are encoded together, and of those that are loaded meanwhile."""
 
-MAX_WINDOW = 512
+MAX_WINDOW = 256
 """The most images that are encoded together."""
 
 

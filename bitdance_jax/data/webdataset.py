@@ -60,7 +60,8 @@ class WebDatasetSource:
         self._images = np.array([image for _, _, image, _ in rows], np.int64)
         self._captions = np.array([text for *_, text in rows], np.int64)
         if caption is not None:
-            require_field(self._json(0, self._captions), caption, f"{self._names[0]}'s .json")
+            where = f"{self._files[self._shards[0]].path}/{self._names[0]}'s .json"
+            require_field(self._json(0, self._captions), caption, where)
         if split_field is not None:
             self.splits = self._read_splits(shards, split_field)
 

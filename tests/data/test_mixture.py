@@ -155,7 +155,7 @@ def test_computed_buckets(resolution, multiple):
 
 
 def test_no_bucket_takes_a_resolution():
-    with pytest.raises(ConfigError, match=r"multiples of 64 pixels for this model .* got 200"):
+    with pytest.raises(ConfigError, match=r"multiples of 64 pixels, .* got 200"):
         Buckets(200, 64)
 
 
