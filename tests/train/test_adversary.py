@@ -38,6 +38,7 @@ from bitdance_jax.train.state import (
 )
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.tokenizer_training import TokenizerTraining
+from bitdance_jax.train.tokenizer_weights import PERCEPTUAL_NETWORKS, PerceptualNetwork
 
 
 SIDE = 16
@@ -294,6 +295,62 @@ def on_eight_devices() -> None:
 @pytest.mark.slow
 def test_the_mesh_does_not_matter():
     processes.python([__file__], Path(__file__).parent, devices=8)
+
+
+def gradients(values: jax.Array, images: jax.Array) -> jax.Array:
+    """A perceptual distance for tests: of the differences of neighbouring pixels."""
+    across, down = (
+        jnp.square(jnp.diff(values, axis=axis) - jnp.diff(images, axis=axis)) for axis in (1, 2)
+    )
+    return jnp.mean(across, axis=(1, 2, 3)) + jnp.mean(down, axis=(1, 2, 3))
+
+
+def test_bfloat16_with_every_term(monkeypatch):
+    """Losses, adaptive weight and gradients are those of float32 but for rounding."""
+    network = PerceptualNetwork(
+        lambda params, values, images: gradients(values, images), dict, lambda path: {}, 1
+    )
+    monkeypatch.setitem(PERCEPTUAL_NETWORKS, "efficientnet", network)
+    loss = dataclasses.replace(
+        CONFIG.loss, perceptual=1.0, perceptual_network="efficientnet", commitment=0.25, entropy=0.0
+    )
+    # Smooth images, of which few bits are near their threshold.
+    rows, columns = np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij")
+    phases = np.arange(BATCH * 3).reshape(BATCH, 1, 1, 3)
+    waves = np.sin(rows[..., None] / 4 + phases) * np.cos(columns[..., None] / 5 - phases)
+    batch = {"image": jnp.asarray(127.5 + 120 * waves, jnp.uint8)}
+    keys = jax.random.split(jax.random.key(0), BATCH)
+
+    def step(dtype):
+        run_config = dataclasses.replace(CONFIG.run, compute_dtype=dtype)
+        objective = dataclasses.replace(CONFIG, loss=loss, run=run_config).make_objective()
+        params = objective.init(jax.random.key(0))
+        auxiliary = objective.init_auxiliary(jax.random.key(1))
+        frozen = {"perceptual": {}}
+
+        def losses(params, auxiliary):
+            weight = objective._adaptive_weight(params, auxiliary, frozen, batch, keys)
+            gradient = jax.value_and_grad(objective.auxiliary_loss, has_aux=True)
+            (_, (metrics, fake)), found = gradient(
+                params, auxiliary, frozen, batch, keys, jnp.int32(0)
+            )
+            _, others = objective.update_auxiliary(auxiliary, fake, batch, jnp.int32(0))
+            return found, metrics | others | {"weight": weight}
+
+        return jax.device_get(jax.jit(losses)(params, auxiliary))
+
+    exact, expected = step("float32")
+    rounded, metrics = step("bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(rounded)} == {"float32"}
+    for name, value in metrics.items():
+        assert value == pytest.approx(expected[name], rel=0.1, abs=0.02), name
+    for part in ("encoder", "decoder"):
+        ours, theirs = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree[part])])
+            for tree in (rounded, exact)
+        )
+        cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+        assert cosine > 0.97, (part, cosine)
 
 
 if __name__ == "__main__":
