@@ -17,6 +17,9 @@ from bitdance_jax.convert import keys, released_configs
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import UserError
+from bitdance_jax.evaluate.images import ArrayImages
+from bitdance_jax.evaluate.psnr import psnr
+from bitdance_jax.evaluate.reconstruction import evaluate_tokenizer
 from bitdance_jax.tokenizer import autoencoder, lfq, uniwetok
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -110,6 +113,14 @@ def test_files_there_and_back(tmp_path, state, record, config):
     codes = tokenizer.encode(images)
     assert codes.shape == (2, 4, 6, 16)
     assert tokenizer.decode(codes, seed=1).shape == images.shape
+    scores = evaluate_tokenizer(
+        tokenizer, ArrayImages(images), None, batch_size=2, show=2, progress=False
+    )
+    reconstructions = tokenizer.decode(codes)
+    assert scores.scores.psnr == pytest.approx(psnr(reconstructions, images).mean(), abs=0.01)
+    narrow = ArrayImages(images[:, :, :4])
+    with pytest.raises(UserError, match="at least two tokens a side"):
+        evaluate_tokenizer(tokenizer, narrow, None, batch_size=2, show=1, progress=False)
 
     export(str(tmp_path / "model"), str(tmp_path / "back.safetensors"))
     back = safetensors.numpy.load_file(tmp_path / "back.safetensors")
