@@ -9,10 +9,11 @@ of an image that could not be read has a header {"error": "..."} alone. Tokens d
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,7 +22,7 @@ from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.config.plain import Count, ImageSide, Natural, Size
 from bitdance_jax.data.array_records import ArrayRecordDataSource
 from bitdance_jax.data.buckets import Buckets
-from bitdance_jax.data.captioned import CaptionedImage, Skips, Tokens
+from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource, Skips, Tokens
 from bitdance_jax.data.token_shards import Shard, damaged
 from bitdance_jax.data.tokens import FORMAT_VERSION, MANIFEST, TokensManifest, shards
 from bitdance_jax.errors import ConfigError
@@ -90,6 +91,25 @@ class CaptionedManifest(TokensManifest):
 def is_captioned_tokens(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder has a manifest of tokens."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def check_encoders(
+    sources: Iterable[CaptionedSource], config: TokenizerConfig, params: Any
+) -> None:
+    """Checks that a model can train on those of the sources that are tokens.
+
+    Args:
+      sources: of captioned images.
+      config: sizes of the model's tokenizer.
+      params: its weights, in float32 or as saved.
+
+    Raises:
+      UserError: some are of another tokenizer.
+    """
+    for source in sources:
+        manifest = getattr(source, "manifest", None)
+        if isinstance(manifest, CaptionedManifest):
+            manifest.check_encoder(source.location, config, params)
 
 
 class CaptionedTokensSource:

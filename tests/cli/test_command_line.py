@@ -302,13 +302,16 @@ class Paths:
     positional: Annotated[PathName, tyro.conf.Positional]
     out: PathName
     cache: PathName | None = None
+    several: tuple[PathName, ...] = ()
     text: str = "~"
     data: DataConfig = DataConfig(source="folder", path="~/images")
 
 
 def test_the_home_folder_is_expanded_in_paths_only(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    paths = parse(Paths, ["~", "--out=~/x", "--cache", "~/y", "--text=~/z"])
+    flags = ["--out=~/x", "--cache", "~/y", "--text=~/z", "--several", "~/a", "b"]
+    paths = parse(Paths, ["~", *flags])
+    assert paths.several == ("/home/somebody/a", "b")
     assert (paths.positional, paths.out, paths.cache, paths.text) == (
         "/home/somebody",
         "/home/somebody/x",

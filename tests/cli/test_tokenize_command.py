@@ -106,6 +106,15 @@ def test_a_second_command_is_refused_and_leftovers_go(monkeypatch, tmp_path):
             "--data.path images needs --data.source too: folder, images, imagenet_tar, "
             "webdataset or tokens",
         ),
+        (["--captioned.paths", "absent"], "no folder absent; name one with captioned images"),
+        (
+            ["--captioned.paths", "absent", "--flips"],
+            "captioned images are not flipped and not cropped at random; leave out --flips",
+        ),
+        (
+            ["--captioned.paths", "absent", "--captioned.weights", "0"],
+            "--captioned.weights must not all be zero",
+        ),
         (["--batch-size", "0"], "--batch-size must be positive, got 0"),
         (["--crops", "-1"], "--crops must be between 0 and 1000, got -1"),
     ],

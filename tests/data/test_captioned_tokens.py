@@ -10,6 +10,7 @@ from tar_files import image, samples, write_tar
 from bitdance_jax.data import captioned_token_writer
 from bitdance_jax.data.captioned_config import CaptionedDataConfig, open_source
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
+from bitdance_jax.data.captioned_tokens import check_encoders
 from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.data.tokens import Manifest
 from bitdance_jax.errors import ConfigError, UserError
@@ -156,8 +157,8 @@ def test_refused(tokens, tar):
         draw(captions=("text",))
     with pytest.raises(UserError, match=r"holds captioned tokens, and not tokens of labelled"):
         Manifest.read(tokens)
-    manifest = open_source(str(tokens)).manifest
-    manifest.check_encoder(tokens, tiny_models.TOKENIZER, PARAMS)
+    sources = CaptionedDataConfig(paths=(str(tokens),)).open_splits()[0]
+    check_encoders(sources, tiny_models.TOKENIZER, PARAMS)
     other = tiny_models.tokenizer_params(tiny_models.GAN_TOKENIZER)
     with pytest.raises(UserError, match="the model's is"):
-        manifest.check_encoder(tokens, tiny_models.GAN_TOKENIZER, other)
+        check_encoders(sources, tiny_models.GAN_TOKENIZER, other)
