@@ -54,7 +54,8 @@ class Arguments(Config):
         cache; "emoji" is the small model of the package.
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
       prompt: what the images of a text-to-image model show.
-      size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: 1024x1024.
+      size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: that of the
+        model folder, for released models 1024x1024.
       per_label: images per label of a grid; default: 8.
       per_prompt: images per prompt; default: 1.
       seed: image i of a seed is the same for any batch size.
@@ -196,9 +197,7 @@ def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfi
 
 def generate_prompts(arguments: Arguments) -> None:
     prompts = arguments.prompt or ()
-    size = "1024x1024" if arguments.size is None else arguments.size
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
-    image_files.check_grid(len(prompts) * each, *parse_size(size))
     multihost.on_process_0(lambda: image_files.check_writable(arguments.out))
     model = TextToImage.load(
         arguments.checkpoint,
@@ -208,6 +207,8 @@ def generate_prompts(arguments: Arguments) -> None:
         lora=arguments.lora,
         lazy=True,
     )
+    size = arguments.size or "{1}x{0}".format(*model.default_size)
+    image_files.check_grid(len(prompts) * each, *parse_size(size))
     chosen: dict[str, Any] = {
         "size": size,
         "images_per_input": each,

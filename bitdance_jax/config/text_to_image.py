@@ -46,6 +46,7 @@ class Qwen3Config(Config):
       hidden_dim: width inside the gated MLP.
       vocab_size: rows of the token embedding and of the output layer, which is not tied to it.
       rope_base: base of the rotary frequencies.
+      rotary_dtype: that these frequencies are rounded to.
       norm_eps: epsilon of every RMSNorm.
       residual_dtype: of embeddings and residual stream: "float32", or "compute", the compute type.
     """
@@ -58,6 +59,7 @@ class Qwen3Config(Config):
     hidden_dim: Size
     vocab_size: Size
     rope_base: Positive = 1e6
+    rotary_dtype: Literal["float32", "bfloat16"] = "float32"
     norm_eps: Positive = 1e-6
     residual_dtype: Literal["float32", "compute"] = "float32"
 

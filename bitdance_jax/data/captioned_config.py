@@ -17,6 +17,7 @@ from bitdance_jax.config.plain import (
 )
 from bitdance_jax.data import captioned_tables, tar_shards
 from bitdance_jax.data.captioned import HELD_OUT_NAMES, CaptionedSource, CaptionedSubset
+from bitdance_jax.data.captioned_emoji import CaptionedEmojiSource
 from bitdance_jax.data.captioned_folder import CaptionedFolderSource
 from bitdance_jax.data.captioned_tables import TableSource, is_saved_dataset
 from bitdance_jax.data.captioned_tokens import CaptionedTokensSource, is_captioned_tokens
@@ -26,6 +27,7 @@ from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
 from bitdance_jax.data.tfds import CaptionedTfdsSource
 from bitdance_jax.data.webdataset import WebDatasetSource
 from bitdance_jax.errors import ConfigError
+from bitdance_jax.io.model_lookup import EMBEDDED
 
 
 PAPER_RESOLUTIONS = (256, 512, 1024)
@@ -179,6 +181,8 @@ def open_source(
     Raises:
       UserError: see the sources.
     """
+    if path == EMBEDDED:
+        return CaptionedEmojiSource()
     if is_captioned_tokens(path):
         require(
             caption is None and split_field is None,

@@ -2,10 +2,12 @@
 
 A document is a sequence of text tokens and images. A generated image is read as `<|vision_start|>`,
 `<|res_h|>`, `<|res_w|>`, P - 1 queries and its visual tokens; an image that only conditions what
-follows has no queries. Here images are their bits, in the order in which the model reads them.
+follows has no queries. Caption and size alone decide where everything stands, so an image may be
+encoded later, when its document has a place in a batch.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +18,7 @@ from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size, token_positions
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+from bitdance_jax.transformer import order
 
 
 TextLoss = Literal["all", "caption", "none"]
@@ -40,17 +43,26 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """An image as packed bits.
+    """An image as packed bits, or as pixels that are still to be encoded.
 
     Attributes:
-      bits: of the visual tokens in sequence order, packed as by `numpy.packbits`.
+      bits: of the visual tokens in sequence order, packed as by `numpy.packbits`; None if there
+        are pixels.
       size: height and width in pixels.
       generated: whether it is generated, patch by patch, or only read.
+      pixels: RGB; None if there are bits.
     """
 
-    bits: UInt8[np.ndarray, "T bytes"]
+    bits: UInt8[np.ndarray, "T bytes"] | None
     size: tuple[int, int]
     generated: bool = True
+    pixels: UInt8[np.ndarray, "H W 3"] | None = None
+
+    def encoded(self, codes: UInt8[np.ndarray, "h w bytes"], patch_side: int) -> "Image":
+        """The image with the bits of its tokens, which are given in raster order."""
+        height, width = codes.shape[:2]
+        xy = order.token_positions(height, width, patch_side, "patch")
+        return dataclasses.replace(self, bits=codes[xy[:, 1], xy[:, 0]], pixels=None)
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,10 @@ class Document:
       visual: positions of the visual tokens.
       conditions: positions whose outputs predict these tokens; those of the patch itself if it is
         not generated.
-      bits: packed bits of the visual tokens.
-      xy: their column and row in the grid of tokens.
+      xy: column and row of the visual tokens in the grid of their image.
       generated: whether each patch is generated.
+      area: number of tokens of the image that each patch belongs to.
+      images: in order.
     """
 
     tokens: Int[np.ndarray, "S"]
@@ -75,12 +88,17 @@ class Document:
     labels: Int[np.ndarray, "S"]
     visual: Int[np.ndarray, "N P"]
     conditions: Int[np.ndarray, "N P"]
-    bits: UInt8[np.ndarray, "N P bytes"]
     xy: Int[np.ndarray, "N P 2"]
     generated: Bool[np.ndarray, "N"]
+    area: Int[np.ndarray, "N"]
+    images: tuple[Image, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def with_images(self, images: Iterable[Image]) -> "Document":
+        """With the same images in another form."""
+        return dataclasses.replace(self, images=tuple(images))
 
 
 def captioned_image(
@@ -91,6 +109,7 @@ def captioned_image(
     *,
     text_loss: TextLoss = "all",
     max_tokens: int = MAX_PROMPT,
+    truncate: bool = False,
 ) -> Document:
     """The document of a caption and its image.
 
@@ -98,18 +117,20 @@ def captioned_image(
       config: of the model.
       tokenizer: the model's.
       caption: None for a dropped one: the unconditional prompt, which has no text loss.
-      image: its bits.
+      image: its bits or pixels.
       text_loss: which tokens the loss covers.
       max_tokens: of the prompt with its template.
+      truncate: cut a longer caption.
 
     Raises:
-      ConfigError: an empty or too long caption, or an image that the model does not take.
+      LongPrompt: a longer caption, without `truncate`.
+      ConfigError: an empty caption, or an image that the model does not take.
     """
     if caption is None:
         prompt = tokenizer.unconditional()
         predicted = np.zeros(len(prompt), bool)
     else:
-        prompt = tokenizer.encode(caption, max_tokens)
+        prompt = tokenizer.encode(caption, max_tokens, truncate=truncate)
         predicted = np.full(len(prompt), text_loss == "all")
         if text_loss == "caption":
             first = tokenizer.caption_start
@@ -156,9 +177,10 @@ class _Builder:
         self._predicted: list[bool] = []
         self._visual: list[np.ndarray] = []
         self._conditions: list[np.ndarray] = []
-        self._bits: list[np.ndarray] = []
         self._xy: list[np.ndarray] = []
         self._generated: list[bool] = []
+        self._area: list[int] = []
+        self._images: list[Image] = []
 
     def add_text(self, text: Text) -> None:
         self._append_causal([int(token) for token in text.tokens], text.predicted.tolist())
@@ -169,7 +191,7 @@ class _Builder:
         check_size(config, height, width)
         xy = token_positions(config, height, width)
         expected = (len(xy), -(-config.tokenizer.bits // 8))
-        if image.bits.shape != expected:
+        if image.bits is not None and image.bits.shape != expected:
             raise ConfigError(
                 f"an image of {width}x{height} has packed bits of shape {list(expected)}, got"
                 f" {list(image.bits.shape)}; encode it with the model's tokenizer",
@@ -195,19 +217,18 @@ class _Builder:
         visual = np.arange(start, start + len(xy)).reshape(-1, block)
         self._visual.append(visual)
         self._conditions.append(visual - start + first if image.generated else visual)
-        self._bits.append(image.bits.reshape(-1, block, image.bits.shape[-1]))
         self._xy.append(xy.reshape(-1, block, 2))
         self._generated += [image.generated] * len(visual)
+        self._area += [len(xy)] * len(visual)
+        self._images.append(image)
 
     def document(self) -> Document:
-        config = self._config
-        block = config.tokens_per_step
+        block = self._config.tokens_per_step
         tokens = np.array(self._tokens, np.int32)
         predicted = np.array(self._predicted, bool)
         # A token's label is at the position before it.
         labels = np.full(len(tokens), NO_LABEL, np.int32)
         labels[:-1] = np.where(predicted[1:], tokens[1:], NO_LABEL)
-        no_bits = np.zeros((0, block, -(-config.tokenizer.bits // 8)), np.uint8)
         none = np.zeros((0, block), np.int32)
         return Document(
             tokens=tokens,
@@ -215,9 +236,10 @@ class _Builder:
             labels=labels,
             visual=np.concatenate([none, *self._visual]).astype(np.int32),
             conditions=np.concatenate([none, *self._conditions]).astype(np.int32),
-            bits=np.concatenate([no_bits, *self._bits]),
             xy=np.concatenate([np.zeros((0, block, 2), np.int32), *self._xy]).astype(np.int32),
             generated=np.array(self._generated, bool),
+            area=np.array(self._area, np.int32),
+            images=tuple(self._images),
         )
 
     def _append_causal(self, tokens: list[int], predicted: list[bool]) -> None:

@@ -138,7 +138,7 @@ class BatchIterator:
         options = grain.MultiprocessingOptions(
             self._workers, per_worker_buffer_size=math.ceil(ahead / self._workers)
         )
-        self._running.append(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
+        self._running.append(iter(dataset.mp_prefetch(options, worker_init_fn=follow_parent)))
 
 
 class _Chunks:
@@ -317,14 +317,15 @@ def _close(running: list[grain.DatasetIterator], workers: int) -> None:
         gc.collect()
 
 
-def _start_worker(index: int, count: int) -> None:
-    """Lets the parent handle Ctrl-C, and ends the worker when the parent ends or is killed."""
+def follow_parent(index: int = 0, count: int = 1) -> None:
+    """In a worker process: lets the parent handle Ctrl-C, and ends the worker when the parent ends
+    or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow_parent() -> None:
+    def end_with_parent() -> None:
         parent.join()
         os._exit(0)
 
-    threading.Thread(target=follow_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_jax.config.plain import Config, Count, require
 from bitdance_jax.data.documents import NO_LABEL, Document
 
 
@@ -24,11 +25,12 @@ Row = dict[str, np.ndarray]
   visual, conditions: int32 [N, P] positions in the row, S where a patch is not used.
   bits: uint8 [N, P, bytes], xy: int32 [N, P, 2].
   generated: bool [N].
+  area: int32 [N] number of tokens of the patch's image, 1 where a patch is not used.
 """
 
 
 @dataclass(frozen=True)
-class Lengths:
+class Lengths(Config):
     """Sizes of packed rows, in tokens.
 
     Attributes:
@@ -38,10 +40,23 @@ class Lengths:
       buffer: documents that did not fit and wait for the next rows.
     """
 
-    target: int = 33_280
-    row: int = 37_376
-    document: int = 16_384
-    buffer: int = 50
+    target: Count = 33_280
+    row: Count = 37_376
+    document: Count = 16_384
+    buffer: Count = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.target <= self.row,
+            f"target must be at most row, got {self.target} and {self.row}",
+            "target",
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document that fits."""
+        return min(self.document, self.row)
 
 
 @dataclass
@@ -121,20 +136,22 @@ class RowPacker:
     def _read_short(self, number: int) -> Document | None:
         """A document; None if it is skipped. One that fits no row would wait for ever."""
         document = self._read(number)
-        longest = min(self._lengths.document, self._lengths.row)
-        return None if document is None or len(document) > longest else document
+        fits = document is not None and len(document) <= self._lengths.longest
+        return document if fits else None
 
 
-def pack(documents: Sequence[Document], length: int, *, patches: int, block: int) -> Row:
+def pack(
+    documents: Sequence[Document], length: int, *, patches: int, block: int, num_bytes: int
+) -> Row:
     """Documents one after the other in a row of `length` positions and `patches` patches.
 
     Args:
-      documents: whose lengths add up to `length` at most.
+      documents: whose lengths add up to `length` at most, and whose images have bits.
       length: S.
       patches: N, at least those of the documents.
       block: P, tokens of a patch.
+      num_bytes: of a token's packed bits.
     """
-    num_bytes = documents[0].bits.shape[-1] if documents else 1
     row: Row = {
         "tokens": np.zeros(length, np.int32),
         "positions": np.zeros(length, np.int32),
@@ -147,6 +164,7 @@ def pack(documents: Sequence[Document], length: int, *, patches: int, block: int
         "bits": np.zeros((patches, block, num_bytes), np.uint8),
         "xy": np.zeros((patches, block, 2), np.int32),
         "generated": np.zeros(patches, bool),
+        "area": np.ones(patches, np.int32),
     }
     start = 0
     patch = 0
@@ -160,9 +178,12 @@ def pack(documents: Sequence[Document], length: int, *, patches: int, block: int
         these = slice(patch, patch + len(document.visual))
         row["visual"][these] = document.visual + start
         row["conditions"][these] = document.conditions + start
-        row["bits"][these] = document.bits
         row["xy"][these] = document.xy
         row["generated"][these] = document.generated
+        row["area"][these] = document.area
+        if document.images:
+            bits = np.concatenate([image.bits for image in document.images])
+            row["bits"][these] = bits.reshape(-1, block, num_bytes)
         start = here.stop
         patch = these.stop
     return row

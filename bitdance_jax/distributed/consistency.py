@@ -26,6 +26,9 @@ _PATHS = {
     "npz",
     "out",
     "path",
+    "paths",
+    "prompts",
+    "text_tokenizer",
     "tokenizer",
     "workdir",
 }

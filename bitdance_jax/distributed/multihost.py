@@ -6,10 +6,12 @@ writes the files that are not checkpoints.
 
 import atexit
 import contextlib
+import json
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -127,6 +129,32 @@ def gather(array: jax.Array) -> np.ndarray:
 def all_true(value: bool) -> bool:
     """Whether `value` is true in all processes."""
     return bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
+
+
+def merged(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON-ready dicts of all processes as one, in which nested dicts are merged too.
+
+    An entry that several processes have must be equal in all of them.
+    """
+    if jax.process_count() == 1:
+        return value
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int64(len(own)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(own)] = own
+    rows = multihost_utils.process_allgather(padded)
+    result: dict[str, Any] = {}
+    for row, length in zip(rows, lengths, strict=True):
+        _merge(result, json.loads(row[: int(length)].tobytes()))
+    return result
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for name, value in other.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(name, {}), value)
+        elif into.setdefault(name, value) != value:
+            raise ValueError(f"processes have different values of {name}: {into[name]}, {value}")
 
 
 def on_process_0(action: Callable[[], int | None]) -> int:

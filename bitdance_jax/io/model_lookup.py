@@ -44,6 +44,10 @@ class RunRecord:
       checkpoints: the folder of the checkpoints; None: the run's own `checkpoints`.
       tokenizer: model folder of the frozen tokenizer and its fingerprint; None if the run has none.
         For a tokenizer's run: of the one whose encoder is frozen.
+      base: model folder of the weights that the run does not train, and its fingerprint; None if it
+        trains all.
+      files: further ones of the future model folder, by their path in it; they are written beside
+        `model.json`, not into it.
     """
 
     kind: model_folder.Kind
@@ -51,15 +55,23 @@ class RunRecord:
     metadata: dict[str, Any]
     checkpoints: str | None = None
     tokenizer: tuple[str, str] | None = None
+    base: tuple[str, str] | None = None
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def write(self, run: str | os.PathLike[str]) -> None:
         """Writes it to a run's folder, with absolute paths."""
         record = dataclasses.asdict(self)
+        for name, content in record.pop("files").items():
+            path = Path(run) / name
+            path.parent.mkdir(exist_ok=True)
+            with atomic.replace_file(path) as temporary:
+                temporary.write_bytes(content)
         if self.checkpoints is not None:
             record["checkpoints"] = _absolute(self.checkpoints)
-        if self.tokenizer is not None:
-            folder, expected = self.tokenizer
-            record["tokenizer"] = (_absolute(folder), expected)
+        for name in ("tokenizer", "base"):
+            if record[name] is not None:
+                folder, expected = record[name]
+                record[name] = (_absolute(folder), expected)
         with atomic.replace_file(Path(run) / RECORD) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -101,6 +113,8 @@ class UnfinishedRun:
                 f"{self.folder} is not finished; these are its weights after step {step}",
                 file=sys.stderr,
             )
+            if self.record.base is not None:
+                weights = self._with_base(weights, *self.record.base)
             params = weights
             if self.record.tokenizer is not None:
                 frozen = self._tokenizer(*self.record.tokenizer)
@@ -121,7 +135,18 @@ class UnfinishedRun:
             raise FileError(
                 f"the tokenizer in {folder} is not the one that {self.folder} trains on; restore it"
             )
-        return saved.params["tokenizer"] if saved.kind == "class_conditional" else saved.params
+        return saved.params if saved.kind == "tokenizer" else saved.params["tokenizer"]
+
+    def _with_base(self, weights: Params, folder: str, expected: str) -> Params:
+        """The trained weights among those that are not trained."""
+        saved = load(folder)
+        if fingerprint(folder) != expected:
+            raise FileError(
+                f"the model in {folder} is not the one that {self.folder} trains a part of; restore"
+                " it"
+            )
+        both = [traverse_util.flatten_dict(tree) for tree in (saved.params["model"], weights)]
+        return traverse_util.unflatten_dict(both[0] | both[1])
 
 
 def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | UnfinishedRun:

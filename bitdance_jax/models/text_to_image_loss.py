@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.heads.make import make_head
 from bitdance_jax.models.text_to_image import TextToImage, sinusoidal_2d
 from bitdance_jax.nn.packed_attention import PackedMask
@@ -35,6 +36,7 @@ class PackedBatch(NamedTuple):
     bits: Float[Array, "B N P K"]
     xy: Int[Array, "B N P 2"]
     generated: Bool[Array, "B N"]
+    area: Int[Array, "B N"]
 
 
 class Noise(NamedTuple):
@@ -126,13 +128,18 @@ def total_loss(
     Args:
       losses: of some rows of the batch or of all.
       vision_tokens, text_tokens: `counts` of the complete batch, so that neither packing nor the
-        number of devices or micro-batches matters.
+        number of devices matters; for some of its rows, their share of the batch's rows of that.
+        Then the mean over micro-batches is the result of the complete batch.
       vision_weight, text_weight: of the means.
     """
-    vision = jnp.sum(losses.vision) / jnp.maximum(vision_tokens, 1)
-    text = jnp.sum(losses.text) / jnp.maximum(text_tokens, 1)
+    vision = _mean(losses.vision, vision_tokens)
+    text = _mean(losses.text, text_tokens)
     total = vision_weight * vision + text_weight * text
     return total, {"vision_loss": vision, "text_loss": text}
+
+
+def _mean(losses: Array, count: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.sum(losses) / jnp.where(count > 0, count, 1.0)
 
 
 def _flipped(batch: PackedBatch, noise: Noise, rate: float) -> Float[Array, "B N P K"]:
@@ -149,9 +156,12 @@ def _read(
         rearrange(bits, "b n p k -> b (n p) k"), rearrange(batch.xy, "b n p c -> b (n p) c")
     )
     slots = rearrange(batch.visual, "b n p -> b (n p)")
-    rows = jnp.arange(len(x))[:, None]
-    # Patches that are not used have the slot S and are dropped.
-    x = x.at[rows, slots].set(visual.astype(x.dtype), mode="drop", unique_indices=False)
+    # Patches that are not used have the slot S and are dropped. Row by row, so that the compiler
+    # knows that no row reads another one's device.
+    x = jax.vmap(lambda row, slots, new: row.at[slots].set(new, mode="drop"))(
+        x, slots, visual.astype(x.dtype)
+    )
+    x = constrain(x, "batch", None, None)
     mask = PackedMask(batch.documents, batch.limits)
     return bound.read(x, batch.positions, mask)[0]
 
@@ -159,8 +169,10 @@ def _read(
 def _vision_loss(
     bound: TextToImage, hidden: Float[Array, "B S D"], batch: PackedBatch, noise: Noise
 ) -> Float[Array, "B N P"]:
-    rows = jnp.arange(len(hidden))[:, None, None]
-    states = hidden.at[rows, batch.conditions].get(mode="fill", fill_value=0)
+    states = jax.vmap(lambda row, slots: row.at[slots].get(mode="fill", fill_value=0))(
+        hidden, batch.conditions
+    )
+    states = constrain(states, "batch", None, None, None)
     states = states + sinusoidal_2d(batch.xy, bound.config.text.dim).astype(states.dtype)
     losses = bound.head.loss(states, batch.bits, noise.head)
     return jnp.where(batch.generated[..., None], losses, 0.0)

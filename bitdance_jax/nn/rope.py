@@ -7,6 +7,7 @@ and accelerators need no strided shuffles.
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -27,10 +28,15 @@ def frequencies_1d(head_dim: int, base: float) -> np.ndarray:
 
 
 def rotary_1d(
-    positions: Int[Array, "*B T"], head_dim: int, base: float
+    positions: Int[Array, "*B T"],
+    head_dim: int,
+    base: float,
+    frequency_dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "*B T half"], Float[Array, "*B T half"]]:
-    """Cosines and sines of positions in a text; half = head_dim / 2."""
-    angles = positions[..., None].astype(jnp.float32) * frequencies_1d(head_dim, base)
+    """Cosines and sines of positions in a text; half = head_dim / 2. The frequencies are rounded to
+    `frequency_dtype`; all else is float32."""
+    frequencies = frequencies_1d(head_dim, base).astype(frequency_dtype).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 

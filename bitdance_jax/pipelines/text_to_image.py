@@ -18,7 +18,9 @@ from bitdance_jax.config.plain import PathName, checked
 from bitdance_jax.convert import peft
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder
+from bitdance_jax.io import model_folder, model_lookup
+from bitdance_jax.io.model_folder import ModelFolder
+from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.io.orbax_weights import StoredArray
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
@@ -119,7 +121,8 @@ class TextToImage(Pipeline):
         """The model of a folder, its weights read from the disk straight to the devices.
 
         Args:
-          folder: a model folder, local or gs://, or a Hugging Face id, as `bitdance_jax.load`.
+          folder: a model folder, local or gs://, a training run, or a Hugging Face id, as
+            `bitdance_jax.load`.
           dtype, mesh, weights: see `__init__`.
           lora: folder of an adapter of the model, in PEFT's files; it is merged into the weights.
           lazy: read the weights when they are first needed; `sample` refuses bad input before.
@@ -128,31 +131,59 @@ class TextToImage(Pipeline):
           UserError: no such folder, damaged, another kind of model, no tokenizer files or others,
             or an adapter of another model.
         """
-        folder = local_folder(folder)
+        named = local_folder(folder)
+        found = model_lookup.locate(named)
+        if isinstance(found, UnfinishedRun):
+            return cls._of_run(found, named, dtype=dtype, mesh=mesh, weights=weights)
+        folder = os.fspath(found)
         described = model_folder.read_config(folder, expect=cls.kind)
         where = f"{folder}/config.json"
         config = from_dict(TextToImageConfig, described.config, f"{where}: config")
-        recorded = described.metadata.get("sampler")
-        sampler = RELEASED_SAMPLER
-        if recorded:
-            sampler = from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler")
         loaded = cls(
             config,
             None,
             Tokenizer(config.tokenizer, lambda: loaded._read_tokenizer(), _compute_type(dtype)),
             PromptTokenizer(epath.Path(folder) / prompt_tokenizer.FOLDER, config.tokens_per_step),
-            sampler,
+            _recorded_sampler(described, where),
             dtype,
             mesh=mesh,
             weights=weights,
-            name=checks.model_name(folder),
+            name=checks.model_name(named),
         )
+        loaded._set_default_size(described, where)
         loaded._folder = folder
         if lora is not None:
             loaded._adapters = peft.load(checked(PathName, lora, "lora"), config)
         if not lazy:
             _ = loaded.params
         return loaded
+
+    @classmethod
+    def _of_run(
+        cls, run: UnfinishedRun, name: str, *, dtype: DTypeLike | None, **options: Any
+    ) -> "TextToImage":
+        """The model of a run that has not finished, with the weights of its newest checkpoint."""
+        saved = run.load()
+        where = f"{run.folder / model_lookup.RECORD}: config"
+        config = from_dict(TextToImageConfig, saved.config, where)
+        loaded = cls(
+            config,
+            None,
+            Tokenizer(config.tokenizer, saved.params["tokenizer"], _compute_type(dtype)),
+            PromptTokenizer(run.folder / prompt_tokenizer.FOLDER, config.tokens_per_step),
+            _recorded_sampler(saved, where),
+            dtype,
+            name=checks.model_name(name),
+            **options,
+        )
+        loaded._set_default_size(saved, where)
+        loaded.set_params(saved.params["model"])
+        return loaded
+
+    def _set_default_size(self, described: ModelFolder, where: str) -> None:
+        """Sets the size that the folder names, or leaves the released models'."""
+        if size := described.metadata.get("size"):
+            self.default_size = self._checked_size(checked(str, size, f"{where}: metadata.size"))
 
     generate = Pipeline.sample
 
@@ -230,6 +261,13 @@ class TextToImage(Pipeline):
         decoder = self.params["tokenizer"]["decoder"]
         encoder = {path: stored[...] for path, stored in self._encoder.items()}
         return {"decoder": decoder, **traverse_util.unflatten_dict(encoder)}
+
+
+def _recorded_sampler(described: ModelFolder, where: str) -> SamplerConfig:
+    recorded = described.metadata.get("sampler")
+    if not recorded:
+        return RELEASED_SAMPLER
+    return from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler")
 
 
 def _compute_type(dtype: DTypeLike | None) -> jnp.dtype:

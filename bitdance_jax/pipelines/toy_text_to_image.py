@@ -39,7 +39,7 @@ SAMPLER = SamplerConfig(head_steps=4, guidance_scale=2.0, guidance_schedule="con
 def config(tokens_per_step: int = 4) -> TextToImageConfig:
     """Sizes of a toy model; one of its tokens is 16 pixels wide, as in the released ones."""
     first = len(ByteLevel.alphabet())
-    ids = ImageTokens(first + 2, first + 3, RESOLUTIONS, first + 3 + RESOLUTIONS)
+    ids = ImageTokens(first + 2, first + 4, RESOLUTIONS, first + 4 + RESOLUTIONS)
     return TextToImageConfig(
         tokenizer=TokenizerConfig(
             bits=8, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_codebooks=2
@@ -118,7 +118,7 @@ def tokenizer_json(tokens_per_step: int) -> str:
     )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>"]
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
     special += [f"<|res_{n}|>" for n in range(1, RESOLUTIONS + 1)]
     special += [f"<|query_{n}|>" for n in range(1, tokens_per_step)]
     tokenizer.add_special_tokens(special)

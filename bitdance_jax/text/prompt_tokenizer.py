@@ -57,6 +57,10 @@ class TokenizerConfigFile:
     added_tokens_decoder: dict[TokenId, AddedToken] = field(default_factory=dict)
 
 
+class LongPrompt(ConfigError):
+    """A prompt with too many tokens or bytes."""
+
+
 class PromptTokenizer:
     """The byte-level BPE of a text-to-image model, and the template of its prompts.
 
@@ -96,32 +100,44 @@ class PromptTokenizer:
             queries[0] if queries else 0,
         )
 
-    def encode(self, prompt: str, max_tokens: int) -> list[int]:
+    def encode(self, prompt: str, max_tokens: int, *, truncate: bool = False) -> list[int]:
         """Ids of `<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n`.
 
+        Args:
+          prompt: the text.
+          max_tokens: of the result.
+          truncate: cut a longer prompt behind its last token that fits.
+
         Raises:
-          ConfigError: the prompt is empty or not Unicode, or has more than `max_tokens` with its
-            template.
+          LongPrompt: the prompt is longer, without `truncate`.
+          ConfigError: the prompt is empty or not Unicode.
           UserError: the tokenizer takes too much time or memory for it.
         """
         if not prompt.strip():
             raise _bad_prompt("a prompt is empty; describe the image")
         name = f"the prompt {_shorten(prompt)}"
+        if truncate:
+            prompt = prompt[: MAX_PROMPT_BYTES // 4]  # UTF-8 has four bytes a character at most.
         try:
             size = len(prompt.encode())
         except UnicodeEncodeError as error:
             raise _bad_prompt(f"{name} has bytes that are not UTF-8 text") from error
         if size > MAX_PROMPT_BYTES:
-            raise _bad_prompt(
-                f"{name} has {size:,} bytes, and the limit is {MAX_PROMPT_BYTES:,}; shorten it"
+            raise LongPrompt(
+                f"{name} has {size:,} bytes, and the limit is {MAX_PROMPT_BYTES:,}; shorten it",
+                "prompt",
             )
-        ids = [self._start, *self._encode_text(f"user\n{prompt}"), *self.after_caption()]
-        if len(ids) > max_tokens:
-            raise _bad_prompt(
-                f"{name} has {len(ids)} tokens with its template, and at most {max_tokens} fit;"
-                " shorten it"
+        ids = [self._start, *self._encode_text(f"user\n{prompt}")]
+        behind = self.after_caption()
+        if truncate:
+            ids = ids[: max_tokens - len(behind)]
+        if (count := len(ids) + len(behind)) > max_tokens:
+            raise LongPrompt(
+                f"{name} has {count} tokens with its template, and at most {max_tokens} fit;"
+                " shorten it",
+                "prompt",
             )
-        return ids
+        return [*ids, *behind]
 
     def unconditional(self) -> list[int]:
         """Ids of `<|im_start|>assistant\\n`, the unconditional prompt of guidance."""

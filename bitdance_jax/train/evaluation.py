@@ -49,6 +49,10 @@ class Evaluation:
         }
         return means | (self._task.objective.summarize(features) if features else {})
 
+    def close(self) -> None:
+        """Ends what loads the records."""
+        self._batches.close()
+
 
 def on_one_device(params: Params, mesh: Mesh) -> Params:
     """Complete parameters on the first device of this process. Every process must call it."""

@@ -68,7 +68,7 @@ class StepResult:
       step: its number, from 1.
       state: the training state after it, on the devices. The next step overwrites it: keep no
         reference.
-      iterator_state: of the training data, after its batch.
+      iterator_state: of the training data in this process, after its batch.
       last: it is the last step of the run.
       stopping: a signal stops the run after it.
       metrics: of this step, and those that hooks have added.

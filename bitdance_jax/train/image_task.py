@@ -68,6 +68,9 @@ class ImageTask:
       batch_size, steps_per_epoch, held_out_size: as in `train.task.Task`.
     """
 
+    steps_per_epoch: float | None
+    previews_on_mesh = False
+
     def __init__(self, data: TaskData) -> None:
         self._data = data
         self.batch_size = data.config.batch_size
@@ -106,7 +109,7 @@ def save_model(
     metrics: dict[str, float],
     dtype: str,
 ) -> None:
-    """Writes the model folder of a run.
+    """Writes the model folder of a run, with the record's files.
 
     Args:
       folder: to be written, or replaced.
@@ -122,5 +125,6 @@ def save_model(
         config=record.config,
         params=jax.tree.map(lambda x: np.asarray(x).astype(jnp.dtype(dtype)), params),
         metadata={"steps": step, **record.metadata, "held_out": metrics},
+        files=record.files,
         force=True,
     )

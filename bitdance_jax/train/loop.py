@@ -120,6 +120,7 @@ def _train_steps(
     evaluation = EvaluationHook(run.preview_every)
     shown = jax.process_index() == 0
     with (
+        closing(feed),
         closing(Progress(run.steps, "step", "training", initial=start, shown=shown)) as progress,
         StopSignals() as signals,
     ):
@@ -217,6 +218,9 @@ class _Feed:
     def read_ahead(self) -> None:
         batch = put_batch(self._mesh, next(self._batches), self._batch_size)
         self._ahead = batch, self._batches.get_state()
+
+    def close(self) -> None:
+        self._batches.close()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
 from bitdance_jax.io.progress import report
 from bitdance_jax.train.checkpoint import Checkpoints
@@ -93,7 +94,9 @@ class SpeedHook(Hook):
             self._running = True
 
     def after_step(self, result: StepResult) -> None:
-        speed = self._speedometer.read(result.step) if self._running else {}
+        counts = [row["images"] for row in result.history if "images" in row]
+        images = sum(counts) / len(counts) if counts else None
+        speed = self._speedometer.read(result.step, images) if self._running else {}
         result.performance = speed | memory(jax.local_devices())
         self._running = False
 
@@ -144,9 +147,12 @@ class EvaluationHook(Hook):
             return self._newest[1]
         return self._evaluation.metrics(state.result)
 
+    def close(self) -> None:
+        self._evaluation.close()
+
 
 class PreviewHook(Hook):
-    """Adds the task's previews, which process 0 makes on one device."""
+    """Adds the task's previews."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -155,10 +161,15 @@ class PreviewHook(Hook):
         self._run = run
 
     def after_step(self, result: StepResult) -> None:
+        task = self._run.task
+        params = result.state.result
         with self._run.progress.doing("previewing"):
-            params = on_one_device(result.state.result, self._run.mesh)
+            if task.previews_on_mesh:
+                images = task.preview(params, result.step)
+            else:
+                params = on_one_device(params, self._run.mesh)
+                images = task.preview(params, result.step) if jax.process_index() == 0 else {}
             if jax.process_index() == 0:
-                images = self._run.task.preview(params, result.step)
                 result.log_images(images, self._text(result.step))
 
     def _text(self, step: int) -> dict[str, str]:
@@ -193,7 +204,9 @@ class MetricsHook(Hook):
     def after_step(self, result: StepResult) -> None:
         if self._writer is None:
             return
-        metrics = {"epoch": result.step / self._steps_per_epoch, **result.metrics}
+        metrics = result.metrics
+        if self._steps_per_epoch is not None:
+            metrics = {"epoch": result.step / self._steps_per_epoch, **metrics}
         self._writer.write(result.step, metrics, result.performance)
         if result.images or result.last:
             self._writer.write_images(result.step, result.images, result.image_texts)
@@ -217,7 +230,8 @@ class CheckpointHook(Hook):
 
     def after_step(self, result: StepResult) -> None:
         with self._progress.doing("saving, then stopping" if result.stopping else "saving"):
-            self._checkpoints.save(result.step, result.state, result.iterator_state)
+            iterator_state = multihost.merged(result.iterator_state)
+            self._checkpoints.save(result.step, result.state, iterator_state)
 
 
 def _summary(metrics: dict[str, float]) -> str:

@@ -24,7 +24,7 @@ def training_flops(objective: Objective, batch_size: int) -> int:
     params = jax.eval_shape(objective.init, jax.random.key(0))
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), jax.random.key(0))
     frozen = objective.abstract_frozen()
-    batch = objective.abstract_batch(batch_size)
+    batch = jax.eval_shape(objective.prepare, objective.abstract_batch(batch_size))
 
     def loss_and_derivative(params: Any, direction: Any, frozen: Any, batch: Any, keys: Any) -> Any:
         return jax.jvp(lambda p: objective.loss(p, frozen, batch, keys)[0], (params,), (direction,))
@@ -57,7 +57,7 @@ class Speedometer:
         """Needs a `restart` before the first `read`.
 
         Args:
-          batch_size: images per step.
+          batch_size: images per step, if there are always as many.
           flops: `training_flops`.
           peak: FLOP/s of all devices together; None if not known.
         """
@@ -70,13 +70,19 @@ class Speedometer:
         self._step = step
         self._time = time.monotonic()
 
-    def read(self, step: int) -> dict[str, float]:
+    def read(self, step: int, images: float | None = None) -> dict[str, float]:
         """steps_per_second, images_per_second and, if the peak is known, model_flop_utilisation
-        from 0 to 1; empty right after a restart."""
+        from 0 to 1; empty right after a restart.
+
+        Args:
+          step: last one done.
+          images: mean number in a step, where it is not the batch size.
+        """
         if step == self._step:
             return {}
         rate = (step - self._step) / max(time.monotonic() - self._time, 1e-9)
-        values = {"steps_per_second": rate, "images_per_second": rate * self._batch_size}
+        images = self._batch_size if images is None else images
+        values = {"steps_per_second": rate, "images_per_second": rate * images}
         if self._peak is not None:
             values["model_flop_utilisation"] = rate * self._flops / self._peak
         return values

@@ -42,7 +42,7 @@ _FORMER_DEFAULTS = {"model.transformer.residual_dtype": "compute", "run.gradient
 """What bfloat16 runs did whose config.json does not have these fields yet."""
 
 _NAMES = ["config.json", "model.json", "checkpoints", "metrics.csv", "curves.png", "images"]
-_NAMES += ["tensorboard", "profile", "model"]
+_NAMES += ["tensorboard", "profile", "model", "text_tokenizer"]
 """The files and folders that a run writes."""
 
 

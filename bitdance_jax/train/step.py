@@ -59,6 +59,7 @@ def make_train_step(
             extra_rules(rules),
         ):
             keys = row_keys(jax.random.fold_in(key, state.step), batch)
+            batch = objective.prepare(batch)
             (loss, own_metrics, outputs), grads = _mean_gradients(
                 objective, state, frozen, (batch, keys), accumulate
             )
@@ -104,7 +105,8 @@ def make_evaluation_step(
             jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
             extra_rules(objective.sharding_rules),
         ):
-            return objective.evaluate(params, frozen, batch, row_keys(key, batch))
+            keys = row_keys(key, batch)
+            return objective.evaluate(params, frozen, objective.prepare(batch), keys)
 
     return jax.jit(evaluation_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

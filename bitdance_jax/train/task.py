@@ -33,10 +33,16 @@ class Batches(Iterator[Batch], Protocol):
     """An endless iterator over batches whose state can be saved and restored (a grain iterator)."""
 
     def get_state(self) -> dict[str, Any]:
-        """The position of the next batch, as JSON-ready data."""
+        """The position of the next batch, as JSON-ready data: a nested dict.
+
+        Processes may have entries of their own; `set_state` gets those of all of them in one.
+        """
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues at a position that `get_state` returned, in this process or an earlier one."""
+
+    def close(self) -> None:
+        """Ends threads and processes that load ahead."""
 
 
 class Objective(abc.ABC):
@@ -104,6 +110,11 @@ class Objective(abc.ABC):
     def abstract_batch(self, batch_size: int) -> Batch:
         """Shapes and dtypes of a batch."""
 
+    def prepare(self, batch: Batch) -> Batch:
+        """The complete batch before it is split into micro-batches, with what a row's loss needs to
+        know of the others, one value a row. `loss` and `evaluate` get its result."""
+        return batch
+
     def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
         """Metrics of a held-out batch; the arguments are those of `loss`.
 
@@ -146,14 +157,17 @@ class Task(Protocol):
     Attributes:
       frozen: the weights that are not trained, as `objective.abstract_frozen()`.
       batch_size: rows of a batch, over all processes.
-      steps_per_epoch: steps in one pass over the training data.
-      held_out_size: number of held-out records.
+      steps_per_epoch: steps in one pass over the training data; None where there are no epochs.
+      held_out_size: number of held-out rows.
+      previews_on_mesh: all processes make the previews together, from parameters on the mesh; or
+        process 0 alone, from parameters on one device.
     """
 
     frozen: Params
     batch_size: int
-    steps_per_epoch: float
+    steps_per_epoch: float | None
     held_out_size: int
+    previews_on_mesh: bool
 
     @property
     def record(self) -> RunRecord:
@@ -170,8 +184,8 @@ class Task(Protocol):
         """Held-out batches, likewise, in a fixed order that repeats after the last record."""
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
-        """Images for the run's folder: name -> uint8 [H, W, 3]. The parameters are on one
-        device."""
+        """Images for the run's folder: name -> uint8 [H, W, 3]. The parameters are on one device,
+        or with `previews_on_mesh` on the mesh."""
 
     def export(
         self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]

@@ -143,7 +143,10 @@ class Qwen3(nn.Module):
           Hidden states after the final norm, in the residual stream's type, and the cache with the
           new tokens.
         """
-        rotary = rope.rotary_1d(positions, self.config.head_dim, self.config.rope_base)
+        config = self.config
+        rotary = rope.rotary_1d(
+            positions, config.head_dim, config.rope_base, jnp.dtype(config.rotary_dtype)
+        )
         x, cache = apply_layers(
             self.layers, x.astype(self._residual), rotary, mask, cache=cache, start=start
         )

@@ -8,6 +8,7 @@ from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.config import (
     ClassConditionalConfig,
     SamplerConfig,
+    TextToImageConfig,
     TokenizerConfig,
     from_dict,
     to_dict,
@@ -17,6 +18,7 @@ from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.pipelines.load import load
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.task import TrainingConfig
+from bitdance_jax.train.text_to_image_training import TextToImageTraining
 
 
 IMAGENET = {
@@ -28,11 +30,15 @@ IMAGENET = {
 }  # guidance scales (paper section 4.2)
 
 
+TEXT_TO_IMAGE = ("14b_16x", "14b_64x", "8b_16x", "4b_16x", "1.7b_16x", "0.6b_16x")
+
+
 def test_there_are_configs():
     names = {f"imagenet_{name}" for name in IMAGENET}
     names |= {f"tokenizer_{name}" for name in ("d16c32", "d32c128", "d32c256")}
-    names |= {"emoji_tokenizer", "emoji_4x", "fluent_tokenizer", "imagenet", "tokenizer"}
-    assert SHIPPED.keys() == names
+    names |= {f"t2i_{name}" for name in TEXT_TO_IMAGE}
+    names |= {"emoji_tokenizer", "emoji_4x", "fluent_tokenizer"}
+    assert SHIPPED.keys() == names | {"imagenet", "tokenizer", "text_to_image"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -45,7 +51,13 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(name):
     assert rest == ["--run.steps", "7"]
     assert isinstance(config, TrainingConfig)
     assert from_dict(type(config), to_dict(config)) == config
-    default = {"imagenet": "imagenet_b_1x", "tokenizer": "tokenizer_d16c32"}.get(name, name)
+    default = {
+        "imagenet": "imagenet_b_1x",
+        "tokenizer": "tokenizer_d16c32",
+        "text_to_image": "t2i_14b_16x",
+    }.get(name, name)
+    if isinstance(config, TextToImageTraining):
+        default += "_finetune"
     assert config.run.workdir == f"runs/{default}"
     assert config.optimizer.warmup_steps < config.run.steps
 
@@ -111,13 +123,20 @@ def test_an_imagenet_config_is_the_papers_recipe(name):
 def test_a_trial_is_small_and_on_the_embedded_images(name):
     config, _ = load_config(name)
     trial = config.trial()
-    assert trial.data.source == "emoji"
+    if isinstance(trial, TextToImageTraining):
+        assert trial.data.paths == ("emoji",)
+    else:
+        assert trial.data.source == "emoji"
     assert trial.run.steps <= 50
     assert trial.run.workdir == f"{config.run.workdir}_trial"
     if isinstance(trial, ClassConditionalTraining):
         assert trial.tokenizer == "emoji"
         assert trial.model.tokenizer == load("emoji").tokenizer.config
         assert trial.model.tokens_per_step == config.model.tokens_per_step
+    if isinstance(trial, TextToImageTraining):
+        assert (trial.tokenizer, trial.text_tokenizer, trial.init) == ("emoji", "bytes", None)
+        assert trial.model.tokens_per_step == config.model.tokens_per_step
+        return
     # Its images are those of the average, of which the initial weights are a small part.
     assert trial.optimizer.ema_decay**trial.run.steps < 0.02
 
@@ -163,3 +182,46 @@ def test_the_second_stage_of_a_tokenizer():
     assert first.train_encoder and not second.train_encoder
     assert second.run.workdir != first.run.workdir
     assert second.init == f"{first.run.workdir}/model"
+
+
+@pytest.mark.parametrize(
+    ("stage", "learning_rate", "warmup", "steps", "images", "resolutions"),
+    [
+        ("pretrain", 1e-4, 2000, 100_000, 2560, {256: 2, 512: 7, 1024: 1}),
+        ("continue", 1e-4, 1000, 40_000, 2480, {512: 1, 1024: 1}),
+        ("finetune", 2e-5, 500, 40_000, 2320, {512: 1, 1024: 1}),
+        ("distill", 2e-5, 500, 20_000, 1536, {1024: 1}),
+    ],
+)
+def test_a_text_to_image_config_is_a_stage_of_table_4(
+    stage, learning_rate, warmup, steps, images, resolutions
+):
+    name = "t2i_14b_64x" if stage == "distill" else "t2i_14b_16x"
+    config, _ = load_config(name, ["--stage", stage])
+    assert config.model == TextToImageConfig.released(name.removeprefix("t2i_"))
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps, config.run.steps) == (
+        learning_rate,
+        warmup,
+        steps,
+    )
+    assert (optimizer.schedule, optimizer.b1, optimizer.b2, optimizer.eps) == (
+        "constant",
+        0.9,
+        0.95,
+        1e-15,
+    )
+    assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.ema_decay) == (0, 1, None)
+    data = config.data
+    assert dict(zip(data.resolutions, data.resolution_weights, strict=True)) == resolutions
+    assert (data.text_drop, config.flip_rate) == (0.1, 0.1)
+    assert (config.vision_weight, config.text_weight) == (1.0, 0.01)
+    # Tokens of an image, with its caption and what is around it.
+    mean = sum(side**2 / 256 * share for side, share in resolutions.items())
+    each = mean / sum(resolutions.values()) + 100
+    assert data.batch_size * data.packing.target / each == pytest.approx(images, rel=0.08)
+
+
+def test_distillation_makes_a_64x_model():
+    config, _ = load_config("t2i_14b_64x", ["--stage", "distill"])
+    assert (config.init, config.model.tokens_per_step) == ("models/14b_16x", 64)

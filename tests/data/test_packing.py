@@ -4,33 +4,10 @@ import dataclasses
 import json
 
 import numpy as np
+from row_documents import BLOCK, LENGTHS, document
 
 from bitdance_jax.data.documents import Document
-from bitdance_jax.data.packing import PADDING, Lengths, PackingState, RowPacker, pack
-
-
-BLOCK = 2
-LENGTHS = Lengths(target=90, row=100, document=60, buffer=10)
-
-
-def document(number: int) -> Document | None:
-    """One of 3 to 60 tokens, all of which are its number; every seventh is skipped."""
-    if number % 7 == 6:
-        return None
-    rng = np.random.default_rng(number)
-    length = int(rng.integers(3, LENGTHS.document + 1))
-    patches = length // 4
-    positions = np.arange(patches * BLOCK, dtype=np.int32).reshape(-1, BLOCK)
-    return Document(
-        tokens=np.full(length, number, np.int32),
-        limits=np.arange(1, length + 1, dtype=np.int32),
-        labels=np.full(length, -1, np.int32),
-        visual=positions,
-        conditions=positions,
-        bits=np.zeros((patches, BLOCK, 1), np.uint8),
-        xy=np.zeros((patches, BLOCK, 2), np.int32),
-        generated=np.ones(patches, bool),
-    )
+from bitdance_jax.data.packing import PADDING, PackingState, RowPacker, pack
 
 
 def numbers(row: list[Document]) -> list[int]:
@@ -77,7 +54,7 @@ def test_a_state_gives_the_same_rows():
 
 def test_a_packed_row():
     documents = [document(1), document(2)]
-    row = pack(documents, 130, patches=40, block=BLOCK)
+    row = pack(documents, 130, patches=40, block=BLOCK, num_bytes=1)
     first, second = map(len, documents)
     end = first + second
     assert row["documents"].tolist() == [0] * first + [1] * second + [PADDING] * (130 - end)

@@ -95,7 +95,7 @@ def recorded_row(recorded: dict[str, np.ndarray]) -> packing.Row:
         for i, (caption, size) in enumerate(layout()["docs"])
     ]
     patches = len(recorded["t_normal"])
-    return packing.pack(documents, len(recorded["mask"]), patches=patches, block=block)
+    return packing.pack(documents, len(recorded["mask"]), patches=patches, block=block, num_bytes=1)
 
 
 def packed_bits(image: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def noise_of(rows: list[list[int]], patches: int) -> Noise:
 
 def loss_and_gradient(params, rows: list[list[int]], length: int, patches: int):
     packed = [
-        packing.pack([DOCUMENTS[n] for n in row], length, patches=patches, block=BLOCK)
+        packing.pack([DOCUMENTS[n] for n in row], length, patches=patches, block=BLOCK, num_bytes=1)
         for row in rows
     ]
     batch = to_batch(packed)
@@ -138,7 +138,9 @@ def test_packing_and_padding_do_not_matter(params, apart, rows):
 
 def losses_of(params, document: Document, flip_rate: float = 0.0, seed: int = 0):
     patches = max(1, len(document.visual))
-    batch = to_batch([packing.pack([document], len(document), patches=patches, block=BLOCK)])
+    batch = to_batch(
+        [packing.pack([document], len(document), patches=patches, block=BLOCK, num_bytes=1)]
+    )
     noise = sample_noise(jax.random.key(seed)[None], CONFIG, patches=patches, repeats=1)
     return batch, token_losses(MODEL, params, batch, noise, flip_rate=flip_rate)
 

@@ -90,11 +90,15 @@ class ToyBatches:
     def set_state(self, state: dict[str, int]) -> None:
         self._next = state["next_batch"]
 
+    def close(self) -> None:
+        pass
+
 
 class ToyTask:
     frozen: Params = {}  # noqa: RUF012
     batch_size = held_out_size = BATCH
     steps_per_epoch = ROWS / BATCH
+    previews_on_mesh = False
 
     def __init__(
         self, seconds_a_step: float = 0.0, width: int = 16, full_at: int | None = None

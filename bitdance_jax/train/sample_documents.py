@@ -1,0 +1,64 @@
+"""Documents of captioned images, for text-to-image training."""
+
+from typing import Any
+
+from bitdance_jax.data.documents import Document, Image, captioned_image
+from bitdance_jax.data.mixture import Sample
+from bitdance_jax.data.packed_batches import Notes
+from bitdance_jax.data.records import Skipped
+from bitdance_jax.text.prompt_tokenizer import LongPrompt, PromptTokenizer
+from bitdance_jax.train.text_to_image_config import (
+    AROUND_IMAGE,
+    SHORTEST_PROMPT,
+    TextToImageSettings,
+)
+
+
+class Documents:
+    """The document of a sample; what is not used as it is gets a line on stderr."""
+
+    def __init__(self, config: TextToImageSettings, prompts: PromptTokenizer) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._damaged = Skipped("the next one replaces it")
+        self._notes = Notes()
+
+    def __call__(self, sample: Sample) -> Document | None:
+        """None if not even a caption of a few words fits beside the image."""
+        self._damaged.add(sample.skipped, 1)
+        config = self._config
+        down = config.model.tokenizer.downsampling
+        height, width = sample.size
+        image_tokens = height * width // down**2 + config.model.tokens_per_step + AROUND_IMAGE
+        limit = min(config.data.max_prompt, config.data.packing.longest - image_tokens)
+        if limit < SHORTEST_PROMPT:
+            self._notes.add(
+                "samples skipped",
+                f"the image of {self._named(sample)} has {width}x{height} pixels, {image_tokens} "
+                f"tokens, and a document {config.data.packing.longest} at most; it is skipped",
+            )
+            return None
+        return self._document(sample, limit)
+
+    def _document(self, sample: Sample, limit: int) -> Document:
+        config = self._config
+        record = sample.record
+        image = Image(None, sample.size, pixels=record.image)
+        if record.tokens is not None:
+            image = image.encoded(record.tokens.bits, config.model.patch_side)
+        options: Any = {"text_loss": config.text_loss, "max_tokens": limit}
+        try:
+            return captioned_image(config.model, self._prompts, sample.caption, image, **options)
+        except LongPrompt:
+            self._notes.add(
+                "captions cut",
+                f"the caption of {self._named(sample)} has more than {limit} tokens with its "
+                "template (data.max_prompt, data.packing.document); it is cut",
+            )
+            return captioned_image(
+                config.model, self._prompts, sample.caption, image, truncate=True, **options
+            )
+
+    def _named(self, sample: Sample) -> str:
+        caption = sample.caption or ""
+        return f"{caption[:40]!r} in {sample.source}"

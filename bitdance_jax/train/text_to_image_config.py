@@ -1,0 +1,140 @@
+"""The config of text-to-image training, without what it makes."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from bitdance_jax.config import SamplerConfig, TextToImageConfig, to_dict
+from bitdance_jax.config.plain import BatchSize, Count, NotNegative, PathName, Share, Size, require
+from bitdance_jax.data.buckets import Buckets
+from bitdance_jax.data.captioned_config import CaptionedDataConfig
+from bitdance_jax.data.documents import TextLoss
+from bitdance_jax.data.packing import Lengths
+from bitdance_jax.models.text_to_image import MAX_PROMPT
+from bitdance_jax.pipelines import checks
+from bitdance_jax.pipelines.text_to_image import RELEASED_SAMPLER
+from bitdance_jax.train.task import TrainingConfig
+
+
+AROUND_IMAGE = 4
+"""Tokens of a document that are neither prompt nor of the image's blocks."""
+
+SHORTEST_PROMPT = 32
+"""Tokens that there must be for a prompt with its template."""
+
+BYTES = "bytes"
+"""Names the prompt tokenizer that has a token for each byte, and no file."""
+
+
+@dataclass(frozen=True)
+class PackedDataConfig(CaptionedDataConfig):
+    """Captioned images, packed into rows.
+
+    Attributes:
+      batch_size: rows of a step. Of 33,280 tokens, a row has about 26 images at 256, 512 and 1024
+        pixels as 2:7:1, or 8 of 1024 pixels.
+      packing: lengths of the rows.
+      max_prompt: tokens of the longest prompt with its template; longer captions are cut.
+    """
+
+    batch_size: BatchSize = 32
+    packing: Lengths = Lengths()
+    max_prompt: Size = MAX_PROMPT
+
+
+@dataclass(frozen=True)
+class PreviewConfig(SamplerConfig):
+    """Images that are sampled while a run trains, and the sampler of the exported model.
+
+    Attributes:
+      prompts: text file with one prompt a line; None: captions of held-out images.
+      size: WIDTHxHEIGHT; None: the square of the largest resolution that is trained.
+      per_prompt: images of each prompt.
+    """
+
+    prompts: PathName | None = None
+    size: str | None = None
+    per_prompt: Count = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size is not None:
+            checks.parse_size(self.size)
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """Without the other fields."""
+        names = [field.name for field in dataclasses.fields(SamplerConfig)]
+        return SamplerConfig(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImageSettings(TrainingConfig):
+    """What a training run of a text-to-image model is: the fields of `TextToImageTraining`.
+
+    Attributes:
+      model: its sizes.
+      data: captioned images.
+      tokenizer: model folder with the trained image tokenizer, which is frozen here; None: that of
+        `init`.
+      text_tokenizer: model folder, or folder of tokenizer files; "bytes": a token for each byte;
+        None: those of `init`.
+      text_loss: which text tokens are predicted: "all", the "caption" alone, or "none".
+      vision_weight, text_weight: of the two losses.
+      flip_rate: of the bits that the transformer reads.
+      head_repeats: noisy versions of each patch for the head.
+      freeze: parts that do not train and stay those of `init`, by their paths or the first parts of
+        them, with `*` for anything: "text", "connector", "head", "text/embed_tokens",
+        "text/layers/mlp".
+      preview: the images while training, and the sampler of the exported model.
+    """
+
+    model: TextToImageConfig
+    data: PackedDataConfig = PackedDataConfig()  # type: ignore[assignment]
+    tokenizer: PathName | None = None
+    text_tokenizer: PathName | None = None
+    text_loss: TextLoss = "all"
+    vision_weight: NotNegative = 1.0
+    text_weight: NotNegative = 0.01
+    flip_rate: Share = 0.1
+    head_repeats: Count = 1
+    freeze: tuple[str, ...] = ()
+    preview: PreviewConfig = PreviewConfig(**to_dict(RELEASED_SAMPLER))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, what in (
+            ("tokenizer", "model folder of an image tokenizer"),
+            ("text_tokenizer", "folder of tokenizer files"),
+        ):
+            require(
+                getattr(self, name) is not None or self.init is not None,
+                f"{name} needs a {what}, or init the folder of a text-to-image model",
+                name,
+            )
+        require(
+            self.vision_weight > 0 or self.text_weight > 0,
+            "vision_weight and text_weight are both 0: there is no loss",
+            "vision_weight",
+        )
+        require(
+            not self.freeze or self.init is not None,
+            "freeze keeps weights as they are in init; set init, a text-to-image model",
+            "init",
+        )
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        """Raises a ConfigError for a resolution whose images fit no row, or no bucket."""
+        down = self.model.tokenizer.downsampling
+        packing = self.data.packing
+        for resolution in self.data.resolutions:
+            sizes = Buckets(resolution, self.model.size_multiple).sizes
+            tokens = max(height * width for height, width in sizes) // down**2
+            needed = tokens + self.model.tokens_per_step + AROUND_IMAGE + SHORTEST_PROMPT
+            require(
+                needed <= packing.longest,
+                f"an image of {resolution} pixels with a short caption has {needed} tokens, and a "
+                f"document at most {packing.longest}; raise data.packing.document and "
+                "data.packing.row",
+                "data.packing.document",
+            )

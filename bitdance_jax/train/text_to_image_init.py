@@ -1,0 +1,115 @@
+"""What a text-to-image run starts from: weights and the files of the prompt tokenizer."""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from bitdance_jax.config import Qwen3Config, TextToImageConfig, from_dict, to_dict
+from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.io import model_lookup
+from bitdance_jax.io.model_lookup import UnfinishedRun
+from bitdance_jax.pipelines import toy_text_to_image
+from bitdance_jax.text import image_tokens, prompt_tokenizer
+from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+from bitdance_jax.train import freezing
+from bitdance_jax.train.task import Params
+from bitdance_jax.train.text_to_image_config import BYTES, TextToImageSettings
+from bitdance_jax.transformer import vocabulary
+
+
+def read_init(config: TextToImageSettings, folder: str) -> Params:
+    """The weights of the model that the run starts from, the frozen ones too: of a
+    text-to-image model, or of a language model, whose part "text" they are.
+
+    The vocabulary grows if this model has more queries, or added tokens at all.
+
+    Raises:
+      UserError: there is no such model, or one of other sizes or of another kind.
+    """
+    described = model_lookup.read_config(folder)
+    where = f"{folder}/config.json: config"
+    if described.kind == "language_model":
+        text = from_dict(Qwen3Config, described.config, where)
+        rows = max(text.vocab_size, config.model.text.vocab_size)
+        grown: Any = dataclasses.replace(text, vocab_size=rows)
+        _check_same_sizes(folder, grown, config.model.text, "model.text")
+        if config.freeze:
+            raise ConfigError(
+                f"freeze needs an init with all weights, and {folder} holds a language model alone",
+                "freeze",
+            )
+        params: Params = {"text": model_lookup.load(folder).params}
+    elif described.kind == "text_to_image":
+        there = from_dict(TextToImageConfig, described.config, where)
+        grown = there.with_tokens_per_step(config.model.tokens_per_step, config.model.image_tokens)
+        _check_same_sizes(folder, grown, config.model, "model")
+        if config.freeze and there != config.model:
+            raise ConfigError(
+                f"freeze needs an init with as many tokens a step, and {folder} has "
+                f"{there.tokens_per_step}",
+                "freeze",
+            )
+        params = model_lookup.load(folder).params["model"]
+    else:
+        raise UserError(
+            f"init {folder} holds a {described.kind} model, and this run trains a text_to_image one"
+        )
+    key = jax.random.key(config.run.seed)
+    return {**params, "text": vocabulary.grow(params["text"], config.model.text.vocab_size, key)}
+
+
+def prompt_files(config: TextToImageSettings) -> dict[str, bytes]:
+    """The files of the prompt tokenizer, by their path in a model folder."""
+    if config.text_tokenizer == BYTES:
+        content = toy_text_to_image.tokenizer_json(config.model.tokens_per_step)
+        return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
+    if config.text_tokenizer is not None:
+        folder = epath.Path(config.text_tokenizer)
+    else:
+        assert config.init is not None  # Checked in __post_init__.
+        found = model_lookup.locate(config.init)
+        folder = epath.Path(found.folder if isinstance(found, UnfinishedRun) else found)
+    inner = folder / prompt_tokenizer.FOLDER
+    files = prompt_tokenizer.read_files(inner if inner.exists() else folder)
+    return image_tokens.add_image_tokens(files, config.model.tokens_per_step)
+
+
+def open_prompts(files: Mapping[str, bytes], model: TextToImageConfig) -> PromptTokenizer:
+    """The prompt tokenizer of these files.
+
+    Raises:
+      UserError: they are missing, or those of another model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        prompts = PromptTokenizer(folder, model.tokens_per_step)
+    prompts.end_of_image()
+    if prompts.image_tokens != model.image_tokens:
+        raise ConfigError(
+            f"the files of the prompt tokenizer have {prompts.image_tokens}, and model.image_tokens"
+            f" are {model.image_tokens}; use the model's own files",
+            "text_tokenizer",
+        )
+    return prompts
+
+
+def _check_same_sizes(folder: str, there: Any, here: Any, name: str) -> None:
+    """Raises a ConfigError that names the fields in which the config of `init` is not that of the
+    run, which is the field `name`."""
+    theirs, ours = (freezing.flat(to_dict(config), ".") for config in (there, here))
+    names = [field for field in theirs if theirs[field] != ours.get(field)]
+    if names:
+        differ = ", ".join(
+            f"{name}.{field} is {theirs[field]} there and {ours.get(field)} here" for field in names
+        )
+        raise ConfigError(
+            f"init {folder} holds another model: {differ}; choose the config of that model, or set "
+            "these fields",
+            "init",
+        )

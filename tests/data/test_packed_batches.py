@@ -1,0 +1,134 @@
+"""Batches of packed rows: the same on any number of processes, and after resuming."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from row_documents import BLOCK, LENGTHS, document
+
+from bitdance_jax.data.documents import Document, Image
+from bitdance_jax.data.packed_batches import PackedBatches, SampleReader
+from bitdance_jax.errors import FileError
+
+
+ROWS = 4
+BYTES = 1
+
+
+class Samples:
+    """Sample n is n; some are read after later ones."""
+
+    def draw(self, n: int) -> int:
+        return n
+
+
+def pixels_of(number: int, patches: int) -> np.ndarray:
+    """Pixels whose encoding `encode` makes; side by side, a patch a column."""
+    rng = np.random.default_rng(number)
+    return rng.integers(0, 256, (1, patches * BLOCK, 3), np.uint8)
+
+
+def encode(images: list[np.ndarray]) -> list[np.ndarray]:
+    return [image[..., :1] for image in images]
+
+
+def with_pixels(number: int) -> Document | None:
+    made = document(number)
+    if made is None:
+        return None
+    pixels = pixels_of(number, len(made.visual))
+    return made.with_images([OneRow(None, (0, 0), pixels=pixels)])
+
+
+def with_bits(number: int) -> Document | None:
+    made = with_pixels(number)
+    if made is None:
+        return None
+    return made.with_images([made.images[0].encoded(made.images[0].pixels[..., :1], 1)])
+
+
+class OneRow(Image):
+    """An image of one row of tokens, in raster order whatever the patch."""
+
+    def encoded(self, codes: np.ndarray, patch_side: int) -> Image:
+        return dataclasses.replace(self, bits=codes[0], pixels=None)
+
+
+def batches(rows=range(ROWS), to_document=with_pixels, ahead=1):
+    return PackedBatches(
+        SampleReader(Samples()),
+        to_document,
+        encode,
+        batch_size=ROWS,
+        rows=np.array(rows),
+        lengths=LENGTHS,
+        tokens_per_step=BLOCK,
+        num_bytes=BYTES,
+        ahead=ahead,
+    )
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_rows_are_the_same_in_any_process_and_from_tokens():
+    complete = batches()
+    parts = [batches([0, 3]), batches([1, 2], with_bits, ahead=0)]
+    for _ in range(5):
+        expected = next(complete)
+        assert expected["tokens"].shape == (ROWS, LENGTHS.row)
+        for part, rows in zip(parts, ([0, 3], [1, 2]), strict=True):
+            assert_same(next(part), {name: array[rows] for name, array in expected.items()})
+    for each in (complete, *parts):
+        each.close()
+
+
+def test_a_state_continues_with_waiting_documents_in_other_processes():
+    before = batches()
+    for _ in range(6):
+        next(before)
+    saved = json.loads(json.dumps(before.get_state()))
+    assert any(row["waiting"] for row in saved["rows"].values())
+    parts = [batches([0]), batches([1, 2, 3])]
+    for part in parts:
+        next(part)  # reads ahead from the start, which is dropped
+        part.set_state(saved)
+    for _ in range(4):
+        expected = next(before)
+        assert_same(next(parts[0]), {name: array[:1] for name, array in expected.items()})
+        assert_same(next(parts[1]), {name: array[1:] for name, array in expected.items()})
+    after = before.get_state()["rows"]
+    assert parts[0].get_state()["rows"] | parts[1].get_state()["rows"] == after
+    for each in (before, *parts):
+        each.close()
+
+
+def test_rows_have_different_samples():
+    source = batches()
+    seen = [next(source) for _ in range(3)]
+    source.close()
+    numbers = [
+        set(np.unique(batch["tokens"][row][batch["documents"][row] >= 0]))
+        for batch in seen
+        for row in range(ROWS)
+    ]
+    assert sum(map(len, numbers)) == len(set.union(*numbers))
+
+
+def test_data_of_which_nothing_fits_is_an_error():
+    source = batches(to_document=lambda number: None)
+    with pytest.raises(FileError, match="1000 samples in a row were skipped"):
+        next(source)
+    source.close()
+
+
+@pytest.mark.slow
+def test_worker_processes_draw_the_same():
+    reader = SampleReader(Samples(), workers=1)
+    reader.start([3, 5])
+    assert [reader.read(n) for n in (5, 3, 4)] == [5, 3, 4]
+    reader.close()

@@ -1,0 +1,355 @@
+"""Text-to-image training at toy size: what a user gets, and what the result must not depend on."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import processes
+import pytest
+import tiny_models
+from PIL import Image
+
+import bitdance_jax
+from bitdance_jax.config import (
+    MeshConfig,
+    OptimizerConfig,
+    Qwen3Config,
+    RunConfig,
+    TextToImageConfig,
+    to_dict,
+)
+from bitdance_jax.convert.export import export
+from bitdance_jax.data.packing import Lengths
+from bitdance_jax.distributed.mesh import make_mesh, put_batch
+from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_folder
+from bitdance_jax.pipelines import toy_text_to_image
+from bitdance_jax.text.prompt_tokenizer import FOLDER
+from bitdance_jax.train.initial import initial_params
+from bitdance_jax.train.loop import train
+from bitdance_jax.train.state import (
+    abstract_state,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from bitdance_jax.train.step import make_train_step
+from bitdance_jax.train.text_to_image_config import PackedDataConfig, PreviewConfig
+from bitdance_jax.train.text_to_image_training import TextToImageTraining
+from bitdance_jax.transformer import qwen3
+
+
+MODEL = tiny_models.TEXT_TO_IMAGE
+IMAGES = 24
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def make_images(folder: Path) -> Path:
+    """Captioned images of several sizes."""
+    rng = np.random.default_rng(0)
+    lines = []
+    folder.mkdir()
+    for number in range(IMAGES):
+        height, width = ((8, 8), (16, 16), (12, 24), (32, 16))[number % 4]
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        caption = f"number {number}" if number else "a long one, " * 20
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": caption}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def wider() -> TextToImageConfig:
+    """The model with 16 tokens a step."""
+    ids = toy_text_to_image.config(16).image_tokens
+    return MODEL.with_tokens_per_step(16, ids)
+
+
+def make_init(folder: Path) -> Path:
+    """A model folder as a converted release is one."""
+    toy_text_to_image.save(folder, MODEL)
+    return folder
+
+
+def make_config(folder: Path, workdir: str = "run", **changes) -> TextToImageTraining:
+    config = TextToImageTraining(
+        run=RunConfig(
+            workdir=str(folder / workdir),
+            steps=3,
+            log_every=1,
+            save_every=2,
+            preview_every=3,
+            keep=5,
+        ),
+        model=MODEL,
+        data=PackedDataConfig(
+            paths=(str(folder / "images"),),
+            batch_size=4,
+            resolutions=(8, 16),
+            resolution_weights=(1.0, 2.0),
+            packing=Lengths(target=100, row=140, document=120, buffer=3),
+            max_prompt=60,
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            warmup_steps=1,
+            schedule="constant",
+            eps=1e-15,
+            weight_decay=0.0,
+            ema_decay=None,
+        ),
+        init=str(folder / "init"),
+        preview=PreviewConfig(
+            head_steps=2, guidance_scale=1.0, per_prompt=1, prompts=str(folder / "prompts.txt")
+        ),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def tiny_text(**changes):
+    return dataclasses.replace(MODEL.text, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Images, prompts and models to start from."""
+    folder = tmp_path_factory.mktemp("text_to_image")
+    make_images(folder / "images")
+    make_init(folder / "init")
+    toy_text_to_image.save(folder / "init16", wider())
+    (folder / "prompts.txt").write_text("a cat\n\ntwo dogs\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> Path:
+    """With a run of three steps."""
+    run(make_config(folder))
+    return folder
+
+
+def run(config: TextToImageTraining) -> None:
+    train(config.make_task(), config, mesh=MESH, initial=initial_params(config))
+
+
+def rows(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_run_writes_metrics_previews_and_a_model(trained):
+    folder = trained
+    last = rows(folder / "run")[-1]
+    assert {
+        "vision_loss",
+        "text_loss",
+        "images",
+        "filled",
+        "eval_vision_loss_8",
+        "eval_vision_loss_16",
+    } <= last.keys()
+    assert 0.5 < float(last["filled"]) <= 1
+    assert float(last["images"]) == round(float(last["images"])) >= 4
+    assert np.asarray(Image.open(folder / "run/images/samples_0000003.png")).shape[0] >= 2 * 16
+    model = bitdance_jax.load(folder / "run")
+    assert model.default_size == (16, 16)
+    assert model.sample(["a cat"], progress=False).shape == (1, 16, 16, 3)
+    export(str(folder / "run/model"), str(folder / "released"))
+    assert {"model.safetensors.index.json", "vision_head.safetensors", "tokenizer.json"} <= {
+        path.name for path in (folder / "released").iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_a_run_continues_from_a_checkpoint_as_if_nothing_had_happened(trained):
+    """The third step needs the packing buffer of the second, which is saved."""
+    folder = trained
+    again = folder / "again"
+    shutil.copytree(folder / "run", again)
+    shutil.rmtree(again / "checkpoints/3")
+    shutil.rmtree(again / "model")
+    state = json.loads(next((again / "checkpoints/2/iterator").iterdir()).read_text())
+    assert any(row["waiting"] for row in state["rows"].values())
+    assert bitdance_jax.load(again).sample(["a cat"], progress=False).shape == (1, 16, 16, 3)
+    run(make_config(folder, "again"))
+    assert (again / "metrics.csv").read_bytes() == (folder / "run/metrics.csv").read_bytes()
+    one, other = (model_folder.load(folder / name / "model").params for name in ("run", "again"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_caption_that_is_too_long_is_cut_and_named(folder, capsys):
+    task = make_config(folder).make_task()
+    batches = task.batches(np.arange(4))
+    for _ in range(4):
+        next(batches)
+    batches.close()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "it is cut" in line]
+    assert len(lines) == 1
+    assert "'a long one, a long one" in lines[0]
+
+
+def test_a_model_with_more_tokens_a_step_inherits_all_but_new_queries(folder):
+    config = make_config(folder, model=wider())
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, packing=Lengths(target=150, row=200))
+    )
+    given, before = initial_params(config), model_folder.load(folder / "init").params["model"]
+    rows = MODEL.text.vocab_size
+    assert given["text"]["embed_tokens"]["embedding"].shape[0] == rows + 12
+    np.testing.assert_array_equal(
+        given["text"]["embed_tokens"]["embedding"][:rows],
+        before["text"]["embed_tokens"]["embedding"].astype(np.float32),
+    )
+    np.testing.assert_array_equal(
+        given["head"]["cond_embed"]["kernel"],
+        before["head"]["cond_embed"]["kernel"].astype(np.float32),
+    )
+    assert "<|query_15|>" in config.make_task().record.files[f"{FOLDER}/tokenizer.json"].decode()
+
+
+def test_a_language_model_gives_the_text_part(folder):
+    text = tiny_text(vocab_size=MODEL.text.vocab_size - 40)
+    params = qwen3_params(text)
+    model_folder.save(
+        folder / "language",
+        kind="language_model",
+        config=to_dict(text),
+        params=params,
+        metadata={},
+    )
+    config = make_config(
+        folder,
+        init=str(folder / "language"),
+        tokenizer=str(folder / "init"),
+        text_tokenizer=str(folder / "init"),
+    )
+    given = initial_params(config)
+    assert set(given) == {"text"}
+    assert given["text"]["lm_head"]["kernel"].shape[1] == MODEL.text.vocab_size
+    np.testing.assert_array_equal(
+        given["text"]["norm"]["scale"], params["norm"]["scale"].astype(np.float32)
+    )
+
+
+def qwen3_params(config: Qwen3Config):
+    return toy_text_to_image.random_params(qwen3.abstract_params(config))
+
+
+def test_frozen_parts_have_no_optimizer_state_and_stay_as_they_are(folder):
+    config = make_config(folder, freeze=("text/layers", "connector"))
+    objective = config.make_objective()
+    optimizer = make_optimizer(config.optimizer, lambda _: 1e-3, objective)
+    state = abstract_state(objective, optimizer, MESH, ema=False)
+    paths = {
+        "/".join(str(part.key) for part in path if hasattr(part, "key"))
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    }
+    assert any(path.startswith("text/norm") for path in paths)
+    assert not any(path.startswith(("text/layers", "connector")) for path in paths)
+    task = config.make_task()
+    task.export(
+        jax.tree.map(np.zeros_like, initial_params(config)),
+        str(folder / "frozen"),
+        step=1,
+        metrics={},
+    )
+    exported, init = (
+        model_folder.load(folder / name).params["model"] for name in ("frozen", "init")
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        exported["connector"],
+        jax.tree.map(lambda x: x.astype(np.float32), init["connector"]),
+    )
+    assert not exported["head"]["cond_embed"]["kernel"].any()
+
+
+def losses(config: TextToImageTraining, mesh_config: MeshConfig, accumulate: int) -> list[float]:
+    """Of two steps on the same rows."""
+    mesh = make_mesh(
+        mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor]
+    )
+    task = config.make_task()
+    objective = task.objective
+    optimizer = make_optimizer(config.optimizer, lambda _: 1e-2, objective)
+    schedule = learning_rate_schedule(config.optimizer, 2)
+    step = make_train_step(
+        objective, optimizer, schedule, mesh=mesh, ema_decay=None, accumulate=accumulate
+    )
+    places = jax.tree.map(
+        lambda x: x.sharding, abstract_state(objective, optimizer, mesh, ema=False)
+    )
+    state = jax.jit(
+        lambda key: init_state(objective, optimizer, key, ema=False), out_shardings=places
+    )(jax.random.key(0))
+    batches = task.batches(np.arange(task.batch_size))
+    results = []
+    for _ in range(2):
+        batch = put_batch(mesh, next(batches), task.batch_size)
+        state, metrics = step(state, {}, batch, jax.random.key(1))
+        results += [float(metrics[name]) for name in ("loss", "vision_loss", "text_loss", "images")]
+    batches.close()
+    return results
+
+
+def on_eight_devices(folder: str) -> None:
+    """The same on one device, on eight, and with micro-batches of unequal numbers of tokens."""
+    config = make_config(Path(folder))
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, remat="nothing"))
+    expected = losses(config, MeshConfig(1, 1, 1), 1)
+    np.testing.assert_allclose(losses(config, MeshConfig(2, 2, 2), 1), expected, rtol=2e-5)
+    np.testing.assert_allclose(losses(config, MeshConfig(2, 1, 1), 2), expected, rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_the_loss_does_not_depend_on_mesh_and_micro_batches(folder):
+    processes.python([__file__, str(folder)], Path(__file__).parents[1], devices=8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze": ("tex",)}, "freeze tex is no part of the model"),
+        ({"freeze": ("text",), "init": None}, "tokenizer needs a model folder"),
+        ({"init": "{run}/nothing"}, "nothing"),
+        ({"data": {"resolutions": (10,), "resolution_weights": ()}}, "multiples of 4 pixels"),
+        ({"data": {"resolutions": (64,), "resolution_weights": ()}}, "raise data.packing.document"),
+        ({"data": {"paths": ()}}, "data.paths"),
+        ({"model": {"text": tiny_text(hidden_dim=48)}}, "hidden_dim is 96 there and 48 here"),
+        ({"init": "{run}/init16"}, "not change from 16 to 4"),
+        ({"preview": {"prompts": "{run}/empty.txt"}}, "has no prompts"),
+        ({"text_weight": 0.0, "vision_weight": 0.0}, "there is no loss"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_compiles(folder, changes, message):
+    (folder / "empty.txt").write_text("\n\n")
+    config = make_config(folder)
+
+    def filled(value):
+        return value.format(run=folder) if isinstance(value, str) else value
+
+    def changed():
+        fields = {}
+        for name, value in changes.items():
+            if isinstance(value, dict):
+                inner = {field: filled(x) for field, x in value.items()}
+                value = dataclasses.replace(getattr(config, name), **inner)
+            fields[name] = filled(value)
+        return dataclasses.replace(config, **fields)
+
+    with pytest.raises(UserError, match=message) as caught:
+        made = changed()
+        initial_params(made)
+        made.make_task()
+    assert "\n" not in str(caught.value)
+
+
+if __name__ == "__main__":
+    import sys
+
+    on_eight_devices(sys.argv[1])
