@@ -15,8 +15,8 @@ class AugmentConfig(Config):
       min_crop: smallest side of a crop, as a share of the image's shorter side; 1: always the
         largest square.
       flip: probability of a horizontal flip, of random and of centre crops.
-      small_images: whose shorter side is smaller than the crop: "enlarge" them, or "skip" them like
-        damaged ones; their number is reported.
+      small_images: whose shorter side is smaller than the crop: "enlarge" them, or "skip" them and
+        take the next one; their number is reported.
       decay_start, decay_end: epochs between which the share of random crops falls from 1 to 0;
         None: never.
     """

@@ -25,7 +25,7 @@ from jaxtyping import Int
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.crop_sizes import CropSizes
-from bitdance_jax.data.records import Enlarged, ImageSource, Skipped
+from bitdance_jax.data.records import ImageSource, Skipped, SmallImages
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import DamagedImage
 
@@ -47,8 +47,12 @@ DAMAGED_IN_A_ROW = 20
 
 T = TypeVar("T")
 
-ENLARGED = "enlarged"
-"""Entry of a record that is smaller than its crop; it is counted, and not part of a batch."""
+ENLARGED, SKIPPED = "enlarged", "skipped"
+"""Entries of a record: how many images smaller than their crop were read for it. They are counted,
+and are no part of a batch."""
+
+SMALL_IN_A_ROW = 1000
+"""If so many images in a row are skipped because they are small, reading ends with an error."""
 
 Record = dict[str, Any]
 Load = Callable[[int], tuple[Record, tuple[str, ...]]]
@@ -85,7 +89,7 @@ class BatchIterator:
         self._workers = workers
         self._skipped = Skipped("the next one replaces it")
         self.skipped = self._skipped.counts
-        self._enlarged = Enlarged()
+        self._small = {name: SmallImages(name) for name in (ENLARGED, SKIPPED)}
         self._running: list[grain.DatasetIterator] = []  # One, or none once closed.
         weakref.finalize(self, _close, self._running, workers)  # Also when the interpreter exits.
         self._start(0)
@@ -102,8 +106,9 @@ class BatchIterator:
                 break
             chunks.append(records)
             self._skipped.add(skipped, len(records["label"]))
-            if ENLARGED in records:
-                self._enlarged.add(records.pop(ENLARGED))
+            for name, small in self._small.items():
+                if name in records:
+                    small.add(records.pop(name))
         if not chunks:
             raise StopIteration
         self._next_batch += 1
@@ -258,42 +263,45 @@ def _load(
     crop = augment is not None and rng.random() < transforms.cropped_share(augment, epoch)
     if isinstance(image_size, CropSizes):
         image_size = image_size.of_batch(position // batch_size)
+    small = 0
     if augment is not None and augment.small_images == "skip" and image_size is not None:
-        source = _WithoutSmall(source, image_size)
-    record, skipped = read_undamaged(source, index)
+        record, skipped, small = _read_large(source, index, image_size)
+    else:
+        record, skipped = read_undamaged(source, index)
     label = np.int32(record["label"])
     if "codes" in record:
         return {"codes": _version(record, augment, rng, crop), "label": label}, skipped
     image = record["image"]
     if image_size is not None and augment is not None:
-        enlarged = min(image.shape[:2]) < image_size
+        counts = {
+            ENLARGED: np.int32(min(image.shape[:2]) < image_size),
+            SKIPPED: np.int32(small),
+        }
         image = transforms.augment(image, image_size, augment, rng=rng, crop=crop)
-        return {"image": image, "label": label, ENLARGED: np.bool_(enlarged)}, skipped
+        return {"image": image, "label": label, **counts}, skipped
     if image_size is not None:
         image = transforms.centre_crop(image, image_size)
     return {"image": image, "label": label}, skipped
 
 
-class _WithoutSmall:
-    """A source whose images with a side below `size` count as damaged."""
+def _read_large(source: ImageSource, index: int, size: int) -> tuple[Record, tuple[str, ...], int]:
+    """Record `index`, or the next one whose image has no side below `size`; error messages about
+    damaged ones, and the number of small ones.
 
-    def __init__(self, source: ImageSource, size: int) -> None:
-        self.class_names = source.class_names
-        self._source = source
-        self._size = size
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
-        if "image" in record and min(record["image"].shape[:2]) < self._size:
-            height, width = record["image"].shape[:2]
-            raise DamagedImage(
-                f"image {index} of the data is {width} x {height} pixels, smaller than the crop of "
-                f"{self._size}"
-            )
-        return record
+    Raises:
+      FileError: too many in a row are small.
+    """
+    skipped: tuple[str, ...] = ()
+    most = min(len(source), SMALL_IN_A_ROW)
+    for small in range(most):
+        record, errors = read_undamaged(source, (index + small) % len(source))
+        skipped += errors
+        if "image" not in record or min(record["image"].shape[:2]) >= size:
+            return record, skipped, small
+    raise FileError(
+        f"{most} images in a row are smaller than the crop of {size} pixels; take a smaller crop, "
+        "or set data.augment.small_images enlarge"
+    )
 
 
 def _version(

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from tqdm import tqdm
 
 from bitdance_jax.errors import ConfigError, FileError
@@ -128,22 +128,28 @@ class Skipped:
             self._damaged = 0
 
 
-class Enlarged:
-    """Counts images that are smaller than their crops; reports 1, 10, 100, 1,000, ... of them."""
+class SmallImages:
+    """Counts images that are smaller than their crops; reports 1, 10, 100, 1,000, ... of them.
 
-    def __init__(self) -> None:
+    Attributes:
+      count: how many so far.
+    """
+
+    def __init__(self, treatment: str) -> None:
+        """`treatment`: what is done with them, "enlarged" or "skipped"."""
         self.count = 0
+        self._treatment = treatment
         self._read = 0
         self._next = 1
 
-    def add(self, enlarged: Bool[np.ndarray, "B"]) -> None:
-        """Adds images: whether each was enlarged."""
-        self.count += int(enlarged.sum())
-        self._read += len(enlarged)
+    def add(self, counts: Int[np.ndarray, "B"]) -> None:
+        """Adds records: the number of small images read for each."""
+        self.count += int(counts.sum())
+        self._read += len(counts)
         if self.count >= self._next:
             tqdm.write(
-                f"note: {self.count:,} of {self._read:,} images so far were smaller than their "
-                "crops and are enlarged; data.augment.small_images skip would skip them",
+                f"note: images smaller than their crops are {self._treatment} "
+                f"(data.augment.small_images): {self.count:,} so far, for {self._read:,} read",
                 file=sys.stderr,
             )
             self._next = 10 ** len(str(self.count))

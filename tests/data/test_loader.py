@@ -372,16 +372,23 @@ def test_small_images_are_enlarged_and_counted(capfd):
     batch = take(loader(Small(), batch_size=50, shuffle=False), 1)[0]
     assert batch.keys() == {"image", "label"} and batch["image"].shape == (50, 8, 8, 3)
     notes = capfd.readouterr().err.splitlines()
-    assert len(notes) == 2 and notes[0].startswith("note: 4 of 16 images so far were smaller")
-    assert notes[1].startswith("note: 10 of 48 images so far were smaller")
+    assert [note.rpartition(": ")[2] for note in notes] == [
+        "4 so far, for 16 read",
+        "10 so far, for 48 read",
+    ]
+    assert all(
+        note.startswith("note: images smaller than their crops are enlarged") for note in notes
+    )
 
 
 def test_small_images_are_skipped_as_configured(capfd):
+    """However many they are, until there is no end of them."""
     skip = AugmentConfig(small_images="skip")
     batches = loader(Small(), batch_size=10, shuffle=False, augment=skip)
     labels = next(batches)["label"]
     np.testing.assert_array_equal(labels, [1, 1, 2, 3, 4, 6, 6, 7, 8, 9])
-    line = "warning: image 0 of the data is 12 x 6 pixels, smaller than the crop of 8; "
-    assert line in capfd.readouterr().err
-    with pytest.raises(FileError, match="smaller than the crop of 64"):
+    assert "crops are skipped (data.augment.small_images): 2 so far, for 10 read" in (
+        capfd.readouterr().err
+    )
+    with pytest.raises(FileError, match="50 images in a row are smaller than the crop of 64"):
         next(loader(Small(), image_size=64, augment=skip))
