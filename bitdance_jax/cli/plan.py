@@ -25,6 +25,7 @@ from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import parse, split
 from bitdance_jax.config import MeshConfig, TextToImageConfig
 from bitdance_jax.config.plain import BatchSize, Config, HeadSteps, Natural, PathName, Size
+from bitdance_jax.configs import SHIPPED
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io import paths
@@ -39,6 +40,9 @@ from bitdance_jax.plan.programs import Program, sampling, training_step
 from bitdance_jax.plan.text_to_image_programs import Setting
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.task import TrainingConfig
+
+
+CONFIGS = f"the package has {', '.join(SHIPPED)}, 14b_16x, 14b_64x"
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ class PromptArguments(Config):
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         if sys.argv[1:] not in (["-h"], ["--help"]):
-            raise ConfigError(f"give a config first: {sys.argv[0]} NAME [--topology v5e:4x4 ...]")
-        print(__doc__)
+            raise ConfigError(f"give a config first: {sys.argv[0]} NAME; {CONFIGS}")
+        print(f"{__doc__}\n{CONFIGS}")
         return
     name, *flags = sys.argv[1:]
     name = paths.expand(name)

@@ -25,12 +25,15 @@ from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config, only_run
 
 
+CONFIGS = f"the package has {', '.join(SHIPPED)}"
+
+
 def main(hooks: Sequence[Hook] = ()) -> None:
     """Trains as the command line says, with further hooks of a script."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         if sys.argv[1:] not in (["-h"], ["--help"]):
-            raise ConfigError(f"give a config first: {sys.argv[0]} CONFIG [--run.steps 100 ...]")
-        print(f"{__doc__}\nConfigs of the package: {', '.join(SHIPPED)}")
+            raise ConfigError(f"give a config first: {sys.argv[0]} CONFIG; {CONFIGS}")
+        print(f"{__doc__}\n{CONFIGS}")
         return
     name, *flags = sys.argv[1:]
     default, flags = load_config(name, flags)
