@@ -1,8 +1,9 @@
 """Low-rank adaptation of linear layers."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from bitdance_jax.config.plain import Config, Positive, Size, require
+from bitdance_jax.config.plain import Config, Positive, Range, require
 
 
 @dataclass(frozen=True)
@@ -11,14 +12,14 @@ class LoraConfig(Config):
     train.
 
     Attributes:
-      rank: columns of A, rows of B.
+      rank: columns of A, rows of B; 0: there are no adapters.
       alpha: of the scale alpha / rank.
       targets: the adapted linear layers, by their names in the released files or the last parts of
         them, as PEFT's target_modules: "q_proj", "mlp.down_proj", "projector.fc1",
         "vision_head.net.cond_embed".
     """
 
-    rank: Size = 16
+    rank: Annotated[int, Range(0, 2**16)] = 0
     alpha: Positive = 16.0
     targets: tuple[str, ...] = (
         "q_proj",
@@ -36,4 +37,5 @@ class LoraConfig(Config):
 
     @property
     def scale(self) -> float:
+        """Of (x A) B."""
         return self.alpha / self.rank

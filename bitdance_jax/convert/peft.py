@@ -145,11 +145,17 @@ def save(
 def load(folder: str, config: TextToImageConfig) -> Adapters:
     """Reads an adapter of a text-to-image model with this config.
 
+    Args:
+      folder: of the adapter, or of the training run that wrote it.
+      config: of the base model.
+
     Raises:
       FileError: there is none, it is of another method or of another base model (the message lists
         the wrong keys), or damaged.
     """
     path = Path(folder)
+    if (path / "model" / CONFIG).is_file():
+        path = path / "model"
     if not (path / CONFIG).is_file():
         raise FileError(f"{path} is no LoRA adapter: it has no {CONFIG}", path)
     record = _read_config(path / CONFIG)

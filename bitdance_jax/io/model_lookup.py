@@ -48,6 +48,7 @@ class RunRecord:
         trains all.
       files: further ones of the future model folder, by their path in it; they are written beside
         `model.json`, not into it.
+      is_adapter: the run trains an adapter of `base`, which is no model folder.
     """
 
     kind: model_folder.Kind
@@ -57,6 +58,7 @@ class RunRecord:
     tokenizer: tuple[str, str] | None = None
     base: tuple[str, str] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    is_adapter: bool = False
 
     def write(self, run: str | os.PathLike[str]) -> None:
         """Writes it to a run's folder, with absolute paths."""
@@ -157,7 +159,7 @@ def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | Unfinishe
       the UnfinishedRun; any other folder unchanged.
 
     Raises:
-      FileError: the run has not saved anything yet.
+      FileError: the run has not saved anything yet, or trains an adapter.
     """
     if str(folder) == EMBEDDED:
         return Path(__file__).parents[1] / "assets" / "emoji" / "model"
@@ -167,6 +169,12 @@ def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | Unfinishe
     record = readers.read_json(
         run / RECORD, RunRecord, fix="start the run again, which rewrites it"
     )
+    if record.is_adapter:
+        base = record.base[0] if record.base else "its base"
+        raise FileError(
+            f"{run} trains an adapter and no model; give {base} as the model, and {run} as lora",
+            run,
+        )
     steps = sorted(_steps(checkpoint_folder(run, record)), reverse=True)
     finished = run / "model"
     if (finished / "config.json").is_file():

@@ -11,6 +11,7 @@ from typing import Any
 from flax import traverse_util
 
 from bitdance_jax.config import to_dict
+from bitdance_jax.convert import peft
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import ConfigError, UserError, short
 from bitdance_jax.io import model_folder, readers
@@ -85,7 +86,8 @@ def check_config(config: TrainingConfig) -> None:
             f"{', '.join(existing)}; restore config.json, or set another run.workdir",
             "run.workdir",
         )
-    model_folder.check_writable(workdir / "model", force=True)
+    if not (workdir / "model" / peft.CONFIG).is_file():
+        model_folder.check_writable(workdir / "model", force=True)
     if not (path.exists() and has_checkpoints(config)):
         return
     recorded = _flat(readers.read_json(path, fix="restore it, or give the run another workdir"))

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from bitdance_jax.config import SamplerConfig, TextToImageConfig, to_dict
+from bitdance_jax.config import LoraConfig, SamplerConfig, TextToImageConfig, to_dict
 from bitdance_jax.config.plain import BatchSize, Count, NotNegative, PathName, Share, Size, require
 from bitdance_jax.data.buckets import Buckets
 from bitdance_jax.data.captioned_config import CaptionedDataConfig
@@ -85,6 +85,8 @@ class TextToImageSettings(TrainingConfig):
       freeze: parts that do not train and stay those of `init`, by their paths or the first parts of
         them, with `*` for anything: "text", "connector", "head", "text/embed_tokens",
         "text/layers/mlp".
+      lora: adapters that are trained in place of all weights, which stay those of `init`;
+        `lora.rank` 0: none.
       preview: the images while training, and the sampler of the exported model.
     """
 
@@ -98,6 +100,7 @@ class TextToImageSettings(TrainingConfig):
     flip_rate: Share = 0.1
     head_repeats: Count = 1
     freeze: tuple[str, ...] = ()
+    lora: LoraConfig = LoraConfig()
     preview: PreviewConfig = PreviewConfig(**to_dict(RELEASED_SAMPLER))
 
     def __post_init__(self) -> None:
@@ -121,6 +124,13 @@ class TextToImageSettings(TrainingConfig):
             "freeze keeps weights as they are in init; set init, a text-to-image model",
             "init",
         )
+        if self.lora.rank:
+            require(
+                self.init is not None and not self.freeze,
+                "lora.rank adapts the weights of init, all of which are frozen; set init, and no "
+                "freeze",
+                "lora.rank",
+            )
         self._check_lengths()
 
     def _check_lengths(self) -> None:

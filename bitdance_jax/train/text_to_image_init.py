@@ -33,26 +33,27 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
     """
     described = model_lookup.read_config(folder)
     where = f"{folder}/config.json: config"
+    fixed = "lora.rank" if config.lora.rank else "freeze" if config.freeze else None
     if described.kind == "language_model":
         text = from_dict(Qwen3Config, described.config, where)
         rows = max(text.vocab_size, config.model.text.vocab_size)
         grown: Any = dataclasses.replace(text, vocab_size=rows)
         _check_same_sizes(folder, grown, config.model.text, "model.text")
-        if config.freeze:
+        if fixed:
             raise ConfigError(
-                f"freeze needs an init with all weights, and {folder} holds a language model alone",
-                "freeze",
+                f"{fixed} needs an init with all weights, and {folder} holds a language model",
+                fixed,
             )
         params: Params = {"text": model_lookup.load(folder).params}
     elif described.kind == "text_to_image":
         there = from_dict(TextToImageConfig, described.config, where)
         grown = there.with_tokens_per_step(config.model.tokens_per_step, config.model.image_tokens)
         _check_same_sizes(folder, grown, config.model, "model")
-        if config.freeze and there != config.model:
+        if fixed and there != config.model:
             raise ConfigError(
-                f"freeze needs an init with as many tokens a step, and {folder} has "
+                f"{fixed} needs an init with as many tokens a step, and {folder} has "
                 f"{there.tokens_per_step}",
-                "freeze",
+                fixed,
             )
         params = model_lookup.load(folder).params["model"]
     else:

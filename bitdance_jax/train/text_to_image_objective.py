@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bitdance_jax.convert import peft
 from bitdance_jax.data.packed_batches import max_patches
 from bitdance_jax.models.text_to_image import TextToImage, init_params
 from bitdance_jax.models.text_to_image_loss import (
@@ -16,6 +17,7 @@ from bitdance_jax.models.text_to_image_loss import (
     token_losses,
     total_loss,
 )
+from bitdance_jax.nn import lora
 from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.train import freezing
 from bitdance_jax.train.latents import unpack
@@ -41,9 +43,21 @@ class TextToImageObjective(Objective):
         abstract = jax.eval_shape(self._init_all, jax.random.key(0))
         freezing.check_patterns(abstract, config.freeze)
         _, self._abstract_frozen = freezing.split(abstract, config.freeze)
+        if config.lora.rank:
+            self._adapted = peft.adapted(config.model, config.lora)
+            self._abstract_frozen = abstract
 
     def init(self, key: jax.Array) -> Params:
+        if rank := self._config.lora.rank:
+            return lora.initial(self._adapted, rank, key)
         return freezing.split(self._init_all(key), self._config.freeze)[0]
+
+    def all_params(self, params: Params, frozen: Params) -> Params:
+        """Those of the model, with its adapters beside them."""
+        settings = self._config.lora
+        if settings.rank:
+            return lora.attached(frozen, params, settings.scale)
+        return freezing.merge(params, frozen)
 
     def _init_all(self, key: jax.Array) -> Params:
         return init_params(self._model, key)
@@ -103,7 +117,7 @@ class TextToImageObjective(Objective):
         }
 
     def abstract_frozen(self) -> Params:
-        """The weights of `freeze`, in the compute type."""
+        """The weights of `freeze`, or all under adapters, in the compute type."""
         dtype = self._model.dtype
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), self._abstract_frozen)
 
@@ -121,7 +135,7 @@ class TextToImageObjective(Objective):
         )
         losses = token_losses(
             self._model,
-            freezing.merge(params, frozen),
+            self.all_params(params, frozen),
             packed,
             noise,
             flip_rate=config.flip_rate,

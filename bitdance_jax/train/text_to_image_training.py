@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitdance_jax.config import TokenizerConfig, from_dict, to_dict
+from bitdance_jax.config import LoraConfig, TokenizerConfig, from_dict, to_dict
+from bitdance_jax.convert import peft
 from bitdance_jax.data import captioned
 from bitdance_jax.data.mixture import Mixture, Sample
 from bitdance_jax.data.packed_batches import PackedBatches, SampleReader
@@ -71,11 +72,15 @@ class TextToImageTraining(TextToImageSettings):
             optimizer=replace(self.optimizer, learning_rate=2e-3, warmup_steps=5),
             preview=PreviewConfig(head_steps=10, guidance_scale=2.0, guidance_schedule="constant"),
             freeze=(),
+            lora=LoraConfig(),
             profile=None,
             init=None,
         )
 
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
+        if self.lora.rank:
+            adapters = jax.eval_shape(self.make_objective().init, jax.random.key(0))
+            return {}, frozenset(freezing.flat(adapters, "/"))
         given = freezing.split(read_init(self, folder), self.freeze)[0]
         if model_lookup.read_config(folder).kind == "text_to_image":
             return given, frozenset()
@@ -140,7 +145,7 @@ class TextToImageTask:
             )
         prompts = self._preview_prompts
         each = config.preview.per_prompt
-        self._pipeline.set_params(freezing.merge(ema_params, self.frozen))
+        self._pipeline.set_params(self.objective.all_params(ema_params, self.frozen))
         try:
             images = self._pipeline.sample(
                 prompts,
@@ -161,9 +166,14 @@ class TextToImageTask:
     def export(
         self, ema_params: Params, folder: str, *, step: int, metrics: dict[str, float]
     ) -> None:
-        model = freezing.merge(ema_params, self.frozen)
+        config = self._config
+        if config.lora.rank:
+            adapters = peft.Adapters(config.lora, ema_params)
+            peft.save(folder, adapters, config.model, base=config.init or "", force=True)
+            return
+        model = self.objective.all_params(ema_params, self.frozen)
         params = {"model": model, "tokenizer": self._tokenizer.params}
-        dtype = self._config.run.export_dtype
+        dtype = config.run.export_dtype
         save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
 
     def _batches(self, samples: Mixture, rows: np.ndarray, ahead: int) -> PackedBatches[Sample]:
@@ -217,11 +227,13 @@ class TextToImageTask:
 
     def _read_frozen(self) -> Params:
         config = self._config
-        if not config.freeze:
+        if not config.freeze and not config.lora.rank:
             return {}
         assert config.init is not None  # Checked in __post_init__.
         dtype = jnp.dtype(config.run.compute_dtype)
-        _, frozen = freezing.split(read_init(config, config.init), config.freeze)
+        frozen = read_init(config, config.init)
+        if not config.lora.rank:
+            _, frozen = freezing.split(frozen, config.freeze)
         return jax.tree.map(lambda x: np.asarray(x).astype(dtype), frozen)
 
     def _record(self, files: dict[str, bytes]) -> RunRecord:
@@ -232,7 +244,7 @@ class TextToImageTask:
             "size": f"{width}x{height}",
         }
         base = None
-        if config.freeze and config.init is not None:
+        if (config.freeze or config.lora.rank) and config.init is not None:
             base = (config.init, fingerprint(config.init))
         return RunRecord(
             "text_to_image",
@@ -242,4 +254,5 @@ class TextToImageTask:
             (self._tokenizer_folder, fingerprint(self._tokenizer_folder)),
             base,
             files,
+            is_adapter=config.lora.rank > 0,
         )

@@ -15,6 +15,7 @@ from PIL import Image
 
 import bitdance_jax
 from bitdance_jax.config import (
+    LoraConfig,
     MeshConfig,
     OptimizerConfig,
     Qwen3Config,
@@ -22,6 +23,7 @@ from bitdance_jax.config import (
     TextToImageConfig,
     to_dict,
 )
+from bitdance_jax.convert import peft
 from bitdance_jax.convert.export import export
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
@@ -31,6 +33,7 @@ from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.text.prompt_tokenizer import FOLDER
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
+from bitdance_jax.train.run_folder import check_config
 from bitdance_jax.train.state import (
     abstract_state,
     init_state,
@@ -269,6 +272,28 @@ def test_frozen_parts_have_no_optimizer_state_and_stay_as_they_are(folder):
     assert not exported["head"]["cond_embed"]["kernel"].any()
 
 
+LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "projector.fc1", "attn.wqkv"))
+
+
+@pytest.mark.slow
+def test_adapters_alone_train_and_are_peft_files(folder, capsys):
+    config = make_config(folder, "lora", lora=LORA)
+    run(config)
+    adapters = peft.load(str(folder / "lora"), MODEL)
+    assert adapters.config.scale == LORA.scale
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters.params))
+    objective = config.make_objective()
+    optimizer = make_optimizer(config.optimizer, lambda _: 1e-3, objective)
+    state = abstract_state(objective, optimizer, MESH, ema=False)
+    numbers = sum(x.size for x in jax.tree.leaves(adapters.params))
+    # Parameters, both moments, and AdamW's two counters with the step.
+    assert sum(x.size for x in jax.tree.leaves(state)) == 3 * numbers + 3
+
+    with pytest.raises(UserError, match=rf"trains an adapter .* give {folder}/init as the model"):
+        bitdance_jax.load(folder / "lora")
+    check_config(config)  # The finished run may be started again.
+
+
 def losses(config: TextToImageTraining, mesh_config: MeshConfig, accumulate: int) -> list[float]:
     """Of two steps on the same rows."""
     mesh = make_mesh(
@@ -323,6 +348,9 @@ def test_the_loss_does_not_depend_on_mesh_and_micro_batches(folder):
         ({"model": {"text": tiny_text(hidden_dim=48)}}, "hidden_dim is 96 there and 48 here"),
         ({"init": "{run}/init16"}, "not change from 16 to 4"),
         ({"preview": {"prompts": "{run}/empty.txt"}}, "has no prompts"),
+        ({"lora": {"rank": 4, "targets": ("c_attn",)}}, "lora.targets c_attn is no linear layer"),
+        ({"lora": {"rank": 500}}, "lora.rank 500 is larger"),
+        ({"lora": {"rank": 4}, "freeze": ("text",)}, "lora.rank adapts the weights of init"),
         ({"text_weight": 0.0, "vision_weight": 0.0}, "there is no loss"),
     ],
 )
