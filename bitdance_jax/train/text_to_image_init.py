@@ -14,6 +14,7 @@ from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.pipelines import toy_text_to_image
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.text import image_tokens, prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.train import freezing
@@ -31,6 +32,7 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
     Raises:
       UserError: there is no such model, or one of other sizes or of another kind.
     """
+    folder = local_folder(folder)
     described = model_lookup.read_config(folder)
     where = f"{folder}/config.json: config"
     fixed = "lora.rank" if config.lora.rank else "freeze" if config.freeze else None
@@ -70,10 +72,10 @@ def prompt_files(config: TextToImageSettings) -> dict[str, bytes]:
         content = toy_text_to_image.tokenizer_json(config.model.tokens_per_step)
         return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
     if config.text_tokenizer is not None:
-        folder = epath.Path(config.text_tokenizer)
+        folder = epath.Path(local_folder(config.text_tokenizer))
     else:
         assert config.init is not None  # Checked in __post_init__.
-        found = model_lookup.locate(config.init)
+        found = model_lookup.locate(local_folder(config.init))
         folder = epath.Path(found.folder if isinstance(found, UnfinishedRun) else found)
     inner = folder / prompt_tokenizer.FOLDER
     files = prompt_tokenizer.read_files(inner if inner.exists() else folder)

@@ -18,6 +18,7 @@ from bitdance_jax.io import image_files, model_lookup, readers
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.io.progress import report
 from bitdance_jax.pipelines import checks, toy_text_to_image
+from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.text_to_image import TextToImage
 from bitdance_jax.text.prompt_tokenizer import LongPrompt
 from bitdance_jax.train import freezing
@@ -113,7 +114,7 @@ class TextToImageTask:
         plain = dataclasses.replace(data, text_drop=0.0, weights=())
         self._held_out = plain.samples(held_out, seed=0, size_multiple=multiple)
         self._preview_prompts = self._read_prompts()
-        self._tokenizer_folder = config.tokenizer or config.init or ""
+        self._tokenizer_folder = local_folder(config.tokenizer or config.init)
         self._tokenizer = load_tokenizer(self._tokenizer_folder, config.model.tokenizer)
         # In host memory: the devices have the encoder in the compute type.
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
@@ -245,7 +246,8 @@ class TextToImageTask:
         }
         base = None
         if (config.freeze or config.lora.rank) and config.init is not None:
-            base = (config.init, fingerprint(config.init))
+            init = local_folder(config.init)
+            base = (init, fingerprint(init))
         return RunRecord(
             "text_to_image",
             to_dict(config.model),
