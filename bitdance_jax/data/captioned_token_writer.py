@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -21,8 +20,8 @@ from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.loader import MAX_THREADS
 from bitdance_jax.data.mixture import TooSmall
 from bitdance_jax.data.records import Skipped
-from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, write_shard
-from bitdance_jax.data.tokens import PROBES, encoder_fingerprint, shards
+from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, missing_shards, write_shard
+from bitdance_jax.data.tokens import PROBES, encoder_fingerprint
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.image_files import DamagedImage
 from bitdance_jax.io.progress import Progress
@@ -126,13 +125,11 @@ def tokenize_captioned(
     Raises:
       FileError: the folder cannot be written to, or too many images are damaged.
     """
-    own = shards(folder, manifest)[jax.process_index() :: jax.process_count()]
-    pending = [shard for shard in own if not shard.is_complete()]
+    pending, done = missing_shards(folder, manifest)
     indices = [index for shard in pending for index in shard.records]
     if not indices:
         return 0
     encoder = ImageEncoder(manifest.tokenizer, params, manifest.dtype)
-    done = sum(len(shard.records) for shard in own) - len(indices)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as threads:
         images = Joined([*train, *held_out])
         records = _records(images, indices, manifest, encoder, threads)

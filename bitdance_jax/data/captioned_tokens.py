@@ -10,7 +10,6 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from jaxtyping import UInt8
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.config.plain import Count, ImageSide, Natural, Size
-from bitdance_jax.data.array_records import ArrayRecordDataSource
 from bitdance_jax.data.buckets import Buckets
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource, Skips, Tokens
-from bitdance_jax.data.token_shards import Shard, damaged
+from bitdance_jax.data.token_shards import ShardRecords
 from bitdance_jax.data.tokens import FORMAT_VERSION, MANIFEST, TokensManifest, shards
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.image_files import DamagedImage
@@ -133,25 +131,15 @@ class CaptionedTokensSource:
         if held_out:
             trained = self.manifest.records - held_out
             self.splits = ["train"] * trained + ["held_out"] * held_out
-        self._shards = shards(folder, self.manifest)
-        with ThreadPoolExecutor() as pool:  # Reading and checksums run outside Python's lock.
-            list(pool.map(Shard.check, self._shards))
-        self._records = ArrayRecordDataSource(
-            [f"{shard.path}[0:{len(shard.records)}]" for shard in self._shards]
-        )
+        self._records = ShardRecords(shards(folder, self.manifest))
 
     def __len__(self) -> int:
         return self.manifest.records
 
     def __getitem__(self, index: int) -> CaptionedImage:
         """Raises a DamagedImage if the image could not be read when the tokens were written."""
-        try:
-            data = self._records[index]
-        except (RuntimeError, ValueError, IndexError) as error:
-            shard = self._shards[index // self.manifest.shard_size]
-            raise damaged(shard.path, error) from error
         tokenizer = self.manifest.tokenizer
-        return deserialize(data, tokenizer.downsampling, -(-tokenizer.bits // 8))
+        return deserialize(self._records[index], tokenizer.downsampling, -(-tokenizer.bits // 8))
 
 
 def serialize(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bitdance_jax.data.listing import ending, is_image
 from bitdance_jax.data.records import Names, reading
-from bitdance_jax.data.tar_members import Member, members
+from bitdance_jax.data.tar_members import Member, members, read_index
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.atomic import replace_file
@@ -104,13 +104,9 @@ def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
     stamp = np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns])
     beside, cached = index_paths(tar)
     for path in (beside, cached):
-        try:
-            # np.load does not close a file that it cannot read.
-            with open(path, "rb") as file, np.load(file) as saved:
-                if np.array_equal(saved["stamp"], stamp):
-                    return dict(saved)
-        except (KeyError, *readers.ZIP_ERRORS):
-            pass
+        stored = read_index(path, stamp)
+        if stored is not None:
+            return stored
     index = {"stamp": stamp, **_make_index(tar, descriptor, status.st_size)}
     path = beside if os.access(tar.parent, os.W_OK) else cached
     with replace_file(path, "the index ") as temporary, open(temporary, "wb") as out:

@@ -3,8 +3,12 @@
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from bitdance_jax.errors import FileError
+from bitdance_jax.io import readers
 
 
 BLOCK = tarfile.BLOCKSIZE
@@ -93,3 +97,13 @@ def _long_name(data: bytes, kind: bytes) -> str | None:
             return value.decode("utf-8", "surrogateescape")
         data = data[int(length) :]
     return None
+
+
+def read_index(path: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
+    """The arrays of an index that was stored with this stamp, if there is one."""
+    try:
+        # np.load does not close a file that it cannot read.
+        with open(path, "rb") as file, np.load(file) as saved:
+            return dict(saved) if np.array_equal(saved["stamp"], stamp) else None
+    except (KeyError, *readers.ZIP_ERRORS):
+        return None

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from bitdance_jax.data.patterns import expand
 from bitdance_jax.data.records import Names
-from bitdance_jax.data.tar_members import members
+from bitdance_jax.data.tar_members import members, read_index
 from bitdance_jax.errors import FileError
-from bitdance_jax.io import paths, readers
+from bitdance_jax.io import paths
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage
 from bitdance_jax.io.random_access import RandomAccessFile
@@ -114,13 +114,9 @@ def _read_or_make_index(file: RandomAccessFile) -> dict[str, np.ndarray]:
     written to, and made again when the tar's size or modification time changes."""
     stamp = np.array([INDEX_VERSION, file.size, file.modified])
     path = _index_path(file)
-    try:
-        # np.load does not close a file that it cannot read.
-        with open(path, "rb") as stored, np.load(stored) as saved:
-            if np.array_equal(saved["stamp"], stamp):
-                return dict(saved)
-    except (KeyError, *readers.ZIP_ERRORS):
-        pass
+    stored = read_index(path, stamp)
+    if stored is not None:
+        return stored
     with file.sequential() as stream:
         found = list(members(stream.read, 0, file.size, file.path))
     packed = Names.of(member.name for member in found)

@@ -2,11 +2,13 @@
 
 import struct
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bitdance_jax.data.array_records import ArrayRecordReader
+from bitdance_jax.data.array_records import ArrayRecordDataSource, ArrayRecordReader
 from bitdance_jax.errors import FileError, UserError
 
 
@@ -87,6 +89,32 @@ class Shard:
         except UserError:
             return False
         return True
+
+
+class ShardRecords:
+    """The records of all shards, in order.
+
+    Args:
+      shards: all but the last have as many records.
+
+    Raises:
+      FileError: a shard is missing or damaged. All of them are read when it opens.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        with ThreadPoolExecutor() as pool:  # Reading and checksums run outside Python's lock.
+            list(pool.map(Shard.check, shards))
+        self._records = ArrayRecordDataSource(
+            [f"{shard.path}[0:{len(shard.records)}]" for shard in shards]
+        )
+
+    def __getitem__(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except (RuntimeError, ValueError, IndexError) as error:
+            shard = self._shards[index // len(self._shards[0].records)]
+            raise damaged(shard.path, error) from error
 
 
 def damaged(shard: Path, reason: object) -> FileError:

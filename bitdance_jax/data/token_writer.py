@@ -139,8 +139,7 @@ def tokenize(
     Raises:
       FileError: the folder cannot be written to.
     """
-    own = shards(folder, manifest)[jax.process_index() :: jax.process_count()]
-    pending = [shard for shard in own if not shard.is_complete()]
+    pending, done = missing_shards(folder, manifest)
     indices = np.array([index for shard in pending for index in shard.records], np.int64)
     if not len(indices):
         return 0
@@ -155,7 +154,6 @@ def tokenize(
         workers=workers,
     )
     records = _serialized(loader, _encoder(manifest, params, devices, images * versions.count))
-    done = sum(len(shard.records) for shard in own) - len(indices)
     with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
         for shard in pending:
             with write_shard(shard) as write:
@@ -164,6 +162,15 @@ def tokenize(
                     bar.advance(1)
     loader.close()
     return len(indices)
+
+
+def missing_shards(folder: Path, manifest: TokensManifest) -> tuple[list[Shard], int]:
+    """The shards that this process has to write, and the number of records in those it has
+    written."""
+    own = shards(folder, manifest)[jax.process_index() :: jax.process_count()]
+    pending = [shard for shard in own if not shard.is_complete()]
+    counts = [sum(len(shard.records) for shard in part) for part in (own, pending)]
+    return pending, counts[0] - counts[1]
 
 
 class _Crops:

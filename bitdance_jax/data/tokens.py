@@ -11,7 +11,6 @@ which detects damaged and misplaced files.
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,9 +20,8 @@ from jaxtyping import UInt8
 
 from bitdance_jax.config import AugmentConfig, Config, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.config.plain import Count, Natural, Seed, Size
-from bitdance_jax.data.array_records import ArrayRecordDataSource
 from bitdance_jax.data.records import ImageSource
-from bitdance_jax.data.token_shards import Shard, damaged
+from bitdance_jax.data.token_shards import Shard, ShardRecords
 from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import readers
 from bitdance_jax.io.atomic import replace_file
@@ -215,18 +213,13 @@ class TokensSource:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.manifest = Manifest.read(folder)
         self.class_names = self.manifest.class_names
-        self._shards = shards(folder, self.manifest)
-        with ThreadPoolExecutor() as pool:  # Reading and checksums run outside Python's lock.
-            list(pool.map(Shard.check, self._shards))
-        self._records = ArrayRecordDataSource(
-            [f"{shard.path}[0:{len(shard.records)}]" for shard in self._shards]
-        )
+        self._records = ShardRecords(shards(folder, self.manifest))
 
     def __len__(self) -> int:
         return self.manifest.records
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        data = self._read(index)
+        data = self._records[index]
         versions, shape = self.manifest.versions, self.manifest.code_shape
         codes = np.frombuffer(data, np.uint8, offset=LABEL.itemsize).reshape(versions.count, *shape)
         record = {"codes": codes[0], "label": np.frombuffer(data, LABEL, 1)[0]}
@@ -235,12 +228,6 @@ class TokensSource:
         if versions.crops:
             record["codes_crops"] = codes[-versions.crops :]
         return record
-
-    def _read(self, index: int) -> bytes:
-        try:
-            return self._records[index]
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise damaged(self._shards[index // self.manifest.shard_size].path, error) from error
 
 
 def serialize(label: int, codes: UInt8[np.ndarray, "versions h w bytes"]) -> bytes:
