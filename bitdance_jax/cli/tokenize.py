@@ -162,7 +162,12 @@ def _captioned(arguments: Arguments, folder: Path) -> tuple[int, int]:
     )
     with _writing(folder, manifest):
         count = tokenize_captioned(
-            train, held_out, tokenizer.params, folder=folder, manifest=manifest
+            train,
+            held_out,
+            tokenizer.params,
+            folder=folder,
+            manifest=manifest,
+            workers=data.workers,
         )
     return manifest.records, count
 

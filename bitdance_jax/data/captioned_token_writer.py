@@ -3,9 +3,7 @@ resumably."""
 
 import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
 from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.data.captioned_tokens import CaptionedManifest, serialize, serialize_error
 from bitdance_jax.data.image_encoder import ImageEncoder
-from bitdance_jax.data.loader import MAX_THREADS
 from bitdance_jax.data.mixture import TooSmall
+from bitdance_jax.data.packed_batches import Encode, SampleReader
 from bitdance_jax.data.records import Skipped
 from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, missing_shards, write_shard
 from bitdance_jax.data.tokens import PROBES, encoder_fingerprint
@@ -107,6 +105,7 @@ def tokenize_captioned(
     *,
     folder: Path,
     manifest: CaptionedManifest,
+    workers: int = 0,
 ) -> int:
     """Encodes the missing shards of a folder of captioned tokens, on all devices of this process.
 
@@ -118,6 +117,7 @@ def tokenize_captioned(
       params: the tokenizer's weights in float32; the decoder may be missing.
       folder: with the manifest that `token_writer.prepare` wrote; shared by all processes.
       manifest: from `describe_captioned`.
+      workers: number of processes that load images; 0: threads of this one.
 
     Returns:
       The number of images that this process has encoded now.
@@ -130,53 +130,59 @@ def tokenize_captioned(
     if not indices:
         return 0
     encoder = ImageEncoder(manifest.tokenizer, params, manifest.dtype)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as threads:
-        images = Joined([*train, *held_out])
-        records = _records(images, indices, manifest, encoder, threads)
-        with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
-            for shard in pending:
-                with write_shard(shard) as write:
-                    for record in itertools.islice(records, len(shard.records)):
-                        write(record)
-                        bar.advance(1)
+    loader = SampleReader(_Loaded(Joined([*train, *held_out]), manifest), workers)
+    records = _records(loader, indices, manifest, encoder)
+    with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
+        for shard in pending:
+            with write_shard(shard) as write:
+                for record in itertools.islice(records, len(shard.records)):
+                    write(record)
+                    bar.advance(1)
+    loader.close()
     return len(indices)
 
-
-Encode = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""Packed bits uint8 [h, w, bytes] of RGB images uint8 [H, W, 3] of any sizes."""
 
 Crops = dict[int, UInt8[np.ndarray, "_ _ 3"]]
 """An image by resolution."""
 
 
+class _Loaded:
+    """Captions and crops of an image, or the error about it: samples of a `SampleReader`."""
+
+    def __init__(self, images: Joined, manifest: CaptionedManifest) -> None:
+        self._images = images
+        self._enlarges = manifest.too_small == "upscale"
+        self._buckets = [Buckets(side, manifest.size_multiple) for side in manifest.resolutions]
+
+    def draw(self, n: int) -> tuple[tuple[str, ...], Crops] | DamagedImage:
+        try:
+            record = self._images[n]
+        except DamagedImage as error:
+            return error
+        crops = {}
+        for buckets in self._buckets:
+            size = buckets.nearest(*record.size)
+            if self._enlarges or is_covered(record.image, size):
+                crops[buckets.resolution] = cover_crop(record.image, size)
+        return record.captions, crops
+
+
 def _records(
-    images: Joined,
+    loader: SampleReader[Any],
     indices: Sequence[int],
     manifest: CaptionedManifest,
     encode: Encode,
-    threads: ThreadPoolExecutor,
 ) -> Iterator[bytes]:
     """One record per image, in order. A window of images is loaded while the devices encode the
     previous one."""
     skipped = Skipped("its record says so")
-    buckets = [Buckets(side, manifest.size_multiple) for side in manifest.resolutions]
     each = sum(3 * side**2 for side in manifest.resolutions)
     window = max(1, min(WINDOW_BYTES // each, MAX_WINDOW))
     parts = [indices[start : start + window] for start in range(0, len(indices), window)]
-
-    def load(index: int) -> tuple[Sequence[str], Crops] | DamagedImage:
-        try:
-            record = images[index]
-        except DamagedImage as error:
-            return error
-        return record.captions, _crops(record.image, buckets, manifest.too_small)
-
-    ahead = [threads.submit(load, index) for index in parts[0]]
-    for number in range(len(parts)):
-        loading = ahead
-        if number + 1 < len(parts):
-            ahead = [threads.submit(load, index) for index in parts[number + 1]]
-        loaded = [future.result() for future in loading]
+    loader.start(parts[0])
+    for part, following in zip(parts, [*parts[1:], []], strict=True):
+        loaded = [loader.read(index) for index in part]
+        loader.start(following)
         crops = [crop for entry in loaded if isinstance(entry, tuple) for crop in entry[1].values()]
         encoded = iter(encode(crops))
         for entry in loaded:
@@ -188,15 +194,6 @@ def _records(
                 skipped.add([str(entry)], 0)
                 yield serialize_error(str(entry))
         skipped.add([], len(loaded))
-
-
-def _crops(image: UInt8[np.ndarray, "H W 3"], buckets: Sequence[Buckets], too_small: str) -> Crops:
-    crops = {}
-    for of_side in buckets:
-        size = of_side.nearest(image.shape[0], image.shape[1])
-        if too_small == "upscale" or is_covered(image, size):
-            crops[of_side.resolution] = cover_crop(image, size)
-    return crops
 
 
 def _fingerprint(images: Joined) -> str:

@@ -1,4 +1,8 @@
-"""A tokenizer's encoder for images of mixed sizes, on this process's own devices."""
+"""A tokenizer's encoder for images of mixed sizes, on this process's own devices.
+
+In text-to-image training it runs ahead of the training step, outside of it: a step then has one
+shape whatever the sizes of its images, and reads bits as if they had been made ahead of time.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,7 +31,7 @@ CHUNK_IMAGES = 16
 
 
 class ImageEncoder:
-    """Packed bits of images of any sizes.
+    """Packed bits of images (`packed_batches.Encode`).
 
     There is one program for each size. It always encodes as many images, of which the last may be
     padding, so an image's bits do not depend on the others.

@@ -10,6 +10,8 @@ import numpy as np
 from bitdance_jax.config import LoraConfig, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.convert import peft
 from bitdance_jax.data import captioned
+from bitdance_jax.data.captioned_tokens import check_encoders
+from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.mixture import Mixture, Sample
 from bitdance_jax.data.packed_batches import PackedBatches, SampleReader
 from bitdance_jax.data.packing import Lengths
@@ -23,7 +25,6 @@ from bitdance_jax.pipelines.text_to_image import TextToImage
 from bitdance_jax.text.prompt_tokenizer import LongPrompt
 from bitdance_jax.train import freezing
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
-from bitdance_jax.train.image_encoder import ImageEncoder
 from bitdance_jax.train.image_task import save_model
 from bitdance_jax.train.sample_documents import Documents
 from bitdance_jax.train.task import Params
@@ -116,6 +117,7 @@ class TextToImageTask:
         self._preview_prompts = self._read_prompts()
         self._tokenizer_folder = local_folder(config.tokenizer or config.init)
         self._tokenizer = load_tokenizer(self._tokenizer_folder, config.model.tokenizer)
+        check_encoders([*train, *held_out], self._tokenizer.config, self._tokenizer.params)
         # In host memory: the devices have the encoder in the compute type.
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
         self._encoder: ImageEncoder | None = None

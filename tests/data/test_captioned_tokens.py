@@ -45,13 +45,25 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def write(folder, tar, **changes):
+def write(folder, tar, workers=0, **changes):
     data = CaptionedDataConfig(paths=(tar,), held_out_field="split", **CONFIG)
     train, held_out = data.open_marked()
     options = dict(resolutions=data.resolutions, size_multiple=MULTIPLE, shard_size=5) | changes
     manifest = describe_captioned(train, held_out, tiny_models.TOKENIZER, PARAMS, **options)
     prepare(folder, manifest)
-    return tokenize_captioned(train, held_out, PARAMS, folder=folder, manifest=manifest)
+    return tokenize_captioned(
+        train, held_out, PARAMS, folder=folder, manifest=manifest, workers=workers
+    )
+
+
+def quick_encoder(config, params, dtype):
+    """Instead of an encoder that would be compiled: every fourth pixel of one channel."""
+    return lambda images: [image[::2, ::2, :1].copy() for image in images]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(captioned_token_writer, "ImageEncoder", quick_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +71,20 @@ def tokens(tmp_path_factory, tar):
     folder = tmp_path_factory.mktemp("tokens")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setattr(captioned_token_writer, "ImageEncoder", quick_encoder)
         patch.setattr(captioned_token_writer, "MAX_WINDOW", 4)
         assert write(folder, tar) == 12
     return folder
 
 
-def test_drawn_samples_are_the_tokens_of_the_drawn_images(tokens, tar):
+@pytest.mark.slow
+def test_drawn_samples_are_the_tokens_of_the_drawn_images(tar, tmp_path, monkeypatch):
     """With the same order: each source is the same list of records."""
+    monkeypatch.setattr(captioned_token_writer, "MAX_WINDOW", 4)
+    assert write(tmp_path, tar) == 12
     encode = Tokenizer(tiny_models.TOKENIZER, PARAMS).encode
     of_images = CaptionedDataConfig(paths=(tar,), held_out_field="split", **CONFIG)
-    of_tokens = CaptionedDataConfig(paths=(str(tokens),), **CONFIG)
+    of_tokens = CaptionedDataConfig(paths=(str(tmp_path),), **CONFIG)
     splits = of_images.open_splits(), of_tokens.open_splits()
     assert [list(map(len, part)) for part in splits[0]] == [[10], [2]]
     assert [list(map(len, part)) for part in splits[1]] == [[10], [2]]
@@ -108,16 +124,6 @@ def test_records(tokens):
     assert source[10].captions == ("image 3",)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Instead of an encoder that would be compiled: every fourth pixel of one channel."""
-
-    def encoder(config, params, dtype):
-        return lambda images: [image[::2, ::2, :1].copy() for image in images]
-
-    monkeypatch.setattr(captioned_token_writer, "ImageEncoder", encoder)
-
-
 def test_resumed(quick, tar, tmp_path):
     assert write(tmp_path, tar) == 12
     names = sorted(path.name for path in tmp_path.glob("*.array_record"))
@@ -131,6 +137,16 @@ def test_resumed(quick, tar, tmp_path):
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     with pytest.raises(UserError, match=r"has other tokens \(size_multiple was 4, now 8\)"):
         write(tmp_path, tar, size_multiple=8)
+
+
+@pytest.mark.slow
+def test_worker_processes(quick, tar, tmp_path):
+    folders = [tmp_path / name for name in ("threads", "processes")]
+    for workers, folder in enumerate(folders):
+        assert write(folder, tar, workers) == 12
+    contents = [[path.read_bytes() for path in sorted(folder.glob("t*"))] for folder in folders]
+    assert len(contents[0]) == 3
+    assert contents[0] == contents[1]
 
 
 def test_too_small_images_lack_a_version(quick, tar, tmp_path):

@@ -25,7 +25,9 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.convert import peft
 from bitdance_jax.convert.export import export
+from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
 from bitdance_jax.data.packing import Lengths
+from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
@@ -183,6 +185,33 @@ def test_a_run_continues_from_a_checkpoint_as_if_nothing_had_happened(trained):
     assert (again / "metrics.csv").read_bytes() == (folder / "run/metrics.csv").read_bytes()
     one, other = (model_folder.load(folder / name / "model").params for name in ("run", "again"))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.slow
+def test_tokens_ahead_of_time_give_the_same_batches(folder, tmp_path):
+    config = make_config(folder)
+    tokenizer = make_config(folder).make_task()._tokenizer
+    train, _ = config.data.open_marked()
+    manifest = describe_captioned(
+        train,
+        [],
+        tokenizer.config,
+        tokenizer.params,
+        resolutions=config.data.resolutions,
+        size_multiple=MODEL.size_multiple,
+    )
+    prepare(tmp_path, manifest)
+    tokenize_captioned(train, [], tokenizer.params, folder=tmp_path, manifest=manifest)
+    data = dataclasses.replace(config.data, paths=(str(tmp_path),))
+    of_images, of_tokens = (
+        next(changed.make_task().batches(np.arange(4)))
+        for changed in (config, dataclasses.replace(config, data=data))
+    )
+    assert of_images.keys() == of_tokens.keys()
+    for name, values in of_images.items():
+        np.testing.assert_array_equal(of_tokens[name], values, name)
+    with pytest.raises(UserError, match="are of another tokenizer of the same sizes"):
+        make_config(folder, data=data, tokenizer=str(folder / "init16")).make_task()
 
 
 def test_a_caption_that_is_too_long_is_cut_and_named(folder, capsys):
