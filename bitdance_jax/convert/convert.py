@@ -206,8 +206,10 @@ def _language_model(source: Source) -> Converted:
     assert source.text_tokenizer is not None
     tensors = dict(source.tensors)
     config = released_text_to_image.qwen3_config(_shapes(tensors), source.record)
-    _note_differences(source, released_text_to_image.text_record(config))
-    if released_text_to_image.is_tied(source.record):
+    is_tied = released_text_to_image.is_tied(source.record)
+    inferred = released_text_to_image.text_record(config) | {"tie_word_embeddings": is_tied}
+    _note_differences(source, inferred)
+    if is_tied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     abstract = qwen3.abstract_params(config)
     _check(source, parameters.problems(tensors, abstract, keys.QWEN3))

@@ -89,7 +89,7 @@ def test_there_and_back(converted, unpacked, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_tied_output_layer_is_a_copy_of_the_embedding(release, tmp_path, stored):
+def test_a_tied_output_layer_is_a_copy_of_the_embedding(release, tmp_path, stored, capsys):
     """Whether or not the file has it too, as those of the 0.6B and 1.7B models."""
     state = tensors(release)
     for file in release.glob("model*"):
@@ -102,6 +102,7 @@ def test_a_tied_output_layer_is_a_copy_of_the_embedding(release, tmp_path, store
     safetensors_file.save(release / "model.safetensors", lazy, {"format": "pt"})
     edit_config(release, tie_word_embeddings=True)
     convert(str(release), str(tmp_path / "out"))
+    assert "note" not in capsys.readouterr().out
     params = model_folder.load(tmp_path / "out").params
     np.testing.assert_array_equal(params["lm_head"]["kernel"], embedding.T)
 
