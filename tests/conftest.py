@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,10 @@ import pytest
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ON_CPU = os.environ["JAX_PLATFORMS"] == "cpu"
+if ON_CPU:
+    # Most tests compile for longer than they run. Others use `compiling.optimized`.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))  # for the shared modules of tests
 
 PACKAGE = Path(__file__).parents[1] / "bitdance_jax"
@@ -28,11 +33,27 @@ jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 
 import compiling  # noqa: E402
 import jax  # noqa: E402
+import processes  # noqa: E402
 
+
+if ON_CPU:  # also for the processes that the tests start
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *processes.QUICK]).strip()
 
 jax.config.update("jax_default_matmul_precision", "highest")
-# On the CPU most tests compile for longer than they run. Others use `compiling.optimized`.
-jax.config.update("jax_disable_most_optimizations", os.environ["JAX_PLATFORMS"] == "cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist
+        config.option.loadscopereorder = False  # keeps the order below
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that all workers end at about the same time."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        seconds[item.path] += (slow.args or (5,))[0] if slow else 0.1
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="module")

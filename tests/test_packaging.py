@@ -97,7 +97,7 @@ def test_the_installed_command_generates_images(bitdance, tmp_path):
 
 def test_the_installed_command_trains(bitdance, tmp_path):
     flags = ["--trial", "--run.steps", "2", "--run.preview-every", "2", "--run.workdir", "run"]
-    bitdance("train", "emoji_4x", *flags, folder=tmp_path)
+    bitdance("train", "emoji_4x", *flags, "--preview.head-steps", "1", folder=tmp_path)
     out = bitdance(
         "sample", "--checkpoint", "run/model", "--head-steps", "1", "--per-label", "1",
         folder=tmp_path,

@@ -1,10 +1,9 @@
 """`bitdance tokenize`, as a user runs it."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 import tiny_models
 
@@ -21,7 +20,6 @@ from bitdance_jax.pipelines.tokenizer import Tokenizer
 def test_the_emoji_on_four_devices(tmp_path):
     folder = tiny_models.save_tokenizer(tmp_path / "tokenizer")
     command = [
-        sys.executable,
         "-m",
         "bitdance_jax.data.tokenize",
         "--tokenizer",
@@ -31,12 +29,10 @@ def test_the_emoji_on_four_devices(tmp_path):
         "--flips",
     ]
     command += ["--out", str(tmp_path / "tokens"), "--batch-size", "15"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    out = processes.python(command, tmp_path, devices=4)
     assert (
-        "tokens of 1,906 images, 1,906 of them written by this process now, " in done.stdout
-        and "images/s on 4 devices" in done.stdout
+        "tokens of 1,906 images, 1,906 of them written by this process now, " in out
+        and "images/s on 4 devices" in out
     )
     source = TokensSource(tmp_path / "tokens")
     assert len(source) == 1906 and source[1905].keys() == {"codes", "codes_flipped", "label"}

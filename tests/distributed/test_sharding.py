@@ -4,10 +4,7 @@ Eight devices need a process of their own; two hosts are in tests/train.
 """
 
 import functools
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
@@ -163,9 +161,7 @@ def test_a_batch_that_does_not_divide():
 
 @pytest.mark.slow
 def test_eight_devices():
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    environment = os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, __file__], env=environment, check=True)
+    processes.python([__file__], Path(__file__).parent, devices=8)
 
 
 def on_eight_devices() -> None:

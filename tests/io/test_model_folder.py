@@ -3,14 +3,13 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 
 from bitdance_jax.errors import FileError, ResourceError
@@ -177,12 +176,7 @@ params = {{"kernel": jax.device_put(kernel, jax.NamedSharding(mesh, jax.P("x")))
 folder = {str(tmp_path / "model")!r}
 model_folder.save(folder, kind="tokenizer", config={{}}, params=params, metadata={{}})
 """
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    processes.python(["-c", code], tmp_path, devices=4)
     params = model_folder.load(tmp_path / "model").params
     np.testing.assert_array_equal(params["kernel"], np.arange(32.0).reshape(8, 4))
 

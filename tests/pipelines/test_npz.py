@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import tiny_models
 from same_images import assert_same_images
@@ -28,8 +29,6 @@ from bitdance_jax.pipelines import npz_writer
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
 from bitdance_jax.pipelines.npz_writer import NpzWriter
 
-
-pytestmark = pytest.mark.usefixtures("optimized")  # like the processes with equal bytes
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"seed": 0, "sampler": {"head_steps": 3}}
@@ -423,16 +422,11 @@ def start(model, out, devices=1, **environment):
         *flags,
         *(["--multi-host"] if environment else []),
     ]
-    variables = {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": ROOT,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    variables = {name: str(value) for name, value in (variables | environment).items()}
+    variables = {name: str(value) for name, value in environment.items()}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [str(word) for word in command],
-        env=os.environ | variables,
+        env=processes.environment(devices) | variables,
         stdout=pipe,
         stderr=pipe,
         text=True,

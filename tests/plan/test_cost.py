@@ -1,9 +1,7 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from bitdance_jax.plan import cost, hlo
@@ -11,18 +9,8 @@ from bitdance_jax.plan import cost, hlo
 
 @pytest.fixture(scope="module")
 def measured():
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     script = Path(__file__).with_name("programs_on_cpus.py")
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | variables,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(run.stdout)
+    return json.loads(processes.python([script], script.parent, devices=8))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def plan():
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=root,
-        env=os.environ,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
         capture_output=True,
         text=True,
         check=True,

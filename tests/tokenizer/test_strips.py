@@ -1,8 +1,5 @@
 import functools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import golden_models
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from golden_models import assert_close, nhwc
 from jax.sharding import PartitionSpec as P
@@ -107,16 +105,7 @@ def test_decoding_chooses(monkeypatch):
 @pytest.mark.slow
 def test_on_meshes():
     """In another process, with eight devices."""
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    environment = (
-        os.environ
-        | variables
-        | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
-    )
-    process = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
+    processes.python([__file__], Path(__file__).parent, devices=8)
 
 
 def on_eight_devices() -> None:
