@@ -27,11 +27,13 @@ def start(workdir: Path, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         str(Path(__file__).with_name("toy_run.py")),
-        str(workdir),
+        workdir.name,
         str(STEPS),
         str(seconds_a_step),
     ]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, cwd=workdir.parent, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -77,44 +79,50 @@ def images(workdir: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("uninterrupted")
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     finish(start(workdir))
     assert rows(workdir) == STEPS + 1
     return workdir
 
 
+@pytest.fixture
+def workdir(tmp_path) -> Path:
+    """Of the same name as the uninterrupted run's, which the images' metadata has."""
+    return tmp_path / "run"
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterrupted, tmp_path):
+def test_killed_at_any_moment_it_resumes_to_the_same_losses_and_weights(uninterrupted, workdir):
     moments = random.Random(0)
     for _ in range(5):
-        process = start(tmp_path, seconds_a_step=0.02)
-        wait_for_row(process, tmp_path, min(rows(tmp_path), STEPS - 20))
+        process = start(workdir, seconds_a_step=0.02)
+        wait_for_row(process, workdir, min(rows(workdir), STEPS - 20))
         time.sleep(moments.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     for name in (".bitdance_jax.0123456789abcdef", "images/.bitdance_jax.89abcdef01234567"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()  # as after a kill during a preview
-    finish(start(tmp_path))
-    assert_same_run(uninterrupted, tmp_path)
+        (workdir / name).parent.mkdir(exist_ok=True)
+        (workdir / name).touch()  # as after a kill during a preview
+    finish(start(workdir))
+    assert_same_run(uninterrupted, workdir)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")]
 )
-def test_a_signal_saves_and_a_message_says_how_to_resume(uninterrupted, tmp_path, number, name):
-    process = start(tmp_path, seconds_a_step=0.02)
-    wait_for_row(process, tmp_path, 10)
+def test_a_signal_saves_and_a_message_says_how_to_resume(uninterrupted, workdir, number, name):
+    process = start(workdir, seconds_a_step=0.02)
+    wait_for_row(process, workdir, 10)
     process.send_signal(number)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"stopped by {name}; step" in messages
     assert "Traceback" not in messages
-    last = int((tmp_path / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
-    assert f"after step {last}\n" in finish(start(tmp_path))
-    assert_same_run(uninterrupted, tmp_path)
+    last = int((workdir / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
+    assert f"after step {last}\n" in finish(start(workdir))
+    assert_same_run(uninterrupted, workdir)
 
 
 @pytest.mark.slow
