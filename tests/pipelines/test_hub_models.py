@@ -128,12 +128,13 @@ def test_two_processes_convert_once(downloads, tmp_path):
     (tmp_path / "cache" / "models").mkdir(parents=True)
     script = (
         "from bitdance_jax.pipelines.hub_models import local_folder; "
-        "print(local_folder('owner/name'))"
+        "print('imported', flush=True); print(local_folder('owner/name'))"
     )
     with lock:
         command = [sys.executable, "-c", script]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert process.stdout.readline() == "imported\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            process.communicate(timeout=20)
+            process.communicate(timeout=2)
         shutil.copytree(tmp_path / "tiny", tmp_path / "cache" / "models" / "owner--name")
     assert process.communicate(timeout=60)[0].strip().endswith("owner--name")
