@@ -156,6 +156,8 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation | None = None
+    # The metadata of a kernel have line breaks within an instruction.
+    text = text.replace('{\n"', '{"').replace('"\n}}', '"}}')
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and (header := _COMPUTATION.match(line)):
             current = Computation(header[2])

@@ -104,4 +104,18 @@ def _custom_call(computation: Computation, instruction: Instruction) -> int:
         return 2 * output.size * math.prod(lhs[int(axis)] for axis in json.loads(f"[{contracted}]"))
     if target.startswith("__cudnn$conv"):
         return _convolution(computation, instruction, output)
-    return int(instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)') or 0)
+    declared = instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
+    return int(declared) if declared else _splash_attention(computation, instruction)
+
+
+def _splash_attention(computation: Computation, instruction: Instruction) -> int:
+    """Operations of JAX's splash attention, which declares none, for one causal document.
+
+    A row of several documents takes fewer, which depends on the data.
+    """
+    phase = instruction.attribute(r"splash_m[hq]a_(fwd|dq|dkv)_")
+    if phase is None:
+        return 0
+    operands = (computation[name].array for name in instruction.operands)
+    heads, length, features = next(x.dims for x in operands if len(x.dims) == 3 and x.dims[2] > 1)
+    return {"fwd": 2, "dq": 3, "dkv": 4}[phase] * heads * length**2 * features

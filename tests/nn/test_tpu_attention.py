@@ -10,7 +10,7 @@ import pallas_on_cpu
 import processes
 import pytest
 
-from bitdance_jax.nn import attention, rope, tpu_attention
+from bitdance_jax.nn import attention, rope, tpu_attention, tpu_attention_kernels
 from bitdance_jax.nn.block import merge_heads, split_heads
 
 
@@ -61,11 +61,13 @@ def test_results_and_gradients_are_those_of_xla(monkeypatch, prefix, block, leng
 @pytest.mark.parametrize(("prefix", "block"), [(9, 4), (63, 1), (0, 16)])
 def test_chunks_see_as_many_keys_as_the_mask_says(prefix, block):
     mask = attention.block_causal_mask(319, prefix, block)
-    rule = tpu_attention._Rule(prefix, block, head_dim=64)
-    for rows, keys in tpu_attention._chunks(rule, 319):
+    rule = tpu_attention_kernels.Rule(prefix, block, head_dim=64)
+    for rows, keys in tpu_attention_kernels.chunks(rule, 319):
         seen = mask[rows.slice]
         assert seen[:, keys - 1].any() and not seen[:, keys:].any()
-        np.testing.assert_array_equal(tpu_attention._visible(rule, rows, keys).T, seen[:, :keys])
+        np.testing.assert_array_equal(
+            tpu_attention_kernels._visible(rule, rows, keys).T, seen[:, :keys]
+        )
 
 
 SHARDED = """

@@ -41,6 +41,13 @@ def test_computations_instructions_and_attributes():
     assert main.users("c") == [fusion]
 
 
+def test_line_breaks_in_the_metadata_of_kernels():
+    metadata = 'frontend_attributes={kernel_metadata={\n"block":"1"\n}}, metadata={op_name="k"}'
+    module = hlo.parse(MODULE.replace('metadata={op_name="x"}', metadata))
+    assert [i.name for i in module["main.3"]] == ["x.1", "c", "fusion"]
+    assert module["main.3"]["x.1"].op_name == "k"
+
+
 def test_tuples_layouts_and_escaped_names():
     body = hlo.parse(MODULE)["body"]
     number, array = body["t"].shape

@@ -91,13 +91,21 @@ def test_passes_of_the_matrix_unit():
             123,
         ),
         ('custom_call_target="Sharding"', 0),
+        # Two products of 6 heads of 8 queries and keys, half of which are seen.
+        (
+            'custom_call_target="tpu_custom_call", '
+            'metadata={op_name="splash_mha_fwd_segmented_residuals/pallas_call"}',
+            6 * 8 * 8 * 128 * 2,
+        ),
     ],
 )
 def test_calls_of_libraries_and_kernels(attributes, count):
     text = f"""ENTRY %main (a: f32[1]) -> f32[1] {{
   %a = f32[6,4]{{1,0}} parameter(0)
   %b = f32[4,8]{{1,0}} parameter(1)
-  ROOT %call = (f32[6,8]{{1,0}}, s8[64]{{0}}) custom-call(%a, %b), {attributes}
+  %blocks = s32[1,1,1]{{2,1,0}} parameter(2)
+  %q = bf16[6,8,128]{{2,1,0}} parameter(3)
+  ROOT %call = (f32[6,8]{{1,0}}, s8[64]{{0}}) custom-call(%a, %b, %blocks, %q), {attributes}
 }}
 """
     module = hlo.parse(text)

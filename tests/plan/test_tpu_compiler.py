@@ -129,3 +129,82 @@ def test_times(plan):
 def test_a_program_that_the_compiler_refuses_for_its_memory(plan):
     assert plan["refusal"].startswith("it needs ")
     assert "15.75G HBM" in plan["refusal"]
+
+
+KERNELS = """
+import json
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from bitdance_jax.nn import attention, tpu_attention
+from bitdance_jax.nn.packed_attention import PackedMask
+from bitdance_jax.plan import cost, hlo
+from bitdance_jax.plan.devices import find_devices
+
+
+def operations(device, function, *shapes):
+    '''Of every kernel in the function and its gradients.'''
+    sharding = SingleDeviceSharding(device)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding) for shape in shapes]
+
+    def step(q, k, v, gradient):
+        out, pull = jax.vjp(function, q, k, v)
+        return out, *pull(gradient)
+
+    module = hlo.parse(jax.jit(step).lower(*inputs).compile().as_text())
+    rows = cost.costs(module, devices=1)
+    calls = [row for row in rows if 'custom_call_target="tpu_custom_call"' in
+             row.instruction.attributes]
+    names = [re.search(r"(tpu_attention|splash_mha)_\\w+", row.op_name)[0] for row in calls]
+    return {name: row.trips * row.flops for name, row in zip(names, calls, strict=True)}
+
+
+def by_classes(q, k, v):
+    angle = jnp.zeros((319, 32))
+    return tpu_attention.attend((q, k, v), (angle, angle), 63, 1, num_heads=2)
+
+
+def by_documents(q, k, v):
+    documents = jnp.zeros((2, 300), jnp.int32)
+    mask = PackedMask(documents, documents + 300)
+    return attention.attend(q, k, v, mask, "pallas")
+
+
+image = (2, 319, 128)
+results = {}
+for topology in ("v5e:2x2", "v6e:2x2"):
+    device = find_devices(topology)[0]
+    results[topology] = operations(device, by_classes, *[image] * 4) | operations(
+        device, by_documents, (2, 4, 300, 128), *[(2, 2, 300, 128)] * 2, (2, 4, 300, 128)
+    )
+print(json.dumps(results))
+"""
+
+
+def test_fused_attention_and_its_operations():
+    """Both kernels compile, with gradients, and the plan knows what they compute."""
+    run = subprocess.run(
+        [sys.executable, "-c", KERNELS],
+        cwd=Path(__file__).parents[2],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Chunks of 128, 128 and 63 queries see 128, 256 and 319 keys, all on 128 features.
+    pairs = 2 * 2 * 128 * (128 * 128 + 128 * 256 + 63 * 319)
+    # Documents are padded to 384.
+    documents = 2 * 4 * 384**2 * 128
+    expected = {
+        "tpu_attention_forward": 2 * 2 * pairs,
+        "tpu_attention_backward": 5 * 2 * pairs,
+        "splash_mha_fwd_segmented_residuals": 2 * documents,
+        "splash_mha_dq_segmented_no_residuals": 3 * documents,
+        "splash_mha_dkv_segmented_no_residuals": 4 * documents,
+    }
+    for operations in json.loads(run.stdout.splitlines()[-1]).values():
+        assert operations == expected
