@@ -121,7 +121,8 @@ class DiscriminatorConfig(Config):
       lecam: weight of LeCAM regularization.
       start: step of the first update, and of the first adversarial loss.
       adaptive: scale the adversarial loss so that its gradient at the decoder's last layer is as
-        large as that of the reconstruction and perceptual losses.
+        large as that of the reconstruction and perceptual losses. The loss then jumps at `start`
+        and with the weight: set `run.spike` None.
     """
 
     filters: Count = 64
