@@ -1,4 +1,4 @@
-"""`bitdance train`: trains a tokenizer or a class-conditional model.
+"""`bitdance train`: trains a tokenizer, a class-conditional or a text-to-image model.
 
     bitdance train CONFIG [--run.steps 100 ...]
     bitdance train CONFIG --trial

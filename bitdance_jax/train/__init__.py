@@ -9,6 +9,7 @@ from bitdance_jax.train.hooks import Every, Hook, RunContext, StepResult
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.task import Batch, Metrics, Objective, Params, Task, TrainingConfig
+from bitdance_jax.train.text_to_image_training import TextToImageTraining
 from bitdance_jax.train.tokenizer_training import TokenizerTraining
 
 
@@ -23,6 +24,7 @@ __all__ = [
     "RunContext",
     "StepResult",
     "Task",
+    "TextToImageTraining",
     "TokenizerTraining",
     "TrainingConfig",
     "initial_params",

@@ -26,6 +26,8 @@ class Documents:
     def __call__(self, sample: Sample) -> Document | None:
         """None if not even a caption of a few words fits beside the image."""
         self._damaged.add(sample.skipped, 1)
+        for line in sample.too_small:
+            self._notes.add("images too small", f"{line}; the next one replaces it")
         config = self._config
         down = config.model.tokenizer.downsampling
         height, width = sample.size

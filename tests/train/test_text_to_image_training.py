@@ -26,12 +26,15 @@ from bitdance_jax.config import (
 from bitdance_jax.convert import peft
 from bitdance_jax.convert.export import export
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
+from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.pipelines import toy_text_to_image
+from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.plan.programs import training_step
 from bitdance_jax.text.prompt_tokenizer import FOLDER
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
@@ -214,15 +217,38 @@ def test_tokens_ahead_of_time_give_the_same_batches(folder, tmp_path):
         make_config(folder, data=data, tokenizer=str(folder / "init16")).make_task()
 
 
-def test_a_caption_that_is_too_long_is_cut_and_named(folder, capsys):
-    task = make_config(folder).make_task()
+@pytest.mark.slow
+def test_batches_are_those_that_the_step_is_planned_for(folder, capsys):
+    """A caption that is too long is cut, and named once."""
+    config = make_config(folder)
+    task = config.make_task()
     batches = task.batches(np.arange(4))
     for _ in range(4):
-        next(batches)
+        batch = next(batches)
     batches.close()
     lines = [line for line in capsys.readouterr().err.splitlines() if "it is cut" in line]
     assert len(lines) == 1
     assert "'a long one, a long one" in lines[0]
+    abstract = task.objective.abstract_batch(4)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: (x.shape, x.dtype) for name, x in abstract.items()
+    }
+    program = training_step(config, MESH)
+    assert program.model_flops > 0
+    program.function.lower(*program.arguments)
+
+
+def test_the_encoder_gives_the_tokenizers_bits_whatever_the_other_images(folder):
+    tokenizer = Tokenizer.load(folder / "init")
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (*size, 3), np.uint8) for size in ((8, 8), (16, 8), (8, 8), (16, 8))
+    ]
+    encode = ImageEncoder(tokenizer.config, tokenizer.params, "float32")
+    together = encode(images)
+    for image, bits in zip(images, together, strict=True):
+        np.testing.assert_array_equal(bits, np.packbits(tokenizer.encode(image[None])[0] > 0, -1))
+    np.testing.assert_array_equal(encode(images[1:2])[0], together[1])
 
 
 def test_a_model_with_more_tokens_a_step_inherits_all_but_new_queries(folder):
