@@ -40,6 +40,7 @@ if ON_CPU:  # also for the processes that the tests start
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *processes.QUICK]).strip()
 
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", ON_CPU)  # also if a plugin imported JAX before
 
 
 def pytest_configure(config: pytest.Config) -> None:
