@@ -297,6 +297,6 @@ def _write(out: str, source: Source, converted: Converted, force: bool) -> None:
         converted = converted._replace(params=jax.tree.map(counted, converted.params))
         model_folder.save(out, **converted._asdict(), force=force)
     print(
-        f"{out}: {converted.kind} model, {tqdm.tqdm.format_sizeof(total, 'B')} of weights"
-        f" from {_name(source)}"
+        f"{out}: {converted.kind.removesuffix('_model')} model,"
+        f" {tqdm.tqdm.format_sizeof(total, 'B')} of weights from {_name(source)}"
     )

@@ -206,7 +206,8 @@ def _read_arrays(params: Params, read_array: ReadArray, unrolled: bool) -> Param
 def _described(path: epath.Path, expect: Kind | None) -> tuple[ModelFolder, Manifest]:
     header = manifest.read(path)
     if expect is not None and header.kind != expect:
-        raise FileError(f"{path} holds a {header.kind} model, and a {expect} model is needed here")
+        kind = header.kind.removesuffix("_model")
+        raise FileError(f"{path} holds a {kind} model, and a {expect} model is needed here")
     return ModelFolder(header.kind, header.config, header.metadata, {}), header
 
 

@@ -51,6 +51,7 @@ def toy():
     return params, lora.initial(kernels, RANK, jax.random.key(2))
 
 
+@pytest.mark.slow
 def test_new_adapters_change_nothing_but_learn(toy):
     params, adapters = toy
 
