@@ -54,8 +54,10 @@ def local_folder(name: Any) -> str:
         return name
     folder = cache_folder() / "models" / name.replace("/", "--")
     try:
+        # It stays when the download fails: others may be waiting for the lock in it.
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f"{folder.name}.lock")
-        with paths.folder_made(folder.parent), FileLock(lock), contextlib.ExitStack() as stack:
+        with FileLock(lock), contextlib.ExitStack() as stack:
             # Runs before the lock is released, while no other process can hold it.
             stack.callback(lock.unlink, missing_ok=True)
             if not model_folder.is_model_folder(folder):
