@@ -51,8 +51,7 @@ from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import batch_sharding, make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
-from bitdance_jax.models import class_conditional, text_to_image
-from bitdance_jax.models.text_to_image import Prefixes
+from bitdance_jax.models import class_conditional, prompt_rows, text_to_image
 from bitdance_jax.nn import quantize
 from bitdance_jax.nn.attention import Kernel
 from bitdance_jax.perf.flops import traced_flops
@@ -408,9 +407,9 @@ def draw_prompt(name: str, weights: str) -> Any:
             head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant"
         )
         params = prompt_weights(config, mesh, dtype, weights)
-        rows = text_to_image.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
-        prompt, unconditional = (Prefixes(*(x[i : i + 1] for x in rows)) for i in range(2))
-        inputs = Inputs(prompt, (unconditional, text_to_image.token_positions(config, side, side)))
+        rows = prompt_rows.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
+        prompts = tuple(jax.tree.map(lambda x, i=i: x[i : i + 1], rows) for i in range(2))
+        inputs = Inputs(prompts, text_to_image.token_positions(config, side, side))
         keys = ImageKeys.checked(0, 0, 1).data(np.arange(1))
         programs = Programs(config, mesh, dtype)
         patches = side * side // config.size_multiple**2

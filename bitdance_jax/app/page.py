@@ -147,7 +147,7 @@ class Updates:
 
 def _save(folder: str, model: Pipeline, request: Request, images: np.ndarray) -> list[str]:
     """Saves PNG files, which a browser downloads under their names."""
-    texts = model.describe(request.subject, **options(model, request))
+    texts = model.metadata(request.subject, **options(model, request))
     paths = [os.path.join(folder, f"seed-{request.seed}-{i:02d}.png") for i in range(len(images))]
     for path, image, text in zip(paths, images, texts, strict=True):
         save_png(path, image, text=text)

@@ -221,7 +221,7 @@ def generate_prompts(arguments: Arguments) -> None:
         batch_size=4 if arguments.batch_size is None else arguments.batch_size,
         progress=jax.process_index() == 0,
     )
-    text = common_description(model.describe(prompts, **chosen))
+    text = common_description(model.metadata(prompts, **chosen))
     multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts), text))
 
 
@@ -256,7 +256,7 @@ def generate_grid(
     images = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=batch_size)
     captions = [model.class_names[label] for label in labels]
     grid = image_files.grid(images, each, captions, enlarge=enlarge)
-    text = common_description(model.describe(numbers, arguments.seed, sampler=sampler))
+    text = common_description(model.metadata(numbers, arguments.seed, sampler=sampler))
     image_files.save_png(arguments.out, grid, text=text)
     print(f"{counted(len(images), 'image')} of {counted(len(labels), 'label')} in {arguments.out}")
 

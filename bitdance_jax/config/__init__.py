@@ -8,7 +8,7 @@ from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
 from bitdance_jax.config.lora import LoraConfig
 from bitdance_jax.config.model import ClassConditionalConfig, TokenizerConfig, TransformerConfig
 from bitdance_jax.config.plain import Config, from_dict, to_dict
-from bitdance_jax.config.sampler import SamplerConfig
+from bitdance_jax.config.sampler import SamplerConfig, TextSamplerConfig
 from bitdance_jax.config.text_to_image import ImageTokens, Qwen3Config, TextToImageConfig
 from bitdance_jax.config.training import (
     DiscriminatorConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "Qwen3Config",
     "RunConfig",
     "SamplerConfig",
+    "TextSamplerConfig",
     "TextToImageConfig",
     "TokenizerConfig",
     "TokenizerLossConfig",

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from bitdance_jax.config.plain import Config, HeadSteps, NotNegative, OneOf, Share, require
+from bitdance_jax.config.plain import (
+    Config,
+    Count,
+    HeadSteps,
+    NotNegative,
+    OneOf,
+    Range,
+    Share,
+    require,
+)
 
 
 SOLVERS: dict[str, Any] = {}
@@ -45,3 +54,20 @@ class SamplerConfig(Config):
             f"guidance_end must not be before guidance_start, got {end} and {start}",
             "guidance_end",
         )
+
+
+@dataclass(frozen=True)
+class TextSamplerConfig(Config):
+    """How a text-to-image model answers in text.
+
+    Attributes:
+      max_tokens: of the answer.
+      temperature: of the softmax; 0: always the likeliest token.
+      top_k: only the likeliest tokens are sampled; None: all.
+      top_p: and of those the fewest whose probabilities add up to this.
+    """
+
+    max_tokens: Annotated[int, Range(1, 4096)] = 128
+    temperature: NotNegative = 1.0
+    top_k: Count | None = 1200
+    top_p: Annotated[float, Range(1e-6, 1.0)] = 0.95

@@ -193,7 +193,7 @@ def _generate_batch(
     for j in range(setting.per_prompt):
         options["first_index"] = j * STRIDE + start
         images = model.sample(texts, batch_size=at_once, progress=show and j == 0, **options)
-        yield images, model.describe(texts, **options)
+        yield images, model.metadata(texts, **options)
 
 
 def _check_lengths(prompts: list[Prompt], checkpoint: str) -> None:

@@ -114,6 +114,11 @@ def _decode(file: str | os.PathLike[str] | io.BytesIO) -> UInt8[np.ndarray, "H W
                 f"{opened.width} x {opened.height} are more than {MAX_PIXELS:,} pixels"
             )
         image = _upright(opened)
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an image of any mode; transparency becomes white."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

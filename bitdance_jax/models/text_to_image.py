@@ -4,11 +4,11 @@ A row is the prompt's tokens, `<|vision_start|>`, `<|res_h|>`, `<|res_w|>` (h an
 P - 1 queries, and the visual tokens except the last P. `<|res_w|>` and the queries are the first
 block: from their outputs the head predicts the first patch. The prompts of a batch differ in
 length. They are padded on the left, so that a patch has the same positions of the KV cache in every
-row.
+row. A prompt may show images: `<|vision_start|>`, `<|res_h|>`, `<|res_w|>`, visual tokens,
+`<|vision_end|>`, all read causally.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import UserError
@@ -32,8 +32,11 @@ from bitdance_jax.transformer.qwen3 import Qwen3
 Params = Any
 
 PREFIX_LENGTHS = (64, 128, 256, 512, 1024)
-"""Lengths of prompt, `<|vision_start|>` and `<|res_h|>` that rows are padded to. One program is
-compiled for all prompts up to each."""
+"""Lengths of prompt, `<|vision_start|>` and `<|res_h|>` that rows are padded to; longer ones, which
+show images, to multiples of the last. One program is compiled for all prompts up to each."""
+
+CHUNK = PREFIX_LENGTHS[-1]
+"""Positions of a prompt that are read at a time."""
 
 MAX_PROMPT = PREFIX_LENGTHS[-1] - 2
 """Tokens of the longest prompt, with its template."""
@@ -102,6 +105,17 @@ class TextToImage(nn.Module):
             xy, self.config.text.dim
         ).astype(residual)
 
+    def embed_prompts(
+        self, tokens: Int[Array, "B Q"], shown: "ShownImages | None" = None
+    ) -> Float[Array, "B Q D"]:
+        """Prompts with the images that they show."""
+        x = self.embed_prefix(tokens)
+        if shown is None:
+            return x
+        bits = jnp.asarray(shown.bits, jnp.float32)
+        visual = self.embed_bits(bits, jnp.asarray(shown.xy)).astype(x.dtype)
+        return x.at[jnp.arange(len(x))[:, None], shown.slots].set(visual, mode="drop")
+
     def read(
         self,
         x: Float[Array, "B Q D"],
@@ -168,56 +182,32 @@ def sinusoidal_2d(xy: Int[Array, "*B S 2"], dim: int) -> Float[Array, "*B S D"]:
     )
 
 
+class ShownImages(NamedTuple):
+    """The visual tokens of all images that the prompts of a batch show, V for each row.
+
+    Attributes:
+      bits: in {-1, 1}.
+      xy: column and row in the grid of the image's tokens.
+      slots: their places in `Prefixes.tokens`; behind its end where a row has fewer than V.
+    """
+
+    bits: Int8[Array, "R V K"] | Int8[np.ndarray, "R V K"]
+    xy: Int[Array, "R V 2"] | Int[np.ndarray, "R V 2"]
+    slots: Int[Array, "R V"] | Int[np.ndarray, "R V"]
+
+
 class Prefixes(NamedTuple):
     """The tokens of a batch of rows before the visual ones.
 
     Attributes:
       tokens: ids; the last P are the first block.
       padding: number of tokens at the start of each row that are padding; their ids are ignored.
+      shown: images in the prompts; None: there are none.
     """
 
     tokens: Int[Array, "R T"] | Int[np.ndarray, "R T"]
     padding: Int[Array, "R"] | Int[np.ndarray, "R"]
-
-
-def prefix_rows(
-    config: TextToImageConfig, prompts: Sequence[Sequence[int]], height: int, width: int
-) -> Prefixes:
-    """The rows of prompts, padded to the smallest of PREFIX_LENGTHS that is long enough for all.
-
-    Args:
-      config: of the model.
-      prompts: token ids.
-      height, width: of the images, in pixels.
-
-    Raises:
-      UserError: a size that the model cannot sample, a prompt longer than MAX_PROMPT, or a token
-        that is not in the vocabulary.
-    """
-    check_size(config, height, width)
-    longest = max(map(len, prompts))
-    ids = config.image_tokens
-    down = config.tokenizer.downsampling
-    if longest > MAX_PROMPT:
-        raise UserError(
-            f"a prompt has {longest} tokens with its template, and at most {MAX_PROMPT} fit; "
-            "make it shorter"
-        )
-    if (largest := max(max(prompt, default=0) for prompt in prompts)) >= config.text.vocab_size:
-        raise UserError(
-            f"a prompt has the token {largest}, and the vocabulary {config.text.vocab_size}; "
-            "use the model's own tokenizer files"
-        )
-    sides = [ids.first_resolution - 1 + side // down for side in (height, width)]
-    image = [
-        ids.vision_start,
-        *sides,
-        *range(ids.first_query, ids.first_query + config.tokens_per_step - 1),
-    ]
-    length = next(n for n in PREFIX_LENGTHS if n >= longest + 2) + config.tokens_per_step
-    padding = np.array([length - len(prompt) - len(image) for prompt in prompts], np.int32)
-    rows = [[0] * pad + [*prompt, *image] for pad, prompt in zip(padding, prompts, strict=True)]
-    return Prefixes(np.array(rows, np.int32), padding)
+    shown: ShownImages | None = None
 
 
 def check_size(config: TextToImageConfig, height: int, width: int) -> None:
@@ -289,21 +279,16 @@ class PatchReader:
         self._before = length - block
         self._slots = self._before + xy.shape[0]
         self._prompts, first = jnp.split(jnp.asarray(prefixes.tokens), [self._before], axis=1)
+        self._shown = prefixes.shown
         self._first_block = self._bound.embed_prefix(first)
-        self._positions, self._filled = _positions(prefixes.padding, self._slots)
+        self._positions, self._filled = positions_in_text(prefixes.padding, self._slots)
         self.num_patches = xy.shape[0] // block
         self.patch_shape = (rows, block, config.tokenizer.bits)
         self.head = self._bound.head
 
     def read_prefix(self) -> list[KVCache] | None:
-        text = self._config.text
-        before = self._before
-        shape = (self.patch_shape[0], self._slots, text.num_kv_heads, text.head_dim)
-        empty = [attention.empty_cache(*shape, self._dtype)] * text.num_layers
-        mask = attention.block_causal_mask(before, before, 1) & self._filled[:, None, :before]
-        x = self._bound.embed_prefix(self._prompts)
-        _, cache = self._bound.read(x, self._positions[:, :before], mask, empty)
-        return cache
+        x = self._bound.embed_prompts(self._prompts, self._shown)
+        return read_causally(self._bound, x, self._positions, self._filled, self._dtype)[1]
 
     def read(
         self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: list[KVCache] | None
@@ -320,7 +305,40 @@ class PatchReader:
         return self._bound.condition(hidden, here), cache
 
 
-def _positions(
+def read_causally(
+    bound: TextToImage,
+    x: Float[Array, "R Q D"],
+    positions: Int[Array, "R T"],
+    filled: Bool[Array, "R T"],
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "R _ D"], list[KVCache] | None]:
+    """Reads embedded prompts into a new cache of T positions.
+
+    Scores of CHUNK positions are in memory at a time, which matters where prompts show images.
+
+    Args:
+      bound: the model with its weights.
+      x: of the first Q positions.
+      positions: in the text, of every position of the cache.
+      filled: whether it is no padding.
+      dtype: of the cache.
+
+    Returns:
+      Hidden states of the last chunk, and the cache.
+    """
+    text = bound.config.text
+    rows, length, _ = x.shape
+    shape = (rows, positions.shape[1], text.num_kv_heads, text.head_dim)
+    cache: list[KVCache] | None = [attention.empty_cache(*shape, dtype)] * text.num_layers
+    hidden = x
+    for start in range(0, length, CHUNK):
+        end = min(start + CHUNK, length)
+        mask = attention.block_causal_mask(end, end, 1)[start:] & filled[:, None, :end]
+        hidden, cache = bound.read(x[:, start:end], positions[:, start:end], mask, cache, start)
+    return hidden, cache
+
+
+def positions_in_text(
     padding: Int[Array, "R"] | Int[np.ndarray, "R"], slots: int
 ) -> tuple[Int[Array, "R T"], Bool[Array, "R T"]]:
     """Of every position of the cache, the position in the text, and whether it is no padding."""

@@ -163,7 +163,7 @@ class Pipeline(abc.ABC):
           sampler: solver and guidance; None: the model's own.
           batch_size: images at a time, on all devices together.
           first_index: index of the first image, to continue with the images of a seed.
-          output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images, with `describe` as their
+          output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images, with `metadata` as their
             `info`; or "codes", int8 [B, h, w, K] in {-1, 1}, for `tokenizer.decode`.
           progress: show a bar.
 
@@ -245,7 +245,7 @@ class Pipeline(abc.ABC):
         if images is not None:
             yield _fetch(images)[: (request.keys.count - 1) % request.batch_size + 1]
 
-    def describe(
+    def metadata(
         self,
         inputs: LabelsOrPrompts,
         seed: Seeds = 0,

@@ -18,7 +18,7 @@ from bitdance_jax.config import (
 from bitdance_jax.distributed.mesh import compiler_options
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.models.class_conditional import ClassConditional, with_unconditional
-from bitdance_jax.models.text_to_image import Prefixes, TextToImage
+from bitdance_jax.models.text_to_image import TextToImage
 from bitdance_jax.nn.attention import Kernel, choose_sampling_kernel
 from bitdance_jax.pipelines.partial_images import values_to_codes
 from bitdance_jax.pipelines.tokenizer import decode_on_mesh
@@ -110,15 +110,10 @@ def read_prompts(model: TextToImage, params: Any, inputs: Inputs, scales: Scales
     """The model after prompts, with unconditional rows where there are guidance scales.
 
     Args:
-      inputs: images: `Prefixes` of the B prompts; shared: `Prefixes` of the unconditional prompt
-        [1, ...], and (x, y) of the visual tokens.
+      inputs: images: `Prefixes` of the B prompts, and of the B unconditional ones, which show the
+        same images; shared: (x, y) of the visual tokens.
     """
-    prefixes, (unconditional, xy) = inputs
+    (prefixes, unconditional), xy = inputs
     if scales is not None:
-        rows = len(prefixes.padding)
-        both = [
-            jnp.concatenate([x, jnp.repeat(y, rows, 0)])
-            for x, y in zip(prefixes, unconditional, strict=True)
-        ]
-        prefixes = Prefixes(*both)
+        prefixes = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), prefixes, unconditional)
     return text_to_image.PatchReader(model, params, prefixes, xy)

@@ -9,11 +9,14 @@ from jaxtyping import Float, Int, UInt32
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.pipelines.batching import ImageKeys
+from bitdance_jax.pipelines.image_prompts import ImagePrompt
 from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.solvers import Solver
 
 
-LabelsOrPrompts = str | int | Sequence[str | int] | Int[np.ndarray, "inputs"]
+LabelsOrPrompts = (
+    str | int | ImagePrompt | Sequence[str | int | ImagePrompt] | Int[np.ndarray, "inputs"]
+)
 Size = str | tuple[int, int]
 """An image's size in pixels: "WIDTHxHEIGHT", or (height, width) as in the shape of an array."""
 

@@ -1,33 +1,45 @@
 """Text-to-image models ready to use: prompts to images, with weights of a folder or in memory."""
 
 import functools
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from etils import epath
 from flax import traverse_util
 from jax.typing import DTypeLike
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
-from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig, from_dict
+from bitdance_jax.config import (
+    MeshConfig,
+    SamplerConfig,
+    TextSamplerConfig,
+    TextToImageConfig,
+    from_dict,
+)
 from bitdance_jax.config.plain import PathName, checked
 from bitdance_jax.convert import peft
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.errors import UserError
+from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.io.orbax_weights import StoredArray
 from bitdance_jax.models import text_to_image as model
+from bitdance_jax.models.prompt_rows import Prompt, ShownImage, pad_prompts, prefix_rows
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.nn import lora, quantize
 from bitdance_jax.nn.stack import unstack
-from bitdance_jax.pipelines import checks, memory
+from bitdance_jax.pipelines import checks, image_prompts, memory
+from bitdance_jax.pipelines.answers import LM_HEAD, AnswerProgram
+from bitdance_jax.pipelines.batching import ImageKeys, Seeds
 from bitdance_jax.pipelines.hub_models import local_folder
+from bitdance_jax.pipelines.image_prompts import ImageLike, ImagePrompt
 from bitdance_jax.pipelines.pipeline import Pipeline
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
@@ -91,6 +103,8 @@ class TextToImage(Pipeline):
         self._folder: str | None = None
         self._encoder: dict[tuple[str, ...], StoredArray] = {}
         self._adapters: peft.Adapters | None = None
+        self._lm_head: Any = None
+        self._answer: AnswerProgram | None = None
         if prompts.image_tokens != config.image_tokens:
             raise UserError(
                 "the prompt tokenizer's files are not the model's: "
@@ -187,6 +201,72 @@ class TextToImage(Pipeline):
 
     generate = Pipeline.sample
 
+    def edit(
+        self, image: ImageLike, prompt: str, seed: Seeds = 0, **options: Any
+    ) -> np.ndarray | list[PIL.Image.Image]:
+        """`sample` of a prompt that shows an image: images of the fitted image's size.
+
+        Args:
+          image: a file, a PIL image or uint8 [H, W, 3]; see `ImagePrompt`.
+          prompt: what to sample, such as "make it night".
+          seed: see `sample`.
+          options: the other arguments of `sample`.
+
+        Raises:
+          UserError: as `sample`, or an image that cannot be read.
+        """
+        fitted = image_prompts.fit(image, self.config, self._resolution)
+        options = {"size": fitted.shape[:2], **options}
+        return self.sample(ImagePrompt(prompt, [fitted]), seed, **options)
+
+    def describe(
+        self,
+        image: ImageLike,
+        question: str = "Describe this image.",
+        seed: int = 0,
+        *,
+        sampler: TextSamplerConfig | None = None,
+    ) -> str:
+        """The model's answer, in text, to a question about an image.
+
+        Args:
+          image: a file, a PIL image or uint8 [H, W, 3]; see `ImagePrompt`.
+          question: a prompt.
+          seed: of the answer, of 32 bits.
+          sampler: length, temperature, top-k and top-p; None: as released.
+
+        Raises:
+          UserError: a bad argument, or a model without the weights of its output layer.
+        """
+        sampler = checked(TextSamplerConfig | None, sampler, "sampler") or TextSamplerConfig()
+        text = self.prompts.encode(checked(str, question, "question"), MAX_PROMPT)
+        prefixes = pad_prompts(self.config, [[*self._shown([image]), *text]], [])
+        keys = ImageKeys.checked(seed, 0, 1).data(np.arange(1))
+        if self._answer is None:
+            self._answer = AnswerProgram(self.config, self.mesh, self.dtype)
+        tokens, lengths = self._answer(
+            self.params["model"],
+            self._output_layer(self._answer),
+            prefixes,
+            keys,
+            end=self.prompts.end_of_image()[1],
+            config=sampler,
+        )
+        return self.prompts.decode(np.asarray(tokens)[0, : int(lengths[0])].tolist())
+
+    def set_params(self, params: Params | None) -> None:
+        self._lm_head = None if params is None else _at(params, LM_HEAD)
+        super().set_params(params)
+
+    def _output_layer(self, answer: AnswerProgram) -> Array:
+        if self._lm_head is None:
+            raise ConfigError(
+                "the weights have no text/lm_head, which answers in text need", "params"
+            )
+        if not isinstance(self._lm_head, Array):
+            self._lm_head = answer.place(self._lm_head)
+        return self._lm_head
+
     def _checked_size(self, size: Size | None) -> tuple[int, int]:
         height, width = self.default_size if size is None else checks.parse_size(size)
         model.check_size(self.config, height, width)
@@ -194,14 +274,40 @@ class TextToImage(Pipeline):
 
     def _checked_inputs(
         self, inputs: LabelsOrPrompts, size: tuple[int, int]
-    ) -> tuple[Prefixes, tuple[Prefixes, Int[np.ndarray, "T 2"]], Callable[[int], str]]:
+    ) -> tuple[tuple[Prefixes, Prefixes], Int[np.ndarray, "T 2"], Callable[[int], str]]:
         several = checks.items(inputs, "prompts")
-        prompts = checked(tuple[str, ...], several, "prompt")
+        texts = [one.text if isinstance(one, ImagePrompt) else one for one in several]
+        prompts = checked(tuple[str, ...], texts, "prompt")
         ids = [self.prompts.encode(text, MAX_PROMPT) for text in prompts]
-        rows = model.prefix_rows(self.config, [*ids, self.prompts.unconditional()], *size)
-        tokens, padding = (np.asarray(array) for array in rows)
-        shared = Prefixes(tokens[-1:], padding[-1:]), self._token_positions(size)
-        return Prefixes(tokens[:-1], padding[:-1]), shared, prompts.__getitem__
+        images = [
+            self._shown(one.images) if isinstance(one, ImagePrompt) else [] for one in several
+        ]
+        conditional: list[Prompt] = [
+            [*shown, *text] for shown, text in zip(images, ids, strict=True)
+        ]
+        unconditional: list[Prompt] = [[*shown, *self.prompts.unconditional()] for shown in images]
+        all_rows: list[Prompt] = [*conditional, *unconditional] or [self.prompts.unconditional()]
+        rows = prefix_rows(self.config, all_rows, *size)
+        count = len(prompts)
+        halves = (
+            jax.tree.map(lambda x: x[:count], rows),
+            jax.tree.map(lambda x: x[count : 2 * count], rows),
+        )
+        return halves, self._token_positions(size), prompts.__getitem__
+
+    def _shown(self, images: Sequence[ImageLike]) -> list[int | ShownImage]:
+        """Images as they stand in a prompt."""
+        end = self.prompts.end_of_image()[0]
+        parts: list[int | ShownImage] = []
+        for image in images:
+            fitted = image_prompts.fit(image, self.config, self._resolution)
+            parts += [image_prompts.encode(fitted, self.tokenizer, self.config.patch_side), end]
+        return parts
+
+    @property
+    def _resolution(self) -> int:
+        """Of images in prompts: the side of a square with the area of the default size."""
+        return math.isqrt(self.default_size[0] * self.default_size[1])
 
     def _token_positions(self, size: tuple[int, int]) -> Int[np.ndarray, "T 2"]:
         return model.token_positions(self.config, *size)
@@ -242,6 +348,8 @@ class TextToImage(Pipeline):
     def _place(
         self, adapters: dict[tuple[str, ...], Any], path: tuple[str, ...], stored: StoredArray
     ) -> Any:
+        if path[1:] == LM_HEAD:
+            self._lm_head = stored
         if path[:2] == ("tokenizer", "encoder"):
             self._encoder[path[1:]] = stored
         how = stored_as(self.mesh, path, stored.shape, self.dtype, self._weights)
@@ -268,6 +376,14 @@ def _recorded_sampler(described: ModelFolder, where: str) -> SamplerConfig:
     if not recorded:
         return RELEASED_SAMPLER
     return from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler")
+
+
+def _at(params: Params, path: tuple[str, ...]) -> Any:
+    """The parameter at a path; None: there is none."""
+    found: Any = params
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _compute_type(dtype: DTypeLike | None) -> jnp.dtype:

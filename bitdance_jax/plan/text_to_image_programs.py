@@ -10,6 +10,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig
+from bitdance_jax.models import prompt_rows
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
 from bitdance_jax.nn.quantize import quantize
@@ -65,15 +66,15 @@ class BatchPrograms:
         self._tokens = model.token_positions(config, height, width)
         self.patches = len(self._tokens) // config.tokens_per_step
         self.weights = abstract_weights(config, mesh, self._dtype, setting.weights)
-        one = model.prefix_rows(config, [[0] * setting.prompt_tokens], height, width)
+        one = prompt_rows.prefix_rows(config, [[0] * setting.prompt_tokens], height, width)
         length = one.tokens.shape[1]
         array: Any = self._replicated
         prompts, unconditional = (
             Prefixes(array((rows, length), jnp.int32), array((rows,), jnp.int32))
-            for rows in (self._images, 1)
+            for rows in (self._images, self._images)
         )
         positions = self._replicated(self._tokens.shape, jnp.int32)
-        self._inputs = Inputs(prompts, (unconditional, positions))
+        self._inputs = Inputs((prompts, unconditional), positions)
         self._keys = self._replicated((self._images, 2), jnp.uint32)
         self.solver, scales = next_patch.resolve(
             setting.sampler, config.head.time_shift, self.patches

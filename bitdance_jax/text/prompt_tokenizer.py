@@ -1,13 +1,14 @@
 """Prompts to token ids, with the tokenizer files of a text-to-image model (paper 4.3)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from etils import epath
+from tokenizers.decoders import ByteLevel
 
 from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import ConfigError, FileError
@@ -84,7 +85,7 @@ class PromptTokenizer:
           FileError: the files are missing or damaged, or special tokens are missing or unordered.
         """
         self._path = epath.Path(folder) / "tokenizer.json"
-        self._encode_text, self._added = _read(self._path)
+        self._encode_text, self._added, self._words = _read(self._path)
         self._line_end = self._encode_text("\n")
         self._assistant = self._encode_text("assistant\n")
         self.tokens_per_step = tokens_per_step or 1 + len(list(self._numbered("query")))
@@ -138,6 +139,11 @@ class PromptTokenizer:
                 "prompt",
             )
         return [*ids, *behind]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without added tokens and those that are no tokens of the file."""
+        words = [self._words[token] for token in tokens if token in self._words]
+        return str(ByteLevel().decode(words)).strip()
 
     def unconditional(self) -> list[int]:
         """Ids of `<|im_start|>assistant\\n`, the unconditional prompt of guidance."""
@@ -219,8 +225,8 @@ def _check_inside(file: Path) -> None:
         )
 
 
-def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:
-    """The tokenizer of plain text, and the ids of the added tokens."""
+def _read(path: epath.Path) -> tuple[Encode, dict[str, int], dict[int, str]]:
+    """The tokenizer of plain text, the ids of the added tokens, and the others by their ids."""
     try:
         content = readers.read_json(path, limit=readers.MAX_LIST_BYTES)
     except readers.MissingFile as error:
@@ -241,7 +247,15 @@ def _read(path: epath.Path) -> tuple[Encode, dict[str, int]]:
                     " ids; use the model's own files",
                     path,
                 )
-    return open_tokenizer(content, str(path)), added
+    encode = open_tokenizer(content, str(path))
+    return encode, added, {number: word for word, number in _vocabulary(content).items()}
+
+
+def _vocabulary(content: dict[str, Any]) -> dict[str, int]:
+    """The tokens of a byte-level BPE; empty if it is another kind of tokenizer."""
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    return vocabulary if isinstance(vocabulary, dict) else {}
 
 
 def _bad_prompt(line: str) -> ConfigError:

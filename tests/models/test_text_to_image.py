@@ -31,11 +31,11 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.heads import dit
 from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.models import text_to_image
+from bitdance_jax.models.prompt_rows import prefix_rows
 from bitdance_jax.models.text_to_image import (
     PatchReader,
     Prefixes,
     TextToImage,
-    prefix_rows,
     token_positions,
 )
 from bitdance_jax.nn import rope
@@ -118,9 +118,11 @@ def test_golden_samples(name, kind, monkeypatch):
     monkeypatch.setattr(dit, "timestep_features", rounding.recorded_time_features)
     # Ours are from the compiled sampler that users run, but with the recorded noise.
     read = functools.partial(read_prompts, TextToImage(config))
+    first = slice(None, images)
+    last = slice(-images, None)
     inputs = Inputs(
-        Prefixes(*(array[:images] for array in prefixes)),
-        (Prefixes(*(array[-1:] for array in prefixes)), xy),
+        tuple(jax.tree.map(lambda x, rows=rows: x[rows], prefixes) for rows in (first, last)),
+        xy,
     )
     options = {"solver": solver, "scales": scales, "num_patches": len(steps)}
     arguments = params, inputs, np.zeros((images, 2), np.uint32)
@@ -168,7 +170,7 @@ def test_golden_order_and_positions(name):
 
 def test_prefix_rows():
     """8 x 16 pixels are 4 x 8 tokens: <|res_4|>, <|res_8|>, 3 queries; text is padded to 64."""
-    tokens, padding = prefix_rows(TOY, PROMPTS, height=8, width=16)
+    tokens, padding, _ = prefix_rows(TOY, PROMPTS, height=8, width=16)
     assert tokens.shape == (3, 64 + 4)
     np.testing.assert_array_equal(padding, 62 - np.array([3, 8, 1]))
     for row, pad, prompt in zip(tokens, padding, PROMPTS, strict=True):

@@ -11,7 +11,8 @@ import rounding
 from flax import traverse_util
 
 from bitdance_jax.config import SamplerConfig
-from bitdance_jax.models.text_to_image import PatchReader, TextToImage, prefix_rows, token_positions
+from bitdance_jax.models.prompt_rows import prefix_rows
+from bitdance_jax.models.text_to_image import PatchReader, TextToImage, token_positions
 from bitdance_jax.nn import linear, quantize
 from bitdance_jax.nn.layers import FusedDense
 from bitdance_jax.nn.quantize import Int8Kernel

@@ -75,7 +75,7 @@ def test_pil_images(model):
 
 def test_text_chunks(model, tmp_path):
     """What is written is read back; a grid has what its images share."""
-    texts = model.describe([0, "猫"], seed=5, first_index=3)
+    texts = model.metadata([0, "猫"], seed=5, first_index=3)
     save_png(tmp_path / "x.png", np.zeros((4, 4, 3), np.uint8), text=texts[1])
     with Image.open(tmp_path / "x.png") as image:
         assert (

@@ -20,7 +20,7 @@ from bitdance_jax import SamplerConfig
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
-from bitdance_jax.models import text_to_image
+from bitdance_jax.models import prompt_rows, text_to_image
 from bitdance_jax.nn.quantize import Int8Kernel
 from bitdance_jax.pipelines import memory, toy_text_to_image
 from bitdance_jax.pipelines.batching import image_keys
@@ -86,7 +86,7 @@ def test_images_are_those_of_the_sampler(folder, model, generate):
     @jax.jit
     def draw(params, keys):
         prefixes, xy = (
-            text_to_image.prefix_rows(tiny_models.TEXT_TO_IMAGE, rows, 8, 12),
+            prompt_rows.prefix_rows(tiny_models.TEXT_TO_IMAGE, rows, 8, 12),
             jnp.asarray(text_to_image.token_positions(tiny_models.TEXT_TO_IMAGE, 8, 12)),
         )
         solver, scales = resolve(model.sampler, tiny_models.TEXT_TO_IMAGE.head.time_shift, 6)
