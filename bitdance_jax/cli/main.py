@@ -25,6 +25,9 @@ COMMANDS = {
     "sample": Command(
         "bitdance_jax.cli.sample", "generate images of labels or prompts: a PNG or an .npz"
     ),
+    "describe": Command(
+        "bitdance_jax.cli.describe", "answer a question about an image with a text-to-image model"
+    ),
     "train": Command(
         "bitdance_jax.cli.train", "train a tokenizer or a class-conditional model from a config"
     ),

@@ -3,6 +3,7 @@
     bitdance sample --labels Flags Food --out grid.png
     bitdance sample --checkpoint MODEL --npz samples.npz --num-images 50000
     bitdance sample --checkpoint MODEL --prompt "a cat on a mat" --size 1024x1024 --out cat.png
+    bitdance sample --checkpoint MODEL --prompt "make it night" --image cat.png --out night.png
 
 The output is a PNG with a row of images per label, an .npz for an evaluation suite, or images of
 prompts.
@@ -33,6 +34,7 @@ from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.checks import parse_size
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.hub_models import local_folder
+from bitdance_jax.pipelines.image_prompts import ImagePrompt
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
 from bitdance_jax.pipelines.pipeline import common_description
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
@@ -54,8 +56,9 @@ class Arguments(Config):
         cache; "emoji" is the small model of the package.
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
       prompt: what the images of a text-to-image model show.
-      size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: that of the
-        model folder, for released models 1024x1024.
+      image: files that each prompt shows to a text-to-image model, such as the image to edit.
+      size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: that of the first
+        `image`, or of the model folder, for released models 1024x1024.
       per_label: images per label of a grid; default: 8.
       per_prompt: images per prompt; default: 1.
       seed: image i of a seed is the same for any batch size.
@@ -87,6 +90,7 @@ class Arguments(Config):
     checkpoint: PathName = "emoji"
     labels: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
+    image: tuple[PathName, ...] | None = None
     size: str | None = None
     per_label: Count | None = None
     per_prompt: Count | None = None
@@ -170,7 +174,7 @@ def generate(arguments: Arguments) -> int:
 def check_flags(arguments: Arguments, is_text_to_image: bool) -> None:
     """Raises a ConfigError for flags of the other kind of model, or without a prompt."""
     kind, other = "class-conditional", "text-to-image"
-    fields = ["prompt", "size", "per_prompt", "weights", "lora"]
+    fields = ["prompt", "image", "size", "per_prompt", "weights", "lora"]
     if is_text_to_image:
         kind, other = other, kind
         fields = ["labels", "per_label", "npz"]
@@ -196,7 +200,7 @@ def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfi
 
 
 def generate_prompts(arguments: Arguments) -> None:
-    prompts = arguments.prompt or ()
+    prompts: Any = arguments.prompt or ()
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
     multihost.on_process_0(lambda: image_files.check_writable(arguments.out))
     model = TextToImage.load(
@@ -207,7 +211,11 @@ def generate_prompts(arguments: Arguments) -> None:
         lora=arguments.lora,
         lazy=True,
     )
-    size = arguments.size or "{1}x{0}".format(*model.default_size)
+    shown = [model.fit(file) for file in arguments.image or ()]
+    if shown:
+        prompts = [ImagePrompt(text, shown) for text in prompts]
+    default = shown[0].shape[:2] if shown else model.default_size
+    size = arguments.size or "{1}x{0}".format(*default)
     image_files.check_grid(len(prompts) * each, *parse_size(size))
     chosen: dict[str, Any] = {
         "size": size,

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from bitdance_jax.config import TextToImageConfig
+from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.errors import UserError
 from bitdance_jax.heads.make import make_head
 from bitdance_jax.nn import attention, linear
@@ -108,13 +109,17 @@ class TextToImage(nn.Module):
     def embed_prompts(
         self, tokens: Int[Array, "B Q"], shown: "ShownImages | None" = None
     ) -> Float[Array, "B Q D"]:
-        """Prompts with the images that they show."""
+        """Rows of tokens with the images that they show."""
         x = self.embed_prefix(tokens)
         if shown is None:
             return x
         bits = jnp.asarray(shown.bits, jnp.float32)
         visual = self.embed_bits(bits, jnp.asarray(shown.xy)).astype(x.dtype)
-        return x.at[jnp.arange(len(x))[:, None], shown.slots].set(visual, mode="drop")
+        # Row by row, so that the compiler knows that no row reads another one's device.
+        x = jax.vmap(lambda row, slots, new: row.at[slots].set(new, mode="drop"))(
+            x, jnp.asarray(shown.slots), visual
+        )
+        return constrain(x, "batch", None, None)
 
     def read(
         self,
@@ -183,15 +188,15 @@ def sinusoidal_2d(xy: Int[Array, "*B S 2"], dim: int) -> Float[Array, "*B S D"]:
 
 
 class ShownImages(NamedTuple):
-    """The visual tokens of all images that the prompts of a batch show, V for each row.
+    """The visual tokens of all images in a batch of rows, V for each row.
 
     Attributes:
       bits: in {-1, 1}.
       xy: column and row in the grid of the image's tokens.
-      slots: their places in `Prefixes.tokens`; behind its end where a row has fewer than V.
+      slots: their places in the row; behind its end where a row has fewer than V.
     """
 
-    bits: Int8[Array, "R V K"] | Int8[np.ndarray, "R V K"]
+    bits: Float[Array, "R V K"] | Int8[Array, "R V K"] | Int8[np.ndarray, "R V K"]
     xy: Int[Array, "R V 2"] | Int[np.ndarray, "R V 2"]
     slots: Int[Array, "R V"] | Int[np.ndarray, "R V"]
 

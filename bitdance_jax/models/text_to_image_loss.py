@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.heads.make import make_head
-from bitdance_jax.models.text_to_image import TextToImage, sinusoidal_2d
+from bitdance_jax.models.text_to_image import ShownImages, TextToImage, sinusoidal_2d
 from bitdance_jax.nn.packed_attention import PackedMask
 
 
@@ -151,17 +151,13 @@ def _read(
     bound: TextToImage, batch: PackedBatch, bits: Float[Array, "B N P K"]
 ) -> Float[Array, "B S D"]:
     """Hidden states of all positions, after the final norm."""
-    x = bound.embed_prefix(batch.tokens)
-    visual = bound.embed_bits(
-        rearrange(bits, "b n p k -> b (n p) k"), rearrange(batch.xy, "b n p c -> b (n p) c")
+    shown = ShownImages(
+        rearrange(bits, "b n p k -> b (n p) k"),
+        rearrange(batch.xy, "b n p c -> b (n p) c"),
+        # Patches that are not used have the slot S and are dropped.
+        rearrange(batch.visual, "b n p -> b (n p)"),
     )
-    slots = rearrange(batch.visual, "b n p -> b (n p)")
-    # Patches that are not used have the slot S and are dropped. Row by row, so that the compiler
-    # knows that no row reads another one's device.
-    x = jax.vmap(lambda row, slots, new: row.at[slots].set(new, mode="drop"))(
-        x, slots, visual.astype(x.dtype)
-    )
-    x = constrain(x, "batch", None, None)
+    x = bound.embed_prompts(batch.tokens, shown)
     mask = PackedMask(batch.documents, batch.limits)
     return bound.read(x, batch.positions, mask)[0]
 

@@ -13,7 +13,7 @@ import PIL.Image
 from etils import epath
 from flax import traverse_util
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt8
 
 from bitdance_jax.config import (
     MeshConfig,
@@ -201,6 +201,19 @@ class TextToImage(Pipeline):
 
     generate = Pipeline.sample
 
+    def fit(self, image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+        """An image as a prompt shows it: scaled and cropped around its centre to a size that the
+        model is trained with, of about the area of `default_size`.
+
+        Args:
+          image: a file, a PIL image or uint8 [H, W, 3].
+
+        Raises:
+          UserError: no image, or damaged.
+        """
+        resolution = math.isqrt(self.default_size[0] * self.default_size[1])
+        return image_prompts.fit(image, self.config, resolution)
+
     def edit(
         self, image: ImageLike, prompt: str, seed: Seeds = 0, **options: Any
     ) -> np.ndarray | list[PIL.Image.Image]:
@@ -215,7 +228,7 @@ class TextToImage(Pipeline):
         Raises:
           UserError: as `sample`, or an image that cannot be read.
         """
-        fitted = image_prompts.fit(image, self.config, self._resolution)
+        fitted = self.fit(image)
         options = {"size": fitted.shape[:2], **options}
         return self.sample(ImagePrompt(prompt, [fitted]), seed, **options)
 
@@ -300,14 +313,9 @@ class TextToImage(Pipeline):
         end = self.prompts.end_of_image()[0]
         parts: list[int | ShownImage] = []
         for image in images:
-            fitted = image_prompts.fit(image, self.config, self._resolution)
+            fitted = self.fit(image)
             parts += [image_prompts.encode(fitted, self.tokenizer, self.config.patch_side), end]
         return parts
-
-    @property
-    def _resolution(self) -> int:
-        """Of images in prompts: the side of a square with the area of the default size."""
-        return math.isqrt(self.default_size[0] * self.default_size[1])
 
     def _token_positions(self, size: tuple[int, int]) -> Int[np.ndarray, "T 2"]:
         return model.token_positions(self.config, *size)

@@ -140,6 +140,19 @@ class PromptTokenizer:
             )
         return [*ids, *behind]
 
+    def encode_answer(self, text: str, max_tokens: int) -> list[int]:
+        """Ids of a text alone, without a template.
+
+        Raises:
+          LongPrompt: it has more than `max_tokens`.
+          ConfigError: it is not Unicode.
+        """
+        if not text:
+            return []
+        start = self.caption_start
+        behind = len(self.after_caption())
+        return self.encode(text, start + max_tokens + behind)[start:-behind]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without added tokens and those that are no tokens of the file."""
         words = [self._words[token] for token in tokens if token in self._words]
@@ -153,6 +166,10 @@ class PromptTokenizer:
         """Ids of `<|im_end|>\\n<|im_start|>assistant\\n`, the template after a prompt."""
         return [self._end, *self._line_end, *self.unconditional()]
 
+    def between_turns(self) -> list[int]:
+        """Ids of the line end between the `<|im_end|>` of an answer and the next prompt."""
+        return [*self._line_end]
+
     def end_of_image(self) -> list[int]:
         """Ids of `<|vision_end|><|im_end|>`, which follow a generated image in training.
 
@@ -160,7 +177,7 @@ class PromptTokenizer:
           FileError: the tokenizer has no `<|vision_end|>`.
         """
         if "<|vision_end|>" not in self._added:
-            raise self._bad_file("lacks <|vision_end|>, which training needs")
+            raise self._bad_file("lacks <|vision_end|>, which training and images in prompts need")
         return [self._added["<|vision_end|>"], self._end]
 
     @property

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bitdance_jax.data.conversation_documents import conversation_document
+from bitdance_jax.data.conversations import ConversationSample
 from bitdance_jax.data.documents import Document, Image, captioned_image
 from bitdance_jax.data.mixture import Sample
 from bitdance_jax.data.packed_batches import Notes
@@ -14,6 +16,9 @@ from bitdance_jax.train.text_to_image_config import (
 )
 
 
+AnySample = Sample | ConversationSample
+
+
 class Documents:
     """The document of a sample; what is not used as it is gets a line on stderr."""
 
@@ -23,9 +28,11 @@ class Documents:
         self._damaged = Skipped("the next one replaces it")
         self._notes = Notes()
 
-    def __call__(self, sample: Sample) -> Document | None:
-        """None if not even a caption of a few words fits beside the image."""
+    def __call__(self, sample: AnySample) -> Document | None:
+        """None if it is too long: if not even a caption of a few words fits beside the image."""
         self._damaged.add(sample.skipped, 1)
+        if isinstance(sample, ConversationSample):
+            return self._conversation(sample)
         for line in sample.too_small:
             self._notes.add("images too small", f"{line}; the next one replaces it")
         config = self._config
@@ -41,6 +48,22 @@ class Documents:
             )
             return None
         return self._document(sample, limit)
+
+    def _conversation(self, sample: ConversationSample) -> Document | None:
+        config = self._config
+        turns = sample.record.turns
+        images = [Image(None, image.shape[:2], pixels=image) for image in sample.record.images]
+        try:
+            return conversation_document(
+                config.model, self._prompts, turns, images, max_tokens=config.data.max_prompt
+            )
+        except LongPrompt:
+            self._notes.add(
+                "conversations skipped",
+                f"the conversation {turns[0].text[:40]!r} in {sample.source} has a turn of more "
+                f"than {config.data.max_prompt} tokens (data.max_prompt); it is skipped",
+            )
+            return None
 
     def _document(self, sample: Sample, limit: int) -> Document:
         config = self._config

@@ -7,6 +7,7 @@ from bitdance_jax.config import LoraConfig, SamplerConfig, TextToImageConfig, to
 from bitdance_jax.config.plain import BatchSize, Count, NotNegative, PathName, Share, Size, require
 from bitdance_jax.data.buckets import Buckets
 from bitdance_jax.data.captioned_config import CaptionedDataConfig
+from bitdance_jax.data.conversation_config import ConversationDataConfig
 from bitdance_jax.data.documents import TextLoss
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.models.text_to_image import MAX_PROMPT
@@ -34,11 +35,13 @@ class PackedDataConfig(CaptionedDataConfig):
         pixels as 2:7:1, or 8 of 1024 pixels.
       packing: lengths of the rows.
       max_prompt: tokens of the longest prompt with its template; longer captions are cut.
+      conversations: about images, which the model learns to answer.
     """
 
     batch_size: BatchSize = 32
     packing: Lengths = Lengths()
     max_prompt: Size = MAX_PROMPT
+    conversations: ConversationDataConfig = ConversationDataConfig()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from bitdance_jax.convert import peft
 from bitdance_jax.data import captioned
 from bitdance_jax.data.captioned_tokens import check_encoders
 from bitdance_jax.data.image_encoder import ImageEncoder
-from bitdance_jax.data.mixture import Mixture, Sample
-from bitdance_jax.data.packed_batches import PackedBatches, SampleReader
+from bitdance_jax.data.packed_batches import PackedBatches, SampleReader, Samples
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.errors import ConfigError, ResourceError
 from bitdance_jax.io import image_files, model_lookup, readers
@@ -26,7 +25,7 @@ from bitdance_jax.text.prompt_tokenizer import LongPrompt
 from bitdance_jax.train import freezing
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer
 from bitdance_jax.train.image_task import save_model
-from bitdance_jax.train.sample_documents import Documents
+from bitdance_jax.train.sample_documents import AnySample, Documents
 from bitdance_jax.train.task import Params
 from bitdance_jax.train.text_to_image_config import (
     BYTES,
@@ -111,7 +110,12 @@ class TextToImageTask:
             report(captioned.summary(source))
         report(f"{sum(map(len, held_out)):,} captioned images are held out")
         multiple = config.model.size_multiple
-        self._train = data.samples(train, seed=config.run.seed, size_multiple=multiple)
+        seed = config.run.seed
+        self._train = data.conversations.beside(
+            data.samples(train, seed=seed, size_multiple=multiple),
+            seed=seed,
+            size_multiple=multiple,
+        )
         plain = dataclasses.replace(data, text_drop=0.0, weights=())
         self._held_out = plain.samples(held_out, seed=0, size_multiple=multiple)
         self._preview_prompts = self._read_prompts()
@@ -126,10 +130,10 @@ class TextToImageTask:
         self.frozen = self._read_frozen()
         self.record = self._record(files)
 
-    def batches(self, rows: np.ndarray) -> PackedBatches[Sample]:
+    def batches(self, rows: np.ndarray) -> PackedBatches[AnySample]:
         return self._batches(self._train, rows, ahead=1)
 
-    def held_out(self, rows: np.ndarray) -> PackedBatches[Sample]:
+    def held_out(self, rows: np.ndarray) -> PackedBatches[AnySample]:
         return self._batches(self._held_out, rows, ahead=0)
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
@@ -179,7 +183,9 @@ class TextToImageTask:
         dtype = config.run.export_dtype
         save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
 
-    def _batches(self, samples: Mixture, rows: np.ndarray, ahead: int) -> PackedBatches[Sample]:
+    def _batches(
+        self, samples: Samples[AnySample], rows: np.ndarray, ahead: int
+    ) -> PackedBatches[AnySample]:
         config = self._config
         tokenizer = config.model.tokenizer
         if self._encoder is None:
