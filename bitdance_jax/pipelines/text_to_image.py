@@ -148,7 +148,7 @@ class TextToImage(Pipeline):
         named = local_folder(folder)
         found = model_lookup.locate(named)
         if isinstance(found, UnfinishedRun):
-            return cls._of_run(found, named, dtype=dtype, mesh=mesh, weights=weights)
+            return cls._of_run(found, named, lora, dtype=dtype, mesh=mesh, weights=weights)
         folder = os.fspath(found)
         described = model_folder.read_config(folder, expect=cls.kind)
         where = f"{folder}/config.json"
@@ -174,7 +174,13 @@ class TextToImage(Pipeline):
 
     @classmethod
     def _of_run(
-        cls, run: UnfinishedRun, name: str, *, dtype: DTypeLike | None, **options: Any
+        cls,
+        run: UnfinishedRun,
+        name: str,
+        adapter: str | os.PathLike[str] | None,
+        *,
+        dtype: DTypeLike | None,
+        **options: Any,
     ) -> "TextToImage":
         """The model of a run that has not finished, with the weights of its newest checkpoint."""
         saved = run.load()
@@ -191,7 +197,11 @@ class TextToImage(Pipeline):
             **options,
         )
         loaded._set_default_size(saved, where)
-        loaded.set_params(saved.params["model"])
+        params = saved.params["model"]
+        if adapter is not None:
+            adapters = peft.load(checked(PathName, adapter, "lora"), config)
+            params = lora.attached(params, adapters.params, adapters.config.scale)
+        loaded.set_params(params)
         return loaded
 
     def _set_default_size(self, described: ModelFolder, where: str) -> None:

@@ -348,6 +348,15 @@ def test_adapters_alone_train_and_are_peft_files(folder, capsys):
         bitdance_jax.load(folder / "lora")
     check_config(config)  # The finished run may be started again.
 
+    shutil.copytree(folder / "run", folder / "cut")
+    shutil.rmtree(folder / "cut/model")  # As a run that has not finished.
+    adapted = bitdance_jax.load(folder / "cut", lora=folder / "lora").params["model"]
+    np.testing.assert_allclose(
+        adapted["text"]["layers_1"]["attention"]["q"]["lora_b"],
+        LORA.scale * adapters.params["text"]["layers"]["attention"]["q"]["lora_b"][1],
+        rtol=1e-6,
+    )
+
 
 def losses(config: TextToImageTraining, mesh_config: MeshConfig, accumulate: int) -> list[float]:
     """Of two steps on the same rows."""
