@@ -71,8 +71,6 @@ def map_shards(
 ) -> tuple[Array, ...]:
     """`function` on each device's parts of arrays: for kernels, which the compiler cannot split.
 
-    It is not differentiated: a kernel comes with its own gradient.
-
     Args:
       function: of parts, without communication.
       sizes: how many rows, heads, ... there are, by name. Mesh axes that do not divide them are not

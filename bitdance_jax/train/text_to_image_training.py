@@ -18,6 +18,7 @@ from bitdance_jax.errors import ConfigError, ResourceError
 from bitdance_jax.io import image_files, model_lookup, readers
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.io.progress import report
+from bitdance_jax.nn.attention import check_kernel
 from bitdance_jax.pipelines import checks, toy_text_to_image
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.text_to_image import TextToImage
@@ -98,6 +99,7 @@ class TextToImageTask:
     previews_on_mesh = True
 
     def __init__(self, config: TextToImageTraining) -> None:
+        check_kernel(config.run.attention)
         self._config = config
         data = config.data
         self.objective = config.make_objective()
