@@ -29,6 +29,9 @@ Drawn = TypeVar("Drawn", covariant=True)
 SAMPLES_AHEAD = 32
 """Samples of each row that are loaded ahead: about those of one row."""
 
+MAX_SAMPLES_AHEAD = 512
+"""Of all rows of a process, to bound the memory: 1.5 GB of images of 1024 pixels."""
+
 SKIPPED_IN_A_ROW = 1000
 """If so many documents in a row are skipped, reading ends with an error."""
 
@@ -175,13 +178,15 @@ class PackedBatches(Generic[T]):
         }
 
     def _packer(self, row: int, saved: dict[str, Any]) -> RowPacker:
+        ahead = max(1, min(SAMPLES_AHEAD, MAX_SAMPLES_AHEAD // len(self._rows)))
+
         def sample(k: int) -> int:
             return row + self._batch_size * k
 
         def read(k: int) -> Document | None:
             # A number that is not the newest one is of a document that waited before resuming.
             if k + 1 == packer.state.next_document:
-                self._reader.start(sample(later) for later in range(k, k + SAMPLES_AHEAD))
+                self._reader.start(sample(later) for later in range(k, k + ahead))
             document = self._to_document(self._reader.read(sample(k)))
             self._check_skipped(document)
             return document
