@@ -1,12 +1,12 @@
-"""A prediction head of your own: the bit-wise head, one binary classifier for each bit of a token.
+"""A prediction head of your own: it predicts the mean of each bit, by its squared error.
 
     bitdance train examples/head.py                       # on the bits of the embedded emoji
     bitdance train examples/head.py --run.steps 20        # a trial
 
-It replaces the binary diffusion head in the paper's ablation of heads. A patch is sampled in one
-evaluation, every bit by itself, so the solver's settings are ignored. Inside the package, the
-config belongs beside `FlowHeadConfig`, and the entry of HEADS into `bitdance_jax/heads/make.py`; no
-other file has to know the head.
+The squared error of a mean is least at the true one (the Brier score), as the cross-entropy of the
+package's bit-wise head is. A patch is sampled in one evaluation, every bit by itself, so the
+solver's settings are ignored. Inside the package, the config belongs beside `FlowHeadConfig`, and
+the entry of HEADS into `bitdance_jax/heads/make.py`; no other file has to know the head.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -35,8 +34,8 @@ from bitdance_jax.train.class_conditional_training import ClassConditionalTraini
 
 
 @dataclass(frozen=True)
-class BitwiseHeadConfig(HeadConfig, kind="bitwise"):
-    """The bit-wise head.
+class BrierHeadConfig(HeadConfig, kind="brier"):
+    """The head of means.
 
     Attributes:
       width: of its hidden layer.
@@ -45,13 +44,13 @@ class BitwiseHeadConfig(HeadConfig, kind="bitwise"):
     width: Size
 
 
-class BitwiseHead(nn.Module):
-    """Linear, silu, Linear to the logit of each bit (`heads.protocols.Head`).
+class BrierHead(nn.Module):
+    """Linear, silu, Linear, tanh to the mean of each bit (`heads.protocols.Head`).
 
     The layers have names that the sharding rules know.
     """
 
-    config: BitwiseHeadConfig
+    config: BrierHeadConfig
     bits: int
     tokens_per_step: int
     scan: bool = False
@@ -62,8 +61,8 @@ class BitwiseHead(nn.Module):
         self.fc1 = linear.Dense(self.config.width, dtype=self.dtype)
         self.fc2 = linear.Dense(self.bits, dtype=jnp.float32)
 
-    def logits(self, states: Float[Array, "*B P C"]) -> Float[Array, "*B P K"]:
-        return self.fc2(nn.silu(self.fc1(states)))
+    def means(self, states: Float[Array, "*B P C"]) -> Float[Array, "*B P K"]:
+        return nn.tanh(self.fc2(nn.silu(self.fc1(states))))
 
     @nn.nowrap
     def training_noise(self, keys: Array, repeats: int, num_patches: int) -> tuple[()]:
@@ -72,7 +71,7 @@ class BitwiseHead(nn.Module):
     def loss(
         self, states: Float[Array, "B N P C"], bits: Float[Array, "B N P K"], noise: tuple[()]
     ) -> Float[Array, "B N P"]:
-        return optax.sigmoid_binary_cross_entropy(self.logits(states), (bits + 1) / 2).mean(axis=-1)
+        return jnp.mean(jnp.square(self.means(states) - bits), axis=-1)
 
     def prepare(self, solver: Solver) -> None:
         return None
@@ -86,31 +85,30 @@ class BitwiseHead(nn.Module):
         solver: Solver,
         guide: Guide | None,
     ) -> Float[Array, "R P K"]:
-        """Logits plus logistic noise: positive with the probability of the bit."""
-        logits = self.logits(states)
+        """Means plus uniform noise in (-1, 1): positive with probability (1 + mean) / 2."""
+        means = self.means(states)
         if guide is not None:
-            logits = guide(logits, guide.scales[0])
-        normal = jax.scipy.stats.norm
-        return logits + normal.logcdf(noise[0]) - normal.logcdf(-noise[0])
+            means = guide(means, guide.scales[0])
+        return means + 2 * jax.scipy.stats.norm.cdf(noise[0]) - 1
 
     @nn.nowrap
     def sampling_bytes(self, rows: int, num_evaluations: int) -> float:
         return 0.0
 
 
-HEADS[BitwiseHeadConfig] = BitwiseHead
+HEADS[BrierHeadConfig] = BrierHead
 
 
 def get_config() -> ClassConditionalTraining:
     """A small model on the embedded emoji; `bitdance train` calls this."""
     return ClassConditionalTraining(
-        run=RunConfig(workdir="runs/bitwise", steps=1000, log_every=20, preview_every=200),
+        run=RunConfig(workdir="runs/brier", steps=1000, log_every=20, preview_every=200),
         model=ClassConditionalConfig(
             tokenizer=TokenizerConfig(
                 bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
             ),
             transformer=TransformerConfig(num_layers=4, dim=128, num_heads=4),
-            head=BitwiseHeadConfig(width=256),
+            head=BrierHeadConfig(width=256),
             num_classes=9,
             image_size=64,
             tokens_per_step=4,

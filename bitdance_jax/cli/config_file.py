@@ -21,7 +21,7 @@ import cloudpickle
 
 from bitdance_jax.cli.flags import is_given, parse, split
 from bitdance_jax.configs import SHIPPED
-from bitdance_jax.errors import FileError
+from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import paths, readers
 from bitdance_jax.train.task import TrainingConfig
 
@@ -59,6 +59,8 @@ def load_config(name: str, flags: Sequence[str] = ()) -> tuple[TrainingConfig, l
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if shipped is not None and isinstance(error, UserError):
+            raise
         raise _failure(path, error) from error
     if not isinstance(config, TrainingConfig):
         kind = type(config).__name__

@@ -4,7 +4,13 @@
 """
 
 from bitdance_jax.config.data import AugmentConfig
-from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
+from bitdance_jax.config.head import (
+    BitwiseHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+    Latents,
+    TokenClassificationHeadConfig,
+)
 from bitdance_jax.config.lora import LoraConfig
 from bitdance_jax.config.model import ClassConditionalConfig, TokenizerConfig, TransformerConfig
 from bitdance_jax.config.plain import Config, from_dict, to_dict
@@ -23,6 +29,7 @@ from bitdance_jax.errors import ConfigError
 
 __all__ = [
     "AugmentConfig",
+    "BitwiseHeadConfig",
     "ClassConditionalConfig",
     "Config",
     "ConfigError",
@@ -31,6 +38,7 @@ __all__ = [
     "HeadConfig",
     "HostsConfig",
     "ImageTokens",
+    "Latents",
     "LoraConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -39,6 +47,7 @@ __all__ = [
     "SamplerConfig",
     "TextSamplerConfig",
     "TextToImageConfig",
+    "TokenClassificationHeadConfig",
     "TokenizerConfig",
     "TokenizerLossConfig",
     "TransformerConfig",

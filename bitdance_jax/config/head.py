@@ -13,12 +13,32 @@ from bitdance_jax.config.plain import (
 )
 
 
+Latents = Literal["bits", "continuous"]
+"""What the tokens of a tokenizer consist of: bits in {-1, 1}, or real numbers."""
+
+MAX_LOGIT_BITS = 20
+"""Bits of a group that one softmax can have: 2^20 logits."""
+
+
 @dataclass(frozen=True)
 class HeadConfig(Tagged):
     """Base of the heads' configs; `heads.make` maps each to its module.
 
     A subclass gives its name in files: `class MyHeadConfig(HeadConfig, kind="mine")`.
     """
+
+    def check_latents(self, bits: int, latents: Latents) -> None:
+        """Checks that the head can predict tokens of `bits` bits, or real numbers.
+
+        Raises:
+          ConfigError: it cannot. Heads predict bits alone unless they say more.
+        """
+        require(
+            latents == "bits",
+            f"head of the kind {self.kind} predicts bits, and the tokenizer's latents are "
+            "continuous; take the binary diffusion head, which predicts real numbers too",
+            "head",
+        )
 
     @property
     def time_shift(self) -> float | None:
@@ -55,6 +75,14 @@ class FlowHeadConfig(HeadConfig):
     time_std: NotNegative = 0.8
     time_shift: Positive = 1.0
 
+    def check_latents(self, bits: int, latents: Latents) -> None:
+        require(
+            latents == "bits" or not self.squash_output,
+            "head.squash_output limits the output to (-1, 1), and continuous latents have no "
+            "limits; set head.squash_output False",
+            "head.squash_output",
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -68,3 +96,53 @@ class FlowHeadConfig(HeadConfig):
             "head_dim",
         )
         require(self.width % 2 == 0, f"width must be even, got {self.width}", "width")
+
+
+@dataclass(frozen=True)
+class BitwiseHeadConfig(HeadConfig, kind="bitwise"):
+    """The bit-wise classification head: a binary classifier for each bit of a token.
+
+    The bits of a token are independent of each other given the transformer's state.
+
+    Attributes:
+      width: of the hidden layer.
+    """
+
+    width: Size
+
+
+@dataclass(frozen=True)
+class TokenClassificationHeadConfig(HeadConfig, kind="token_classification"):
+    """The token classification head: a softmax over all codes of a token.
+
+    Attributes:
+      width: of the hidden layer.
+      groups: parts of equal size that the bits of a token are split into, each with a softmax of
+        its own, and independent of the others given the transformer's state. 1: one softmax over
+        all 2^K codes.
+    """
+
+    width: Size
+    groups: Size = 1
+
+    def check_latents(self, bits: int, latents: Latents) -> None:
+        super().check_latents(bits, latents)
+        require(
+            bits % self.groups == 0,
+            f"head.groups must divide the tokenizer's bits, got {self.groups} and {bits}",
+            "head.groups",
+        )
+        size = bits // self.groups
+        logits = 4.0 * 2.0 ** min(size, 900) / 2**30
+        require(
+            size <= MAX_LOGIT_BITS,
+            f"head of the kind token_classification has 2^{size} logits for tokens of {bits} bits: "
+            f"{_gib(logits)} of logits for each token, and {_gib(self.width * logits)} of weights; "
+            f"at most 2^{MAX_LOGIT_BITS} fit: split the bits by head.groups, or take the bitwise "
+            "or the binary diffusion head",
+            "head",
+        )
+
+
+def _gib(count: float) -> str:
+    return f"{count:,.0f} GiB" if count < 1e6 else f"{count:.0e} GiB"

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from bitdance_jax.config.head import FlowHeadConfig, HeadConfig
+from bitdance_jax.config.head import FlowHeadConfig, HeadConfig, Latents
 from bitdance_jax.config.plain import Config, Depth, Positive, Range, Share, Size, require
 from bitdance_jax.errors import ConfigError
 
@@ -27,7 +27,7 @@ class TokenizerConfig(Config):
     """The CNN tokenizer (paper 3.1). Fields after `bits` are named as in the release's `ddconfig`.
 
     Attributes:
-      bits: bits of one token (`z_channels`).
+      bits: bits of one token (`z_channels`), or its real numbers if `latents` is "continuous".
       ch: width of the finest level; a multiple of 32, the number of GroupNorm groups.
       ch_mult: width multiplier of each level, finest first; levels but the last halve the image.
       num_res_blocks: residual blocks of each level and of the middle.
@@ -37,6 +37,13 @@ class TokenizerConfig(Config):
       attention_blocks: transformer blocks of the encoder and of the decoder, as UniWeTok has them
         (arXiv 2602.14178); 0 for the CNN tokenizers.
       attention_heads: of each of those blocks.
+      latents: "bits", or "continuous": the autoencoder with a Kullback-Leibler term of latent
+        diffusion (`tokenizer.kl`), whose levels have one residual block more in the decoder. It
+        uses neither `num_codebooks` nor `decoder`.
+      latent_scale: continuous latents are the means of the encoder times this, so that their
+        standard deviation is about 1.
+      coarsest_attention: attention after each residual block of the coarsest level of a continuous
+        tokenizer: in "none", "encoder" (MAR's), or "both" (latent diffusion's kl-f16).
     """
 
     bits: Size = 32
@@ -48,6 +55,9 @@ class TokenizerConfig(Config):
     num_codebooks: Size = 4
     attention_blocks: Annotated[int, Range(0, 32)] = 0
     attention_heads: Size = 16
+    latents: Latents = "bits"
+    latent_scale: Positive = 1.0
+    coarsest_attention: Literal["none", "encoder", "both"] = "encoder"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,11 +80,26 @@ class TokenizerConfig(Config):
             not self.attention_blocks or self.decoder == "gan",
             "a tokenizer with attention_blocks has a GAN decoder; set decoder gan",
         )
+        require(
+            self.latents == "bits" or (self.decoder == "plain" and not self.attention_blocks),
+            "a tokenizer with continuous latents has a plain decoder and attention of its own; set "
+            "decoder plain and attention_blocks 0",
+        )
 
     @property
     def downsampling(self) -> int:
         """Pixels along one side of a token."""
         return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether encoder and decoder need all tokens of an image at once."""
+        return self.attention_blocks > 0 or self.latents == "continuous"
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of a token in files: 8 bits each, or float16 numbers."""
+        return -(-self.bits // 8) if self.latents == "bits" else 2 * self.bits
 
     @classmethod
     def d16c32(cls) -> Self:
@@ -105,6 +130,19 @@ class TokenizerConfig(Config):
     def uniwetok(cls) -> Self:
         """UniWeTok (arXiv 2602.14178): 128 bits for 32x32 pixels, attention at the last level."""
         return dataclasses.replace(cls.d32c128(), attention_blocks=2, attention_heads=16)
+
+    @classmethod
+    def kl16(cls) -> Self:
+        """MAR's `kl16` (arXiv 2406.11838): 16 real numbers for 16x16 pixels."""
+        return cls(
+            bits=16,
+            ch=128,
+            ch_mult=(1, 1, 2, 2, 4),
+            num_res_blocks=2,
+            num_codebooks=1,
+            latents="continuous",
+            latent_scale=0.2325,
+        )
 
 
 def swiglu_width(dim: int) -> int:
@@ -161,7 +199,8 @@ class ClassConditionalConfig(Config):
       class_tokens: prefix tokens made from one class embedding row.
       order: "patch" raster, or "token" raster split into runs of P (Table 14).
       mask: "block_causal", or "causal" (the ablation without block visibility).
-      bit_flip_rate: an input bit flips with probability u * rate, u uniform for each bit.
+      bit_flip_rate: an input bit flips with probability u * rate, u uniform for each bit;
+        continuous latents stay as they are.
       label_drop_rate: share of the labels replaced by the unconditional one.
       head_repeats: fresh times and noises for each target (`diff_batch_mul`).
     """
@@ -192,6 +231,7 @@ class ClassConditionalConfig(Config):
             f"(downsampling {down} x patch side {self.patch_side}), "
             f"got {self.image_size}",
         )
+        self.head.check_latents(self.tokenizer.bits, self.tokenizer.latents)
         length = self.class_tokens + self.num_tokens
         require(
             length <= MAX_SEQUENCE,

@@ -141,6 +141,13 @@ class TextToImageConfig(Config):
             self.patch_side**2 == self.tokens_per_step,
             f"tokens_per_step must be a square number, got {self.tokens_per_step}",
         )
+        require(
+            self.tokenizer.latents == "bits",
+            "a text-to-image model reads and predicts bits; take a tokenizer without continuous "
+            "latents",
+            "tokenizer",
+        )
+        self.head.check_latents(self.tokenizer.bits, self.tokenizer.latents)
         ids = self.image_tokens
         last = max(
             ids.vision_start,

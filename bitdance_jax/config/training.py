@@ -144,6 +144,8 @@ class TokenizerLossConfig(Config):
       entropy: weight of the per-sample entropy minus the codebook entropy.
       commitment: weight of mean((z - code)^2).
       temperature: of the codebook logits.
+      kl: weight of the Kullback-Leibler divergence of continuous latents, in nats for each number
+        of an image; they have no entropy and commitment terms.
       perceptual: weight of the distance in a network's features.
       perceptual_network: "vgg16" for LPIPS, or "efficientnet", which needs no file.
       perceptual_weights: file with the network's weights; None: VGG16 from PyTorch's cache,
@@ -157,6 +159,7 @@ class TokenizerLossConfig(Config):
     entropy: NotNegative = 0.02
     commitment: NotNegative = 0.05
     temperature: Positive = 0.01
+    kl: NotNegative = 1e-6
     perceptual: NotNegative = 0.0
     perceptual_network: Literal["vgg16", "efficientnet"] = "vgg16"
     perceptual_weights: PathName | None = None

@@ -4,16 +4,21 @@
     bitdance train emoji_4x
 
 About an hour on 2 CPU cores, after the tokenizer. `--trial` takes two minutes, and the embedded
-tokenizer.
+tokenizer. `--head bitwise` and `--head token_classification` train it with another head.
 """
+
+from typing import Literal
 
 from bitdance_jax.config import (
     AugmentConfig,
+    BitwiseHeadConfig,
     ClassConditionalConfig,
     FlowHeadConfig,
+    HeadConfig,
     OptimizerConfig,
     RunConfig,
     SamplerConfig,
+    TokenClassificationHeadConfig,
     TokenizerConfig,
     TransformerConfig,
 )
@@ -21,10 +26,24 @@ from bitdance_jax.data.config import DataConfig
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 
 
-def get_config() -> ClassConditionalTraining:
+def get_config(
+    head: Literal["diffusion", "bitwise", "token_classification"] = "diffusion",
+) -> ClassConditionalTraining:
+    """The config of a model.
+
+    Args:
+      head: "diffusion", or one of the ablations: "bitwise", or "token_classification" of groups of
+        8 bits.
+    """
+    heads: dict[str, HeadConfig] = {
+        "diffusion": FlowHeadConfig(width=192, num_blocks=3, num_groups=1, head_dim=32),
+        "bitwise": BitwiseHeadConfig(width=192),
+        "token_classification": TokenClassificationHeadConfig(width=192, groups=4),
+    }
+    suffix = "" if head == "diffusion" else f"_{head}"
     return ClassConditionalTraining(
         run=RunConfig(
-            workdir="runs/emoji_4x",
+            workdir=f"runs/emoji_4x{suffix}",
             steps=5000,
             export_dtype="bfloat16",
             log_every=20,
@@ -36,7 +55,7 @@ def get_config() -> ClassConditionalTraining:
                 bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
             ),
             transformer=TransformerConfig(num_layers=6, dim=192, num_heads=6),
-            head=FlowHeadConfig(width=192, num_blocks=3, num_groups=1, head_dim=32),
+            head=heads[head],
             num_classes=9,
             image_size=64,
             tokens_per_step=4,

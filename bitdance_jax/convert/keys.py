@@ -81,6 +81,23 @@ QWEN3: Table = (
 """The table of a language model alone; layers are unrolled."""
 
 
+_KL_LAYER = r"(\d+)\.(\w+)\.(weight|bias)"
+KL_TOKENIZER: Table = (
+    CNN_TOKENIZER[0],
+    Row(r"encoder\.down\.(\d+)\.block\." + _KL_LAYER, r"encoder/down_\1_block_\2/\3/\4"),
+    Row(r"decoder\.up\.(\d+)\.block\." + _KL_LAYER, r"decoder/up_\1_block_\2/\3/\4"),
+    Row(r"encoder\.down\.(\d+)\.attn\." + _KL_LAYER, r"encoder/down_\1_attention_\2/\3/\4"),
+    Row(r"decoder\.up\.(\d+)\.attn\." + _KL_LAYER, r"decoder/up_\1_attention_\2/\3/\4"),
+    Row(r"encoder\.down\.(\d+)\.downsample\.conv\.(weight|bias)", r"encoder/down_\1_downsample/\2"),
+    Row(r"decoder\.up\.(\d+)\.upsample\.conv\.(weight|bias)", r"decoder/up_\1_upsample/\2"),
+    Row(r"(encoder|decoder)\.mid\.block_" + _KL_LAYER, r"\1/mid_\2/\3/\4"),
+    Row(r"(encoder|decoder)\.mid\.attn_1\.(\w+)\.(weight|bias)", r"\1/mid_attention/\2/\3"),
+    Row(r"quant_conv\.(weight|bias)", r"encoder/quant_conv/\1"),
+    Row(r"post_quant_conv\.(weight|bias)", r"decoder/post_quant_conv/\1"),
+)
+"""Of latent diffusion's autoencoder, which MAR's files keep."""
+
+
 def flow_head_config(config: HeadConfig) -> FlowHeadConfig:
     """The config of a binary diffusion head, the only head of the released layouts.
 
@@ -134,6 +151,8 @@ def flow_head(head: HeadConfig, tokens_per_step: int, prefix: str = "") -> Table
 
 def tokenizer(config: TokenizerConfig) -> Table:
     """The table of a tokenizer."""
+    if config.latents == "continuous":
+        return KL_TOKENIZER
     if not config.attention_blocks:
         return CNN_TOKENIZER
     block = r"(encoder|decoder)\.mid_attn_blocks\.(\d+)\."

@@ -52,18 +52,15 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
       FileError: a tensor that determines the sizes is missing.
     """
     ch, image_channels = shape_of(shapes, "encoder.conv_in.weight", 4)[:2]
+    if "quant_conv.weight" in shapes:
+        return _continuous_tokenizer_config(shapes, record)
     bits = shape_of(shapes, "encoder.conv_out.weight", 4)[0]
     decoder_inputs = shape_of(shapes, "decoder.conv_in.weight", 4)[1]
-    levels = count(shapes, r"encoder\.down\.(\d+)\..*")
-    widths = [
-        shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
-        for level in range(levels)
-    ]
     groups = bits // CODEBOOK_BITS if bits % CODEBOOK_BITS == 0 else 1
     return TokenizerConfig(
         bits=bits,
         ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
+        ch_mult=_multipliers(shapes, ch),
         num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\..*"),
         image_channels=image_channels,
         decoder="gan" if decoder_inputs == 2 * bits else "plain",
@@ -71,6 +68,37 @@ def tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConf
         attention_blocks=_attention_blocks(shapes),
         attention_heads=recorded(_sizes_record(record), "n_heads", ATTENTION_HEADS),
     )
+
+
+def _multipliers(shapes: Shapes, ch: int) -> tuple[int, ...]:
+    """`ch_mult`."""
+    levels = count(shapes, r"encoder\.down\.(\d+)\..*")
+    keys = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
+    return tuple(shape_of(shapes, key, 4)[0] // ch for key in keys)
+
+
+def _continuous_tokenizer_config(shapes: Shapes, record: Mapping[str, Any]) -> TokenizerConfig:
+    """The config of latent diffusion's autoencoder; the scale of latents is in no file of MAR's."""
+    ch, image_channels = shape_of(shapes, "encoder.conv_in.weight", 4)[:2]
+    attends = [
+        any(re.match(rf"{side}\.\d+\.attn\.", key) for key in shapes)
+        for side in (r"encoder\.down", r"decoder\.up")
+    ]
+    if attends == [False, True]:
+        raise FileError("the decoder has attention at its coarsest level and the encoder has none")
+    sizes = TokenizerConfig(
+        bits=shape_of(shapes, "post_quant_conv.weight", 4)[0],
+        ch=ch,
+        ch_mult=_multipliers(shapes, ch),
+        num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\..*"),
+        image_channels=image_channels,
+        num_codebooks=1,
+        latents="continuous",
+        coarsest_attention="both" if attends[1] else "encoder" if attends[0] else "none",
+    )
+    mar = TokenizerConfig.kl16()
+    default = mar.latent_scale if sizes == dataclasses.replace(mar, latent_scale=1.0) else 1.0
+    return dataclasses.replace(sizes, latent_scale=recorded(record, "scale_factor", default))
 
 
 def _attention_blocks(shapes: Shapes) -> int:
@@ -200,6 +228,13 @@ def tokenizer_record(config: TokenizerConfig) -> dict[str, Any]:
     }
     if config.attention_blocks:
         sizes |= {"attn_blocks": config.attention_blocks, "n_heads": config.attention_heads}
+    if config.latents == "continuous":
+        sizes["double_z"] = True
+        return {
+            "ddconfig": sizes,
+            "embed_dim": config.bits,
+            "scale_factor": config.latent_scale,
+        }
     return {
         "ddconfig": sizes,
         "num_codebooks": config.num_codebooks,

@@ -28,6 +28,9 @@ INNER_TOKENIZER = {"class_conditional": "vae.", "text_to_image": release_folder.
 
 Tensors = dict[str, LazyArray]
 
+TOKENIZER_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""Prefixes of a tokenizer's keys; the last two are of continuous latents."""
+
 AVERAGED = "model_ema."
 """Prefix of averaged weights in files of PyTorch Lightning."""
 
@@ -185,19 +188,27 @@ def _open_torch(path: Path, weights: Weights) -> Source:
         raise FileError(f"{path} holds a {type(content).__name__}, not a state dict", path)
     notes: tuple[str, ...] = ()
     if "ema" in content or "model" in content:
+        if weights == "ema" and _is_tokenizer(content.get("model")) and "ema" not in content:
+            weights = "model"
         if weights not in content:
             other = "model" if weights == "ema" else "ema"
             raise ConfigError(f"{path} has no {weights} weights; try weights='{other}'", "weights")
         tensors = _tensors(path, content[weights])
+        if _is_tokenizer(tensors):
+            tensors, notes = _only_tokenizer(path, tensors, weights)
     elif "state_dict" in content:
         tensors = _tensors(path, content["state_dict"])
-        if "encoder.conv_in.weight" in tensors:
+        if _is_tokenizer(tensors):
             tensors, notes = _only_tokenizer(path, tensors, weights)
     else:
         tensors = _tensors(path, content)
     record = content.get("args")
     record = record if isinstance(record, dict) else {}
     return Source(path, _kind(path, tensors), tensors, record, notes=notes)
+
+
+def _is_tokenizer(state: Any) -> bool:
+    return isinstance(state, dict) and "encoder.conv_in.weight" in state
 
 
 def _only_tokenizer(
@@ -208,7 +219,7 @@ def _only_tokenizer(
     An averaged tensor has the key of the raw one without its dots, after AVERAGED. Other networks
     of the training, such as the discriminator, are dropped, with a note.
     """
-    own = {key: array for key, array in tensors.items() if key.startswith(("encoder.", "decoder."))}
+    own = {key: array for key, array in tensors.items() if key.startswith(TOKENIZER_PARTS)}
     averaged = {key: f"{AVERAGED}{key.replace('.', '')}" for key in own}
     found = {key: tensors[name] for key, name in averaged.items() if name in tensors}
     notes = []

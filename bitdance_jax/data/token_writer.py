@@ -36,8 +36,8 @@ from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import image_files
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.codes import pack
 
 
 SHARD_SIZE = 16_384
@@ -201,8 +201,8 @@ Encoder = Callable[[UInt8[np.ndarray, "B V H W 3"]], jax.Array]
 
 
 def _encoder(manifest: Manifest, params: Any, devices: Mesh, images: int) -> Encoder:
-    """Returns a function that encodes images to packed bits [at least B * V, h, w, bytes], sharded
-    over the devices.
+    """Returns a function that encodes images to packed bits, or float16 numbers, as bytes [at least
+    B * V, h, w, bytes], sharded over the devices.
 
     It pads every batch to `images` images, rounded up to a multiple of the devices, so that one
     shape is compiled.
@@ -219,7 +219,7 @@ def _encoder(manifest: Manifest, params: Any, devices: Mesh, images: int) -> Enc
     @jax.jit
     def encode(weights: Any, flat: jax.Array) -> jax.Array:
         z: Any = model.apply({"params": weights}, image_files.to_model(flat), method="encode")
-        return jnp.packbits(lfq.quantize(z) > 0, axis=-1)
+        return pack(z, manifest.tokenizer)
 
     def encode_batch(batch: UInt8[np.ndarray, "B V H W 3"]) -> jax.Array:
         flat = batch.reshape(-1, *batch.shape[2:])

@@ -180,9 +180,9 @@ class Manifest(TokensManifest):
 
     @property
     def code_shape(self) -> tuple[int, int, int]:
-        """The shape of one version's packed bits: h, w, bytes."""
+        """The shape of one version's packed bits, or float16 numbers: h, w, bytes."""
         side = self.image_size // self.tokenizer.downsampling
-        return side, side, -(-self.tokenizer.bits // 8)
+        return side, side, self.tokenizer.packed_bytes
 
 
 def shards(folder: str | os.PathLike[str], manifest: TokensManifest) -> list[Shard]:

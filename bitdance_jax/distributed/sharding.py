@@ -27,7 +27,8 @@ RULES: Rules = (
     # A layer that widens is split along its outputs, one that narrows along its inputs: between
     # the two, activations are sharded over "tensor" without communication.
     (r"(qkv|w1|ada_ln|final_ada_ln)/kernel", P(FSDP, None, TENSOR)),
-    (r"(fc1|cond_embed|q|k|v|gate|up)/kernel", P(FSDP, TENSOR)),
+    # So are the codes of a softmax: its sums over "tensor" have one number a token.
+    (r"(fc1|cond_embed|q|k|v|gate|up|code_logits)/kernel", P(FSDP, TENSOR)),
     (r"(out|w2|fc2|down)/kernel", P(TENSOR, FSDP)),
     (r"final_linear/kernel", P(FSDP, None)),
     (r"input_proj/kernel", P(None, FSDP)),
@@ -44,7 +45,10 @@ RULES: Rules = (
     (r"lora_a", P(FSDP, None)),
     (r"lora_b", P()),
     # The tokenizer: convolutions [h, w, in, out], and its adaptive norms.
-    (r"(conv\w*|nin_shortcut|\w+_(down|up)sample)/kernel", P(None, None, FSDP, TENSOR)),
+    (
+        r"(conv\w*|\w*quant_conv|proj_out|nin_shortcut|\w+_(down|up)sample)/kernel",
+        P(None, None, FSDP, TENSOR),
+    ),
     (r"(gamma|beta)/kernel", P(None, FSDP)),
     (r"bias|scale|registers", P()),
 )

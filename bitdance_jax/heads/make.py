@@ -6,12 +6,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bitdance_jax.config import FlowHeadConfig, HeadConfig
+from bitdance_jax.config import (
+    BitwiseHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+    TokenClassificationHeadConfig,
+)
 from bitdance_jax.heads.binary_diffusion import FlowHead
+from bitdance_jax.heads.bitwise import BitwiseHead
 from bitdance_jax.heads.protocols import Head
+from bitdance_jax.heads.token_classification import TokenClassificationHead
 
 
-HEADS: dict[type[HeadConfig], Callable[..., Head]] = {FlowHeadConfig: FlowHead}
+HEADS: dict[type[HeadConfig], Callable[..., Head]] = {
+    FlowHeadConfig: FlowHead,
+    BitwiseHeadConfig: BitwiseHead,
+    TokenClassificationHeadConfig: TokenClassificationHead,
+}
 """A new head is registered here."""
 
 

@@ -22,7 +22,7 @@ from bitdance_jax.nn import attention, rope
 from bitdance_jax.nn.attention import KVCache
 from bitdance_jax.nn.block import Rotary
 from bitdance_jax.nn.layers import SwiGLU, residual_dtype
-from bitdance_jax.tokenizer import lfq
+from bitdance_jax.tokenizer.codes import to_latents
 from bitdance_jax.transformer import order
 from bitdance_jax.transformer.block_causal import BlockCausalTransformer
 
@@ -232,12 +232,14 @@ def class_conditional_loss(
       model: see there.
       params: its parameters.
       labels: 0 ... num_classes - 1; some are dropped to `num_classes`.
-      codes: in {-1, 1}. The transformer reads them with some bits flipped; the targets are clean.
+      codes: in {-1, 1}, or continuous latents. The transformer reads them with some bits flipped;
+        the targets are clean.
       noise: `training_noise`.
     """
     config = model.config
     target = order.grid_to_sequence(codes, config.patch_side, config.order)
     flipped = noise.flip_u1 < config.bit_flip_rate * noise.flip_u2
+    flipped &= config.tokenizer.latents == "bits"
     labels = jnp.where(noise.label_drop < config.label_drop_rate, config.num_classes, labels)
     read = jnp.where(flipped, -target, target)
     losses: Any = model.apply(
@@ -305,8 +307,12 @@ class PatchReader:
         return cache
 
     def read(
-        self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: list[KVCache] | None
+        self,
+        values: Float[Array, "R P K"],
+        patch: Int[Array, ""] | int,
+        cache: list[KVCache] | None,
     ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
+        bits = to_latents(values, self._config.tokenizer.latents)
         length = self._config.tokens_per_step
         start = self._before + patch * length
         x = jnp.where(patch == 0, self._first_block, self._bound.embed_bits(bits))
@@ -327,6 +333,7 @@ def with_unconditional(labels: Int[Array, "B"], config: ClassConditionalConfig) 
 def values_to_codes(
     values: Float[Array, "N B P K"], config: ClassConditionalConfig
 ) -> Float[Array, "B h w K"]:
-    """The sampler's values before the sign to codes in {-1, 1} on the grid."""
-    tokens = rearrange(lfq.quantize(values), "n b p k -> b (n p) k")
+    """The sampler's values to codes in {-1, 1}, or continuous latents, on the grid."""
+    latents = to_latents(values, config.tokenizer.latents)
+    tokens = rearrange(latents, "n b p k -> b (n p) k")
     return order.sequence_to_grid(tokens, config.grid, config.patch_side, config.order)

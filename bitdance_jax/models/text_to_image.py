@@ -26,6 +26,7 @@ from bitdance_jax.heads.make import make_head
 from bitdance_jax.nn import attention, linear
 from bitdance_jax.nn.attention import KVCache, Mask
 from bitdance_jax.nn.layers import residual_dtype
+from bitdance_jax.tokenizer import lfq
 from bitdance_jax.transformer import order
 from bitdance_jax.transformer.qwen3 import Qwen3
 
@@ -296,8 +297,12 @@ class PatchReader:
         return read_causally(self._bound, x, self._positions, self._filled, self._dtype)[1]
 
     def read(
-        self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: list[KVCache] | None
+        self,
+        values: Float[Array, "R P K"],
+        patch: Int[Array, ""] | int,
+        cache: list[KVCache] | None,
     ) -> tuple[Float[Array, "R P C"], list[KVCache] | None]:
+        bits = lfq.quantize(values)
         rows, block, _ = self.patch_shape
         start = self._before + patch * block
         last = jax.lax.dynamic_slice_in_dim(self._xy, jnp.maximum(patch - 1, 0) * block, block)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int8, UInt8
+from jaxtyping import Float32, Int8, UInt8
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.config.plain import Count, Range, Seed, checked
@@ -37,9 +37,13 @@ def images(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
     return array
 
 
-def codes(value: Any, config: TokenizerConfig) -> Int8[np.ndarray, "B h w K"]:
-    """Codes of -1 and 1, of any numeric type, for the tokenizer to decode."""
-    expected = f"codes must be -1 or 1, [B, h, w, {config.bits}]"
+def codes(
+    value: Any, config: TokenizerConfig
+) -> Int8[np.ndarray, "B h w K"] | Float32[np.ndarray, "B h w K"]:
+    """Codes of any numeric type for the tokenizer to decode: -1 and 1, or finite numbers."""
+    continuous = config.latents == "continuous"
+    numbers = "finite numbers" if continuous else "-1 or 1"
+    expected = f"codes must be {numbers}, [B, h, w, {config.bits}]"
     array = _array(value, expected)
     if (
         array.ndim != 4
@@ -48,6 +52,11 @@ def codes(value: Any, config: TokenizerConfig) -> Int8[np.ndarray, "B h w K"]:
         or not jnp.issubdtype(array.dtype, jnp.number)
     ):
         raise UserError(f"{expected}, got {_described(array)}")
+    if continuous:
+        array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise UserError(f"{expected}, got infinite numbers or NaN")
+        return array
     others = array[np.abs(array) != 1]
     if len(others):
         raise UserError(

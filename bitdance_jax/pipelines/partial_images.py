@@ -5,8 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Int8, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
 
+from bitdance_jax.config import Latents
+from bitdance_jax.tokenizer.codes import code_dtype, to_latents
 from bitdance_jax.transformer import order
 
 
@@ -35,11 +37,16 @@ def values_to_codes(
     height: int,
     patch_side: int,
     token_order: order.Order,
-) -> Int8[Array, "B h w K"]:
-    """Codes in {-1, 1} on a grid of `height` rows; missing patches repeat the sampled ones."""
-    codes = jnp.where(values > 0, 1.0, -1.0)[jnp.arange(len(values)) % sampled]
-    tokens = rearrange(codes, "n b p k -> b (n p) k")
-    return order.sequence_to_grid(tokens, height, patch_side, token_order).astype(jnp.int8)
+    latents: Latents,
+) -> Int8[Array, "B h w K"] | Float32[Array, "B h w K"]:
+    """Codes on a grid of `height` rows; missing patches repeat the sampled ones.
+
+    Codes are in {-1, 1}; those of continuous latents are the values.
+    """
+    values = values[jnp.arange(len(values)) % sampled]
+    tokens = rearrange(to_latents(values, latents), "n b p k -> b (n p) k")
+    codes = order.sequence_to_grid(tokens, height, patch_side, token_order)
+    return codes.astype(code_dtype(latents))
 
 
 def grey_out(

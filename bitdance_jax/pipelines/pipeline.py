@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int8, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TextToImageConfig, to_dict
@@ -21,10 +21,11 @@ from bitdance_jax.pipelines.batching import ImageKeys, Seeds
 from bitdance_jax.pipelines.partial_images import Partial, grey_out
 from bitdance_jax.pipelines.programs import Programs
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Request, Size
-from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.pipelines.tokenizer import Codes, Tokenizer
 from bitdance_jax.pipelines.weights import Params
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.compiled import splits_images
+from bitdance_jax.tokenizer.codes import code_dtype
 
 
 REPORTS = 16
@@ -164,7 +165,8 @@ class Pipeline(abc.ABC):
           batch_size: images at a time, on all devices together.
           first_index: index of the first image, to continue with the images of a seed.
           output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images, with `metadata` as their
-            `info`; or "codes", int8 [B, h, w, K] in {-1, 1}, for `tokenizer.decode`.
+            `info`; or "codes", [B, h, w, K], for `tokenizer.decode`: int8 in {-1, 1}, or float32
+            if the tokenizer's latents are continuous.
           progress: show a bar.
 
         Raises:
@@ -380,9 +382,7 @@ class Pipeline(abc.ABC):
             height=request.size[0] // self.config.tokenizer.downsampling,
         )
 
-    def _codes(
-        self, request: Request, values: Float[Array, "N B P K"], sampled: int
-    ) -> Int8[Array, "B h w K"]:
+    def _codes(self, request: Request, values: Float[Array, "N B P K"], sampled: int) -> Codes:
         rows = request.size[0] // self.config.tokenizer.downsampling
         return self._programs.to_codes(values, np.int32(sampled), height=rows)
 
@@ -391,7 +391,8 @@ class Pipeline(abc.ABC):
         down, bits = self.config.tokenizer.downsampling, self.config.tokenizer.bits
         height, width = request.size
         if output == "codes":
-            return np.zeros((0, height // down, width // down, bits), np.int8)
+            dtype = code_dtype(self.config.tokenizer.latents)
+            return np.zeros((0, height // down, width // down, bits), dtype)
         return np.zeros((0, height, width, 3), np.uint8)
 
     def _describe(self, request: Request, image: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int8, UInt8, UInt32
+from jaxtyping import Array, UInt8, UInt32
 
 from bitdance_jax.config import (
     ClassConditionalConfig,
@@ -21,7 +21,7 @@ from bitdance_jax.models.class_conditional import ClassConditional, with_uncondi
 from bitdance_jax.models.text_to_image import TextToImage
 from bitdance_jax.nn.attention import Kernel, choose_sampling_kernel
 from bitdance_jax.pipelines.partial_images import values_to_codes
-from bitdance_jax.pipelines.tokenizer import decode_on_mesh
+from bitdance_jax.pipelines.tokenizer import Codes, decode_on_mesh
 from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
 from bitdance_jax.sampling.next_patch import PatchModel, Scales
 from bitdance_jax.sampling.solvers import Solver
@@ -34,7 +34,7 @@ class Programs:
     Attributes:
       sampler: its inputs are those of `read_labels` or `read_prompts`.
       to_codes: (values [N, B, P, K], number of sampled patches, height=rows of tokens) -> codes
-        int8 [B, h, w, K]; see `values_to_codes`.
+        [B, h, w, K]; see `values_to_codes`.
       decode: (the decoder's params, codes, the data of the images' keys) -> uint8 [B, H, W, 3].
     """
 
@@ -63,7 +63,10 @@ class Programs:
             token_order = "patch"
         self.sampler = CompiledSampler(read, mesh)
         to_codes = functools.partial(
-            values_to_codes, patch_side=config.patch_side, token_order=token_order
+            values_to_codes,
+            patch_side=config.patch_side,
+            token_order=token_order,
+            latents=config.tokenizer.latents,
         )
         self.to_codes: Any = jax.jit(to_codes, static_argnames="height")
         options = compiler_options(mesh)
@@ -87,7 +90,7 @@ class Programs:
         return self.decode(params["tokenizer"], codes, keys)
 
     def _decode(
-        self, params: Any, codes: Int8[Array, "B h w K"], keys: UInt32[Array, "B 2"]
+        self, params: Any, codes: Codes, keys: UInt32[Array, "B 2"]
     ) -> UInt8[Array, "B H W C"]:
         return decode_on_mesh(self._decoder, params, codes, keys, self._mesh)
 

@@ -1,4 +1,4 @@
-"""Images to bits and back (paper 3.1), with the weights of a model folder; numpy in, numpy out."""
+"""Images to latents and back, with the weights of a model folder; numpy in, numpy out."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int8, UInt8, UInt32
+from jaxtyping import Array, Float32, Int8, Num, UInt8, UInt32
 
 from bitdance_jax.config import (
     ClassConditionalConfig,
@@ -27,18 +27,22 @@ from bitdance_jax.pipelines import checks, weights
 from bitdance_jax.pipelines.batching import Seeds, chunks, image_keys
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.sampling.compiled import splits_images
-from bitdance_jax.tokenizer import autoencoder, lfq, strips
+from bitdance_jax.tokenizer import autoencoder, strips
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.codes import code_dtype, to_latents
 
 
 Params = Any
+
+Codes = Int8[Array, "B h w K"] | Float32[Array, "B h w K"]
+"""Bits in {-1, 1}, or continuous latents."""
 
 CHUNK_PIXELS = 2**20
 """Pixels that the tokenizer handles at a time, to bound memory: four images of 512 x 512."""
 
 
 class Tokenizer:
-    """Images to bits and back.
+    """Images to bits, or to continuous latents, and back.
 
     Attributes:
       config: sizes.
@@ -63,9 +67,10 @@ class Tokenizer:
         self._params = None if callable(params) else self._converted(params)
         model = Autoencoder(config, self.dtype)
 
-        def encode(params: Params, images: UInt8[Array, "B H W C"]) -> Int8[Array, "B h w K"]:
+        def encode(params: Params, images: UInt8[Array, "B H W C"]) -> Codes:
             z: Any = model.apply({"params": params}, image_files.to_model(images), method="encode")
-            return lfq.quantize(z).astype(jnp.int8)
+            codes = to_latents(z, config.latents)
+            return codes.astype(code_dtype(config.latents))
 
         def decode(params: Params, codes: Array, keys: Array) -> Array:
             return decode_codes(model, params, codes, keys)
@@ -124,8 +129,12 @@ class Tokenizer:
     def params(self, params: Params) -> None:
         self._params = params
 
-    def encode(self, images: UInt8[np.ndarray, "B H W C"]) -> Int8[np.ndarray, "B h w K"]:
+    def encode(
+        self, images: UInt8[np.ndarray, "B H W C"]
+    ) -> Int8[np.ndarray, "B h w K"] | Float32[np.ndarray, "B h w K"]:
         """Codes in {-1, 1} of images whose sides are divisible by `config.downsampling`.
+
+        Those of continuous latents are float32, with a standard deviation of about 1.
 
         Raises:
           UserError: images of another type or shape.
@@ -134,7 +143,8 @@ class Tokenizer:
         height, width = images.shape[1:3]
         if not len(images):
             down = self.config.downsampling
-            return np.zeros((0, height // down, width // down, self.config.bits), np.int8)
+            dtype = code_dtype(self.config.latents)
+            return np.zeros((0, height // down, width // down, self.config.bits), dtype)
         if "encoder" not in self.params:
             raise UserError("these weights have no encoder: the tokenizer can only decode")
         chunk = chunk_size(height, width)
@@ -143,12 +153,12 @@ class Tokenizer:
         )
 
     def decode(
-        self, codes: Int8[np.ndarray, "B h w K"], seed: Seeds = 0, first_index: int = 0
+        self, codes: Num[np.ndarray, "B h w K"], seed: Seeds = 0, first_index: int = 0
     ) -> UInt8[np.ndarray, "B H W C"]:
         """Images of codes.
 
         Args:
-          codes: -1 or 1.
+          codes: -1 or 1, or continuous latents.
           seed, first_index: of the noise of a GAN decoder, as those of `Pipeline.sample`.
 
         Raises:
@@ -175,7 +185,7 @@ class Tokenizer:
 def decode_codes(
     tokenizer: Autoencoder,
     params: Params,
-    codes: Int8[Array, "B h w K"],
+    codes: Codes,
     keys: Array,
     mesh: Mesh | None = None,
 ) -> UInt8[Array, "B H W C"]:
@@ -183,7 +193,7 @@ def decode_codes(
 
     Args:
       tokenizer, params: its decoder, replicated.
-      codes: in {-1, 1}.
+      codes: in {-1, 1}, or continuous latents.
       keys: [B], for the noise of a GAN decoder.
       mesh: each device decodes some rows of the images, or all rows where their number is not
         divisible by the number of devices; None for one device.
@@ -195,12 +205,12 @@ def decode_codes(
         mesh is not None
         and mesh.size > 1
         and codes.shape[1] % mesh.size == 0
-        and not tokenizer.config.attention_blocks
+        and not tokenizer.config.has_attention
     )
     axes = AXES if split else ()
 
     def decode(params: Params, codes: Array, noise: Array | None) -> Array:
-        if tokenizer.config.attention_blocks:  # every position is needed at once
+        if tokenizer.config.has_attention:  # every position is needed at once
             values: Any = tokenizer.apply(
                 {"params": params}, codes.astype(jnp.float32), noise, method="decode"
             )
@@ -220,7 +230,7 @@ def decode_codes(
 def decode_on_mesh(
     tokenizer: Autoencoder,
     params: Params,
-    codes: Int8[Array, "B h w K"],
+    codes: Codes,
     keys: UInt32[Array, "B 2"],
     mesh: Mesh,
 ) -> UInt8[Array, "B H W C"]:

@@ -16,7 +16,6 @@ from bitdance_jax.config import SamplerConfig
 from bitdance_jax.heads.protocols import PatchHead
 from bitdance_jax.sampling.guidance import PatchGuidance, guidance_scales
 from bitdance_jax.sampling.solvers import Solver, make_solver
-from bitdance_jax.tokenizer import lfq
 
 
 Cache = Any
@@ -45,12 +44,13 @@ class PatchModel(Protocol):
         """Reads the tokens before the first block, whose outputs are the first patch's states."""
 
     def read(
-        self, bits: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: Cache
+        self, values: Float[Array, "R P K"], patch: Int[Array, ""] | int, cache: Cache
     ) -> tuple[Float[Array, "R P C"], Cache]:
         """States of a patch, and the cache.
 
         Args:
-          bits: in {-1, 1}, of the patch before it; ignored for patch 0, which follows the first
+          values: of the head for the patch before it, of which the model makes what it reads: bits
+            by their signs, or continuous latents. Ignored for patch 0, which follows the first
             block.
           patch: 0 ... N - 1.
           cache: of what was read before.
@@ -61,7 +61,8 @@ class SamplerState(NamedTuple):
     """A batch of images of which some patches are sampled.
 
     Attributes:
-      values: before the sign, which gives the bits; 0 where nothing is sampled yet.
+      values: before the sign, which gives the bits, or continuous latents; 0 where nothing is
+        sampled yet.
       rows: values of the last patch as every row reads them, the images first.
       cache: of what was read.
       patch: how many patches are sampled, the number of the next one.
@@ -130,7 +131,7 @@ def advance(
     prepared = model.head.prepare(solver)
 
     def step(patch: Int[Array, ""], state: SamplerState) -> SamplerState:
-        states, cache = model.read(lfq.quantize(state.rows), patch, state.cache)
+        states, cache = model.read(state.rows, patch, state.cache)
         guide = None if scales is None else _guidance(jnp.asarray(scales)[patch])
         fresh = noise(patch, None if guide is None else guide.separate)
         rows = model.head.sample(states, fresh, prepared, solver=solver, guide=guide)

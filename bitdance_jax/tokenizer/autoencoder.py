@@ -1,4 +1,4 @@
-"""The tokenizer between images and bits (paper 3.1)."""
+"""The tokenizer between images and latents: bits (paper 3.1), or real numbers (tables 12, 13)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.errors import UserError
-from bitdance_jax.tokenizer import lfq, uniwetok
+from bitdance_jax.tokenizer import kl, lfq, uniwetok
 from bitdance_jax.tokenizer.decoder import Decoder
 from bitdance_jax.tokenizer.encoder import Encoder
 from bitdance_jax.tokenizer.layers import Remat
@@ -30,14 +30,19 @@ class Autoencoder(nn.Module):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        has_attention = self.config.attention_blocks > 0
-        encoder: Any = uniwetok.Encoder if has_attention else Encoder
-        decoder: Any = uniwetok.Decoder if has_attention else Decoder
+        encoder: Any = Encoder
+        decoder: Any = Decoder
+        if self.config.latents == "continuous":
+            encoder, decoder = kl.Encoder, kl.Decoder
+        elif self.config.attention_blocks:
+            encoder, decoder = uniwetok.Encoder, uniwetok.Decoder
         self.encoder = encoder(self.config, self.dtype, self.remat)
         self.decoder = decoder(self.config, self.dtype, self.remat)
 
     def encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
-        """Values before the sign, of which `lfq.quantize` makes bits.
+        """Values of which `codes.to_latents` makes bits; continuous latents themselves.
+
+        Continuous latents are the means of their distributions, times `latent_scale`.
 
         Args:
           images: in [-1, 1], with sides divisible by the downsampling.
@@ -45,6 +50,12 @@ class Autoencoder(nn.Module):
         Raises:
           UserError: images of other sizes or channels.
         """
+        values = self._encode(images)
+        if self.config.latents == "bits":
+            return values
+        return self.config.latent_scale * kl.split_moments(values)[0]
+
+    def _encode(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w V"]:
         down = self.config.downsampling
         height, width, channels = images.shape[1:]
         if height % down or width % down or channels != self.config.image_channels:
@@ -60,24 +71,32 @@ class Autoencoder(nn.Module):
         """Images, about [-1, 1].
 
         Args:
-          codes: in {-1, 1}.
+          codes: in {-1, 1}, or continuous latents.
           noise: standard normal, for a GAN decoder; None for a plain one.
 
         Raises:
           UserError: see `check_codes`.
         """
         check_codes(self.config, codes, noise)
+        if self.config.latents == "continuous":
+            return self.decoder(codes / self.config.latent_scale)
         return self.decoder(codes, noise)
 
     def __call__(
         self, images: Float[Array, "B H W C"], noise: Float[Array, "B h w K"] | None = None
-    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B h w K"]]:
-        """Reconstruction, and the encoder's output before the sign.
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B h w V"]]:
+        """Reconstruction, and the encoder's output: values before the sign, or `kl` moments.
 
-        Gradients pass through the sign unchanged.
+        Gradients pass through the sign unchanged. For continuous latents, `noise` samples from
+        their distributions; None: their means.
         """
-        z = self.encode(images)
-        return self.decode(lfq.quantize_straight_through(z), noise), z
+        z = self._encode(images)
+        if self.config.latents == "bits":
+            return self.decode(lfq.quantize_straight_through(z), noise), z
+        latents, log_variance = kl.split_moments(z)
+        if noise is not None:
+            latents += jnp.exp(0.5 * log_variance) * noise
+        return self.decoder(latents), z
 
 
 def check_codes(
@@ -88,7 +107,7 @@ def check_codes(
     """Raises a UserError for codes, or noise, that the decoder cannot take."""
     if codes.shape[-1] != config.bits:
         raise UserError(f"the tokenizer's codes have {config.bits} bits, got {codes.shape[-1]}")
-    if codes.shape[1] * codes.shape[2] < 2:
+    if config.latents == "bits" and codes.shape[1] * codes.shape[2] < 2:
         raise UserError(
             "one token is too small an image: the decoder needs the spread over at least two"
         )

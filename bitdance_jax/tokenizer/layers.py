@@ -93,18 +93,19 @@ class ResidualBlock(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
         y = nn.silu(GroupNorm(self.dtype, name="norm1")(x))
-        y = conv3x3(self.features, self.dtype, use_bias=False, name="conv1")(y)
+        y = conv3x3(self.features, self.dtype, self.use_bias, name="conv1")(y)
         y = checkpoint_name(y, CONVOLUTION)
         y = nn.silu(GroupNorm(self.dtype, name="norm2")(y))
-        y = conv3x3(self.features, self.dtype, use_bias=False, name="conv2")(y)
+        y = conv3x3(self.features, self.dtype, self.use_bias, name="conv2")(y)
         y = checkpoint_name(y, CONVOLUTION)
         if x.shape[-1] != self.features:
             x = linear.Conv(
-                self.features, (1, 1), use_bias=False, dtype=self.dtype, name="nin_shortcut"
+                self.features, (1, 1), use_bias=self.use_bias, dtype=self.dtype, name="nin_shortcut"
             )(x)
         return x + y
 

@@ -35,8 +35,9 @@ from bitdance_jax.models.class_conditional import (
 from bitdance_jax.nn.attention import check_kernel, choose_kernel
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.hub_models import local_folder
-from bitdance_jax.tokenizer import autoencoder, lfq
+from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.codes import to_latents, unpack
 from bitdance_jax.train.frozen_tokenizer import load_tokenizer, report_other_tokenizer
 from bitdance_jax.train.image_task import (
     ImageTask,
@@ -45,7 +46,7 @@ from bitdance_jax.train.image_task import (
     open_splits,
     save_model,
 )
-from bitdance_jax.train.latents import cached_latents, unpack
+from bitdance_jax.train.latents import cached_latents
 from bitdance_jax.train.task import Batch, Metrics, Objective, Params, TrainingConfig
 
 
@@ -85,6 +86,12 @@ class ClassConditionalTraining(TrainingConfig):
         return ClassConditionalTask(self)
 
     def trial(self) -> "ClassConditionalTraining":
+        if self.model.tokenizer.latents == "continuous":
+            raise ConfigError(
+                "there is no trial on continuous latents: the embedded tokenizer has bits; "
+                "train a small one: bitdance train emoji_tokenizer --latents continuous",
+                "trial",
+            )
         embedded = model_lookup.read_config(model_lookup.EMBEDDED).config["tokenizer"]
         replace = dataclasses.replace
         model = replace(
@@ -168,7 +175,7 @@ class ClassConditionalObjective(Objective):
         batch = abstract_images(batch_size, model.image_size)
         if self._config.data.gives_codes:
             del batch["image"]
-            packed = (batch_size, model.grid, model.grid, -(-model.tokenizer.bits // 8))
+            packed = (batch_size, model.grid, model.grid, model.tokenizer.packed_bytes)
             batch["codes"] = jax.ShapeDtypeStruct(packed, jnp.uint8)
         return batch
 
@@ -184,14 +191,14 @@ class ClassConditionalObjective(Objective):
         return type(self)(dataclasses.replace(self._config, run=run))
 
     def codes(self, frozen: Params, batch: Batch) -> jax.Array:
-        """The bits of a batch in {-1, 1}, float32 [B, h, w, K]."""
+        """The bits of a batch in {-1, 1}, or its continuous latents, float32 [B, h, w, K]."""
         if "codes" in batch:
-            return unpack(batch["codes"], self._config.model.tokenizer.bits)
+            return unpack(batch["codes"], self._config.model.tokenizer)
 
         def encode(images: jax.Array) -> jax.Array:
             pixels = image_files.to_model(images)
             z: Any = self._encoder.apply({"params": frozen}, pixels, method="encode")
-            return lfq.quantize(z)
+            return to_latents(z, self._config.model.tokenizer.latents)
 
         rows = max(1, ENCODER_PIXELS // self._config.model.image_size**2)
         return map_rows(encode, batch["image"], rows)

@@ -22,6 +22,8 @@ TITLES = {
     "bit_balance": "balance of bits, 1: half of them are +1",
     "l1": "mean absolute error of pixels from -1 to 1",
     "l2": "mean squared error of pixels from -1 to 1",
+    "kl": "divergence of the latents, nats for each number of an image",
+    "latent_std": "standard deviation of the latents",
     "sample_entropy": "entropy of an image's codes, nats",
     "codebook_entropy": "entropy of the codebook, nats",
     "grad_norm": "norm of the gradient, before clipping",

@@ -1,10 +1,6 @@
-"""Training on bits instead of images: unpacking them, and the tokens of a run, which are made once
-and stored in its folder."""
+"""Training on tokens instead of images: they are made once and stored in the run's folder."""
 
 from pathlib import Path
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
 
 from bitdance_jax.data.records import ImageSource
 from bitdance_jax.data.token_writer import describe, prepare, tokenize
@@ -14,12 +10,6 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.io.atomic import remove_temporary_files
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines.tokenizer import Tokenizer
-
-
-def unpack(packed: UInt8[Array, "B h w bytes"], bits: int) -> Float[Array, "B h w K"]:
-    """Codes in {-1, 1}, float32, from packed bits (`data.tokens`)."""
-    unpacked = jnp.unpackbits(packed, axis=-1)[..., :bits]
-    return jnp.where(unpacked > 0, 1.0, -1.0)
 
 
 def cached_latents(

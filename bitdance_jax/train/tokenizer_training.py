@@ -18,8 +18,9 @@ from bitdance_jax.fid import inception
 from bitdance_jax.io import image_files
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.pipelines.hub_models import local_folder
-from bitdance_jax.tokenizer import autoencoder, discriminator, lfq
+from bitdance_jax.tokenizer import autoencoder, discriminator
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
+from bitdance_jax.tokenizer.codes import to_latents
 from bitdance_jax.tokenizer.losses import ImageTerm, tokenizer_loss
 from bitdance_jax.train import adversary
 from bitdance_jax.train.adversary import Adversary
@@ -197,7 +198,7 @@ class TokenizerObjective(Objective):
     def init(self, key: jax.Array) -> Params:
         size = self._config.image_size
         image = jnp.zeros((1, size, size, self._config.model.image_channels))
-        params = self._model.init(key, image, self._decoder_noise(key[None], image))["params"]
+        params = self._model.init(key, image, self._noise(key[None], image))["params"]
         return params if self._config.train_encoder else {"decoder": params["decoder"]}
 
     def init_auxiliary(self, key: jax.Array) -> Params:
@@ -242,7 +243,9 @@ class TokenizerObjective(Objective):
         images = image_files.to_model(batch["image"])
         z, values = self._reconstruct(params, frozen, images, keys)
         reconstruction = image_files.to_uint8(values)
-        metrics = pixel_metrics(reconstruction, batch["image"]) | bit_metrics(z)
+        metrics = pixel_metrics(reconstruction, batch["image"])
+        is_bits = self._config.model.latents == "bits"
+        metrics |= bit_metrics(z) if is_bits else {"latent_std": jnp.std(z)}
         if self._config.loss.perceptual:
             # Of what a user sees: clipped and rounded.
             seen = image_files.to_model(reconstruction)
@@ -293,7 +296,7 @@ class TokenizerObjective(Objective):
         """Loss, metrics and the reconstruction."""
         images = image_files.to_model(batch["image"])
         outputs: Any = self._model.apply(
-            self._variables(params, frozen), images, self._decoder_noise(keys, images)
+            self._variables(params, frozen), images, self._noise(keys, images)
         )
         reconstruction, z = outputs
         config = self._config.loss
@@ -306,6 +309,7 @@ class TokenizerObjective(Objective):
             images,
             config=config,
             num_codebooks=self._config.model.num_codebooks,
+            latents=self._config.model.latents,
             image_terms=terms | adversarial,
         )
         return loss, metrics, reconstruction
@@ -352,11 +356,12 @@ class TokenizerObjective(Objective):
     def _reconstruct(
         self, params: Params, frozen: Params, images: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The encoder's output, and the decoder's of its bits; images in [-1, 1]."""
-        variables = self._variables(params, frozen)
+        """The encoder's output, and the decoder's of its latents; images in [-1, 1]."""
+        model, variables = self._config.model, self._variables(params, frozen)
         z: Any = self._model.apply(variables, images, method="encode")
-        noise = self._decoder_noise(keys, images)
-        values: Any = self._model.apply(variables, lfq.quantize(z), noise, method="decode")
+        noise = self._noise(keys, images) if model.decoder == "gan" else None
+        latents = to_latents(z, model.latents)
+        values: Any = self._model.apply(variables, latents, noise, method="decode")
         return z, values
 
     def _variables(self, params: Params, frozen: Params) -> dict[str, Params]:
@@ -364,9 +369,10 @@ class TokenizerObjective(Objective):
             return {"params": params}
         return {"params": {**params, "encoder": frozen["encoder"]}}
 
-    def _decoder_noise(self, keys: jax.Array, images: jax.Array) -> jax.Array | None:
+    def _noise(self, keys: jax.Array, images: jax.Array) -> jax.Array | None:
+        """Of a GAN decoder, or of samples of continuous latents; None where there is neither."""
         model = self._config.model
-        if model.decoder == "plain":
+        if model.decoder == "plain" and model.latents == "bits":
             return None
         height, width = (side // model.downsampling for side in images.shape[1:3])
         return jax.vmap(lambda key: jax.random.normal(key, (height, width, model.bits)))(keys)
@@ -424,5 +430,10 @@ class TokenizerTask(ImageTask):
         # An encoder that was not trained is part of the tokenizer all the same.
         params = {name: part for name, part in self.frozen.items() if name == "encoder"}
         params |= ema_params
+        record = self.record
+        if spread := metrics.get("latent_std"):
+            # A model learns latents of about unit variance.
+            scale = float(f"{record.config['latent_scale'] / spread:.4g}")
+            record = dataclasses.replace(record, config=record.config | {"latent_scale": scale})
         dtype = self._export_dtype
-        save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
+        save_model(folder, record, params, step=step, metrics=metrics, dtype=dtype)

@@ -1,6 +1,5 @@
-"""Bits for the model: unpacking, and when the tokens in a run's folder are made again."""
+"""When the tokens in a run's folder are made again."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
@@ -8,7 +7,7 @@ import tiny_models
 from bitdance_jax.data import token_writer
 from bitdance_jax.data.sources import ArraySource
 from bitdance_jax.pipelines.tokenizer import Tokenizer
-from bitdance_jax.train.latents import cached_latents, unpack
+from bitdance_jax.train.latents import cached_latents
 
 
 SIZE = 8
@@ -38,14 +37,6 @@ def encoded(monkeypatch):
         token_writer, "write_shard", lambda shard: counts.append(len(shard.records)) or write(shard)
     )
     return counts
-
-
-@pytest.mark.parametrize("bits", [8, 12, 32])
-def test_packed_bits_are_unpacked(bits):
-    codes = np.random.default_rng(bits).choice(np.int8([-1, 1]), (2, 3, 4, bits))
-    unpacked = unpack(jnp.asarray(np.packbits(codes > 0, axis=-1)), bits)
-    assert unpacked.dtype == np.float32
-    np.testing.assert_array_equal(unpacked, codes)
 
 
 def test_tokens_are_made_once(tmp_path, source, tokenizer, encoded):
