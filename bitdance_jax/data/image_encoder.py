@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, UInt8
 
 from bitdance_jax.config import TokenizerConfig
+from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 
@@ -43,7 +44,15 @@ class ImageEncoder:
           config: sizes of the tokenizer.
           params: its weights; only those of the encoder are used.
           dtype: compute type.
+
+        Raises:
+          UserError: the tokenizer has no bits.
         """
+        if config.latents != "bits":
+            raise UserError(
+                "captioned images are stored as bits, and the tokenizer's latents are continuous; "
+                "take a tokenizer of bits"
+            )
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("images",))
         self._rows = NamedSharding(mesh, PartitionSpec("images"))
