@@ -19,8 +19,8 @@ from bitdance_jax.models.text_to_image_loss import (
 )
 from bitdance_jax.nn import lora
 from bitdance_jax.nn.attention import choose_kernel
+from bitdance_jax.tokenizer.codes import unpack
 from bitdance_jax.train import freezing
-from bitdance_jax.train.latents import unpack
 from bitdance_jax.train.task import Batch, Metrics, Objective, Params
 from bitdance_jax.train.text_to_image_config import TextToImageSettings
 
@@ -150,7 +150,7 @@ class TextToImageObjective(Objective):
 
     def _packed(self, batch: Batch) -> PackedBatch:
         arrays = {name: batch[name] for name in PackedBatch._fields}
-        arrays["bits"] = unpack(batch["bits"], self._config.model.tokenizer.bits)
+        arrays["bits"] = unpack(batch["bits"], self._config.model.tokenizer)
         return PackedBatch(**arrays)
 
     def _areas(self) -> dict[int, float]:
