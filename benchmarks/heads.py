@@ -1,7 +1,7 @@
 """Trains small models with other heads and latents for equal steps on the embedded emoji.
 
     pip install "bitdance_jax[perceptual]"
-    python benchmarks/heads.py                             # about ten minutes on 2 CPU cores
+    python benchmarks/heads.py
     python benchmarks/heads.py --steps 5000 --tokenizer-steps 3000 --width 192 --layers 6
 
 Writes results.json, table.md, plot.png and samples of each model into `--out`. All models have the
