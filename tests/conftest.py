@@ -43,6 +43,10 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", ON_CPU)  # also if a plugin imported JAX before
 
 
+COMPILING = {"heads", "models", "pipelines", "sampling", "tokenizer", "train", "transformer"}
+"""Folders of tests that take about a second each; most others are quicker."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "loadscopereorder"):  # pytest-xdist
         config.option.loadscopereorder = False  # keeps the order below
@@ -53,7 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seconds: Counter[Path] = Counter()
     for item in items:
         slow = item.get_closest_marker("slow")
-        seconds[item.path] += (slow.args or (5,))[0] if slow else 0.1
+        quick = 1 if item.path.parent.name in COMPILING else 0.1
+        seconds[item.path] += (slow.args or (5,))[0] if slow else quick
     items.sort(key=lambda item: -seconds[item.path])
 
 

@@ -126,7 +126,7 @@ def write_text_to_image(folder: Path, config: TextToImageConfig) -> int:
     return max(2 * leaf.size for leaf in jax.tree.leaves(model))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc"
 )
@@ -140,7 +140,7 @@ def test_peak_memory_of_a_text_to_image_model(folder):
     assert peak < largest + 0.2e9  # JAX alone takes 0.35e9: a complete stack would be too much.
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc"
 )

@@ -22,7 +22,7 @@ def test_outputs_are_stripped():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(100)
 def test_notebook_runs(tmp_path):
     code = "\n".join("".join(cell["source"]) for cell in cells())
     code = re.sub(
