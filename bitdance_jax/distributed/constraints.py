@@ -173,10 +173,15 @@ def split_rows(tree: Any, parts: int) -> Any:
     return jax.tree.map(split, tree)
 
 
+def rows_per_device(rows: int) -> int:
+    """How many rows of a batch of so many are on a device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return rows if mesh.empty or mesh.manual_axes else max(1, rows // batch_parts(mesh))
+
+
 def map_rows(function: Callable[[Array], Array], x: Array, rows: int) -> Array:
     """`function` of a batch, at most `rows` rows per device at a time, to bound its memory."""
-    mesh = jax.sharding.get_abstract_mesh()
-    rows_here = len(x) // (1 if mesh.empty else batch_parts(mesh))
+    rows_here = rows_per_device(len(x))
     parts = next(
         parts
         for parts in range(1, rows_here + 1)

@@ -11,16 +11,18 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from bitdance_jax.config import TextToImageConfig
-from bitdance_jax.distributed.constraints import constrain
+from bitdance_jax.distributed.constraints import constrain, rows_per_device
 from bitdance_jax.heads.make import make_head
 from bitdance_jax.models.text_to_image import ShownImages, TextToImage, sinusoidal_2d
+from bitdance_jax.nn import linear
 from bitdance_jax.nn.packed_attention import PackedMask
 
 
 Params = Any
 
 LOGITS_CHUNK = 1024
-"""Positions whose logits, one for each token of the vocabulary, are in memory at a time."""
+"""Positions on each device whose logits, one for each token of the vocabulary, are in memory at a
+time."""
 
 
 class PackedBatch(NamedTuple):
@@ -177,22 +179,29 @@ def _vision_loss(
 def _text_loss(
     bound: TextToImage, hidden: Float[Array, "B S D"], labels: Int[Array, "B S"]
 ) -> Float[Array, "B S"]:
-    """Cross-entropy of each position that has a label."""
-    states = rearrange(hidden, "b s d -> (b s) d")
-    flat = labels.reshape(-1)
-    chunk = min(LOGITS_CHUNK, len(flat))
-    padding = -len(flat) % chunk
-    states = jnp.pad(states, ((0, padding), (0, 0)))
-    flat = jnp.pad(flat, (0, padding), constant_values=-1)
+    """Cross-entropy of each position that has a label.
+
+    Every row is cut into chunks, so that each device computes those of its own rows, and the output
+    layer's kernel is gathered once for all chunks.
+    """
+    length = labels.shape[1]
+    chunk = min(max(1, LOGITS_CHUNK // rows_per_device(len(labels))), length)
+    padding = -length % chunk
+    kernel = linear.gathered_kernel(bound.text.lm_head)
 
     @jax.checkpoint
-    def chunk_loss(chunk: tuple[Array, Array]) -> Float[Array, "C"]:
+    def chunk_loss(chunk: tuple[Array, Array]) -> Float[Array, "B C"]:
         states, labels = chunk
-        logits = bound.text.logits(states[None])[0].astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+        logits = linear.product(states.astype(bound.dtype), kernel).astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - chosen
         return jnp.where(labels >= 0, losses, 0.0)
 
-    chunks = (states.reshape(-1, chunk, states.shape[-1]), flat.reshape(-1, chunk))
+    states = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    padded = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=-1)
+    chunks = (
+        rearrange(states, "b (n c) d -> n b c d", c=chunk),
+        rearrange(padded, "b (n c) -> n b c", c=chunk),
+    )
     losses = jax.lax.map(chunk_loss, chunks)
-    return losses.reshape(-1)[: labels.size].reshape(labels.shape)
+    return rearrange(losses, "n b c -> b (n c)")[:, :length]

@@ -55,6 +55,18 @@ class _Linear(_Gathered):
         return y + low_rank
 
 
+def gathered_kernel(layer: nn.Dense) -> Array:
+    """The kernel of a bound Dense layer, gathered once for several products."""
+    path = "/".join((*layer.path, "kernel"))
+    kernel: Array = layer.get_variable("params", "kernel")
+    return gathered(kernel, path, layer.dtype or kernel.dtype, sums=gradient_sums.value)
+
+
+def product(inputs: Array, kernel: Array) -> Array:
+    """The product of a Dense layer with its `gathered_kernel`, over the last axis of the inputs."""
+    return _product(inputs, kernel, (((inputs.ndim - 1,), (0,)), ((), ())))
+
+
 def _promote(
     inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, dtype: Any
 ) -> tuple[Any, Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from bitdance_jax.errors import ResourceError
+from bitdance_jax.errors import ResourceError, UserError
 from bitdance_jax.perf.hardware import Chip, chip_of
 from bitdance_jax.plan import hlo
 from bitdance_jax.plan.cost import Cost, costs
@@ -87,6 +87,7 @@ def make_plan(program: Program) -> Plan:
 
     Raises:
       DoesNotFit: it needs more memory than a device has, by the compiler or by `Memory.total`.
+      UserError: this JAX cannot read what the compiler made.
     """
     start = time.monotonic()
     try:
@@ -102,13 +103,23 @@ def make_plan(program: Program) -> Plan:
         raise DoesNotFit(
             f"it needs {memory.total / 2**30:.1f} GiB, and a device has {chip.memory / 2**30:.1f}"
         )
-    module = hlo.parse(compiled.as_text() or "")
+    module = hlo.parse(_text(compiled))
     rows = costs(module, program.mesh.size, program.trips)
     times = None
     if chip is not None:
         scheduled = scheduled_seconds(module, rows, program.mesh, chip, trips=program.trips)
         times = estimate(rows, program.mesh, chip, scheduled)
     return Plan(program, compiled, chip, memory, module, rows, times, seconds)
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"JAX {jax.__version__} cannot read this program, which libtpu compiled in a newer form"
+            f" ({str(error).splitlines()[0][:100]}); plan it with a newer JAX"
+        ) from None
 
 
 def resident_bytes(program: Program) -> int:
