@@ -50,7 +50,7 @@ class TableSource:
 
     Raises:
       FileError: a file is missing or damaged, or there are no captioned images.
-      ConfigError: there are no such columns.
+      ConfigError: there are no such columns, or no captions in theirs.
       UserError: pyarrow is not installed.
     """
 
@@ -99,7 +99,16 @@ class TableSource:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if pa.types.is_dictionary(captions.type):
+            captions = captions.cast(captions.type.value_type)
         is_list = pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type)
+        kind = captions.type.value_type if is_list else captions.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise ConfigError(
+                f"the column {self._caption!r} of {self.location} has {captions.type}, and captions"
+                " are strings or lists of strings; data.captions names another column",
+                "data.captions",
+            )
         length = pc.list_value_length(captions) if is_list else pc.utf8_length(captions)
         has_caption = np.asarray(pc.fill_null(pc.greater(length, 0), False))
         for row in np.flatnonzero(~has_caption).tolist():

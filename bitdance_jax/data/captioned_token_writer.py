@@ -73,8 +73,14 @@ def describe_captioned(
 
     Raises:
       ConfigError: the sizes are no multiples of the tokenizer's downsampling, or a resolution is
-        none of `size_multiple`.
+        none of `size_multiple`; or a source has tokens and no images.
     """
+    for source in (*train, *held_out):
+        if getattr(source, "manifest", None) is not None:
+            raise ConfigError(
+                f"{source.location} has tokens already; name the images that they are made from",
+                "data.paths",
+            )
     if size_multiple % config.downsampling:
         raise ConfigError(
             f"size_multiple must be a multiple of the tokenizer's downsampling"

@@ -187,13 +187,17 @@ def _reason_to_skip(record: dict[str, Any]) -> str | None:
         return ANOTHER_FORM
     if not all(isinstance(turn, dict) for turn in turns):
         return ANOTHER_FORM
-    if not all(isinstance(turn.get("value"), str) and turn.get("from") in _ROLES for turn in turns):
+    if not all(isinstance(turn.get(name), str) for turn in turns for name in ("from", "value")):
+        return ANOTHER_FORM
+    if not all(turn["from"] in _ROLES for turn in turns):
         return ANOTHER_FORM
     if not all(isinstance(name, str) for name in _image_names(record)):
         return ANOTHER_FORM
     parsed = _turns(record)
     roles = [turn.role for turn in parsed]
     if roles[:1] == ["system"]:
+        if IMAGE in parsed[0].text:
+            return ANOTHER_FORM
         roles = roles[1:]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         return ANOTHER_FORM

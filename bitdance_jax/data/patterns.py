@@ -49,12 +49,12 @@ def expand(pattern: str, suffix: str) -> list[str]:
 
 
 def _without_braces(pattern: str) -> list[str]:
-    pending = [pattern]
+    pending = [pattern]  # The next one is the last.
     done: list[str] = []
     while pending:
         if len(pending) + len(done) > MAX_FILES:
             raise FileError(f"{pattern} stands for more than {MAX_FILES:,} files", pattern)
-        current = pending.pop(0)
+        current = pending.pop()
         match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", current)
         if match is None:
             done.append(current)
@@ -67,5 +67,5 @@ def _without_braces(pattern: str) -> list[str]:
         else:
             choices = texts.split(",")
         before, after = current[: match.start()], current[match.end() :]
-        pending = [f"{before}{choice}{after}" for choice in choices] + pending
+        pending += [f"{before}{choice}{after}" for choice in reversed(choices)]
     return list(dict.fromkeys(done))

@@ -1,5 +1,6 @@
 """Captioned images in tar files, as WebDataset writes them."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ class WebDatasetSource:
     Opening it reads the headers of all tars; the index is kept in the user's cache folder.
 
     Args:
-      pattern: names the tars, see `tar_shards.expand`.
+      pattern: names the tars, see `patterns.expand`.
       caption: field of the captions in `KEY.json`, a string or a list of strings; None: `KEY.txt`
         is the caption.
       split_field: a field of `KEY.json` whose values become `splits`; all of these files are read.
@@ -70,7 +71,8 @@ class WebDatasetSource:
         self._captions = np.array([text for *_, text in rows], np.int64)
         if caption is not None:
             where = f"{self._files[self._shards[0]].path}/{self._names[0]}'s .json"
-            require_field(self._json(0, self._captions), caption, where)
+            with contextlib.suppress(DamagedImage):  # It says nothing about the others.
+                require_field(self._json(0, self._captions), caption, where)
         if split_field is not None:
             self.splits = self._read_splits(shards, split_field)
 

@@ -85,6 +85,8 @@ def test_rows(path):
 def test_bad_tables(saved, parquet):
     with pytest.raises(ConfigError, match="no field 'label'; it has: alts, id, image, split, text"):
         open_source(str(saved), "label")
+    with pytest.raises(ConfigError, match=r"the column 'id' of .* has int64, and captions are str"):
+        open_source(str(saved), "id")
     with pytest.raises(FileError, match=r"has several splits; name one of them: .*saved/train, "):
         open_source(str(saved.parent))
     with pytest.raises(ConfigError, match=r"its values are: 0, 1"):

@@ -174,6 +174,9 @@ def test_refused(tokens, tar):
     with pytest.raises(UserError, match=r"holds captioned tokens, and not tokens of labelled"):
         Manifest.read(tokens)
     sources = CaptionedDataConfig(paths=(str(tokens),)).open_splits()[0]
+    sizes = {"resolutions": (8,), "size_multiple": MULTIPLE}
+    with pytest.raises(ConfigError, match="has tokens already; name the images"):
+        describe_captioned(sources, [], tiny_models.TOKENIZER, PARAMS, **sizes)
     check_encoders(sources, tiny_models.TOKENIZER, PARAMS)
     other = tiny_models.tokenizer_params(tiny_models.GAN_TOKENIZER)
     with pytest.raises(UserError, match="the model's is"):

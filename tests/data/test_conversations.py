@@ -24,6 +24,8 @@ RECORDS = [
     {"image": "a.png", "conversations": turns("<image>")},
     {"image": "a.png", "conversations": "text"},
     {"image": 3, "conversations": turns("<image>", "A")},
+    {"image": "a.png", "conversations": [{"from": "system", "value": "<image>"}, *turns("Q", "A")]},
+    {"conversations": [{"from": ["human"], "value": "Q"}, {"from": "gpt", "value": "A"}]},
     {"id": 1},
 ]
 
@@ -53,7 +55,7 @@ def test_conversations(file):
     assert source.skipped.counts == {
         "conversations with more or fewer images than <image>": 1,
         "conversations with an empty turn": 1,
-        "conversations of another form": 4,
+        "conversations of another form": 6,
     }
 
 

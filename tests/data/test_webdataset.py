@@ -101,6 +101,13 @@ def test_damaged_members_are_skipped_and_named(tmp_path):
     assert "cannot read the image" in skipped[1] and "a.tar/bad.png" in skipped[1]
     with pytest.raises(DamagedImage, match=r"bad\.png"):
         held_out[0][3]
+    write_tar(
+        tmp_path / "b.tar", [("0.png", 1), ("0.json", "{"), ("1.png", 2), ("1.json", {"a": "b"})]
+    )
+    source = WebDatasetSource(f"{tmp_path}/b.tar", "a")
+    assert source[1].captions == ("b",)
+    with pytest.raises(DamagedImage, match=r"0\.png's \.json"):
+        source[0]
 
 
 def test_two_hosts_see_what_one_sees(shards):
