@@ -83,7 +83,7 @@ def generate(model: Pipeline, request: Request) -> Iterator[Partial]:
 
 
 def options(model: Pipeline, request: Request) -> dict[str, Any]:
-    """Arguments of `Pipeline.sample_steps` and `describe`."""
+    """Arguments of `Pipeline.sample_steps` and `metadata`."""
     sampler = dataclasses.replace(
         model.sampler, head_steps=request.steps, guidance_scale=float(request.guidance)
     )

@@ -17,11 +17,12 @@ from bitdance_jax.data.captioned import (
     require_captions,
     require_field,
 )
-from bitdance_jax.data.records import Names, reading
+from bitdance_jax.data.records import Names
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.image_files import SUFFIXES, DamagedImage, load_image
 from bitdance_jax.io.paths import local
+from bitdance_jax.io.readers import reading
 
 
 METADATA = "metadata.jsonl"

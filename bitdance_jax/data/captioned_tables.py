@@ -24,7 +24,7 @@ from bitdance_jax.data.patterns import expand
 from bitdance_jax.errors import ConfigError, FileError, UserError
 from bitdance_jax.io import readers
 from bitdance_jax.io.image_files import DamagedImage, decode_image, load_image
-from bitdance_jax.io.random_access import reading
+from bitdance_jax.io.readers import reading
 
 
 SUFFIX = ".parquet"

@@ -17,13 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_jax.data.listing import ending, is_image
-from bitdance_jax.data.records import Names, reading
+from bitdance_jax.data.records import Names
 from bitdance_jax.data.tar_members import Member, members, read_index
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage, decode_image
 from bitdance_jax.io.paths import user_cache
+from bitdance_jax.io.readers import reading
 
 
 INDEX_VERSION = 3

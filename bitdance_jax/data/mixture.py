@@ -15,13 +15,10 @@ import numpy as np
 from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource
 from bitdance_jax.data.captioned_tokens import CaptionedManifest
-from bitdance_jax.data.loader import next_undamaged
+from bitdance_jax.data.loader import SMALL_IN_A_ROW, next_undamaged
 from bitdance_jax.data.proportions import Proportions, Record, Shuffled
 from bitdance_jax.errors import FileError
 
-
-SMALL_IN_A_ROW = 1000
-"""If so many images in a row are too small, reading ends with an error."""
 
 TooSmall = Literal["upscale", "skip"]
 

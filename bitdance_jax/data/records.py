@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -181,13 +180,3 @@ class Names:
     def __getitem__(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())
-
-
-@contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raises the operating system's errors about `path` as FileErrors."""
-    try:
-        yield
-    except OSError as error:
-        name = os.fspath(error.filename or path)
-        raise FileError(f"cannot read {name}: {error.strerror or error}", name) from error

@@ -10,10 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_jax.data import listing
-from bitdance_jax.data.records import ImageSource, Names, Split, reading, split_indices
+from bitdance_jax.data.records import ImageSource, Names, Split, split_indices
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, load_image
 from bitdance_jax.io.paths import check_path
+from bitdance_jax.io.readers import reading
 
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from bitdance_jax.data import listing
-from bitdance_jax.data.records import Names, reading
+from bitdance_jax.data.records import Names
 from bitdance_jax.data.tar_shards import Part, image_part, open_shards, read_member
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, decode_image, load_image
 from bitdance_jax.io.paths import local
+from bitdance_jax.io.readers import reading
 
 
 CLASS_NAMES = ("images",)

@@ -110,8 +110,3 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
         lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])),
         batch,
     )
-
-
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The arrays of a tree on every device. All processes must pass equal arrays."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))

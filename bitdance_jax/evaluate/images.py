@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bitdance_jax.data.listing import describe_skipped, list_images
-from bitdance_jax.data.records import Skipped, reading
+from bitdance_jax.data.records import Skipped
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
 from bitdance_jax.io.image_files import MAX_PIXELS, SUFFIXES, DamagedImage, load_image
 from bitdance_jax.io.paths import local
+from bitdance_jax.io.readers import reading
 
 
 ARRAY = "arr_0"

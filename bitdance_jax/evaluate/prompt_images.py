@@ -180,7 +180,7 @@ def _generate_batch(
 ) -> Iterator[tuple[UInt8[np.ndarray, "Q H W 3"], list[dict[str, str]]]]:
     """The first image of each of `at_once` prompts from number `start`, then the second, and so on.
 
-    Each with its `Pipeline.describe`. Prompts that are complete or past the limit are included, and
+    Each with its `Pipeline.metadata`. Prompts that are complete or past the limit are included, and
     past the end the last is repeated, so that programs and batches, and therefore the rounding, do
     not depend on what was skipped.
     """

@@ -174,7 +174,7 @@ def save_png(
     Args:
       path: of the file.
       image: its pixels.
-      text: text chunks by keyword, for example how the image was sampled (`Pipeline.describe`).
+      text: text chunks by keyword, for example how the image was sampled (`Pipeline.metadata`).
 
     Raises:
       FileError: it cannot be written (permissions, full disk).

@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
-from bitdance_jax.io.paths import GCS_EXTRA, PathLike, is_remote
+from bitdance_jax.io.paths import PathLike, is_remote
+from bitdance_jax.io.readers import reading
 
 
 class RandomAccessFile:
@@ -82,17 +82,3 @@ class SequentialReader:
         """The bytes from `start`, at most `size`."""
         self._stream.seek(start)
         return self._stream.read(size)
-
-
-@contextmanager
-def reading(path: PathLike) -> Iterator[None]:
-    """Raises the operating system's errors about `path` as FileErrors."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise readers.MissingFile(f"there is no file {os.fspath(path)}", path) from error
-    except OSError as error:
-        name = os.fspath(error.filename or path)
-        raise FileError(f"cannot read {name}: {error.strerror or error}", name) from error
-    except ImportError as error:
-        raise FileError(f"{os.fspath(path)} needs {GCS_EXTRA}", path) from error

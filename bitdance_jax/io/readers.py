@@ -12,6 +12,8 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from bitdance_jax.errors import FileError
+from bitdance_jax.io.paths import GCS_EXTRA
 
 
 PathLike = str | os.PathLike[str]
@@ -52,6 +55,21 @@ ZIP_ERRORS = (
 
 class MissingFile(FileError):
     """There is no such file."""
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[None]:
+    """Raises errors of the operating system about `path`, local or gs://, as FileErrors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        name = os.fspath(error.filename or path)
+        raise MissingFile(f"there is no file {name}", name) from error
+    except OSError as error:
+        name = os.fspath(error.filename or path)
+        raise FileError(f"cannot read {name}: {error.strerror or error}", name) from error
+    except ImportError as error:
+        raise FileError(f"{os.fspath(path)} needs {GCS_EXTRA}", path) from error
 
 
 def check_file(path: PathLike) -> epath.Path:

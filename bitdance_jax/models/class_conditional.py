@@ -171,12 +171,6 @@ def attention_rule(config: ClassConditionalConfig) -> attention.BlockCausal:
     return attention.BlockCausal(config.class_tokens - 1, block)
 
 
-def attention_mask(config: ClassConditionalConfig) -> np.ndarray:
-    """`attention_rule` of prefix and visual tokens, bool [T, T]."""
-    total = config.class_tokens + config.tokens_per_step - 1 + config.num_tokens
-    return attention_rule(config).array(total)
-
-
 def to_patches(
     tokens: Float[Array, "B T C"], config: ClassConditionalConfig
 ) -> Float[Array, "B N P C"]:

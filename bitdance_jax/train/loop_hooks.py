@@ -173,7 +173,7 @@ class PreviewHook(Hook):
                 result.log_images(images, self._text(result.step))
 
     def _text(self, step: int) -> dict[str, str]:
-        """Text chunks: the run, the step and, of samples, the sampler, as `Pipeline.describe`."""
+        """Text chunks: the run, the step and, of samples, the sampler, as `Pipeline.metadata`."""
         run = self._run.config.run
         text = {"model": run.workdir, "step": str(step)}
         sampler = self._run.task.record.metadata.get("sampler")
