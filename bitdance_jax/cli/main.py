@@ -29,7 +29,7 @@ COMMANDS = {
         "bitdance_jax.cli.describe", "answer a question about an image with a text-to-image model"
     ),
     "train": Command(
-        "bitdance_jax.cli.train", "train a tokenizer or a class-conditional model from a config"
+        "bitdance_jax.cli.train", "train a tokenizer or a model of labels or prompts from a config"
     ),
     "convert": Command(
         "bitdance_jax.cli.convert", "convert released weights to a model folder, or back"
