@@ -73,6 +73,15 @@ class CaptionedImage:
         return self.image.shape[0], self.image.shape[1]
 
 
+class Summarized(Protocol):
+    """What `summary` is about."""
+
+    location: str
+    skipped: "Skips"
+
+    def __len__(self) -> int: ...
+
+
 @runtime_checkable
 class CaptionedSource(Protocol):
     """A sequence of captioned images.
@@ -141,10 +150,15 @@ class CaptionedSubset:
         return self.source[int(self.indices[index])]
 
 
-def summary(source: CaptionedSource) -> str:
-    """A line about the number of records and what was skipped."""
+def summary(source: Summarized, kind: str = "captioned images") -> str:
+    """A line about the number of records and what was skipped.
+
+    Args:
+      source: of captioned images or of conversations.
+      kind: what its records are.
+    """
     skipped = str(source.skipped)
-    return f"{source.location}: {len(source):,} captioned images" + (
+    return f"{source.location}: {len(source):,} {kind}" + (
         f"; skipped: {skipped}" if skipped else ""
     )
 

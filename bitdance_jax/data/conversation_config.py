@@ -1,5 +1,6 @@
 """Conversations about images beside captioned images, as one sequence of training samples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitdance_jax.config.plain import Config, ImageSide, PathName, require
@@ -37,21 +38,34 @@ class ConversationDataConfig(Config):
         super().__post_init__()
         require(0 < self.share < 1, f"share must be in (0, 1), got {self.share}", "share")
 
+    def open_sources(self) -> list[ConversationSource]:
+        """The files.
+
+        Raises:
+          FileError: one cannot be read or has nothing to use.
+        """
+        return [ConversationSource(path, self.images) for path in self.paths]
+
     def beside(
-        self, captioned: Mixture, *, seed: int, size_multiple: int
+        self,
+        captioned: Mixture,
+        sources: Sequence[ConversationSource],
+        *,
+        seed: int,
+        size_multiple: int,
     ) -> "Mixture | CaptionsAndConversations":
         """The captioned images with a share of conversations.
 
         Raises:
-          UserError: a file cannot be read or has nothing to use; or a resolution that is no
-            multiple of `size_multiple`.
+          UserError: none of the first images can be read; or a resolution that is no multiple of
+            `size_multiple`.
         """
-        if not self.paths:
+        if not sources:
             return captioned
-        sources = [ConversationSource(path, self.images) for path in self.paths]
         conversations = ConversationMixture(
             sources, seed=seed, resolution=self.resolution, size_multiple=size_multiple
         )
+        conversations.draw(0)  # A wrong folder of images is an error here, not while training.
         return CaptionsAndConversations(captioned, conversations, self.share, seed)
 
 

@@ -54,7 +54,7 @@ class Documents:
         turns = sample.record.turns
         images = [Image(None, image.shape[:2], pixels=image) for image in sample.record.images]
         try:
-            return conversation_document(
+            document = conversation_document(
                 config.model, self._prompts, turns, images, max_tokens=config.data.max_prompt
             )
         except LongPrompt:
@@ -64,6 +64,15 @@ class Documents:
                 f"than {config.data.max_prompt} tokens (data.max_prompt); it is skipped",
             )
             return None
+        longest = config.data.packing.longest
+        if len(document) > longest:
+            self._notes.add(
+                "conversations skipped",
+                f"the conversation {turns[0].text[:40]!r} in {sample.source} has {len(document)} "
+                f"tokens, and a document {longest} at most (data.packing.document); it is skipped",
+            )
+            return None
+        return document
 
     def _document(self, sample: Sample, limit: int) -> Document:
         config = self._config

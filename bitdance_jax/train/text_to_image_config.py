@@ -10,7 +10,8 @@ from bitdance_jax.data.captioned_config import CaptionedDataConfig
 from bitdance_jax.data.conversation_config import ConversationDataConfig
 from bitdance_jax.data.documents import TextLoss
 from bitdance_jax.data.packing import Lengths
-from bitdance_jax.models.text_to_image import MAX_PROMPT
+from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
 from bitdance_jax.pipelines import checks
 from bitdance_jax.pipelines.text_to_image import RELEASED_SAMPLER
 from bitdance_jax.train.task import TrainingConfig
@@ -134,20 +135,40 @@ class TextToImageSettings(TrainingConfig):
                 "freeze",
                 "lora.rank",
             )
-        self._check_lengths()
+        self._check_sizes()
 
-    def _check_lengths(self) -> None:
-        """Raises a ConfigError for a resolution whose images fit no row, or no bucket."""
-        down = self.model.tokenizer.downsampling
-        packing = self.data.packing
+    def _check_sizes(self) -> None:
+        """Raises a ConfigError for images that the model does not take, or that fit no row."""
         for resolution in self.data.resolutions:
-            sizes = Buckets(resolution, self.model.size_multiple).sizes
-            tokens = max(height * width for height, width in sizes) // down**2
-            needed = tokens + self.model.tokens_per_step + AROUND_IMAGE + SHORTEST_PROMPT
-            require(
-                needed <= packing.longest,
-                f"an image of {resolution} pixels with a short caption has {needed} tokens, and a "
-                f"document at most {packing.longest}; raise data.packing.document and "
-                "data.packing.row",
-                "data.packing.document",
-            )
+            self._check_resolution(resolution, "data.resolutions")
+        conversations = self.data.conversations
+        if conversations.paths:
+            self._check_resolution(conversations.resolution, "data.conversations.resolution")
+        if self.preview.size is not None:
+            height, width = checks.parse_size(self.preview.size)
+            try:
+                check_size(self.model, height, width)
+            except UserError as error:
+                raise ConfigError(f"preview.size: {error}", "preview.size") from error
+
+    def _check_resolution(self, resolution: int, field: str) -> None:
+        """The same for the buckets of a resolution, which `field` sets."""
+        multiple = self.model.size_multiple
+        require(
+            resolution % multiple == 0,
+            f"{field} must be multiples of {multiple} pixels, the side of the model's patches, got"
+            f" {resolution}",
+            field,
+        )
+        packing = self.data.packing
+        sizes = Buckets(resolution, multiple).sizes
+        down = self.model.tokenizer.downsampling
+        tokens = max(height * width for height, width in sizes) // down**2
+        needed = tokens + self.model.tokens_per_step + AROUND_IMAGE + SHORTEST_PROMPT
+        require(
+            needed <= packing.longest,
+            f"an image of {resolution} pixels ({field}) with a short text has {needed} tokens, and"
+            f" a document at most {packing.longest}; raise data.packing.document and"
+            f" data.packing.row, or lower {field}",
+            "data.packing.document",
+        )

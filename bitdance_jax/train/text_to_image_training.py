@@ -1,6 +1,7 @@
 """Training text to image on packed documents (paper sections 3.3 and 4.3)."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from bitdance_jax.config import LoraConfig, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.convert import peft
 from bitdance_jax.data import captioned
+from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.data.captioned_tokens import check_encoders
 from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.packed_batches import PackedBatches, SampleReader, Samples
@@ -113,11 +115,7 @@ class TextToImageTask:
         report(f"{sum(map(len, held_out)):,} captioned images are held out")
         multiple = config.model.size_multiple
         seed = config.run.seed
-        self._train = data.conversations.beside(
-            data.samples(train, seed=seed, size_multiple=multiple),
-            seed=seed,
-            size_multiple=multiple,
-        )
+        self._train = _open_samples(data, train, seed, multiple)
         plain = dataclasses.replace(data, text_drop=0.0, weights=())
         self._held_out = plain.samples(held_out, seed=0, size_multiple=multiple)
         self._preview_prompts = self._read_prompts()
@@ -268,3 +266,15 @@ class TextToImageTask:
             files,
             is_adapter=config.lora.rank > 0,
         )
+
+
+def _open_samples(
+    data: PackedDataConfig, sources: Sequence[CaptionedSource], seed: int, size_multiple: int
+) -> Samples[AnySample]:
+    """The samples to train on. What cannot be read is an error here, before anything compiles."""
+    images = data.samples(sources, seed=seed, size_multiple=size_multiple)
+    images.draw(0)
+    conversations = data.conversations.open_sources()
+    for file in conversations:
+        report(captioned.summary(file, "conversations"))
+    return data.conversations.beside(images, conversations, seed=seed, size_multiple=size_multiple)

@@ -26,6 +26,8 @@ from bitdance_jax.config import (
 from bitdance_jax.convert import peft
 from bitdance_jax.convert.export import export
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
+from bitdance_jax.data.conversation_config import ConversationDataConfig
+from bitdance_jax.data.conversations import Conversation, ConversationSample, Turn
 from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.data.token_writer import prepare
@@ -39,6 +41,7 @@ from bitdance_jax.text.prompt_tokenizer import FOLDER
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config
+from bitdance_jax.train.sample_documents import Documents
 from bitdance_jax.train.state import (
     abstract_state,
     init_state,
@@ -47,6 +50,7 @@ from bitdance_jax.train.state import (
 )
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.text_to_image_config import PackedDataConfig, PreviewConfig
+from bitdance_jax.train.text_to_image_init import open_prompts, prompt_files
 from bitdance_jax.train.text_to_image_training import TextToImageTraining
 from bitdance_jax.transformer import qwen3
 
@@ -400,6 +404,50 @@ def test_the_loss_does_not_depend_on_mesh_and_micro_batches(folder):
     processes.python([__file__, str(folder)], Path(__file__).parents[1], devices=8)
 
 
+def shows_conversations(resolution: int):
+    conversations = ConversationDataConfig(paths=("any.jsonl",), resolution=resolution)
+    return {"data": {"conversations": conversations}}
+
+
+def test_what_cannot_be_read_is_known_before_anything_compiles(folder, tmp_path, capsys):
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
+    records = [{"image": "gone.png", "conversations": turns}, {"id": 1}]
+    file = tmp_path / "talks.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    data = make_config(folder).data
+    talks = ConversationDataConfig(paths=(str(file),), resolution=16)
+    config = make_config(folder, data=dataclasses.replace(data, conversations=talks))
+    with pytest.raises(UserError, match=r"1 images in a row are damaged; the last: .*gone\.png"):
+        config.make_task()
+    line = f"{file}: 1 conversations; skipped: conversations of another form: 1 (line 2)"
+    assert line in capsys.readouterr().err.splitlines()
+
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    Image.new("RGB", (8, 8)).save(silent / "a.png")
+    (silent / "a.txt").write_text(" \n")
+    data = dataclasses.replace(data, paths=(str(silent),), held_out=(str(folder / "images"),))
+    with pytest.raises(UserError, match=r"a\.png has no caption, or an empty one"):
+        make_config(folder, data=data).make_task()
+
+
+def test_a_conversation_that_is_longer_than_a_document_is_named(folder, capsys):
+    config = make_config(folder)
+    documents = Documents(config, open_prompts(prompt_files(config), MODEL))
+
+    def sample(answers: int) -> ConversationSample:
+        turns = (Turn("user", "what is it"), Turn("assistant", "a cat")) * answers
+        return ConversationSample(Conversation((), turns), "talks.jsonl")
+
+    short = documents(sample(1))
+    assert short is not None and len(short) <= config.data.packing.longest
+    assert "skipped" not in capsys.readouterr().err
+    assert documents(sample(20)) is None
+    line = capsys.readouterr().err
+    assert "'what is it' in talks.jsonl has" in line
+    assert "a document 120 at most (data.packing.document); it is skipped" in line
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -408,10 +456,13 @@ def test_the_loss_does_not_depend_on_mesh_and_micro_batches(folder):
         ({"init": "{run}/nothing"}, "nothing"),
         ({"data": {"resolutions": (10,), "resolution_weights": ()}}, "multiples of 4 pixels"),
         ({"data": {"resolutions": (64,), "resolution_weights": ()}}, "raise data.packing.document"),
+        (shows_conversations(10), "data.conversations.resolution must be multiples of 4 pixels"),
+        (shows_conversations(64), "or lower data.conversations.resolution"),
         ({"data": {"paths": ()}}, "data.paths"),
         ({"model": {"text": tiny_text(hidden_dim=48)}}, "hidden_dim is 96 there and 48 here"),
         ({"init": "{run}/init16"}, "not change from 16 to 4"),
         ({"preview": {"prompts": "{run}/empty.txt"}}, "has no prompts"),
+        ({"preview": {"size": "10x8"}}, "preview.size: width and height must be multiples of 4"),
         ({"lora": {"rank": 4, "targets": ("c_attn",)}}, "lora.targets c_attn is no linear layer"),
         ({"lora": {"rank": 500}}, "lora.rank 500 is larger"),
         ({"lora": {"rank": 4}, "freeze": ("text",)}, "lora.rank adapts the weights of init"),
