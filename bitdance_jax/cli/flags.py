@@ -105,7 +105,7 @@ def with_flags(error: UserError, config: str = "") -> str:
         if name.startswith(prefix)
     }
     flags = _known_flags | inner
-    field = getattr(error, "field", None)
+    field = (getattr(error, "field", None) or "").partition("[")[0]  # Of an entry: of all.
     names = sorted(flags, key=len, reverse=True)
     words = [name for name in names if "." in name or "_" in name]
     if not names:
@@ -181,11 +181,15 @@ def _with_paths(config: Any, prefix: str = "") -> Any:
         elif not any(IS_PATH in getattr(kind, "__metadata__", ()) for kind in kinds):
             continue
         elif isinstance(value, str):
-            require(value != "", f"{prefix}{field.name} is empty; name a path", prefix + field.name)
-            changes[field.name] = paths.expand(value)
+            changes[field.name] = _expanded(value, prefix + field.name)
         elif isinstance(value, tuple):
-            changes[field.name] = tuple(map(paths.expand, value))
+            changes[field.name] = tuple(_expanded(path, prefix + field.name) for path in value)
     return dataclasses.replace(config, **changes) if changes else config
+
+
+def _expanded(path: str, field: str) -> str:
+    require(path != "", f"{field} is empty; name a path", field)
+    return paths.expand(path)
 
 
 def _one_line(complaint: str) -> str:

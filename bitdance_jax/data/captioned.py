@@ -73,6 +73,7 @@ class CaptionedImage:
         return self.image.shape[0], self.image.shape[1]
 
 
+@runtime_checkable
 class Summarized(Protocol):
     """What `summary` is about."""
 

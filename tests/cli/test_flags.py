@@ -21,6 +21,7 @@ class Inner(Config):
 @dataclass(frozen=True)
 class Data(Config):
     path: PathName | None = None
+    paths: tuple[PathName, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def known():
         (ConfigError("batch_size must be 1", "batch_size"), "--batch-size must be 1"),
         (ConfigError("mesh.tensor of mesh.", "mesh.tensor"), "--mesh.tensor of mesh."),
         (ConfigError("out must be a file", "out"), "--out must be a file"),
+        (ConfigError("out[0] must be a file", "out[0]"), "--out[0] must be a file"),
         (ConfigError("a source is empty", "source"), "a source is empty"),
         (ConfigError("source is empty", "source"), "SOURCE is empty"),
         (FileError("a/out exists; force=True", "a/out"), "a/out exists; --force"),
@@ -80,3 +82,6 @@ def test_an_empty_path():
     with pytest.raises(ConfigError) as caught:
         parse(Files, ["--data.path", ""])
     assert with_flags(caught.value) == "--data.path is empty; name a path"
+    with pytest.raises(ConfigError) as caught:
+        parse(Files, ["--data.paths", "photos", ""])
+    assert with_flags(caught.value) == "--data.paths is empty; name a path"
