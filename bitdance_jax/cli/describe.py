@@ -14,6 +14,7 @@ from bitdance_jax.config.plain import Config, PathName, Seed
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.text_to_image import TextToImage
 from bitdance_jax.pipelines.weights import WeightType
+from bitdance_jax.text.prompt_tokenizer import DEFAULT_QUESTION
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Arguments(Config):
 
     image: Annotated[PathName, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     checkpoint: PathName
-    question: str = "Describe this image."
+    question: str = DEFAULT_QUESTION
     seed: Seed = 0
     sampler: TextSamplerConfig = TextSamplerConfig()
     dtype: Literal["float32", "bfloat16"] | None = None

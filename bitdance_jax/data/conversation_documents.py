@@ -7,11 +7,7 @@ import numpy as np
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.data.conversations import IMAGE, Turn
 from bitdance_jax.data.documents import Document, Image, Text, make_document
-from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
-
-
-DEFAULT_QUESTION = "Describe this image."
-"""Where the user shows images without a word."""
+from bitdance_jax.text.prompt_tokenizer import DEFAULT_QUESTION, PromptTokenizer
 
 
 def conversation_document(

@@ -45,7 +45,7 @@ from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.pipelines.weights import Params, WeightType, stored_as
 from bitdance_jax.text import prompt_tokenizer
-from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+from bitdance_jax.text.prompt_tokenizer import DEFAULT_QUESTION, PromptTokenizer
 from bitdance_jax.tokenizer import autoencoder
 
 
@@ -245,7 +245,7 @@ class TextToImage(Pipeline):
     def describe(
         self,
         image: ImageLike,
-        question: str = "Describe this image.",
+        question: str = DEFAULT_QUESTION,
         seed: int = 0,
         *,
         sampler: TextSamplerConfig | None = None,

@@ -30,6 +30,8 @@ FILES = (
 )
 """The tokenizer files of a release. Only the first two are read here."""
 
+DEFAULT_QUESTION = "Describe this image."
+"""About an image that is shown without a word."""
 
 MAX_PROMPT_BYTES = 2**16
 """Size limit of a prompt. The models read a thousand tokens."""
