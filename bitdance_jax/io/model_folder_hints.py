@@ -29,6 +29,8 @@ def hint(path: str | os.PathLike[str]) -> str:
     models = sorted(str(file.parent) for file in configs if file.with_name("weights").is_dir())
     if models:
         return f"the model folders in it are: {', '.join(models[:10])}"
+    if any(Path(name).name == "adapter_config.json" for name in names):
+        return f"it is a LoRA adapter: give its base model as the model, and {local} as lora"
     if any(name.endswith(WEIGHT_SUFFIXES) or name == "model_index.json" for name in names):
         return f"it holds released files, which are converted first: {CONVERT} {local} {out}"
     return ""

@@ -4,6 +4,7 @@ import pytest
 
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import model_folder
+from bitdance_jax.io.model_folder_hints import hint
 
 
 CONVERT = "bitdance convert"
@@ -83,3 +84,11 @@ def test_another_file(make_files):
     make_files("notes.txt")
     with pytest.raises(FileError, match=r"^notes\.txt "):
         model_folder.read_config("notes.txt")
+
+
+def test_an_adapter(tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    assert hint(tmp_path) == (
+        f"it is a LoRA adapter: give its base model as the model, and {tmp_path} as lora"
+    )
