@@ -215,7 +215,7 @@ def generate_prompts(arguments: Arguments) -> None:
     if shown:
         prompts = [ImagePrompt(text, shown) for text in prompts]
     default = shown[0].shape[:2] if shown else model.default_size
-    size = arguments.size or "{1}x{0}".format(*default)
+    size = "{1}x{0}".format(*default) if arguments.size is None else arguments.size
     image_files.check_grid(len(prompts) * each, *parse_size(size))
     chosen: dict[str, Any] = {
         "size": size,

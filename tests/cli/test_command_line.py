@@ -353,7 +353,15 @@ def strings(config, prefix=""):
     [
         ("app.serve", {"host", "names"}),
         ("cli.convert", set()),
-        ("cli.tokenize", {"data.dataset", "hosts.coordinator"}),
+        (
+            "cli.tokenize",
+            {
+                "captioned.captions",
+                "captioned.held_out_field",
+                "data.dataset",
+                "hosts.coordinator",
+            },
+        ),
         ("cli.evaluate", set()),
         ("cli.prompts", {"size"}),
         ("cli.sample", {"size"}),

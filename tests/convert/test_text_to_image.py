@@ -339,7 +339,7 @@ def test_a_prompt_tokenizer_of_another_model(release, tmp_path):
         token | {"id": token["id"] + 100} for token in special["added_tokens"]
     ]
     (release / "tokenizer.json").write_text(json.dumps(special))
-    with pytest.raises(UserError, match=r"image_tokens .*425"):
+    with pytest.raises(UserError, match=r"image_tokens .*426"):
         convert(str(release), str(tmp_path / "out"))
 
 

@@ -143,7 +143,7 @@ def quick(monkeypatch) -> list[dict]:
         return np.broadcast_to(values[:, None, None, None], (len(texts), 32, 32, 3))
 
     monkeypatch.setattr(TextToImage, "sample", sample)
-    monkeypatch.setattr(TextToImage, "describe", lambda self, texts, **_: [{}] * len(texts))
+    monkeypatch.setattr(TextToImage, "metadata", lambda self, texts, **_: [{}] * len(texts))
     monkeypatch.setattr(prompts, "check_size", lambda *_: None)
     return calls
 

@@ -40,7 +40,11 @@ def test_an_example_trains(name, monkeypatch, capsys):
     assert "the model is in" in captured.err
     if name == "hook":
         rows = [json.loads(line) for line in captured.out.splitlines()]
-        assert [row["step"] for row in rows] == [2, 4, 6] and "eval_psnr" in rows[0]
+        assert [row["step"] for row in rows] == list(range(2, 2 * len(rows) + 2, 2))
+        values = [row["eval_psnr"] for row in rows]
+        failures = [value <= max(values[:i], default=0) for i, value in enumerate(values)]
+        # It stops once two evaluations in a row have not improved.
+        assert [i for i in range(1, len(rows)) if all(failures[i - 1 : i + 1])] == [len(rows) - 1]
     if name == "own_data":
         assert "(2, 32, 32, 3)" in captured.out
 

@@ -234,7 +234,7 @@ def test_no_prompts_no_images(folder):
     model = TextToImage.load(folder)
     assert model.sample([], size="12x8", progress=False).shape == (0, 8, 12, 3)
     assert model.sample([], size="12x8", output="codes", progress=False).shape[0] == 0
-    assert model.describe([], size="12x8") == [] == list(model.batches((), size="12x8"))
+    assert model.metadata([], size="12x8") == [] == list(model.batches((), size="12x8"))
     with pytest.raises(UserError, match="inputs is empty"):
         next(model.sample_steps([], every=1, size="12x8"))
 

@@ -44,6 +44,9 @@ class FixedEvaluation:
     def metrics(self, params):
         return {"score": 0.5}
 
+    def close(self):
+        pass
+
 
 class FixedEvaluationHook(EvaluationHook):
     """Evaluates without parameters."""
