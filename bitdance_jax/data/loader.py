@@ -244,7 +244,8 @@ def next_undamaged(read: Callable[[int], T], index: int, count: int) -> tuple[T,
             return read((index + step) % count), tuple(skipped)
         except DamagedImage as error:
             skipped.append(str(error))
-    raise FileError(f"{len(skipped)} images in a row are damaged; the last: {skipped[-1]}")
+    several = "1 image is" if len(skipped) == 1 else f"{len(skipped)} images in a row are"
+    raise FileError(f"{several} damaged; the last: {skipped[-1]}")
 
 
 def _load(

@@ -67,7 +67,11 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
 
 
 def prompt_files(config: TextToImageSettings) -> dict[str, bytes]:
-    """The files of the prompt tokenizer, by their path in a model folder."""
+    """The files of the prompt tokenizer, by their path in a model folder.
+
+    Raises:
+      UserError: the folder has none, or damaged ones.
+    """
     if config.text_tokenizer == BYTES:
         content = toy_text_to_image.tokenizer_json(config.model.tokens_per_step)
         return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
@@ -79,6 +83,12 @@ def prompt_files(config: TextToImageSettings) -> dict[str, bytes]:
         folder = epath.Path(found.folder if isinstance(found, UnfinishedRun) else found)
     inner = folder / prompt_tokenizer.FOLDER
     files = prompt_tokenizer.read_files(inner if inner.exists() else folder)
+    if f"{prompt_tokenizer.FOLDER}/tokenizer.json" not in files:
+        raise ConfigError(
+            f"{folder} has no tokenizer.json; text_tokenizer must be a folder with the files of a"
+            " prompt tokenizer, or a text-to-image model",
+            "text_tokenizer",
+        )
     return image_tokens.add_image_tokens(files, config.model.tokens_per_step)
 
 

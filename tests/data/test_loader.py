@@ -315,7 +315,7 @@ def test_nothing_but_damaged_images_stops_with_one_line(tmp_path, workers):
     with pytest.raises(UserError) as caught:
         next(iterator)
     assert re.fullmatch(
-        r"1 images in a row are damaged; the last: cannot read the image .*broken\.png .*",
+        r"1 image is damaged; the last: cannot read the image .*broken\.png .*",
         str(caught.value),
     )
     iterator.close()

@@ -417,7 +417,7 @@ def test_what_cannot_be_read_is_known_before_anything_compiles(folder, tmp_path,
     data = make_config(folder).data
     talks = ConversationDataConfig(paths=(str(file),), resolution=16)
     config = make_config(folder, data=dataclasses.replace(data, conversations=talks))
-    with pytest.raises(UserError, match=r"1 images in a row are damaged; the last: .*gone\.png"):
+    with pytest.raises(UserError, match=r"1 image is damaged; the last: .*gone\.png"):
         config.make_task()
     line = f"{file}: 1 conversations; skipped: conversations of another form: 1 (line 2)"
     assert line in capsys.readouterr().err.splitlines()
