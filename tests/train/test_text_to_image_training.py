@@ -87,7 +87,7 @@ def make_init(folder: Path) -> Path:
     return folder
 
 
-def make_config(folder: Path, workdir: str = "run", **changes) -> TextToImageTraining:
+def make_config(folder: Path, workdir: str = "another", **changes) -> TextToImageTraining:
     config = TextToImageTraining(
         run=RunConfig(
             workdir=str(folder / workdir),
@@ -140,7 +140,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder) -> Path:
     """With a run of three steps."""
-    run(make_config(folder))
+    run(make_config(folder, "run"))
     return folder
 
 
