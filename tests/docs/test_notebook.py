@@ -21,8 +21,8 @@ def test_outputs_are_stripped():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells())
 
 
-@pytest.mark.slow(100)
-def test_notebook_runs(optimized, tmp_path, monkeypatch):
+@pytest.mark.slow(60)
+def test_notebook_runs(tmp_path, monkeypatch):
     """With few images, small batches, and 2 steps of training and of the head."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [])  # it sets its own
