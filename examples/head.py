@@ -28,6 +28,7 @@ from bitdance_jax.config import (
 from bitdance_jax.config.plain import Size
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.heads.make import HEADS
+from bitdance_jax.heads.one_evaluation import OneEvaluation
 from bitdance_jax.heads.protocols import Guide, Solver
 from bitdance_jax.nn import linear
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
@@ -44,7 +45,7 @@ class BrierHeadConfig(HeadConfig, kind="brier"):
     width: Size
 
 
-class BrierHead(nn.Module):
+class BrierHead(OneEvaluation, nn.Module):
     """Linear, silu, Linear, tanh to the mean of each bit (`heads.protocols.Head`).
 
     The layers have names that the sharding rules know.
@@ -64,17 +65,10 @@ class BrierHead(nn.Module):
     def means(self, states: Float[Array, "*B P C"]) -> Float[Array, "*B P K"]:
         return nn.tanh(self.fc2(nn.silu(self.fc1(states))))
 
-    @nn.nowrap
-    def training_noise(self, keys: Array, repeats: int, num_patches: int) -> tuple[()]:
-        return ()
-
     def loss(
         self, states: Float[Array, "B N P C"], bits: Float[Array, "B N P K"], noise: tuple[()]
     ) -> Float[Array, "B N P"]:
         return jnp.mean(jnp.square(self.means(states) - bits), axis=-1)
-
-    def prepare(self, solver: Solver) -> None:
-        return None
 
     def sample(
         self,

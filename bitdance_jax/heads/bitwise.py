@@ -11,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from bitdance_jax.config import BitwiseHeadConfig
 from bitdance_jax.distributed.constraints import constrain
+from bitdance_jax.heads.one_evaluation import OneEvaluation
 from bitdance_jax.heads.protocols import Guide, Solver
 from bitdance_jax.nn import linear
 from bitdance_jax.nn.layers import transformer_init
 
 
-class BitwiseHead(nn.Module):
+class BitwiseHead(OneEvaluation, nn.Module):
     """Linear, silu, Linear to the log-odds of each bit (`protocols.Head`).
 
     Attributes:
@@ -48,20 +49,12 @@ class BitwiseHead(nn.Module):
         hidden = nn.silu(self.fc1(states))
         return self.fc2(constrain(hidden, "batch", *[None] * (hidden.ndim - 2), "hidden"))
 
-    @nn.nowrap
-    def training_noise(self, keys: Key[Array, "2"], repeats: int, num_patches: int) -> tuple[()]:
-        """Nothing: the loss is exact."""
-        return ()
-
     def loss(
         self, states: Float[Array, "B N P C"], bits: Float[Array, "B N P K"], noise: tuple[()]
     ) -> Float[Array, "B N P"]:
         """Binary cross-entropy in nats, a mean over the bits of a token."""
         losses = optax.sigmoid_binary_cross_entropy(self.log_odds(states), (bits + 1) / 2)
         return jnp.mean(losses, axis=-1)
-
-    def prepare(self, solver: Solver) -> None:
-        return None
 
     def sample(
         self,

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from bitdance_jax.config import TokenClassificationHeadConfig
-from bitdance_jax.distributed.constraints import constrain
-from bitdance_jax.distributed.mesh import batch_parts
+from bitdance_jax.distributed.constraints import constrain, rows_per_device
 from bitdance_jax.heads.bitwise import logistic
+from bitdance_jax.heads.one_evaluation import OneEvaluation
 from bitdance_jax.heads.protocols import Guide, Solver
 from bitdance_jax.nn import linear
 from bitdance_jax.nn.layers import transformer_init
@@ -26,7 +26,7 @@ LOGITS_AT_ONCE = 2**26
 backward pass, so that they never lie in memory for the entire batch."""
 
 
-class TokenClassificationHead(nn.Module):
+class TokenClassificationHead(OneEvaluation, nn.Module):
     """Linear, silu, Linear to the logits of all codes of each group of bits (`protocols.Head`).
 
     Attributes:
@@ -62,11 +62,6 @@ class TokenClassificationHead(nn.Module):
         logits = constrain(logits, "batch", *[None] * (logits.ndim - 2), "hidden")
         return rearrange(logits, "... p (g v) -> ... p g v", g=self.config.groups)
 
-    @nn.nowrap
-    def training_noise(self, keys: Key[Array, "2"], repeats: int, num_patches: int) -> tuple[()]:
-        """Nothing: the loss is exact."""
-        return ()
-
     def loss(
         self, states: Float[Array, "B N P C"], bits: Float[Array, "B N P K"], noise: tuple[()]
     ) -> Float[Array, "B N P"]:
@@ -88,9 +83,6 @@ class TokenClassificationHead(nn.Module):
         )
         _, losses = mapped(self, None, [split(states), split(indices)])
         return rearrange(losses, "parts b n p -> b (parts n) p")
-
-    def prepare(self, solver: Solver) -> None:
-        return None
 
     def sample(
         self,
@@ -119,9 +111,7 @@ class TokenClassificationHead(nn.Module):
 
     def _parts(self, batch: int, num_patches: int) -> int:
         """Parts of the patches whose logits are computed one after the other."""
-        mesh = jax.sharding.get_abstract_mesh()
-        rows = -(-batch // (1 if mesh.empty else batch_parts(mesh)))
-        patch = rows * self.tokens_per_step * self._num_logits
+        patch = rows_per_device(batch) * self.tokens_per_step * self._num_logits
         divisors = (n for n in range(1, num_patches + 1) if num_patches % n == 0)
         fitting = (n for n in divisors if patch * (num_patches // n) <= LOGITS_AT_ONCE)
         return next(fitting, num_patches)
