@@ -2,7 +2,6 @@
 resumably."""
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.mixture import TooSmall
 from bitdance_jax.data.packed_batches import Encode, SampleReader
 from bitdance_jax.data.records import Skipped
-from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, missing_shards, write_shard
+from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, missing_shards, write_shards
 from bitdance_jax.data.tokens import PROBES, encoder_fingerprint
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.image_files import DamagedImage
-from bitdance_jax.io.progress import Progress
 
 
 WINDOW_BYTES = 2**28
@@ -138,12 +136,7 @@ def tokenize_captioned(
     encoder = ImageEncoder(manifest.tokenizer, params, manifest.dtype)
     loader = SampleReader(_Loaded(Joined([*train, *held_out]), manifest), workers)
     records = _records(loader, indices, manifest, encoder)
-    with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
-        for shard in pending:
-            with write_shard(shard) as write:
-                for record in itertools.islice(records, len(shard.records)):
-                    write(record)
-                    bar.advance(1)
+    write_shards(pending, records, done)
     loader.close()
     return len(indices)
 

@@ -9,19 +9,23 @@ import io
 import os
 import weakref
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bitdance_jax.data.listing import ending, is_image
 from bitdance_jax.data.records import Names
-from bitdance_jax.data.tar_members import Member, members, read_index
+from bitdance_jax.data.tar_members import (
+    Member,
+    members,
+    places,
+    read_in_threads,
+    read_index,
+    save_index,
+)
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
-from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage, decode_image
 from bitdance_jax.io.paths import user_cache
 from bitdance_jax.io.readers import reading
@@ -29,8 +33,6 @@ from bitdance_jax.io.readers import reading
 
 INDEX_VERSION = 3
 MAX_IMAGE_BYTES = 2**28
-INDEXING_THREADS = 8
-"""Indexing mostly waits for the disk."""
 
 
 class ImagenetTarSource:
@@ -110,8 +112,7 @@ def _read_or_make_index(tar: Path, descriptor: int) -> dict[str, np.ndarray]:
             return stored
     index = {"stamp": stamp, **_make_index(tar, descriptor, status.st_size)}
     path = beside if os.access(tar.parent, os.W_OK) else cached
-    with replace_file(path, "the index ") as temporary, open(temporary, "wb") as out:
-        np.savez(out, **index)  # type: ignore[arg-type]
+    save_index(path, index)
     return index
 
 
@@ -143,26 +144,14 @@ def _make_index(tar: Path, descriptor: int, size: int) -> dict[str, np.ndarray]:
 
     skipped: Counter[str] = Counter()
 
-    with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-        bar = tqdm(
-            threads.map(images, classes),
-            total=len(classes),
-            desc=f"indexing {tar.name}",
-            unit="class",
-            dynamic_ncols=True,
-        )
-        by_class = list(bar)
+    by_class = read_in_threads(images, classes, f"indexing {tar.name}", "class")
     found = [member for inner in by_class for member in inner]
-    packed = Names.of(member.name for member in found)
     return {
         "class_names": np.array(names),
         "labels": np.repeat(
             np.arange(len(classes), dtype=np.int32), [len(inner) for inner in by_class]
         ),
-        "starts": np.array([member.start for member in found], np.int64),
-        "sizes": np.array([member.size for member in found], np.int64),
-        "names": packed.text,
-        "name_ends": packed.ends,
+        **places(found),
         "skipped": np.array(list(skipped), str),
         "skipped_counts": np.array(list(skipped.values()), np.int64),
     }

@@ -1,17 +1,28 @@
 """The members of a tar file by its headers, without reading what is between them."""
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
+from bitdance_jax.data.records import Names
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import readers
+from bitdance_jax.io.atomic import replace_file
 
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 BLOCK = tarfile.BLOCKSIZE
+INDEXING_THREADS = 8
+"""Indexing mostly waits for the disk or the network."""
+
 MAX_EXTENDED_BYTES = 2**20
 """Size limit of an extended header."""
 
@@ -97,6 +108,43 @@ def _long_name(data: bytes, kind: bytes) -> str | None:
             return value.decode("utf-8", "surrogateescape")
         data = data[int(length) :]
     return None
+
+
+def read_in_threads(
+    function: Callable[[T], R], items: Sequence[T], title: str, unit: str, delay: int = 0
+) -> list[R]:
+    """`function` of every item, in order; shows progress after `delay` seconds."""
+    with ThreadPoolExecutor(INDEXING_THREADS) as threads:
+        bar = tqdm(
+            threads.map(function, items),
+            total=len(items),
+            desc=title,
+            unit=unit,
+            delay=delay,
+            dynamic_ncols=True,
+        )
+        return list(bar)
+
+
+def places(found: Sequence[Member]) -> dict[str, np.ndarray]:
+    """Names and places of members as the arrays of an index (`records.Names`)."""
+    packed = Names.of(member.name for member in found)
+    return {
+        "names": packed.text,
+        "name_ends": packed.ends,
+        "starts": np.array([member.start for member in found], np.int64),
+        "sizes": np.array([member.size for member in found], np.int64),
+    }
+
+
+def save_index(path: Path, index: dict[str, np.ndarray]) -> None:
+    """Stores the arrays of an index, with its stamp.
+
+    Raises:
+      FileError: it cannot be written.
+    """
+    with replace_file(path, "the index ") as temporary, open(temporary, "wb") as out:
+        np.savez(out, **index)  # type: ignore[arg-type]
 
 
 def read_index(path: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:

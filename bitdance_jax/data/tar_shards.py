@@ -1,30 +1,31 @@
 """Tar files as WebDataset uses them: consecutive members with one key are a sample."""
 
+import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from bitdance_jax.data.patterns import expand
 from bitdance_jax.data.records import Names
-from bitdance_jax.data.tar_members import members, read_index
+from bitdance_jax.data.tar_members import (
+    members,
+    places,
+    read_in_threads,
+    read_index,
+    save_index,
+)
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import paths
-from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.image_files import DamagedImage
 from bitdance_jax.io.random_access import RandomAccessFile
 
 
 INDEX_VERSION = 1
-INDEXING_THREADS = 8
-"""Indexing mostly waits for the disk or the network."""
-
 SUFFIX = ".tar"
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -74,16 +75,7 @@ def open_shards(pattern: str) -> list[Shard]:
       FileError: there are none, or one of them cannot be used.
     """
     files = expand(pattern, SUFFIX)
-    with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-        bar = tqdm(
-            threads.map(Shard, files),
-            total=len(files),
-            desc=f"indexing {pattern}",
-            unit="tar",
-            delay=2,
-            dynamic_ncols=True,
-        )
-        return list(bar)
+    return read_in_threads(Shard, files, f"indexing {pattern}", "tar", delay=2)
 
 
 def image_part(parts: Mapping[str, Part]) -> tuple[str, Part] | None:
@@ -119,17 +111,7 @@ def _read_or_make_index(file: RandomAccessFile) -> dict[str, np.ndarray]:
         return stored
     with file.sequential() as stream:
         found = list(members(stream.read, 0, file.size, file.path))
-    packed = Names.of(member.name for member in found)
-    index = {
-        "stamp": stamp,
-        "names": packed.text,
-        "name_ends": packed.ends,
-        "starts": np.array([member.start for member in found], np.int64),
-        "sizes": np.array([member.size for member in found], np.int64),
-    }
-    try:
-        with replace_file(path, "the index ") as temporary, open(temporary, "wb") as out:
-            np.savez(out, **index)  # type: ignore[arg-type]
-    except FileError:  # It saves time, no more.
-        pass
+    index = {"stamp": stamp, **places(found)}
+    with contextlib.suppress(FileError):  # It saves time, no more.
+        save_index(path, index)
     return index

@@ -3,7 +3,7 @@ resumably."""
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -154,12 +154,7 @@ def tokenize(
         workers=workers,
     )
     records = _serialized(loader, _encoder(manifest, params, devices, images * versions.count))
-    with Progress(done + len(indices), "image", "encoding", initial=done) as bar:
-        for shard in pending:
-            with write_shard(shard) as write:
-                for record in itertools.islice(records, len(shard.records)):
-                    write(record)
-                    bar.advance(1)
+    write_shards(pending, records, done)
     loader.close()
     return len(indices)
 
@@ -171,6 +166,21 @@ def missing_shards(folder: Path, manifest: TokensManifest) -> tuple[list[Shard],
     pending = [shard for shard in own if not shard.is_complete()]
     counts = [sum(len(shard.records) for shard in part) for part in (own, pending)]
     return pending, counts[0] - counts[1]
+
+
+def write_shards(pending: Sequence[Shard], records: Iterator[bytes], done: int) -> None:
+    """Writes shards from their records in order; shows progress, after `done` records.
+
+    Raises:
+      FileError: the folder cannot be written to.
+    """
+    count = sum(len(shard.records) for shard in pending)
+    with Progress(done + count, "image", "encoding", initial=done) as bar:
+        for shard in pending:
+            with write_shard(shard) as write:
+                for record in itertools.islice(records, len(shard.records)):
+                    write(record)
+                    bar.advance(1)
 
 
 class _Crops:

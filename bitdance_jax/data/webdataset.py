@@ -3,12 +3,10 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from bitdance_jax.data.captioned import (
     NO_CAPTION,
@@ -19,8 +17,8 @@ from bitdance_jax.data.captioned import (
     require_field,
 )
 from bitdance_jax.data.records import Names
+from bitdance_jax.data.tar_members import read_in_threads
 from bitdance_jax.data.tar_shards import (
-    INDEXING_THREADS,
     Part,
     Shard,
     image_part,
@@ -139,17 +137,9 @@ class WebDatasetSource:
                     values.append(str(fields.get(field, "")))
             return values
 
-        by_shard = np.split(np.arange(len(self)), np.flatnonzero(np.diff(self._shards)) + 1)
-        with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-            bar = tqdm(
-                threads.map(read, by_shard),
-                total=len(by_shard),
-                desc=f"reading {field}",
-                unit="tar",
-                delay=2,
-                dynamic_ncols=True,
-            )
-            splits = [value for values in bar for value in values]
+        rows = np.split(np.arange(len(self)), np.flatnonzero(np.diff(self._shards)) + 1)
+        by_shard = read_in_threads(read, rows, f"reading {field}", "tar", delay=2)
+        splits = [value for values in by_shard for value in values]
         if not any(splits):
             name = self._names[0]
             part = shards[self._shards[0]].samples[name.rsplit(".", 1)[0]].get(JSON)
