@@ -1,6 +1,8 @@
 """`bitdance describe`: a text-to-image model answers a question about an image.
 
-bitdance describe cat.png --checkpoint MODEL --question "What is it?"
+    bitdance describe cat.png --checkpoint MODEL --question "What is it?"
+
+The answer is printed.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ import tyro
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import TextSamplerConfig
 from bitdance_jax.config.plain import Config, PathName, Seed
-from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.text_to_image import TextToImage
 from bitdance_jax.pipelines.weights import WeightType
 from bitdance_jax.text.prompt_tokenizer import DEFAULT_QUESTION
@@ -43,7 +44,7 @@ class Arguments(Config):
 def main() -> int:
     arguments = parse(Arguments)
     model = TextToImage.load(
-        local_folder(arguments.checkpoint),
+        arguments.checkpoint,
         dtype=arguments.dtype,
         weights=arguments.weights,
         lazy=True,

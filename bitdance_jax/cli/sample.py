@@ -211,12 +211,13 @@ def generate_prompts(arguments: Arguments) -> None:
         lora=arguments.lora,
         lazy=True,
     )
-    shown = [model.fit(file) for file in arguments.image or ()]
-    if shown:
-        prompts = [ImagePrompt(text, shown) for text in prompts]
-    default = shown[0].shape[:2] if shown else model.default_size
+    fitted = [model.fit(file) for file in arguments.image or ()]
+    default = fitted[0].shape[:2] if fitted else model.default_size
     size = "{1}x{0}".format(*default) if arguments.size is None else arguments.size
     image_files.check_grid(len(prompts) * each, *parse_size(size))
+    if fitted:
+        shown = [model.show(image) for image in fitted]
+        prompts = [ImagePrompt(text, shown) for text in prompts]
     chosen: dict[str, Any] = {
         "size": size,
         "images_per_input": each,

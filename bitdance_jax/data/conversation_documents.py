@@ -1,6 +1,7 @@
 """Documents of conversations about images, for text-to-image training (paper 3.3)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def conversation_document(
                 segments.append(_unpredicted(tokenizer.between_turns()))
             shown = [left.pop(0) for _ in range(turn.text.count(IMAGE))]
             for image in shown:
-                segments.append(_as(image, generated=False))
+                segments.append(replace(image, generated=False))
                 segments.append(_unpredicted(tokenizer.end_of_image()[:1]))
             text = turn.text.replace(IMAGE, "").strip() or DEFAULT_QUESTION
             segments.append(_unpredicted(tokenizer.encode(system + text, max_tokens)))
@@ -67,14 +68,10 @@ def _answer(
     for part in others:
         if tokens:
             segments.append(_predicted(tokens))
-        segments.append(_as(left.pop(0), generated=True))
+        segments.append(replace(left.pop(0), generated=True))
         segments.append(_unpredicted([vision_end]))
         tokens = tokenizer.encode_answer(part.strip(), max_tokens)
     return [*segments, _predicted([*tokens, end])]
-
-
-def _as(image: Image, *, generated: bool) -> Image:
-    return Image(image.bits, image.size, generated, image.pixels)
 
 
 def _predicted(tokens: Sequence[int]) -> Text:

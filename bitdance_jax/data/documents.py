@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from bitdance_jax.config import TextToImageConfig
 from bitdance_jax.errors import ConfigError
+from bitdance_jax.models.prompt_rows import image_start
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size, token_positions
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.transformer import order
@@ -60,9 +61,8 @@ class Image:
 
     def encoded(self, codes: UInt8[np.ndarray, "h w bytes"], patch_side: int) -> "Image":
         """The image with the bits of its tokens, which are given in raster order."""
-        height, width = codes.shape[:2]
-        xy = order.token_positions(height, width, patch_side, "patch")
-        return dataclasses.replace(self, bits=codes[xy[:, 1], xy[:, 0]], pixels=None)
+        bits = order.grid_to_sequence(codes[None], patch_side, "patch")[0]
+        return dataclasses.replace(self, bits=bits, pixels=None)
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,13 @@ class _Builder:
                 f" {list(image.bits.shape)}; encode it with the model's tokenizer",
                 "bits",
             )
-        ids = config.image_tokens
-        down = config.tokenizer.downsampling
-        resolution_h = ids.first_resolution - 1 + height // down
-        resolution_w = ids.first_resolution - 1 + width // down
-        self._append_causal([ids.vision_start, resolution_h], [False, False])
+        *before, resolution_w = image_start(config, image.size)
+        self._append_causal(before, [False] * len(before))
         block = config.tokens_per_step
         first = len(self._tokens)
         if image.generated:
-            queries = range(ids.first_query, ids.first_query + block - 1)
+            first_query = config.image_tokens.first_query
+            queries = range(first_query, first_query + block - 1)
             self._append_blocks([resolution_w, *queries])
         else:
             self._append_causal([resolution_w], [False])

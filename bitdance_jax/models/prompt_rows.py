@@ -52,7 +52,7 @@ def prefix_rows(
     check_size(config, height, width)
     ids = config.image_tokens
     queries = range(ids.first_query, ids.first_query + config.tokens_per_step - 1)
-    image = [*_image_start(config, (height, width)), *queries]
+    image = [*image_start(config, (height, width)), *queries]
     return pad_prompts(config, prompts, image)
 
 
@@ -95,7 +95,7 @@ def _expand(config: TextToImageConfig, prompt: Prompt) -> Expanded:
     starts: list[int] = []
     for part in prompt:
         if isinstance(part, ShownImage):
-            tokens += _image_start(config, part.size)
+            tokens += image_start(config, part.size)
             images.append(part)
             starts.append(len(tokens))
             tokens += [0] * len(part.bits)
@@ -104,7 +104,7 @@ def _expand(config: TextToImageConfig, prompt: Prompt) -> Expanded:
     return tokens, images, starts
 
 
-def _image_start(config: TextToImageConfig, size: tuple[int, int]) -> list[int]:
+def image_start(config: TextToImageConfig, size: tuple[int, int]) -> list[int]:
     """`<|vision_start|>`, `<|res_h|>`, `<|res_w|>` of an image of (height, width) pixels."""
     ids = config.image_tokens
     down = config.tokenizer.downsampling

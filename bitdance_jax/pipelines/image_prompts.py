@@ -29,11 +29,12 @@ class ImagePrompt:
     Attributes:
       text: the prompt.
       images: of any size. Each is scaled and cropped around its centre to the nearest of the sizes
-        that the model is trained with.
+        that the model is trained with. `TextToImage.show` encodes an image that several prompts
+        or calls show, so that it is encoded once.
     """
 
     text: str
-    images: Sequence[ImageLike]
+    images: Sequence[ImageLike | ShownImage]
 
 
 def fit(image: ImageLike, config: TextToImageConfig, resolution: int) -> np.ndarray:
@@ -56,10 +57,8 @@ def fit(image: ImageLike, config: TextToImageConfig, resolution: int) -> np.ndar
 
 def encode(image: UInt8[np.ndarray, "h w 3"], tokenizer: Tokenizer, patch_side: int) -> ShownImage:
     """A fitted image as the model reads it."""
-    codes = tokenizer.encode(image[None])[0]
-    height, width, _ = codes.shape
-    xy = order.token_positions(height, width, patch_side, "patch")
-    return ShownImage(codes[xy[:, 1], xy[:, 0]], (image.shape[0], image.shape[1]))
+    bits = order.grid_to_sequence(tokenizer.encode(image[None]), patch_side, "patch")[0]
+    return ShownImage(bits, (image.shape[0], image.shape[1]))
 
 
 def _pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:

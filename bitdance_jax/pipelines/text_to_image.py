@@ -224,6 +224,14 @@ class TextToImage(Pipeline):
         resolution = math.isqrt(self.default_size[0] * self.default_size[1])
         return image_prompts.fit(image, self.config, resolution)
 
+    def show(self, image: ImageLike) -> ShownImage:
+        """A fitted image as the model reads it, encoded once for several prompts and calls.
+
+        Raises:
+          UserError: as `fit`.
+        """
+        return image_prompts.encode(self.fit(image), self.tokenizer, self.config.patch_side)
+
     def edit(
         self, image: ImageLike, prompt: str, seed: Seeds = 0, **options: Any
     ) -> np.ndarray | list[PIL.Image.Image]:
@@ -278,7 +286,7 @@ class TextToImage(Pipeline):
         return self.prompts.decode(np.asarray(tokens)[0, : int(lengths[0])].tolist())
 
     def set_params(self, params: Params | None) -> None:
-        self._lm_head = None if params is None else _at(params, LM_HEAD)
+        self._lm_head = None if params is None else traverse_util.flatten_dict(params).get(LM_HEAD)
         super().set_params(params)
 
     def _output_layer(self, answer: AnswerProgram) -> Array:
@@ -318,13 +326,12 @@ class TextToImage(Pipeline):
         )
         return halves, self._token_positions(size), prompts.__getitem__
 
-    def _shown(self, images: Sequence[ImageLike]) -> list[int | ShownImage]:
+    def _shown(self, images: Sequence[ImageLike | ShownImage]) -> list[int | ShownImage]:
         """Images as they stand in a prompt."""
         end = self.prompts.end_of_image()[0]
         parts: list[int | ShownImage] = []
         for image in images:
-            fitted = self.fit(image)
-            parts += [image_prompts.encode(fitted, self.tokenizer, self.config.patch_side), end]
+            parts += [image if isinstance(image, ShownImage) else self.show(image), end]
         return parts
 
     def _token_positions(self, size: tuple[int, int]) -> Int[np.ndarray, "T 2"]:
@@ -394,14 +401,6 @@ def _recorded_sampler(described: ModelFolder, where: str) -> SamplerConfig:
     if not recorded:
         return RELEASED_SAMPLER
     return from_dict(SamplerConfig, recorded, f"{where}: metadata.sampler")
-
-
-def _at(params: Params, path: tuple[str, ...]) -> Any:
-    """The parameter at a path; None: there is none."""
-    found: Any = params
-    for name in path:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
 
 
 def _compute_type(dtype: DTypeLike | None) -> jnp.dtype:

@@ -3,19 +3,20 @@
 Patch raster, or token raster (the ablation of Table 14).
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 Order = Literal["patch", "token"]
+T = TypeVar("T", Array, np.ndarray)
 
 
 def grid_to_sequence(
-    codes: Float[Array, "B h w K"], patch_side: int, order: Order
-) -> Float[Array, "B T K"]:
+    codes: Shaped[T, "B h w K"], patch_side: int, order: Order
+) -> Shaped[T, "B T K"]:
     """Tokens of a grid in sequence order.
 
     "patch": patches in raster order, and the tokens of a patch in raster order; "token": raster

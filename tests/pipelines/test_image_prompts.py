@@ -49,6 +49,9 @@ def test_an_edit_sees_the_image(model, image, tmp_path):
     PIL.Image.fromarray(image).save(file)
     np.testing.assert_array_equal(model.edit(file, "make it night", 3, **options), edited)
     assert (model.edit(255 - image, "make it night", 3, **options) != edited).any()
+    shown = ImagePrompt("make it night", [model.show(image)])
+    once = model.sample(shown, 3, size=fitted.shape[:2], **options)
+    np.testing.assert_array_equal(once, edited)
     # With and without images in one batch; texts of images are those of the prompts.
     prompts = [ImagePrompt("make it night", [image]), "a cat"]
     options = options | {"size": fitted.shape[:2], "batch_size": 2}
