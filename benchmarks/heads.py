@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from lite0 import Lite0
 
 import bitdance_jax
 from bitdance_jax.cli.command_line import run
@@ -38,7 +39,6 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.config.plain import Count, PathName, Seed
 from bitdance_jax.configs import emoji_4x, emoji_tokenizer
-from bitdance_jax.convert.perceptual import load_efficientnet
 from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.fid.frechet import frechet_distance
 from bitdance_jax.fid.statistics import Gaussian, gaussian
@@ -48,14 +48,12 @@ from bitdance_jax.io.plot import Panel, line_charts
 from bitdance_jax.io.progress import report
 from bitdance_jax.models.class_conditional import abstract_params
 from bitdance_jax.plan.report import table
-from bitdance_jax.tokenizer import efficientnet
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.loop import train
 
 
 Name = Literal["diffusion", "bitwise", "token_classification", "continuous"]
 SIDE = 64
-FEATURE_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -93,21 +91,14 @@ class Quality:
     """Distances to the held-out images."""
 
     def __init__(self, images: np.ndarray) -> None:
-        params = load_efficientnet()
-        self._features: Any = jax.jit(
-            lambda images: efficientnet.pooled_features(params, image_files.to_model(images))
-        )
+        self._features = Lite0()
         self._reference = self._gaussian(images)
 
     def distance(self, images: np.ndarray) -> float:
         return frechet_distance(self._gaussian(images), self._reference)
 
     def _gaussian(self, images: np.ndarray) -> Gaussian:
-        missing = -len(images) % FEATURE_BATCH
-        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        parts = padded.reshape(-1, FEATURE_BATCH, *images.shape[1:])
-        features = np.concatenate([np.asarray(self._features(part)) for part in parts])
-        return gaussian(features[: len(images)])
+        return gaussian(self._features(images))
 
 
 def continuous_tokenizer(arguments: Arguments) -> str:

@@ -16,33 +16,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from lite0 import Lite0
 
 import bitdance_jax
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.flags import parse
-from bitdance_jax.config.plain import Count, Range
-from bitdance_jax.convert.perceptual import load_efficientnet
+from bitdance_jax.config.plain import Config, Count, PathName, Seed
 from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.data.captioned_config import CaptionedDataConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
-from bitdance_jax.tokenizer.efficientnet import pooled_features
+from bitdance_jax.io.atomic import replace_file
 
 
 TONE = " skin tone"
-FEATURES_BATCH = 64
 ROWS = 20
 """Captions in the figure."""
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Config):
     """Judge of a text-to-image model on held-out captions.
 
     Attributes:
@@ -55,13 +50,13 @@ class Arguments:
       out: folder of the two files.
     """
 
-    model: str
-    data: str
+    model: PathName
+    data: PathName
     images_per_caption: Count = 4
     captions: Count = 1000
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    seed: Seed = 0
     batch_size: Count = 32
-    out: str = "."
+    out: PathName = "."
 
 
 @dataclass(frozen=True)
@@ -106,23 +101,13 @@ class Judge:
     """The features of all real images, and their captions."""
 
     def __init__(self, images: np.ndarray, captions: Sequence[str]) -> None:
-        params = load_efficientnet()
-        self._network = jax.jit(lambda x: pooled_features(params, image_files.to_model(x)))
+        self._features = Lite0()
         self._captions = captions
         self._real = self._features(images, "features of the real images")
 
     def nearest_captions(self, images: np.ndarray, title: str) -> list[str]:
         """The caption of the nearest real image of each image, uint8 [N, H, W, 3]."""
         return [self._captions[i] for i in nearest(self._features(images, title), self._real)]
-
-    def _features(self, images: np.ndarray, title: str) -> np.ndarray:
-        parts = []
-        for start in tqdm(range(0, len(images), FEATURES_BATCH), title):
-            batch = images[start : start + FEATURES_BATCH]
-            missing = FEATURES_BATCH - len(batch)
-            padded = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
-            parts.append(np.asarray(self._network(jnp.asarray(padded)))[: len(batch)])
-        return np.concatenate(parts)
 
 
 def read(sources: Sequence[CaptionedSource]) -> tuple[np.ndarray, list[str]]:
@@ -133,13 +118,6 @@ def read(sources: Sequence[CaptionedSource]) -> tuple[np.ndarray, list[str]]:
         raise UserError(f"data must be images of one size, got {sizes[:3]}")
     images = [record.image for record in records if record.image is not None]
     return np.stack(images), [record.captions[0] for record in records]
-
-
-def reconstructions(pipeline: bitdance_jax.Pipeline, images: np.ndarray) -> np.ndarray:
-    """The images encoded and decoded by the model's tokenizer."""
-    tokenizer = pipeline.tokenizer
-    parts = np.array_split(images, max(1, len(images) // FEATURES_BATCH))
-    return np.concatenate([tokenizer.decode(tokenizer.encode(part)) for part in parts])
 
 
 def main() -> None:
@@ -163,21 +141,24 @@ def main() -> None:
     )
     repeated = [caption for caption in captions for _ in range(each)]
     found = judge.nearest_captions(samples, "features of the samples")
+    tokenizer = pipeline.tokenizer
+    reconstructions = tokenizer.decode(tokenizer.encode(real))
     shuffled = np.random.default_rng(arguments.seed).permutation(len(repeated))
     table = {
         "samples": shares(repeated, found),
         "samples, captions shuffled": shares([repeated[i] for i in shuffled], found),
         "real images after the tokenizer": shares(
             captions,
-            judge.nearest_captions(reconstructions(pipeline, real), "features of reconstructions"),
+            judge.nearest_captions(reconstructions, "features of reconstructions"),
         ),
     }
     report = {name: asdict(value) for name, value in table.items()}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "held_out_captions.json").write_text(
-        json.dumps({"captions": count, "images_per_caption": each, **report}, indent=2) + "\n"
-    )
+    with replace_file(out / "held_out_captions.json") as path:
+        path.write_text(
+            json.dumps({"captions": count, "images_per_caption": each, **report}, indent=2) + "\n"
+        )
     pairs = np.concatenate([real[:, None], samples.reshape(count, each, *samples.shape[1:])], 1)
     image_files.save_png(
         out / "held_out_captions.png",

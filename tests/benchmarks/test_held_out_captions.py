@@ -5,17 +5,27 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
-spec = importlib.util.spec_from_file_location(
-    "held_out_captions", Path(__file__).parents[2] / "benchmarks" / "held_out_captions.py"
-)
-judge = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = judge  # which its dataclasses need
-spec.loader.exec_module(judge)
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_base_name_and_skin_tone():
+@pytest.fixture(scope="module")
+def judge():
+    """The script, which imports another one beside it."""
+    spec = importlib.util.spec_from_file_location(
+        "held_out_captions", BENCHMARKS / "held_out_captions.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        patch.setitem(sys.modules, spec.name, module)  # which its dataclasses need
+        spec.loader.exec_module(module)
+        yield module
+
+
+def test_base_name_and_skin_tone(judge):
     split = judge.split_caption
     assert split("woman, dark skin tone, beard") == ("woman, beard", "dark skin tone")
     assert split("OK hand, light skin tone") == ("OK hand", "light skin tone")
@@ -24,13 +34,13 @@ def test_base_name_and_skin_tone():
     assert split(both) == ("kiss, man, man", None)
 
 
-def test_shares():
+def test_shares(judge):
     captions = ["man, dark skin tone", "man, light skin tone", "frog"]
     found = ["man, light skin tone", "woman, light skin tone", "frog"]
     # Skin tones count only where the caption has one.
     assert judge.shares(captions, found) == judge.Shares(base_name=2 / 3, skin_tone=1 / 2)
 
 
-def test_nearest_ignores_the_length():
+def test_nearest_ignores_the_length(judge):
     real = np.array([[1.0, 0.0], [0.0, 5.0]])
     assert judge.nearest(np.array([[3.0, 1.0], [0.1, 0.2]]), real).tolist() == [0, 1]
