@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from bitdance_jax.errors import ConfigError, FileError, ResourceError, UserError
     from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+    from bitdance_jax.pipelines.given_images import Given
     from bitdance_jax.pipelines.load import load
     from bitdance_jax.pipelines.pipeline import Pipeline
     from bitdance_jax.pipelines.text_to_image import TextToImage
@@ -42,6 +43,7 @@ _MODULES = {
     ),
     "bitdance_jax.errors": ("ConfigError", "FileError", "ResourceError", "UserError"),
     "bitdance_jax.pipelines.class_conditional": ("ClassConditionalPipeline",),
+    "bitdance_jax.pipelines.given_images": ("Given",),
     "bitdance_jax.pipelines.load": ("load",),
     "bitdance_jax.pipelines.pipeline": ("Pipeline",),
     "bitdance_jax.pipelines.text_to_image": ("TextToImage",),
@@ -54,6 +56,7 @@ __all__ = [
     "ClassConditionalPipeline",
     "ConfigError",
     "FileError",
+    "Given",
     "MeshConfig",
     "Pipeline",
     "ResourceError",

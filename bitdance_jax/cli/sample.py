@@ -4,6 +4,7 @@
     bitdance sample --checkpoint MODEL --npz samples.npz --num-images 50000
     bitdance sample --checkpoint MODEL --prompt "a cat on a mat" --size 1024x1024 --out cat.png
     bitdance sample --checkpoint MODEL --prompt "make it night" --image cat.png --out night.png
+    bitdance sample --checkpoint MODEL --prompt "a dog" --complete cat.png --mask mask.png
 
 The output is a PNG with a row of images per label, an .npz for an evaluation suite, or images of
 prompts.
@@ -23,7 +24,16 @@ from bitdance_jax.cli.command_line import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig, SamplerConfig
-from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range, Share
+from bitdance_jax.config.plain import (
+    BatchSize,
+    Config,
+    Count,
+    HeadSteps,
+    Natural,
+    PathName,
+    Range,
+    Share,
+)
 from bitdance_jax.config.sampler import ScheduleName, SolverName
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same
@@ -33,6 +43,7 @@ from bitdance_jax.io.model_lookup import check_unchanged, fingerprint
 from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.checks import parse_size
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
+from bitdance_jax.pipelines.given_images import Given
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.image_prompts import ImagePrompt
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
@@ -57,8 +68,14 @@ class Arguments(Config):
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
       prompt: what the images of a text-to-image model show.
       image: files that each prompt shows to a text-to-image model, such as the image to edit.
-      size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: that of the first
-        `image`, or of the model folder, for released models 1024x1024.
+      complete: image of which the model samples only a part: all patches with a masked pixel, and
+        with `keep_patches` those from this number on.
+      mask: image as large as `complete`, white where it is sampled anew.
+      keep_patches: keep only the first K patches of `complete`, in the model's order.
+      at: row and column in pixels of the upper left corner of `complete` on a larger canvas.
+      paste: kept patches show the pixels of `complete`, not those that the tokenizer decodes.
+      size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: that of `complete`
+        without `at`, of the first `image`, or of the model folder, for released models 1024x1024.
       per_label: images per label of a grid; default: 8.
       per_prompt: images per prompt; default: 1.
       seed: image i of a seed is the same for any batch size.
@@ -91,6 +108,11 @@ class Arguments(Config):
     labels: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
     image: tuple[PathName, ...] | None = None
+    complete: PathName | None = None
+    mask: PathName | None = None
+    keep_patches: Natural | None = None
+    at: tuple[Natural, Natural] | None = None
+    paste: bool = False
     size: str | None = None
     per_label: Count | None = None
     per_prompt: Count | None = None
@@ -130,11 +152,16 @@ def main() -> int:
 def check_values(arguments: Arguments) -> None:
     """Raises a ConfigError for values that no model takes."""
     check_suffix(arguments.out, ".png", "out")
+    for name in ("mask", "keep_patches", "at", "paste"):
+        if getattr(arguments, name) not in (None, False) and arguments.complete is None:
+            raise ConfigError(f"{name} needs --complete IMAGE", name)
     if arguments.npz is not None:
         if arguments.labels is not None:
             raise ConfigError("labels are for a grid; an .npz has all labels in turn", "labels")
         if arguments.per_label is not None:
             raise ConfigError("per_label is for a grid; an .npz takes --num-images", "per_label")
+        if arguments.complete is not None:
+            raise ConfigError("complete is for a grid; omit --npz", "complete")
         return
     for name in ("num_images", "overwrite"):
         if getattr(arguments, name):
@@ -199,6 +226,25 @@ def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfi
     return dataclasses.replace(default, **changes)
 
 
+def given_image(arguments: Arguments) -> Given | None:
+    """The image to complete."""
+    if arguments.complete is None:
+        return None
+    return Given(
+        arguments.complete, arguments.mask, arguments.keep_patches, arguments.at, arguments.paste
+    )
+
+
+def default_size(
+    arguments: Arguments, model: TextToImage, fitted: list[UInt8[np.ndarray, "h w 3"]]
+) -> tuple[int, int]:
+    """(height, width) of images of prompts without --size."""
+    if arguments.complete is not None and arguments.at is None:
+        height, width, _ = image_files.load_image(arguments.complete).shape
+        return height, width
+    return fitted[0].shape[:2] if fitted else model.default_size
+
+
 def generate_prompts(arguments: Arguments) -> None:
     prompts: Any = arguments.prompt or ()
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
@@ -212,7 +258,7 @@ def generate_prompts(arguments: Arguments) -> None:
         lazy=True,
     )
     fitted = [model.fit(file) for file in arguments.image or ()]
-    default = fitted[0].shape[:2] if fitted else model.default_size
+    default = default_size(arguments, model, fitted)
     size = "{1}x{0}".format(*default) if arguments.size is None else arguments.size
     image_files.check_grid(len(prompts) * each, *parse_size(size))
     if fitted:
@@ -223,6 +269,7 @@ def generate_prompts(arguments: Arguments) -> None:
         "images_per_input": each,
         "seed": arguments.seed,
         "sampler": chosen_sampler(arguments, model.sampler),
+        "given": given_image(arguments),
     }
     images = model.sample(
         prompts,
@@ -262,10 +309,11 @@ def generate_grid(
     image_files.check_grid(count, enlarge * size, enlarge * size)
     numbers = np.repeat(labels, each).tolist()
     batch_size = label_batch_size(arguments, count)
-    images = model.sample(numbers, arguments.seed, sampler=sampler, batch_size=batch_size)
+    chosen: dict[str, Any] = {"sampler": sampler, "given": given_image(arguments)}
+    images = model.sample(numbers, arguments.seed, **chosen, batch_size=batch_size)
     captions = [model.class_names[label] for label in labels]
     grid = image_files.grid(images, each, captions, enlarge=enlarge)
-    text = common_description(model.metadata(numbers, arguments.seed, sampler=sampler))
+    text = common_description(model.metadata(numbers, arguments.seed, **chosen))
     image_files.save_png(arguments.out, grid, text=text)
     print(f"{counted(len(images), 'image')} of {counted(len(labels), 'label')} in {arguments.out}")
 

@@ -28,12 +28,12 @@ def images(value: Any, config: TokenizerConfig) -> UInt8[np.ndarray, "B H W C"]:
     array = _array(value, expected)
     if array.dtype != np.uint8:
         raise UserError(
-            f"{expected} with values 0 ... 255, got {_described(array)};"
+            f"{expected} with values 0 ... 255, got {described(array)};"
             " scale, round and convert them first"
         )
     if array.ndim != 4 or array.shape[3] != config.image_channels or 0 in array.shape[1:]:
         one = "; for a single image, give image[None]" if array.ndim == 3 else ""
-        raise UserError(f"{expected}, got {_described(array)}{one}")
+        raise UserError(f"{expected}, got {described(array)}{one}")
     return array
 
 
@@ -51,7 +51,7 @@ def codes(
         or 0 in array.shape[1:]
         or not jnp.issubdtype(array.dtype, jnp.number)
     ):
-        raise UserError(f"{expected}, got {_described(array)}")
+        raise UserError(f"{expected}, got {described(array)}")
     if continuous:
         array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
@@ -137,5 +137,5 @@ def _array(value: Any, expected: str) -> np.ndarray:
         raise UserError(f"{expected}, got {short(value)}") from error
 
 
-def _described(array: np.ndarray) -> str:
+def described(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"

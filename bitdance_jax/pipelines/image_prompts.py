@@ -48,7 +48,7 @@ def fit(image: ImageLike, config: TextToImageConfig, resolution: int) -> np.ndar
     Raises:
       UserError: no image, or damaged.
     """
-    pixels = _pixels(image)
+    pixels = read_pixels(image)
     multiple = config.size_multiple
     # The nearest multiple: small models sample sizes that no bucket list has.
     resolution = max(multiple, resolution // multiple * multiple)
@@ -61,7 +61,7 @@ def encode(image: UInt8[np.ndarray, "h w 3"], tokenizer: Tokenizer, patch_side: 
     return ShownImage(bits, (image.shape[0], image.shape[1]))
 
 
-def _pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
+def read_pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, str | os.PathLike):
         return image_files.load_image(image)
     if isinstance(image, Image.Image):

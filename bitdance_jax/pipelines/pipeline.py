@@ -16,9 +16,11 @@ from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.pipelines import weights
+from bitdance_jax.pipelines import checks, given_images, weights
 from bitdance_jax.pipelines.batching import ImageKeys, Seeds
-from bitdance_jax.pipelines.partial_images import Partial, grey_out
+from bitdance_jax.pipelines.given_images import Given, ImageCodes, MaskLike, encode
+from bitdance_jax.pipelines.image_prompts import ImageLike
+from bitdance_jax.pipelines.partial_images import GREY, Partial, pixels_of_patches
 from bitdance_jax.pipelines.programs import Programs
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Request, Size
 from bitdance_jax.pipelines.tokenizer import Codes, Tokenizer
@@ -32,6 +34,7 @@ REPORTS = 16
 """How often `sample` returns to the host while it samples a batch, to show progress."""
 
 Output = Literal["numpy", "pil", "codes"]
+GivenImages = Given | Sequence[Given] | None
 
 
 class Pipeline(abc.ABC):
@@ -116,6 +119,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
         output: Literal["numpy", "codes"] = "numpy",
@@ -131,6 +135,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
         output: Literal["pil"],
@@ -145,6 +150,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
         output: Output = "numpy",
@@ -160,8 +166,11 @@ class Pipeline(abc.ABC):
           seed: of 32 bits; or a list, one for each image: then image i is the one that
             `seed=seed[i]` gives at the index `first_index`.
           images_per_input: images of each.
-          size: of text-to-image models; see `Size`. The default is `default_size`.
+          size: of text-to-image models; see `Size`. The default is `default_size`, or the size of
+            the first given image that is not placed on a larger canvas.
           sampler: solver and guidance; None: the model's own.
+          given: an image of which patches are kept, for all inputs, or one for each; see
+            `complete`.
           batch_size: images at a time, on all devices together.
           first_index: index of the first image, to continue with the images of a seed.
           output: "numpy", uint8 [B, H, W, 3]; "pil", a list of PIL images, with `metadata` as their
@@ -174,9 +183,18 @@ class Pipeline(abc.ABC):
         """
         output = checked(Output, output, "output")
         request = self._request(
-            inputs, seed, images_per_input, size, sampler, batch_size, first_index, shrink=True
+            inputs,
+            seed,
+            images_per_input,
+            size,
+            sampler,
+            given,
+            batch_size,
+            first_index,
+            shrink=True,
         )
         _ = self.params  # before a bar is shown: they may be damaged
+        request = self._encoded(request)
         parts = list(self._sampled(request, output, progress))
         arrays = np.concatenate(parts) if parts else self._nothing(request, output)
         if output != "pil":
@@ -185,6 +203,36 @@ class Pipeline(abc.ABC):
         for i, image in enumerate(images):
             image.info.update(self._describe(request, i))
         return images
+
+    def complete(
+        self,
+        image: ImageLike | ImageCodes,
+        mask: MaskLike | None,
+        inputs: LabelsOrPrompts,
+        seed: Seeds = 0,
+        *,
+        keep_patches: int | None = None,
+        at: tuple[int, int] | None = None,
+        paste: bool = False,
+        **options: Any,
+    ) -> np.ndarray | list[Image.Image]:
+        """`sample` of an image of which a part is given: `given=Given(image, mask, ...)`.
+
+        Given patches are read in place of sampled ones, so the others are sampled from what the
+        model knows of the patches before them, in its order; it does not see the later ones.
+        With nothing kept the images are those of `sample`.
+
+        Args:
+          image, mask, keep_patches, at, paste: see `Given`. `sample(given=[...])` takes several.
+          inputs, seed: see `sample`.
+          options: the other arguments of `sample`.
+
+        Raises:
+          UserError: as `sample`, an image or mask that cannot be read or is of another size, or
+            nothing to sample.
+        """
+        given = Given(image, mask, keep_patches, at, paste)
+        return self.sample(inputs, seed, given=given, **options)
 
     def sample_steps(
         self,
@@ -195,6 +243,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        given: GivenImages = None,
         first_index: int = 0,
     ) -> Iterator[Partial]:
         """One batch of `sample` after the first patch, each `every` more patches, and the last.
@@ -206,18 +255,20 @@ class Pipeline(abc.ABC):
         """
         every = checked(Count, every, "every")
         request = self._request(
-            inputs, seed, images_per_input, size, sampler, None, first_index, shrink=True
+            inputs, seed, images_per_input, size, sampler, given, None, first_index, shrink=True
         )
         if not request.keys.count:
             raise ConfigError("inputs is empty; give a label or a prompt", "inputs")
-        request = request._replace(batch_size=request.keys.count)
+        request = self._encoded(request)._replace(batch_size=request.keys.count)
         _, keys = request.batch(0)
         for values, sampled in self._states(request, 0, every):
-            codes = self._codes(request, values, sampled)
+            codes = self._codes(request, 0, values, sampled)
             images = _fetch(self._programs.decode(self.params["tokenizer"], codes, keys))
-            missing = request.xy[sampled * self.config.tokens_per_step :]
-            grey = grey_out(images, missing, self.config.tokenizer.downsampling)
-            yield Partial(sampled, request.num_patches, grey)
+            missing = request.missing(sampled)
+            side = self.config.tokenizer.downsampling
+            grey = pixels_of_patches(missing, request.xy, side)[..., None]
+            shown = request.pasted(np.where(grey, GREY, images), 0)
+            yield Partial(sampled, request.num_patches, shown)
 
     def batches(
         self,
@@ -227,6 +278,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
     ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
@@ -237,15 +289,25 @@ class Pipeline(abc.ABC):
         and the same for each device.
         """
         request = self._request(
-            inputs, seed, images_per_input, size, sampler, batch_size, first_index, shrink=False
+            inputs,
+            seed,
+            images_per_input,
+            size,
+            sampler,
+            given,
+            batch_size,
+            first_index,
+            shrink=False,
         )
+        request = self._encoded(request)
         images: Array | None = None
         for start in request.starts:
             finished, images = images, self._start_batch(request, start)
             if finished is not None:
-                yield _fetch(finished)
+                yield request.pasted(_fetch(finished), start - request.batch_size)
         if images is not None:
-            yield _fetch(images)[: (request.keys.count - 1) % request.batch_size + 1]
+            last = _fetch(images)[: (request.keys.count - 1) % request.batch_size + 1]
+            yield request.pasted(last, request.starts[-1])
 
     def metadata(
         self,
@@ -255,14 +317,16 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        given: GivenImages = None,
         first_index: int = 0,
     ) -> list[dict[str, str]]:
-        """The label or prompt, seed, index, model, steps, solver and guidance of each image.
+        """The label or prompt, seed, index, model, steps, solver and guidance of each image, and of
+        completed ones the kept patches.
 
         `image_files.save_png` takes them as text chunks.
         """
         request = self._request(
-            inputs, seed, images_per_input, size, sampler, 1, first_index, shrink=False
+            inputs, seed, images_per_input, size, sampler, given, 1, first_index, shrink=False
         )
         return [self._describe(request, i) for i in range(request.keys.count)]
 
@@ -297,23 +361,38 @@ class Pipeline(abc.ABC):
         images_per_input: int,
         size: Size | None,
         sampler: SamplerConfig | None,
+        given: GivenImages,
         batch_size: int | None,
         first_index: int,
         *,
         shrink: bool,
     ) -> Request:
         """`shrink`: a batch has no more images than the call."""
+        several = [] if given is None else checks.items(given, "given")
+        opened = [given_images.read_image(one, self.config.tokenizer) for one in several]
+        if size is None and opened and several[0].at is None:
+            size = self._canvas_size(opened[0])
         pixels = self._checked_size(size)
+        if len(several) > 1:
+            inputs = given_images.one_for_each(inputs, len(several))
         each = checked(Count, images_per_input, "images_per_input")
         sampler = checked(SamplerConfig | None, sampler, "sampler") or self.sampler
         batch_size = checked(Count | None, batch_size, "batch_size") or self.default_batch_size
         rows, shared, input_name = self._checked_inputs(inputs, pixels)
-        input_of_image = np.repeat(np.arange(len(jax.tree.leaves(rows)[0])), each)
+        num_inputs = len(jax.tree.leaves(rows)[0])
+        input_of_image = np.repeat(np.arange(num_inputs), each)
         if shrink:
             batch_size = self._whole_parts(min(batch_size, max(1, len(input_of_image))))
         keys = ImageKeys.checked(seed, first_index, len(input_of_image))
         self._check_memory(pixels, batch_size, sampler)
         patches = self.num_patches(size)
+        xy = self._token_positions(pixels)
+        canvases = [
+            given_images.place(
+                *pair, pixels, xy=xy, num_patches=patches, config=self.config.tokenizer
+            )
+            for pair in zip(several, opened, strict=True)
+        ]
         solver, scales = next_patch.resolve(sampler, self.config.head.time_shift, patches)
         return Request(
             inputs=rows,
@@ -322,13 +401,24 @@ class Pipeline(abc.ABC):
             input_of_image=input_of_image,
             keys=keys,
             size=pixels,
-            xy=self._token_positions(pixels),
+            xy=xy,
             sampler=sampler,
             solver=solver,
             scales=scales,
             num_patches=patches,
             batch_size=batch_size,
+            canvases=None if given is None else given_images.for_inputs(canvases, num_inputs),
         )
+
+    def _canvas_size(self, image: np.ndarray) -> Size | None:
+        """The size of images that complete this one; None: the default."""
+        return None
+
+    def _encoded(self, request: Request) -> Request:
+        """The request with the codes of its given images."""
+        if not request.canvases:
+            return request
+        return request._replace(kept=encode(request.canvases, self.tokenizer, request.xy))
 
     def _whole_parts(self, images: int) -> int:
         """Of a batch with more images than devices, as many for each device of a data mesh."""
@@ -346,13 +436,14 @@ class Pipeline(abc.ABC):
                 for values, sampled in self._states(request, start, every):
                     bar.advance(before + sampled - bar.n)
                     all_values = values
-                result = self._codes(request, all_values, request.num_patches)
+                result = self._codes(request, start, all_values, request.num_patches)
                 if output != "codes":
                     _, keys = request.batch(start)
                     with bar.doing("decoding"):
                         result = self._programs.decode(self.params["tokenizer"], result, keys)
                         jax.block_until_ready(result)
-                yield _fetch(result)[: request.keys.count - start]
+                fetched = _fetch(result)[: request.keys.count - start]
+                yield fetched if output == "codes" else request.pasted(fetched, start)
 
     def _states(
         self, request: Request, start: int, every: int
@@ -382,9 +473,12 @@ class Pipeline(abc.ABC):
             height=request.size[0] // self.config.tokenizer.downsampling,
         )
 
-    def _codes(self, request: Request, values: Float[Array, "N B P K"], sampled: int) -> Codes:
+    def _codes(
+        self, request: Request, start: int, values: Float[Array, "N B P K"], sampled: int
+    ) -> Codes:
         rows = request.size[0] // self.config.tokenizer.downsampling
-        return self._programs.to_codes(values, np.int32(sampled), height=rows)
+        kept = request.batch(start)[0].kept if sampled < request.num_patches else None
+        return self._programs.to_codes(values, np.int32(sampled), kept, height=rows)
 
     def _nothing(self, request: Request, output: Output) -> np.ndarray:
         """The result for no inputs."""
@@ -404,7 +498,7 @@ class Pipeline(abc.ABC):
             "model": self.name,
         }
         settings = {name: str(value) for name, value in to_dict(request.sampler).items()}
-        return text | settings
+        return text | request.canvas_text(image) | settings
 
 
 def common_description(descriptions: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -33,8 +33,8 @@ class Programs:
 
     Attributes:
       sampler: its inputs are those of `read_labels` or `read_prompts`.
-      to_codes: (values [N, B, P, K], number of sampled patches, height=rows of tokens) -> codes
-        [B, h, w, K]; see `values_to_codes`.
+      to_codes: (values [N, B, P, K], number of sampled patches, kept ones, height=rows of tokens)
+        -> codes [B, h, w, K]; see `values_to_codes`.
       decode: (the decoder's params, codes, the data of the images' keys) -> uint8 [B, H, W, 3].
     """
 
@@ -116,7 +116,7 @@ def read_prompts(model: TextToImage, params: Any, inputs: Inputs, scales: Scales
       inputs: images: `Prefixes` of the B prompts, and of the B unconditional ones, which show the
         same images; shared: (x, y) of the visual tokens.
     """
-    (prefixes, unconditional), xy = inputs
+    prefixes, unconditional = inputs.images
     if scales is not None:
         prefixes = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), prefixes, unconditional)
-    return text_to_image.PatchReader(model, params, prefixes, xy)
+    return text_to_image.PatchReader(model, params, prefixes, inputs.shared)

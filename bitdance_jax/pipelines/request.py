@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.pipelines.batching import ImageKeys
+from bitdance_jax.pipelines.given_images import Canvas, paste
 from bitdance_jax.pipelines.image_prompts import ImagePrompt
 from bitdance_jax.sampling.compiled import Inputs
+from bitdance_jax.sampling.next_patch import Kept
 from bitdance_jax.sampling.solvers import Solver
 
 
@@ -36,6 +38,8 @@ class Request(NamedTuple):
       solver, scales: the same as the compiled sampler takes them.
       num_patches: of an image.
       batch_size: images at a time.
+      canvases: given images, one for each input; None: there are none.
+      kept: their kept patches, as the compiled sampler takes them; None until they are encoded.
     """
 
     inputs: Any
@@ -50,13 +54,35 @@ class Request(NamedTuple):
     scales: Float[np.ndarray, "N E"] | None
     num_patches: int
     batch_size: int
+    canvases: Sequence[Canvas] | None = None
+    kept: Kept | None = None
 
     def batch(self, start: int) -> tuple[Inputs, UInt32[np.ndarray, "B 2"]]:
         """Inputs and keys of the images from `start`; a short last batch repeats the last image."""
         images = np.arange(start, start + self.batch_size).clip(max=self.keys.count - 1)
         rows = self.input_of_image[images]
-        inputs = jax.tree.map(lambda array: array[rows], self.inputs)
-        return Inputs(inputs, self.shared), self.keys.data(images)
+        inputs, kept = jax.tree.map(lambda array: array[rows], (self.inputs, self.kept))
+        return Inputs(inputs, self.shared, kept), self.keys.data(images)
+
+    def missing(self, sampled: int) -> Bool[np.ndarray, "B N"]:
+        """Patches of each image that are neither among the first `sampled` ones nor kept."""
+        missing = np.arange(self.num_patches) >= sampled
+        if self.kept is None:
+            return np.broadcast_to(missing, (self.keys.count, self.num_patches))
+        return missing & ~np.asarray(self.kept.mask)[self.input_of_image]
+
+    def pasted(
+        self, images: UInt8[np.ndarray, "B H W 3"], start: int
+    ) -> UInt8[np.ndarray, "B H W 3"]:
+        """The images from `start` on, with the pixels that given images paste."""
+        if self.canvases is None:
+            return images
+        rows = self.input_of_image[start : start + len(images)]
+        return paste(images, [self.canvases[row] for row in rows])
+
+    def canvas_text(self, image: int) -> dict[str, str]:
+        """What the metadata says of an image's given one."""
+        return {} if self.canvases is None else self.canvases[self.input_of_image[image]].text
 
     @property
     def starts(self) -> range:

@@ -35,7 +35,7 @@ from bitdance_jax.models.prompt_rows import Prompt, ShownImage, pad_prompts, pre
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
 from bitdance_jax.nn import lora, quantize
 from bitdance_jax.nn.stack import unstack
-from bitdance_jax.pipelines import checks, image_prompts, memory
+from bitdance_jax.pipelines import checks, given_images, image_prompts, memory
 from bitdance_jax.pipelines.answers import LM_HEAD, AnswerProgram
 from bitdance_jax.pipelines.batching import ImageKeys, Seeds
 from bitdance_jax.pipelines.hub_models import local_folder
@@ -302,6 +302,9 @@ class TextToImage(Pipeline):
         height, width = self.default_size if size is None else checks.parse_size(size)
         model.check_size(self.config, height, width)
         return height, width
+
+    def _canvas_size(self, image: np.ndarray) -> Size:
+        return given_images.size_in_pixels(image, self.config.tokenizer)
 
     def _checked_inputs(
         self, inputs: LabelsOrPrompts, size: tuple[int, int]

@@ -39,7 +39,9 @@ SAMPLER = SamplerConfig(head_steps=4, guidance_scale=2.0, guidance_schedule="con
 def config(tokens_per_step: int = 4) -> TextToImageConfig:
     """Sizes of a toy model; one of its tokens is 16 pixels wide, as in the released ones."""
     first = len(ByteLevel.alphabet())
-    ids = ImageTokens(first + 2, first + 4, RESOLUTIONS, first + 4 + RESOLUTIONS)
+    queries = first + 4 + RESOLUTIONS
+    # Files without queries name no first one.
+    ids = ImageTokens(first + 2, first + 4, RESOLUTIONS, queries if tokens_per_step > 1 else 0)
     return TextToImageConfig(
         tokenizer=TokenizerConfig(
             bits=8, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_codebooks=2
@@ -51,7 +53,7 @@ def config(tokens_per_step: int = 4) -> TextToImageConfig:
             num_kv_heads=2,
             head_dim=16,
             hidden_dim=96,
-            vocab_size=ids.first_query + tokens_per_step - 1,
+            vocab_size=queries + tokens_per_step - 1,
         ),
         head=FlowHeadConfig(
             width=128, num_blocks=4, num_groups=2, head_dim=128, squash_output=True

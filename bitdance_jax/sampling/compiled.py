@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.distributed.mesh import BATCH, DATA, compiler_options
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.next_patch import PatchModel, SamplerState, Scales
+from bitdance_jax.sampling.next_patch import Kept, PatchModel, SamplerState, Scales
 from bitdance_jax.sampling.solvers import Solver
 
 
@@ -24,13 +24,16 @@ class Inputs(NamedTuple):
     Attributes:
       images: arrays [B, ...], one row an image: labels, or prompts.
       shared: arrays that all images share: token positions, the unconditional prompt.
+      kept: patches of each image that are given.
     """
 
     images: Any
     shared: Any = None
+    kept: Kept | None = None
 
 
 ROWS = P(BATCH)
+INPUTS: Any = Inputs._make([ROWS, P(), ROWS])
 STATE: Any = SamplerState._make([P(None, BATCH), ROWS, ROWS, P()])
 """How a data mesh splits the state; each device has its conditional, then unconditional rows."""
 
@@ -60,8 +63,8 @@ class CompiledSampler:
         """
         self._read = read
         self._mesh = mesh
-        self.begin = self._jit(self._begin, (P(), Inputs(ROWS, P()), P()))
-        specs = (P(), STATE, Inputs(ROWS, P()), ROWS, P(), P())
+        self.begin = self._jit(self._begin, (P(), INPUTS, P()))
+        specs = (P(), STATE, INPUTS, ROWS, P(), P())
         options: Any = {"static_argnames": "solver", "donate_argnums": 1}
         self.advance = self._jit(self._advance, specs, **options)
 
@@ -147,7 +150,7 @@ class CompiledSampler:
     ) -> SamplerState:
         model = self._read(params, inputs, scales)
         noise = next_patch.noise_of_images(model, jax.random.wrap_key_data(keys), solver)
-        options: Any = {"noise": noise, "solver": solver, "scales": scales}
+        options: Any = {"noise": noise, "solver": solver, "scales": scales, "kept": inputs.kept}
         return next_patch.advance(model, state, stop, **options)
 
 

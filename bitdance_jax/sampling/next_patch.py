@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.heads.protocols import PatchHead
@@ -74,6 +74,18 @@ class SamplerState(NamedTuple):
     patch: Int[Array, ""] | np.int32
 
 
+class Kept(NamedTuple):
+    """Patches of a batch that are given: the model reads them in place of sampled ones.
+
+    Attributes:
+      values: codes in {-1, 1}, or continuous latents, of any number type; ignored elsewhere.
+      mask: which patches of each image are given.
+    """
+
+    values: Num[Array, "B N P K"] | Num[np.ndarray, "B N P K"]
+    mask: Bool[Array, "B N"] | Bool[np.ndarray, "B N"]
+
+
 NoiseSource = Callable[[Int[Array, ""], Bool[Array, ""] | None], Float[Array, "S R P K"]]
 """(patch, separate) -> standard normal noise of one patch, `Solver.num_noises` for each row.
 
@@ -111,6 +123,7 @@ def advance(
     noise: NoiseSource,
     solver: Solver,
     scales: Scales,
+    kept: Kept | None = None,
 ) -> SamplerState:
     """Samples until `stop` patches are done.
 
@@ -122,6 +135,8 @@ def advance(
       noise: see `NoiseSource`.
       solver: see `sampling.solvers`.
       scales: of guidance, for every patch and evaluation; None without, then all rows are images.
+      kept: patches that are not sampled; None: all are. The head does not run for a patch that all
+        images keep.
 
     Where all of a patch's scales are 1, as at the first patch of the linear schedule, the release
     samples the conditional and the unconditional stream apart, each with its own noise, and the
@@ -133,8 +148,12 @@ def advance(
     def step(patch: Int[Array, ""], state: SamplerState) -> SamplerState:
         states, cache = model.read(state.rows, patch, state.cache)
         guide = None if scales is None else _guidance(jnp.asarray(scales)[patch])
-        fresh = noise(patch, None if guide is None else guide.separate)
-        rows = model.head.sample(states, fresh, prepared, solver=solver, guide=guide)
+
+        def sampled() -> Float[Array, "R P K"]:
+            fresh = noise(patch, None if guide is None else guide.separate)
+            return model.head.sample(states, fresh, prepared, solver=solver, guide=guide)
+
+        rows = sampled() if kept is None else _keep(kept, patch, len(states), sampled)
         values = jax.lax.dynamic_update_index_in_dim(state.values, rows[:images], patch, 0)
         return SamplerState(values, rows, cache, patch + 1)
 
@@ -149,6 +168,21 @@ def sample(
     return advance(
         model, state, model.num_patches, noise=noise, solver=solver, scales=scales
     ).values
+
+
+def _keep(
+    kept: Kept,
+    patch: Int[Array, ""],
+    num_rows: int,
+    sampled: Callable[[], Float[Array, "R P K"]],
+) -> Float[Array, "R P K"]:
+    """The given values of a patch where it is kept, else sampled ones."""
+    values = jax.lax.dynamic_index_in_dim(jnp.asarray(kept.values), patch, 1, keepdims=False)
+    mask = jax.lax.dynamic_index_in_dim(jnp.asarray(kept.mask), patch, 1, keepdims=False)
+    streams = num_rows // len(mask)  # An unconditional row reads its image's patch.
+    given = jnp.tile(values.astype(jnp.float32), (streams, 1, 1))
+    keep = jnp.tile(mask, streams)[:, None, None]
+    return jax.lax.cond(jnp.all(mask), lambda: given, lambda: jnp.where(keep, given, sampled()))
 
 
 def _guidance(scales: Float[Array, "E"]) -> PatchGuidance:

@@ -130,7 +130,13 @@ def test_by_default_every_class_as_the_model_was_saved(sample, quick_samples, tm
     assert (status, out) == (0, "72 images of 9 labels in samples.png\n")
     labels = [label for label in range(9) for _ in range(8)]
     assert quick_samples == [
-        {"labels": labels, "seed": 0, "sampler": tiny_models.SAMPLER, "batch_size": 24}
+        {
+            "labels": labels,
+            "seed": 0,
+            "sampler": tiny_models.SAMPLER,
+            "given": None,
+            "batch_size": 24,
+        }
     ]
     assert os.listdir(tmp_path) == ["samples.png"]
 
@@ -148,7 +154,9 @@ def test_flags_reach_the_sampler(sample, quick_samples):
     expected = SamplerConfig(
         head_steps=7, solver="euler", guidance_scale=3.0, guidance_schedule="constant"
     )
-    assert quick_samples == [{"labels": [8, 8], "seed": 5, "sampler": expected, "batch_size": 2}]
+    (call,) = quick_samples
+    assert (call["labels"], call["seed"], call["batch_size"]) == ([8, 8], 5, 2)
+    assert call["sampler"] == expected
 
 
 @pytest.fixture
@@ -187,6 +195,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         "images_per_input": 1,
         "mesh": (1, 1, 1),
         "seed": 0,
+        "given": None,
         "batch_size": 4,
         "progress": True,
     }
@@ -214,9 +223,35 @@ def test_prompts(sample, quick_prompts, tmp_path):
         assert image.size == (3 * 68, 2 * 36)
 
 
+def test_completed_images(sample, quick_prompts, tmp_path):
+    """The PNG says what was kept; images of prompts have the size of the completed one."""
+    Image.new("RGB", (16, 16), "red").save("small.png")
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 8, 16, 16))
+    mask.save("mask.png")
+    flags = "--labels 3 --per-label 2 --complete small.png --mask mask.png --keep-patches 6 --paste"
+    assert sample(*flags.split())[0] == 0
+    with Image.open("samples.png") as image:
+        expected = {"completed": "small.png", "mask": "mask.png", "kept_patches": "0-5"}
+        assert (expected | {"pasted": "True"}).items() <= image.text.items()
+
+    Image.new("RGB", (64, 32), "red").save("wide.png")
+    flags = "--checkpoint {models}/prompts --prompt cat --complete wide.png --keep-patches 1"
+    assert sample(*flags.split())[0] == 0
+    flags = "--checkpoint {models}/prompts --prompt cat --complete wide.png --at 32 0 --size 64x64"
+    assert sample(*flags.split())[0] == 0
+    assert [call["size"] for call in quick_prompts] == ["64x32", "64x64"]
+    assert [call["given"].at for call in quick_prompts] == [None, (32, 0)]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--mask", "x.png"], "--mask needs --complete IMAGE"),
+        (["--keep-patches", "3"], "--keep-patches needs --complete IMAGE"),
+        (["--paste"], "--paste needs --complete IMAGE"),
+        (["--npz", "x.npz", "--complete", "x.png"], "--complete is for a grid; omit --npz"),
+        (["--complete", "x.png"], "cannot read the image x.png"),
         (
             ["--checkpoint", "{models}/prompts", "--labels", "3"],
             "is a text-to-image model; --labels is for class-conditional models",

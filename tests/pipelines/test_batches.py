@@ -21,7 +21,7 @@ def solvers(monkeypatch):
     """The solvers that the sampler, here a quick one, is traced for. Its bits are the label's."""
     solvers = []
 
-    def quick(model, state, stop, *, noise, solver, scales):
+    def quick(model, state, stop, *, solver, **options):
         solvers.append(solver)
         labels = jnp.asarray(model.labels)[: state.values.shape[1]]
         return state._replace(values=values(labels), patch=stop)

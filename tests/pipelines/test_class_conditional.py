@@ -71,7 +71,7 @@ def count_traces(monkeypatch):
     """A list that gets a batch size whenever the sampler, here a quick one, is traced."""
     traces = []
 
-    def quick(model, state, stop, *, noise, solver, scales):
+    def quick(model, state, stop, **options):
         traces.append(state.values.shape[1])
         return state._replace(values=jnp.ones_like(state.values), patch=stop)
 

@@ -197,7 +197,7 @@ def test_preview_rows_are_classes(task, trained, monkeypatch):
             super().__init__(model, params, labels)
             self.code = jnp.where(labels % 2 == 0, 1, -1) * params["position_embedding"][0, 0]
 
-    def quick(model, state, stop, *, noise, solver, scales):
+    def quick(model, state, stop, *, solver, **options):
         traces.append(solver)
         code = model.code[: state.values.shape[1], None, None]
         return state._replace(values=jnp.broadcast_to(code, state.values.shape), patch=stop)
