@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from bitdance_jax.config import AugmentConfig
 from bitdance_jax.config.plain import BatchSize, Config, PathName, Range, require
+from bitdance_jax.data.emoji import EmojiSource
 from bitdance_jax.data.imagenet_tar import ImagenetTarSource
 from bitdance_jax.data.records import ImageSource, Split, select
-from bitdance_jax.data.sources import EmojiSource, FolderSource, class_folders
+from bitdance_jax.data.sources import FolderSource, class_folders
 from bitdance_jax.data.tfds import TfdsSource
 from bitdance_jax.data.tokens import Manifest, TokensSource
 from bitdance_jax.data.unlabelled import CLASS_NAMES, UnlabelledSource, UnlabelledTarSource
@@ -36,7 +37,7 @@ class DataConfig(Config):
     """Where training images come from.
 
     Attributes:
-      source: "emoji" (embedded, 64px, 9 categories), "folder" (one sub-folder per class), "images"
+      source: "emoji" (embedded, 128px, 97 classes), "folder" (one sub-folder per class), "images"
         (a folder of images of any depth, without labels), "imagenet_tar" (the official training
         tar, read in place), "tfds" (a prepared TensorFlow Dataset), "webdataset" (the images of
         tar files, without labels), or "tokens" (made from one of these by `bitdance tokenize`).
@@ -98,7 +99,7 @@ class DataConfig(Config):
           UserError: the data is missing or unreadable, or has another layout.
         """
         if self.source == "emoji":
-            return EmojiSource("all")
+            return EmojiSource()
         if self.source == "tfds":
             return TfdsSource(self.dataset, self.path, "train")
         assert self.path is not None  # Checked in __post_init__.

@@ -32,6 +32,9 @@ class ImageSource(Protocol):
     worker processes. A source that lists files may have an attribute `skipped`: the numbers of
     files that are no images, by their ending.
 
+    An attribute `held_out`, bool [N], tells which records a source itself holds out; without one,
+    `split_indices` does.
+
     Attributes:
       class_names: the name of each label.
     """
@@ -63,8 +66,8 @@ def split_indices(count: int, split: Split) -> Int[np.ndarray, "N"]:
     """The indices of a split among `count` records, in order.
 
     Every 19th record is held out, or fewer, so that there are about 1000, which is enough to watch
-    a loss. Sources order images by class or randomly, so all classes are among them. There are 100
-    of the 1,906 emoji, 999 of ImageNet's 1,281,167 images.
+    a loss. Sources order images by class or randomly, so all classes are among them. There are 999
+    of ImageNet's 1,281,167 images.
     """
     indices = np.arange(count)
     stride = max(HELD_OUT_STRIDE, -(-count // MAX_HELD_OUT))
@@ -78,7 +81,13 @@ def select(source: ImageSource, split: Split) -> ImageSource:
     Raises:
       ConfigError: the source is too small for the split.
     """
-    indices = split_indices(len(source), split)
+    marked = getattr(source, "held_out", None)
+    if marked is None:
+        indices = split_indices(len(source), split)
+    elif split == "all":
+        indices = np.arange(len(source))
+    else:
+        indices = np.flatnonzero(marked == (split == "heldout"))
     if len(indices) == 0:
         raise ConfigError(
             f"there are only {len(source)} images, of which every {HELD_OUT_STRIDE}th is held out; "

@@ -1,4 +1,4 @@
-"""Sources of image records: arrays, the embedded emoji, folders."""
+"""Sources of image records: arrays and folders."""
 
 import os
 from collections import Counter
@@ -10,14 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_jax.data import listing
-from bitdance_jax.data.records import ImageSource, Names, Split, split_indices
+from bitdance_jax.data.records import ImageSource, Names
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, load_image
 from bitdance_jax.io.paths import check_path
 from bitdance_jax.io.readers import reading
-
-
-EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "noto_emoji_64.npz"
 
 
 class ArraySource:
@@ -35,17 +32,6 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: array[index] for name, array in self.arrays.items()}
-
-
-class EmojiSource(ArraySource):
-    """The embedded Noto Emoji: 64 x 64 pixels on white in 9 categories; 1,806 to train on and 100
-    held out."""
-
-    def __init__(self, split: Split):
-        with np.load(EMOJI) as file:
-            rows = split_indices(len(file["labels"]), split)
-            arrays = {"image": file["images"][rows], "label": file["labels"][rows]}
-            super().__init__(arrays, tuple(map(str, file["categories"])))
 
 
 class FolderSource:

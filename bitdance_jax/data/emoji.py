@@ -1,0 +1,79 @@
+"""The embedded images: 3,127 Fluent emoji with captions, classes and a held-out part."""
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from bitdance_jax.data.captioned import CaptionedImage, Skips
+from bitdance_jax.io.image_files import to_rgb
+
+
+ARCHIVE = Path(__file__).parents[1] / "assets" / "emoji" / "fluent_emoji_128.zip"
+"""Images and a metadata.jsonl: unpacked, a folder of captioned images."""
+
+HELD_OUT = "held_out"
+
+
+class EmojiArchive:
+    """The images as files in memory, in the order of Unicode.
+
+    Attributes:
+      records: caption ("text"), "group", "subgroup" and "split" of each image.
+      held_out: whether an image is held out. The 99 that are have combinations of a name and a
+        skin tone that no other image has, while others have the name, and the skin tone.
+    """
+
+    def __init__(self) -> None:
+        with zipfile.ZipFile(ARCHIVE) as archive:
+            lines = archive.read("metadata.jsonl").splitlines()
+            self.records = [json.loads(line) for line in lines]
+            self._files = [archive.read(record["file_name"]) for record in self.records]
+        self.held_out = np.array([record["split"] == HELD_OUT for record in self.records])
+
+    def image(self, index: int) -> np.ndarray:
+        """An image, uint8 [128, 128, 3], on white."""
+        with Image.open(io.BytesIO(self._files[index])) as image:
+            return to_rgb(image)
+
+
+class EmojiSource:
+    """The embedded images with their subgroups of Unicode, of which there are 97, as classes."""
+
+    def __init__(self) -> None:
+        self._archive = EmojiArchive()
+        names = [record["subgroup"] for record in self._archive.records]
+        self.class_names = tuple(sorted(set(names)))
+        self.held_out: Bool[np.ndarray, "N"] = self._archive.held_out
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self._labels = np.array([numbers[name] for name in names], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self._archive.image(index), "label": self._labels[index]}
+
+
+class CaptionedEmojiSource:
+    """The embedded images with their names as captions: "woman astronaut, dark skin tone"."""
+
+    location = "the embedded emoji"
+
+    def __init__(self) -> None:
+        self.skipped = Skips()
+        self._archive = EmojiArchive()
+        self.splits: Sequence[str] | None = [record["split"] for record in self._archive.records]
+
+    def __len__(self) -> int:
+        return len(self._archive.records)
+
+    def __getitem__(self, index: int) -> CaptionedImage:
+        captions = (self._archive.records[index]["text"],)
+        return CaptionedImage(captions, self._archive.image(index))
