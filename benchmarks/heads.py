@@ -137,7 +137,7 @@ def head_config(name: Name, width: int) -> HeadConfig:
 def training_config(
     arguments: Arguments, name: Name, tokenizer: str, seed: int
 ) -> ClassConditionalTraining:
-    config = emoji_4x.get_config()
+    config = emoji_4x.get_config().with_classes_of_data()
     sizes = from_dict(TokenizerConfig, tokenizer_config(tokenizer))
     steps, width = arguments.steps, arguments.width
     model = dataclasses.replace(

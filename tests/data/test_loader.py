@@ -325,10 +325,10 @@ def test_nothing_but_damaged_images_stops_with_one_line(tmp_path, workers):
 def test_a_program_with_workers_ends_quietly():
     program = """
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.emoji import EmojiSource
 
 if __name__ == "__main__":
-    batches = make_loader(EmojiSource("heldout"), batch_size=8, seed=0, image_size=64, workers=2)
+    batches = make_loader(EmojiSource(), batch_size=8, seed=0, image_size=64, workers=2)
     next(batches)
 """
     done = subprocess.run(

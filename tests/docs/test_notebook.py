@@ -22,12 +22,11 @@ def test_outputs_are_stripped():
 
 
 @pytest.mark.slow(60)
-def test_notebook_runs(tmp_path, monkeypatch):
+def test_notebook_runs(tmp_path, monkeypatch, few_emoji):
     """With few images, small batches, and 2 steps of training and of the head."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [])  # it sets its own
     quick_examples.few_steps(monkeypatch)
-    quick_examples.few_emoji(monkeypatch, tmp_path)
     code = "\n".join("".join(cell["source"]) for cell in cells())
     for line, quick, times in (
         (r"^( *)%pip .*$", r"\1raise AssertionError('nothing to install')", 1),

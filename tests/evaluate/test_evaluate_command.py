@@ -13,7 +13,8 @@ from PIL import Image
 
 from bitdance_jax.cli import evaluate as command
 from bitdance_jax.cli.command_line import run
-from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.emoji import EmojiSource, emoji_images
+from bitdance_jax.data.transforms import centre_crop
 from bitdance_jax.evaluate import metrics
 from bitdance_jax.fid import inception, inception_weights
 from bitdance_jax.fid.inception import Features
@@ -21,7 +22,8 @@ from bitdance_jax.fid.statistics import gaussian
 from bitdance_jax.io import image_files
 
 
-EMOJI = EmojiSource("heldout").arrays["image"]
+SOURCE = EmojiSource()
+EMOJI = np.stack([centre_crop(SOURCE[31 * n]["image"], 64) for n in range(100)])
 
 
 def evaluate(monkeypatch, capsys, *arguments):
@@ -130,15 +132,16 @@ def test_samples_through_inception(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("kind", ["tokenizer", "model"])
 def test_reconstruction(monkeypatch, capsys, toy_network, tmp_path, kind):
     """A tokenizer takes images of any size, a class-conditional model those of its size, 16."""
+    monkeypatch.setattr(command, "emoji_images", lambda *options: emoji_images(*options)[:30])
     save = tiny_models.save_tokenizer if kind == "tokenizer" else tiny_models.save_model
     model, pairs = save(tmp_path / "model"), tmp_path / "pairs.png"
-    flags = ["--inception", "w", "--out", pairs, "--show", 5, "--batch-size", 25]
+    flags = ["--inception", "w", "--out", pairs, "--show", 5, "--batch-size", 15]
     status, out, err = evaluate(monkeypatch, capsys, "--reconstruction", model, "emoji", *flags)
     assert status == 0
     assert list(parse_scores(out)) == ["PSNR", "SSIM", "rFID"]
-    assert "warning: the covariance of 100 images" in err
+    assert "warning: the covariance of 30 images" in err
     assert "originals beside reconstructions of 5 images" in out
-    side = 2 * 64 + 4 if kind == "tokenizer" else 8 * 16 + 4
+    side = 128 + 4 if kind == "tokenizer" else 8 * 16 + 4
     with Image.open(tmp_path / "pairs.png") as image:
         assert image.size == (8 * side, 2 * side)
 

@@ -14,8 +14,7 @@ from PIL import Image
 from bitdance_jax.cli import sweep as sweep_command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
-from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.data.emoji import emoji_images
 from bitdance_jax.evaluate import sampler_sweep as sweep
 from bitdance_jax.fid.inception import Features
 from bitdance_jax.io import image_files, plot
@@ -165,11 +164,8 @@ def test_without_lists_the_saved_sampler_is_scored(command, quick_scores):
 
 
 def test_the_default_score_is_the_distance_of_encoder_features(
-    command, quick_images, monkeypatch, tmp_path
+    command, quick_images, few_emoji, tmp_path
 ):
-    emoji = EmojiSource("train")
-    emoji.arrays = {name: array[::10] for name, array in emoji.arrays.items()}
-    monkeypatch.setattr(sweep, "EmojiSource", {"train": emoji}.__getitem__)
     status, out, error = command(
         "--guidance", "2", "--num-images", "70", "--seed", "4", "--batch-size", "32"
     )
@@ -184,8 +180,8 @@ def test_the_default_score_is_the_distance_of_encoder_features(
         )
         return np.concatenate([z.mean((1, 2)), z.std((1, 2))], axis=-1).astype(np.float64)
 
-    real = np.stack([centre_crop(image, 16) for image in emoji.arrays["image"]])
-    expected = frechet(features(images_of(SAMPLER, 4, 70)), features(real))
+    real = features(emoji_images("train", 16))
+    expected = frechet(features(images_of(SAMPLER, 4, 70)), real)
     value = float((tmp_path / "sweep.csv").read_text().strip().rpartition(",")[2])
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert f"the score is the {OWN}" in error

@@ -29,6 +29,8 @@ from bitdance_jax.train.class_conditional_training import (
 from bitdance_jax.train.tokenizer_training import TokenizerTask, TokenizerTraining
 
 
+pytestmark = pytest.mark.usefixtures("few_emoji")
+
 DATA = DataConfig(batch_size=16, augment=AugmentConfig(min_crop=1.0, flip=0.0))
 CONTINUOUS = TokenizerConfig(
     bits=4, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=1, latents="continuous"

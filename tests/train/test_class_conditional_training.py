@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+from few_emoji import HELD_OUT, TRAINED
 from short_training import (
     ROWS,
     SIZE,
@@ -29,7 +30,7 @@ from bitdance_jax.config import (
     to_dict,
 )
 from bitdance_jax.data.config import DataConfig
-from bitdance_jax.data.sources import EmojiSource
+from bitdance_jax.data.emoji import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, Versions
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
@@ -46,6 +47,9 @@ from bitdance_jax.train.class_conditional_training import (
 from bitdance_jax.train.tokenizer_training import (
     TokenizerTraining,
 )
+
+
+pytestmark = pytest.mark.usefixtures("few_emoji")
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +105,8 @@ def test_the_model_learns(trained):
 def test_cached_latents_are_in_the_run_folder(task, config, folder):
     assert {path.name for path in (folder / "run").iterdir()} == {"tokens_train", "tokens_heldout"}
     held_out = TokensSource(folder / "run" / "tokens_heldout")
-    assert len(held_out) == 100 and held_out[0]["codes"].shape == (8, 8, 1)
-    assert task.steps_per_epoch == 1806 / 16
+    assert len(held_out) == HELD_OUT and held_out[0]["codes"].shape == (8, 8, 1)
+    assert task.steps_per_epoch == TRAINED / 16
 
 
 def test_the_number_of_images_is_reported_before_they_are_encoded(
@@ -160,7 +164,7 @@ def exported(task, trained, folder):
 
 def test_the_exported_folder_is_the_trained_model(task, trained, exported, config, folder):
     saved = model_folder.load(exported)
-    assert saved.metadata["class_names"] == list(EmojiSource("all").class_names)
+    assert saved.metadata["class_names"] == list(EmojiSource().class_names)
     assert saved.metadata["sampler"] == to_dict(tiny_models.SAMPLER)
     assert saved.metadata["held_out"] == {"loss": 0.5} and saved.metadata["steps"] == STEPS
     jax.tree.map(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_models
+from few_emoji import TRAINED
 from random_params import random_params
 from short_training import (
     ROWS,
@@ -29,8 +30,7 @@ from bitdance_jax.config import (
     TokenizerLossConfig,
 )
 from bitdance_jax.data.config import DataConfig
-from bitdance_jax.data.sources import EmojiSource
-from bitdance_jax.data.transforms import centre_crop
+from bitdance_jax.data.emoji import emoji_images
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.fid import inception, inception_weights
@@ -45,6 +45,8 @@ from bitdance_jax.train.tokenizer_training import (
     TokenizerTraining,
 )
 
+
+pytestmark = pytest.mark.usefixtures("few_emoji")
 
 TOKENIZER = TokenizerTraining(
     run=RunConfig(workdir="unused", steps=STEPS),
@@ -78,14 +80,14 @@ def tokenizer_folder(tokenizer_task, trained_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held_out():
-    return np.stack([centre_crop(record["image"], SIZE) for record in EmojiSource("heldout")])
+    return emoji_images("heldout", SIZE)
 
 
 def test_make_task(tokenizer_task):
     assert isinstance(TOKENIZER.make_task(), TokenizerTask)
     assert isinstance(tokenizer_task, Task) and isinstance(tokenizer_task.batches(ROWS), Batches)
     assert isinstance(tokenizer_task.objective, Objective)
-    assert tokenizer_task.steps_per_epoch == 1806 / 16
+    assert tokenizer_task.steps_per_epoch == TRAINED / 16
 
 
 def test_the_tokenizer_learns(trained_tokenizer):
