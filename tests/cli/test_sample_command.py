@@ -483,7 +483,7 @@ def test_from_training_to_images(tmp_path):
     )
     out = command(
         "sample.py",
-        "--checkpoint run/model --labels Flags Objects --per-label 3 --head-steps 2 --out x.png",
+        "--checkpoint run/model --labels flag drink --per-label 3 --head-steps 2 --out x.png",
     )
     assert out == "6 images of 2 labels in x.png\n"
 
