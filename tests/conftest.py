@@ -16,6 +16,8 @@ ON_CPU = os.environ["JAX_PLATFORMS"] == "cpu"
 if ON_CPU:
     # Most tests compile for longer than they run. Others use `compiling.optimized`.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# The tests compile what they test, and leave the user's cache alone.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 sys.path.insert(0, str(Path(__file__).parent))  # for the shared modules of tests
 
 PACKAGE = Path(__file__).parents[1] / "bitdance_jax"
@@ -42,6 +44,7 @@ if ON_CPU:  # also for the processes that the tests start
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", ON_CPU)  # also if a plugin imported JAX before
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 COMPILING = {"heads", "models", "pipelines", "sampling", "tokenizer", "train", "transformer"}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from bitdance_jax.app.page import STYLE, make_page
 from bitdance_jax.app.page_guard import Guard, bypass_proxy, own_names
-from bitdance_jax.cli.command_line import keep_compiled
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import Config, PathName, Range
 from bitdance_jax.errors import ConfigError, UserError
@@ -38,7 +38,7 @@ class Arguments(Config):
       dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
       weights: the type of a text-to-image model's weights in memory; default: `dtype`.
       compilation_cache: folder, local or gs://, for compiled programs, which makes the first images
-        after the next start faster.
+        after the next start faster; default: a folder in the user's cache.
     """
 
     checkpoint: PathName = EMBEDDED
@@ -55,8 +55,7 @@ def main() -> None:
     arguments = parse(Arguments)
     check_address(arguments.host, arguments.port)
     gradio = import_gradio()
-    if arguments.compilation_cache is not None:
-        keep_compiled(arguments.compilation_cache)
+    keep_compiled(arguments.compilation_cache)
     model = load(arguments.checkpoint, dtype=arguments.dtype, weights=arguments.weights)
     page = make_page(gradio, model, model.name)
     start_server(page, arguments)

@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, errors as one line, the compilation cache."""
+"""What the commands share: exit statuses, errors as one line."""
 
 import errno
 import io
@@ -12,7 +12,6 @@ import jax
 
 from bitdance_jax.cli.flags import with_flags
 from bitdance_jax.errors import Interrupted, UserError
-from bitdance_jax.io import paths
 from bitdance_jax.perf import hardware
 
 
@@ -58,19 +57,6 @@ def one_line(error: Exception) -> str | None:
     """What is printed of an error that is not a bug, with flags for fields; None for a bug."""
     message = _message(error)
     return None if message is None else _printable(message)
-
-
-def keep_compiled(folder: str) -> None:
-    """Makes JAX store compiled programs in a folder, local or gs://, and load those stored there.
-
-    Of several processes only the first writes and all read, so that they must share the folder.
-
-    Raises:
-      FileError: the folder cannot be made.
-    """
-    jax.config.update("jax_compilation_cache_dir", str(paths.make_folder(folder)))
-    # By default small programs are not stored; together they take a second to compile.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def quiet_orbax() -> None:

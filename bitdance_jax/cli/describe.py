@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import TextSamplerConfig
 from bitdance_jax.config.plain import Config, PathName, Seed
@@ -43,6 +44,7 @@ class Arguments(Config):
 
 def main() -> int:
     arguments = parse(Arguments)
+    keep_compiled()
     model = TextToImage.load(
         arguments.checkpoint,
         dtype=arguments.dtype,

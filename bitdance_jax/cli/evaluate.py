@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import BatchSize, Config, ImageSide, PathName, Range
 from bitdance_jax.data.emoji import SIDE, emoji_images
@@ -74,6 +75,7 @@ class Arguments(Config):
 
 def main() -> None:
     arguments = parse(Arguments)
+    keep_compiled()
     if arguments.reconstruction:
         _evaluate_tokenizer(arguments, arguments.reconstruction)
     else:

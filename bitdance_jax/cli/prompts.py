@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from bitdance_jax.cli.command_line import keep_compiled
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig
@@ -48,7 +48,8 @@ class Arguments(Config):
       mesh: the devices; default: each layer is sharded over all, with --multi-host over those of a
         host.
       compilation_cache: folder, local or gs://, for compiled programs, which makes the next start
-        faster. Of several hosts only the first writes, and all read.
+        faster; default: for one process a folder in the user's cache. Of several hosts only the
+        first writes, and all read.
       multi_host: this is one of several processes, on as many hosts, that generate together
         (bitdance_jax/distributed/multihost.py); all get the same flags, and process 0 writes.
     """
@@ -102,8 +103,7 @@ def main() -> int:
         mesh = arguments.mesh
         if processes > 1 and mesh == ALL_DEVICES:
             mesh = MeshConfig(data=processes, tensor=-1)
-        if arguments.compilation_cache is not None:
-            keep_compiled(arguments.compilation_cache)
+        keep_compiled(arguments.compilation_cache)
         try:
             checkpoint = local_folder(arguments.checkpoint)
             generate_images(replace(arguments.setting(mesh), checkpoint=checkpoint))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from bitdance_jax.cli.command_line import keep_compiled
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig, SamplerConfig
@@ -92,7 +92,8 @@ class Arguments(Config):
       lora: folder of an adapter of a text-to-image model, in PEFT's files (adapter_config.json).
       mesh: the devices of a text-to-image model; default: each layer is sharded over all.
       compilation_cache: folder, local or gs://, for compiled programs, which makes the next start
-        faster. Of several hosts only the first writes, and all read.
+        faster; default: for one process a folder in the user's cache. Of several hosts only the
+        first writes, and all read.
       npz: the .npz, instead of a grid: arr_0 uint8 [N, H, W, 3], and the labels as arr_1.
       num_images: N for --npz; default: 50,000.
       overwrite: replace an existing .npz, or an unfinished one that is damaged or has other
@@ -143,8 +144,7 @@ class Arguments(Config):
 def main() -> int:
     arguments = parse(Arguments)
     with together(arguments, arguments.multi_host):
-        if arguments.compilation_cache is not None:
-            keep_compiled(arguments.compilation_cache)
+        keep_compiled(arguments.compilation_cache)
         folder = local_folder(arguments.checkpoint)
         return generate(dataclasses.replace(arguments, checkpoint=folder))
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import BatchSize, Config, PathName, Range
 from bitdance_jax.errors import ConfigError
@@ -77,6 +78,7 @@ def main() -> int:
     setting = replace(arguments.setting(), checkpoint=local_folder(arguments.checkpoint))
     image = Path(arguments.out).with_suffix(".png")
     image_files.check_writable(image)
+    keep_compiled()
     with writer_lock(arguments.out, is_folder=False):
         table = Table(arguments.out)
         model = load_model(setting)

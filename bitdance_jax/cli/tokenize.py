@@ -22,6 +22,7 @@ from typing import Annotated, ClassVar
 
 import jax
 
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import stop_all_on_error
 from bitdance_jax.config import HostsConfig
@@ -98,6 +99,7 @@ def main() -> None:
     multihost.initialize(arguments.hosts)
     with stop_all_on_error():
         check_same_config(arguments)
+        keep_compiled()
         _tokenize(arguments)
 
 

@@ -11,6 +11,7 @@ the config is a flag. With --trial, a small model trains for two minutes on the 
 import sys
 from collections.abc import Sequence
 
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import is_given, parse
 from bitdance_jax.cli.processes import stop_all_on_error
@@ -44,6 +45,7 @@ def main(hooks: Sequence[Hook] = ()) -> None:
     multihost.initialize(config.hosts)
     with stop_all_on_error():
         check_same_config(config)
+        keep_compiled(config.compilation_cache)
         # Quick checks come before indexing images, loading weights and compiling.
         mesh = make_mesh(config.mesh)
         check_batch(mesh, config.data.batch_size, config.run.accumulate)

@@ -68,6 +68,9 @@ class RunConfig(Config):
         after the other, which saves memory.
       spike: the run stops when the loss of a step exceeds this many times the median of the last
         hundred losses; None: never.
+      stall_minutes: the run ends with an error when a step takes longer than this and 20 times the
+        median of the last hundred; None: never. Steps that compile, evaluate, preview or save have
+        six times as long.
       log_every, save_every, preview_every: in steps.
       keep: number of checkpoints to keep, the newest ones.
       checkpoints: their folder, local or gs://; None: `checkpoints` in the workdir. On several
@@ -84,6 +87,7 @@ class RunConfig(Config):
     attention: Literal["auto", "xla", "cudnn", "pallas"] = "auto"
     accumulate: Count = 1
     spike: Annotated[float, Range(1, above=True)] | None = 5.0
+    stall_minutes: Positive | None = 10.0
     log_every: Count = 10
     save_every: Count = 500
     preview_every: Count = 500

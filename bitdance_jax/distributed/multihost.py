@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -119,6 +119,11 @@ def stop_all_on_error(
             time.sleep(3)
             traceback.print_exc()
         _watchdog.stop(f"{type(error).__name__}: {error}".removesuffix(": "))
+
+
+def stop_all(reason: str, *, stacks: bool = False) -> NoReturn:
+    """Ends all processes, or the only one, from any thread: see `Watchdog.stop`."""
+    (_watchdog or Watchdog({}, 0)).stop(reason, stacks=stacks)
 
 
 def gather(array: jax.Array) -> np.ndarray:

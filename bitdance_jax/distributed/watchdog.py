@@ -6,6 +6,7 @@ a line is the reason to stop, and an end of the stream without a goodbye is a de
 """
 
 import contextlib
+import faulthandler
 import os
 import selectors
 import socket
@@ -14,12 +15,17 @@ import threading
 import time
 from typing import BinaryIO, NoReturn
 
+from bitdance_jax.distributed.timers import run_after
+
 
 GONE = (
     "process {} is gone (killed, or its host is down); "
     "start all processes again: the same command resumes from what is saved"
 )
 GOODBYE = b"\n"
+STACKS = "stacks: "
+"""Starts a reason for which every process prints its stacks."""
+PRINT_SECONDS = 30
 EXIT_CODE = 2
 
 
@@ -36,9 +42,15 @@ class Watchdog:
             _enable_keepalive(connection)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def stop(self, reason: str) -> NoReturn:
-        """Ends all processes: each prints "error: REASON" and exits with status 2."""
-        self._end(reason, sent=f"process {self._process_id}: {reason}")
+    def stop(self, reason: str, *, stacks: bool = False) -> NoReturn:
+        """Ends all processes: each prints "error: REASON" and exits with status 2.
+
+        Args:
+          reason: one line.
+          stacks: each prints the stacks of all its threads before.
+        """
+        mark = STACKS if stacks else ""
+        self._end(reason, sent=f"{mark}process {self._process_id}: {reason}", stacks=stacks)
 
     def close(self) -> None:
         """Says goodbye: from now on this process and the others may exit."""
@@ -57,12 +69,17 @@ class Watchdog:
                     if line == GOODBYE:
                         selector.unregister(key.fileobj)
                         continue
-                    reason = line.decode(errors="replace").strip() or GONE.format(process_id)
-                    self._end(reason, sent=reason)
+                    sent = line.decode(errors="replace").strip() or GONE.format(process_id)
+                    reason = sent.removeprefix(STACKS)
+                    self._end(reason, sent=sent, stacks=reason != sent)
 
-    def _end(self, printed: str, *, sent: str) -> NoReturn:
+    def _end(self, printed: str, *, sent: str, stacks: bool) -> NoReturn:
         """Prints a reason here, sends a reason to the others, and exits."""
-        with self._ending:
+        # Printing blocks for ever where nobody reads the output.
+        with self._ending, run_after(PRINT_SECONDS, lambda: os._exit(EXIT_CODE)):
+            if stacks:
+                os.write(2, b"\n")
+                faulthandler.dump_traceback(2)
             sys.stdout.flush()
             # os.write, because the main thread may hold sys.stderr's lock. The first newline ends
             # the line of a progress bar.

@@ -109,8 +109,17 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 
 def user_cache() -> Path:
-    """The user's folder for files that save time: bitdance_jax in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitdance_jax"
+    """The user's folder for files that save time.
+
+    $BITDANCE_CACHE; else bitdance_jax in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Raises:
+      RuntimeError: it is in the home folder, which is not known.
+    """
+    if given := os.environ.get("BITDANCE_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "bitdance_jax"
 
 
 def make_folder(path: PathLike) -> epath.Path:

@@ -1,7 +1,6 @@
 """Models of the Hugging Face hub, downloaded and converted once into a cache."""
 
 import contextlib
-import os
 import re
 import sys
 from pathlib import Path
@@ -18,14 +17,6 @@ from bitdance_jax.io.model_folder_hints import MODELS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/(?!model$)[\w-][\w.-]*(/[\w./-]+\.\w+)?")
 """OWNER/REPOSITORY or OWNER/REPOSITORY/FILE; RUN/model is the folder of a run's model."""
-
-
-def cache_folder() -> Path:
-    """$BITDANCE_CACHE; else bitdance_jax in $XDG_CACHE_HOME, or in ~/.cache."""
-    if given := os.environ.get("BITDANCE_CACHE"):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "bitdance_jax"
 
 
 def is_hub_id(name: str) -> bool:
@@ -52,7 +43,7 @@ def local_folder(name: Any) -> str:
     require(name != "", "folder is empty; name a model folder, or 'emoji'", "folder")
     if not is_hub_id(name):
         return name
-    folder = cache_folder() / "models" / name.replace("/", "--")
+    folder = paths.user_cache() / "models" / name.replace("/", "--")
     try:
         # It stays when the download fails: others may be waiting for the lock in it.
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@ background."""
 
 import errno
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import paths
+from bitdance_jax.io.shared_folder import check_shared
 from bitdance_jax.train.state import TrainState
 
 
@@ -63,8 +63,7 @@ class Checkpoints:
             CHECKSUMS: ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
-        if jax.process_count() > 1:
-            _check_shared(self._folder)
+        check_shared(self._folder, "run.checkpoints")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -244,29 +243,6 @@ def _remove_unfinished(folder: epath.Path) -> None:
         for path in (path for path in folder.iterdir() if ".orbax-checkpoint-tmp" in path.name):
             shutil.rmtree(path, ignore_errors=True)
         time.sleep(0.1)
-
-
-def _check_shared(folder: epath.Path) -> None:
-    """Raises a FileError if not all processes have access to the same folder."""
-
-    def marker(number: int) -> epath.Path:
-        return folder / f".shared_{number}"
-
-    def write_marker() -> int:
-        number = secrets.randbelow(2**31)
-        marker(number).write_text("")
-        return number
-
-    written = marker(multihost.on_process_0(write_marker))
-    shared = multihost.all_true(written.exists())
-    if jax.process_index() == 0:
-        written.unlink()
-    if not shared:
-        raise FileError(
-            f"not all processes see the same {folder}; set run.checkpoints to a folder that all "
-            "hosts share, or to gs://BUCKET/FOLDER",
-            folder,
-        )
 
 
 def _checksums(arrays: dict[str, Any]) -> dict[str, int]:

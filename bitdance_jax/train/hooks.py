@@ -2,7 +2,8 @@
 
 `train(task, config, hooks=[...])` calls hooks in this order:
 
-1. the loop's own: profile, divergence check, speed, progress bar, held-out metrics, previews;
+1. the loop's own: stall check, profile, divergence check, speed, progress bar, held-out metrics,
+   previews;
 2. those of the caller, in the order of the list;
 3. the loop's own: the writer of metrics and images, the checkpoint.
 

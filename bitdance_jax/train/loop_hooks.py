@@ -1,5 +1,5 @@
-"""The loop's own hooks: divergence check, speed, progress bar, held-out metrics, previews, the
-writer of metrics and images, and checkpoints."""
+"""The loop's own hooks: stall and divergence checks, speed, progress bar, held-out metrics,
+previews, the writer of metrics and images, and checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from bitdance_jax.train.hooks import Hook, RunContext, StepResult
 from bitdance_jax.train.metrics import MetricsWriter
 from bitdance_jax.train.performance import Speedometer, memory, peak_flops, training_flops
 from bitdance_jax.train.profiling import ProfileHook
+from bitdance_jax.train.stall import StallHook
 from bitdance_jax.train.state import TrainState
 
 
@@ -29,6 +30,7 @@ def loop_hooks(
     """All hooks of a run, in order: the loop's own around the caller's `hooks`."""
     intervals = run.config.run
     return [
+        StallHook(intervals.stall_minutes),
         ProfileHook(run.config.profile),
         DivergenceHook(intervals.spike, checkpoints),
         SpeedHook(),

@@ -25,6 +25,7 @@ _RUN_MAY_CHANGE = (
     "workdir",
     "steps",
     "spike",
+    "stall_minutes",
     "log_every",
     "save_every",
     "preview_every",
@@ -35,7 +36,7 @@ _RUN_MAY_CHANGE = (
 """Fields of `run` that a resumed run may change: they do not affect the result, except that `steps`
 moves the end of a cosine schedule, as is expected of more steps."""
 _MAY_CHANGE = re.compile(
-    rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|inception|"
+    rf"run\.({'|'.join(_RUN_MAY_CHANGE)})|data\.workers|inception|compilation_cache|"
     r"(preview|mesh|hosts|profile)(\..*)?"
 )
 

@@ -214,6 +214,9 @@ class TrainingConfig(Config):
         folder; None: no trace.
       init: model folder, folder of a run, or Hugging Face id, with the weights that a new run
         starts from; "emoji" is the embedded model. None: random weights.
+      compilation_cache: folder, local or gs://, for compiled programs, so that the next start does
+        not compile them; None: for a single process one in the user's cache. All hosts must have
+        access to it.
     """
 
     run: RunConfig
@@ -223,6 +226,7 @@ class TrainingConfig(Config):
     hosts: HostsConfig = HostsConfig()
     profile: tuple[Count, Count] | None = None
     init: PathName | None = None
+    compilation_cache: PathName | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,7 @@ import tiny_models
 import bitdance_jax
 from bitdance_jax import UserError
 from bitdance_jax.convert.export import export
+from bitdance_jax.io import paths
 from bitdance_jax.pipelines import hub_models
 
 
@@ -75,7 +76,7 @@ def test_offline_is_one_line(downloads):
     with pytest.raises(UserError, match="other/name") as caught:
         bitdance_jax.load("other/name")
     assert "\n" not in str(caught.value)
-    assert not any((hub_models.cache_folder() / "models").iterdir())
+    assert not any((paths.user_cache() / "models").iterdir())
 
 
 def test_an_empty_name():
@@ -112,13 +113,13 @@ def test_names(name, expected, tmp_path, monkeypatch):
 
 def test_the_cache(monkeypatch):
     monkeypatch.setenv("BITDANCE_CACHE", "/a")
-    assert hub_models.cache_folder() == Path("/a")
+    assert paths.user_cache() == Path("/a")
     monkeypatch.delenv("BITDANCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert hub_models.cache_folder() == Path("/b/bitdance_jax")
+    assert paths.user_cache() == Path("/b/bitdance_jax")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/c")
-    assert hub_models.cache_folder() == Path("/c/.cache/bitdance_jax")
+    assert paths.user_cache() == Path("/c/.cache/bitdance_jax")
 
 
 @pytest.mark.slow

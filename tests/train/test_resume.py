@@ -3,10 +3,12 @@ processes, real signals."""
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,10 +21,13 @@ from bitdance_jax.io import model_folder
 STEPS = 60
 
 
-def start(workdir: Path, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
+def start(
+    workdir: Path, seconds_a_step: float = 0.0, flags: Sequence[str] = (), **variables: str
+) -> subprocess.Popen[str]:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        **variables,
     }
     command = [
         sys.executable,
@@ -30,6 +35,7 @@ def start(workdir: Path, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
         workdir.name,
         str(STEPS),
         str(seconds_a_step),
+        *flags,
     ]
     return subprocess.Popen(
         command, env=environment, cwd=workdir.parent, stderr=subprocess.PIPE, text=True
@@ -123,6 +129,41 @@ def test_a_signal_saves_and_a_message_says_how_to_resume(uninterrupted, workdir,
     last = int((workdir / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
     assert f"after step {last}\n" in finish(start(workdir))
     assert_same_run(uninterrupted, workdir)
+
+
+@pytest.mark.slow
+def test_a_second_start_loads_compiled_programs_and_computes_the_same(uninterrupted, workdir):
+    variables = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_LOG_COMPILES": "1"}
+    variables |= {"JAX_EXPLAIN_CACHE_MISSES": "1"}
+    process = start(workdir, seconds_a_step=0.02, **variables)
+    wait_for_row(process, workdir, 25)  # after an evaluation and a preview
+    process.send_signal(signal.SIGTERM)
+    _, first = process.communicate(timeout=60)
+    second = finish(start(workdir, **variables))
+    steps = {"jit_train_step", "jit_evaluation_step"}
+    assert steps <= programs("MISS", first) and steps <= programs("hit", second)
+    assert programs("MISS", second) <= {"jit__identity"}  # moves what is restored
+    assert_same_run(uninterrupted, workdir)
+
+
+def programs(outcome: str, messages: str) -> set[str]:
+    """The names of those that JAX looked for in the cache, with this outcome."""
+    return set(re.findall(rf"(?i:cache) {outcome} for '(\w+)'", messages))
+
+
+@pytest.mark.slow
+def test_a_stuck_run_ends_with_the_stacks_of_its_threads(workdir):
+    """The time for which the process is suspended does not count."""
+    flags = ["--stuck-at", "20", "--stall-minutes", "0.05"]
+    process = start(workdir, seconds_a_step=0.02, flags=flags)
+    wait_for_row(process, workdir, 5)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert " in read_for_ever\n" in messages
+    assert messages.splitlines()[-1].startswith("error: step 20 is stuck: it has taken 3 s, where ")
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Trains a little MLP, as processes that the tests can kill: `python toy_run.py WORKDIR STEPS
-SECONDS_A_STEP [FULL_AT]`.
+SECONDS_A_STEP [FLAGS]`.
 
-Several of them find each other as those of train.py do. FULL_AT: the batch at which process 1's
-disk is full.
+Several of them find each other as those of train.py do. With
+JAX_ENABLE_COMPILATION_CACHE=1 they keep compiled programs in WORKDIR_compiled.
 """
 
+import argparse
 import errno
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitdance_jax.cli.command_line import run
+from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.config import MeshConfig, OptimizerConfig, RunConfig
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import multihost
@@ -68,8 +71,11 @@ class ToyObjective(Objective):
 class ToyBatches:
     """The same 40 rows, in another order in each epoch."""
 
-    def __init__(self, rows: np.ndarray, seconds: float, full_at: int | None) -> None:
-        self._rows, self._seconds, self._full_at, self._next = rows, seconds, full_at, 0
+    def __init__(
+        self, rows: np.ndarray, seconds: float, full_at: int | None, stuck_at: int | None
+    ) -> None:
+        self._rows, self._seconds, self._next = rows, seconds, 0
+        self._full_at, self._stuck_at = full_at, stuck_at
         self._x = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
 
     def __iter__(self) -> "ToyBatches":
@@ -77,8 +83,11 @@ class ToyBatches:
 
     def __next__(self) -> Batch:
         time.sleep(self._seconds)
-        if self._next == self._full_at and jax.process_index() == 1:
+        in_last = jax.process_index() == jax.process_count() - 1
+        if self._next == self._full_at and in_last:
             raise OSError(errno.ENOSPC, "No space left on device")
+        if self._next == self._stuck_at and in_last:
+            read_for_ever()
         epoch, batch = divmod(self._next, ROWS // BATCH)
         order = np.random.default_rng(epoch).permutation(ROWS)[batch * BATCH :][:BATCH]
         self._next += 1
@@ -94,6 +103,10 @@ class ToyBatches:
         pass
 
 
+def read_for_ever() -> None:
+    time.sleep(3600)
+
+
 class ToyTask:
     frozen: Params = {}  # noqa: RUF012
     batch_size = held_out_size = BATCH
@@ -101,16 +114,20 @@ class ToyTask:
     previews_on_mesh = False
 
     def __init__(
-        self, seconds_a_step: float = 0.0, width: int = 16, full_at: int | None = None
+        self,
+        seconds_a_step: float = 0.0,
+        width: int = 16,
+        full_at: int | None = None,
+        stuck_at: int | None = None,
     ) -> None:
         self.objective = ToyObjective(width)
-        self._seconds, self._full_at = seconds_a_step, full_at
+        self._seconds, self._full_at, self._stuck_at = seconds_a_step, full_at, stuck_at
 
     def batches(self, rows: np.ndarray) -> ToyBatches:
-        return ToyBatches(rows, self._seconds, self._full_at)
+        return ToyBatches(rows, self._seconds, self._full_at, self._stuck_at)
 
     def held_out(self, rows: np.ndarray) -> ToyBatches:
-        return ToyBatches(rows, 0.0, None)
+        return ToyBatches(rows, 0.0, None, None)
 
     @property
     def record(self) -> RunRecord:
@@ -153,14 +170,23 @@ def training_config(workdir: Path | str, steps: int, **run_changes: object) -> T
 
 
 def main() -> None:
-    workdir, steps, seconds_a_step, *full_at = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir")
+    parser.add_argument("steps", type=int)
+    parser.add_argument("seconds_a_step", type=float)
+    parser.add_argument(
+        "--full-at", type=int, help="batch at which the last process's disk is full"
+    )
+    parser.add_argument("--stuck-at", type=int, help="batch that the last process never gets")
+    parser.add_argument("--stall-minutes", type=float)
+    flags = parser.parse_args()
     multihost.initialize()
-    config = training_config(workdir, int(steps))
+    config = training_config(flags.workdir, flags.steps, stall_minutes=flags.stall_minutes)
+    task = ToyTask(flags.seconds_a_step, width=512, full_at=flags.full_at, stuck_at=flags.stuck_at)
     with multihost.stop_all_on_error():
-        train(
-            ToyTask(float(seconds_a_step), width=512, full_at=int(full_at[0]) if full_at else None),
-            config,
-        )
+        if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == "1":
+            keep_compiled(f"{flags.workdir}_compiled")
+        train(task, config)
 
 
 if __name__ == "__main__":
