@@ -27,10 +27,12 @@ from bitdance_jax.cli.flags import parse
 from bitdance_jax.config.plain import BatchSize, Config, Count, ImageSide, PathName, require
 from bitdance_jax.convert.perceptual import load_efficientnet
 from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.emoji import emoji_images
 from bitdance_jax.data.loader import make_loader
 from bitdance_jax.evaluate.psnr import psnr
 from bitdance_jax.io import image_files
 from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.tokenizer import efficientnet
 from bitdance_jax.tokenizer.ssim import ssim
 
@@ -42,8 +44,9 @@ class Arguments(Config):
     Attributes:
       models: model folders.
       names: of the models; default: their folders.
-      data: tar files of WebDataset, or a folder of images; every 19th image or fewer is held out,
-        as in training.
+      data: tar files of WebDataset, a folder of images, or "emoji", the embedded ones.
+      held_out_field: of the tar files' samples, as `DataConfig.held_out_field`; by default every
+        19th image or fewer is held out, as in training.
       image_size: pixels along a side; the images are centre-cropped.
       batch_size: images at a time.
       columns: images in the figure.
@@ -53,6 +56,7 @@ class Arguments(Config):
 
     models: tuple[PathName, ...]
     data: PathName
+    held_out_field: str | None = None
     names: tuple[str, ...] = ()
     image_size: ImageSide = 128
     batch_size: BatchSize = 32
@@ -92,8 +96,14 @@ class Scores:
 
 def held_out(arguments: Arguments) -> UInt8[np.ndarray, "N H W 3"]:
     """The images that training with this data holds out."""
+    if arguments.data == EMBEDDED:
+        return emoji_images("heldout", arguments.image_size)
     is_folder = os.path.isdir(arguments.data)
-    data = DataConfig(source="images" if is_folder else "webdataset", path=arguments.data)
+    data = DataConfig(
+        source="images" if is_folder else "webdataset",
+        path=arguments.data,
+        held_out_field=arguments.held_out_field,
+    )
     batches = make_loader(
         data.open_split("heldout"),
         batch_size=arguments.batch_size,

@@ -24,9 +24,6 @@ TEXT = "text"
 NO_CAPTION = "images without a caption"
 NO_IMAGE = "captions without an image"
 
-HELD_OUT_NAMES = ("held_out", "heldout", "validation", "val", "test")
-"""Values of a split field that mark a held-out image, whatever their case."""
-
 
 @dataclass(frozen=True)
 class Tokens:

@@ -16,7 +16,7 @@ from bitdance_jax.config.plain import (
     require,
 )
 from bitdance_jax.data import captioned_tables, tar_shards
-from bitdance_jax.data.captioned import HELD_OUT_NAMES, CaptionedSource, CaptionedSubset
+from bitdance_jax.data.captioned import CaptionedSource, CaptionedSubset
 from bitdance_jax.data.captioned_folder import CaptionedFolderSource
 from bitdance_jax.data.captioned_tables import TableSource, is_saved_dataset
 from bitdance_jax.data.captioned_tokens import CaptionedTokensSource, is_captioned_tokens
@@ -24,6 +24,7 @@ from bitdance_jax.data.emoji import CaptionedEmojiSource
 from bitdance_jax.data.mixture import Mixture, TooSmall
 from bitdance_jax.data.patterns import names_files
 from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
+from bitdance_jax.data.split_fields import held_out_rows
 from bitdance_jax.data.tfds import CaptionedTfdsSource
 from bitdance_jax.data.webdataset import WebDatasetSource
 from bitdance_jax.errors import ConfigError
@@ -211,15 +212,7 @@ def _marked(source: CaptionedSource) -> np.ndarray:
     """Which records the source's splits hold out, bool [N]."""
     if source.splits is None:
         return np.zeros(len(source), bool)
-    rows = np.array([split.lower() in HELD_OUT_NAMES for split in source.splits], bool)
-    if not rows.any() or rows.all():
-        values = ", ".join(sorted(set(source.splits))[:10])
-        raise ConfigError(
-            f"data.held_out_field must mark some images of {source.location}, not all:"
-            f" {', '.join(HELD_OUT_NAMES)}; its values are: {values}",
-            "data.held_out_field",
-        )
-    return rows
+    return held_out_rows(source.splits, source.location)
 
 
 def _split(

@@ -47,6 +47,8 @@ class DataConfig(Config):
       held_out: evaluation data: a folder or tar, or a folder of tokens, with the same classes; for
         "tfds" a split such as "validation". None: a fixed part of the training data is held out
         (`data.records.split_indices`).
+      held_out_field: for "webdataset": a field of the samples' .json, such as "split", that tells
+        which images are held out, as `CaptionedDataConfig.held_out_field`.
       batch_size: images per step.
       augment: see AugmentConfig.
       workers: loader processes; 0 loads in threads of the training process.
@@ -61,6 +63,7 @@ class DataConfig(Config):
     path: PathName | None = None
     dataset: str = "imagenet2012"
     held_out: PathName | None = None
+    held_out_field: str | None = None
     batch_size: BatchSize = 32
     augment: AugmentConfig = AugmentConfig()
     workers: Annotated[int, Range(0, 1024)] = 0
@@ -71,6 +74,16 @@ class DataConfig(Config):
         require(
             not (self.cache_latents and self.source == "tokens"),
             "data.source tokens has no latents to cache; set data.cache_latents=False",
+        )
+        require(
+            self.held_out_field is None or self.source == "webdataset",
+            f"data.source {self.source} takes no data.held_out_field; webdataset does",
+            "data.held_out_field",
+        )
+        require(
+            self.held_out is None or self.held_out_field is None,
+            "data.held_out and data.held_out_field exclude each other",
+            "data.held_out",
         )
         if not self._is_named:
             return
@@ -110,7 +123,7 @@ class DataConfig(Config):
         if self.source == "imagenet_tar":
             return ImagenetTarSource(self.path)
         if self.source == "webdataset":
-            return UnlabelledTarSource(self.path)
+            return UnlabelledTarSource(self.path, self.held_out_field)
         return TokensSource(self.path)
 
     def open_held_out(self) -> ImageSource | None:

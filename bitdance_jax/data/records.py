@@ -33,7 +33,7 @@ class ImageSource(Protocol):
     files that are no images, by their ending.
 
     An attribute `held_out`, bool [N], tells which records a source itself holds out; without one,
-    `split_indices` does.
+    or if it is None, `split_indices` does.
 
     Attributes:
       class_names: the name of each label.

@@ -46,6 +46,10 @@ BATCH_SIZE = 16
 Dtype = Literal["float32", "bfloat16"]
 
 
+_LONG = {"class_names": "of other classes", "held_out": "other images are held out"}
+"""How a difference is named in a field whose values are too long for a message."""
+
+
 def describe(
     source: ImageSource,
     config: TokenizerConfig,
@@ -76,6 +80,7 @@ def describe(
             f"got {image_size}",
             "image_size",
         )
+    held_out = getattr(source, "held_out", None)
     return Manifest(
         records=len(source),
         shard_size=shard_size,
@@ -86,6 +91,7 @@ def describe(
         dtype=dtype,
         images=images_fingerprint(source),
         versions=versions,
+        held_out=() if held_out is None else tuple(np.flatnonzero(held_out).tolist()),
     )
 
 
@@ -101,10 +107,8 @@ def prepare(folder: Path, manifest: TokensManifest) -> None:
     found = type(manifest).read(folder)
     if found != manifest:
         name = next(name for name, value in vars(manifest).items() if getattr(found, name) != value)
-        change = (
-            f"{name} was {getattr(found, name)!r}, now {getattr(manifest, name)!r}"
-            if name != "class_names"
-            else "of other classes"
+        change = _LONG.get(
+            name, f"{name} was {getattr(found, name)!r}, now {getattr(manifest, name)!r}"
         )
         raise FileError(
             f"{folder} has other tokens ({change}); choose another folder, or delete this one",

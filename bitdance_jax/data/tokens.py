@@ -161,6 +161,7 @@ class Manifest(TokensManifest):
       dtype: that it computed in.
       images: of the source, see `images_fingerprint`.
       versions: of each image.
+      held_out: the records that the source itself holds out, if it does, see `ImageSource`.
       format_version: of the files.
     """
 
@@ -176,6 +177,7 @@ class Manifest(TokensManifest):
     dtype: str
     images: str
     versions: Versions
+    held_out: tuple[Natural, ...] = ()
     format_version: Natural = FORMAT_VERSION
 
     @property
@@ -205,6 +207,7 @@ class TokensSource:
 
     Attributes:
       manifest: see Manifest.
+      held_out: see ImageSource.
 
     Raises:
       FileError: the tokens are missing, incomplete or damaged. All of them are read when it opens.
@@ -213,6 +216,9 @@ class TokensSource:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.manifest = Manifest.read(folder)
         self.class_names = self.manifest.class_names
+        self.held_out: np.ndarray | None = None
+        if self.manifest.held_out:
+            self.held_out = np.isin(np.arange(len(self)), self.manifest.held_out)
         self._records = ShardRecords(shards(folder, self.manifest))
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from bitdance_jax.data import listing
 from bitdance_jax.data.records import Names
+from bitdance_jax.data.split_fields import held_out_rows, read_splits
 from bitdance_jax.data.tar_shards import Part, image_part, open_shards, read_member
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import SUFFIXES, decode_image, load_image
@@ -58,16 +59,20 @@ class UnlabelledTarSource:
 
     Args:
       pattern: names the tars, see `tar_shards.expand`.
+      split_field: a field of `KEY.json` that tells which images are held out, see `split_fields`;
+        all of these files are read. None: the source does not say it.
 
     Attributes:
       class_names: see CLASS_NAMES.
+      held_out: see ImageSource.
       skipped: number of members that are not images, by suffix.
 
     Raises:
       FileError: a tar is missing, truncated or damaged, or none has images.
+      ConfigError: no image has the field, or it holds out none of them or all.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, split_field: str | None = None) -> None:
         self.class_names: tuple[str, ...] = CLASS_NAMES
         self.skipped: Counter[str] = Counter()
         shards = open_shards(pattern)
@@ -87,6 +92,10 @@ class UnlabelledTarSource:
             raise FileError(f"{pattern} contains no images{detail}", pattern)
         self._names = Names.of(names)
         self._places = np.array(places, np.int64)
+        self.held_out: np.ndarray | None = None
+        if split_field is not None:
+            splits = read_splits(shards, self._places[:, 0], self._names, split_field)
+            self.held_out = held_out_rows(splits, pattern)
 
     def __len__(self) -> int:
         return len(self._places)

@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from bitdance_jax.data.captioned import (
@@ -17,7 +16,7 @@ from bitdance_jax.data.captioned import (
     require_field,
 )
 from bitdance_jax.data.records import Names
-from bitdance_jax.data.tar_members import read_in_threads
+from bitdance_jax.data.split_fields import JSON, read_splits
 from bitdance_jax.data.tar_shards import (
     Part,
     Shard,
@@ -31,7 +30,6 @@ from bitdance_jax.io.image_files import DamagedImage, decode_image
 
 
 TEXT = "txt"
-JSON = "json"
 
 
 class WebDatasetSource:
@@ -72,7 +70,7 @@ class WebDatasetSource:
             with contextlib.suppress(DamagedImage):  # It says nothing about the others.
                 require_field(self._json(0, self._captions), caption, where)
         if split_field is not None:
-            self.splits = self._read_splits(shards, split_field)
+            self.splits = read_splits(shards, self._shards, self._names, split_field)
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -124,30 +122,6 @@ class WebDatasetSource:
             self.location,
         )
 
-    def _read_splits(self, shards: list[Shard], field: str) -> list[str]:
-        """The values of a field of every sample's .json, "" where there is none."""
-
-        def read(rows: np.ndarray) -> list[str]:
-            shard = shards[self._shards[rows[0]]]
-            values = []
-            with shard.file.sequential() as stream:
-                for row in rows.tolist():
-                    part = shard.samples[self._names[row].rsplit(".", 1)[0]].get(JSON)
-                    fields = {} if part is None else _fields(stream.read(*part))
-                    values.append(str(fields.get(field, "")))
-            return values
-
-        rows = np.split(np.arange(len(self)), np.flatnonzero(np.diff(self._shards)) + 1)
-        by_shard = read_in_threads(read, rows, f"reading {field}", "tar", delay=2)
-        splits = [value for values in by_shard for value in values]
-        if not any(splits):
-            name = self._names[0]
-            part = shards[self._shards[0]].samples[name.rsplit(".", 1)[0]].get(JSON)
-            file = self._files[self._shards[0]]
-            first = {} if part is None else _fields(file.read(*part))
-            require_field(first, field, f"{file.path}/{name}'s .json")
-        return splits
-
     def _read(self, index: int, places: np.ndarray) -> bytes:
         file = self._files[self._shards[index]]
         return read_member(file, Part(*places[index].tolist()), f"{file.path}/{self._names[index]}")
@@ -155,16 +129,6 @@ class WebDatasetSource:
     def _json(self, index: int, places: np.ndarray) -> dict[str, Any]:
         where = f"{self._files[self._shards[index]].path}/{self._names[index]}'s .json"
         return _decode_json(self._read(index, places), where)
-
-
-def _fields(data: bytes) -> dict[str, Any]:
-    """The JSON object of a sample; empty if it is none. (Without the checks of `readers`, which
-    take longer than reading it.)"""
-    try:
-        fields = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _decode_json(data: bytes, where: str) -> dict[str, Any]:

@@ -250,6 +250,19 @@ def test_as_a_data_source(tokens):
     assert (len(train), len(held_out)) == (23, 23)
 
 
+def test_images_that_the_source_holds_out_stay_so(source, tmp_path):
+    marked = ArraySource(source.arrays, source.class_names)
+    marked.held_out = np.arange(COUNT) % 10 == 3
+    write(tmp_path, marked)
+    train, held_out = DataConfig(source="tokens", path=str(tmp_path)).open_splits()
+    tokens = TokensSource(tmp_path)
+    assert (len(train), len(held_out)) == (21, 2)
+    for split, index in enumerate((3, 13)):
+        np.testing.assert_array_equal(held_out[split]["codes"], tokens[index]["codes"])
+    with pytest.raises(UserError, match=r"other tokens \(other images are held out\)"):
+        write(tmp_path, source)
+
+
 @pytest.mark.slow
 def test_workers_and_resuming(tokens):
     source = TokensSource(tokens)

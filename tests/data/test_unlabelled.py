@@ -3,10 +3,11 @@ import pytest
 from PIL import Image
 from tar_files import samples, write_tar
 
+from bitdance_jax.data.captioned_config import CaptionedDataConfig
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
-from bitdance_jax.data.unlabelled import UnlabelledSource
-from bitdance_jax.errors import FileError
+from bitdance_jax.data.unlabelled import UnlabelledSource, UnlabelledTarSource
+from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io.image_files import DamagedImage
 
 
@@ -65,3 +66,36 @@ def test_tar_files(tmp_path, monkeypatch):
     write_tar(tmp_path / "b.tar", [("x.txt", "no image")])
     with pytest.raises(FileError, match=r"b.tar contains no images; other files skipped: 1"):
         DataConfig(source="webdataset", path=f"{tmp_path}/b.tar").open()
+
+
+def test_a_field_of_the_samples_holds_images_out(tmp_path, monkeypatch):
+    """The same ones as in text to image."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(2):
+        write_tar(tmp_path / f"a-{number}.tar", samples(6, 6 * number))
+    path = f"{tmp_path}/a-{{0..1}}.tar"
+    data = DataConfig(source="webdataset", path=path, held_out_field="split")
+    train, held_out = data.open_splits()
+    numbers = [
+        [int(split[i]["image"][0, 0, 0]) for i in range(len(split))] for split in (train, held_out)
+    ]
+    assert numbers == [[0, 1, 2, 4, 5, 6, 8, 9, 10], [3, 7, 11]]
+    captioned = CaptionedDataConfig(paths=(path,), held_out_field="split").open_splits()[1][0]
+    assert [captioned[i].captions[0] for i in range(3)] == ["image 3", "image 7", "image 11"]
+    with pytest.raises(ConfigError, match=r"a-0.tar/00000.png's .json has no field 'part'"):
+        UnlabelledTarSource(path, "part")
+    with pytest.raises(ConfigError, match="held_out_field must mark some images of"):
+        UnlabelledTarSource(path, "alt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "images"}, "data.source images takes no data.held_out_field"),
+        ({"held_out": "b.tar"}, "exclude each other"),
+    ],
+)
+def test_where_a_field_may_not_be_named(changes, message):
+    options = {"source": "webdataset", "path": "a.tar", "held_out_field": "split"}
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**options | changes)
