@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bitdance_jax.pipelines.pipeline import Pipeline
     from bitdance_jax.pipelines.text_to_image import TextToImage
     from bitdance_jax.pipelines.tokenizer import Tokenizer
+    from bitdance_jax.pipelines.weighted import Weighted
 
 _MODULES = {
     "bitdance_jax.config": (
@@ -48,6 +49,7 @@ _MODULES = {
     "bitdance_jax.pipelines.pipeline": ("Pipeline",),
     "bitdance_jax.pipelines.text_to_image": ("TextToImage",),
     "bitdance_jax.pipelines.tokenizer": ("Tokenizer",),
+    "bitdance_jax.pipelines.weighted": ("Weighted",),
 }
 """Where the names of `__all__` are; imported on first use, so that `bitdance --help` is quick."""
 
@@ -66,6 +68,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "UserError",
+    "Weighted",
     "__version__",
     "load",
 ]

@@ -49,6 +49,7 @@ from bitdance_jax.pipelines.image_prompts import ImagePrompt
 from bitdance_jax.pipelines.npz import Request, sample_to_npz
 from bitdance_jax.pipelines.pipeline import common_description
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
+from bitdance_jax.pipelines.weighted import Weighted
 from bitdance_jax.pipelines.weights import WeightType
 
 
@@ -67,6 +68,8 @@ class Arguments(Config):
         cache; "emoji" is the small model of the package.
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
       prompt: what the images of a text-to-image model show.
+      negative_prompt: what they should not show, in place of guidance's unconditional prompt.
+      prompt_weights: one for each `prompt`: all prompts make one image, weighted.
       image: files that each prompt shows to a text-to-image model, such as the image to edit.
       complete: image of which the model samples only a part: all patches with a masked pixel, and
         with `keep_patches` those from this number on.
@@ -80,12 +83,14 @@ class Arguments(Config):
       per_prompt: images per prompt; default: 1.
       seed: image i of a seed is the same for any batch size.
       out: the PNG.
-      head_steps: N of the head's solver; default: the model's, as for the next five.
+      head_steps: N of the head's solver; default: the model's, as for the next seven.
       guidance_scale: classifier-free guidance; 1 for none.
       guidance_schedule: over the patches.
       solver: the release's Euler-Maruyama, the paper's Euler, or Heun's method.
       guidance_start, guidance_end: times of the head, from 0 (noise) to 1 (data), between which
         guidance is applied.
+      guidance_patch_start, guidance_patch_end: patches, from 0 (the first) to 1 (the last), between
+        which guidance is applied.
       batch_size: images generated at a time, with --npz on each device; default: 24, for prompts 4.
       dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
       weights: the type of a text-to-image model's weights in memory; default: `dtype`.
@@ -108,6 +113,8 @@ class Arguments(Config):
     checkpoint: PathName = "emoji"
     labels: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
+    prompt_weights: tuple[float, ...] | None = None
     image: tuple[PathName, ...] | None = None
     complete: PathName | None = None
     mask: PathName | None = None
@@ -125,6 +132,8 @@ class Arguments(Config):
     solver: SolverName | None = None
     guidance_start: Share | None = None
     guidance_end: Share | None = None
+    guidance_patch_start: Share | None = None
+    guidance_patch_end: Share | None = None
     batch_size: BatchSize | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: WeightType | None = None
@@ -201,7 +210,16 @@ def generate(arguments: Arguments) -> int:
 def check_flags(arguments: Arguments, is_text_to_image: bool) -> None:
     """Raises a ConfigError for flags of the other kind of model, or without a prompt."""
     kind, other = "class-conditional", "text-to-image"
-    fields = ["prompt", "image", "size", "per_prompt", "weights", "lora"]
+    fields = [
+        "prompt",
+        "negative_prompt",
+        "prompt_weights",
+        "image",
+        "size",
+        "per_prompt",
+        "weights",
+        "lora",
+    ]
     if is_text_to_image:
         kind, other = other, kind
         fields = ["labels", "per_label", "npz"]
@@ -264,11 +282,14 @@ def generate_prompts(arguments: Arguments) -> None:
     if fitted:
         shown = [model.show(image) for image in fitted]
         prompts = [ImagePrompt(text, shown) for text in prompts]
+    if arguments.prompt_weights is not None:
+        prompts = [Weighted(prompts, arguments.prompt_weights)]
     chosen: dict[str, Any] = {
         "size": size,
         "images_per_input": each,
         "seed": arguments.seed,
         "sampler": chosen_sampler(arguments, model.sampler),
+        "negative_prompt": arguments.negative_prompt,
         "given": given_image(arguments),
     }
     images = model.sample(

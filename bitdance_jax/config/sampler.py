@@ -36,6 +36,8 @@ class SamplerConfig(Config):
       guidance_schedule: name of a schedule over the patches in `sampling.guidance`.
       guidance_start, guidance_end: guidance is applied at times of the head in this interval, from
         0 for noise to 1 for data.
+      guidance_patch_start, guidance_patch_end: and only at patches in this interval, from 0 for the
+        first of an image to 1 for the last.
     """
 
     head_steps: HeadSteps = 100
@@ -44,16 +46,19 @@ class SamplerConfig(Config):
     guidance_schedule: ScheduleName = "linear"
     guidance_start: Share = 0.0
     guidance_end: Share = 1.0
+    guidance_patch_start: Share = 0.0
+    guidance_patch_end: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        start = self.guidance_start
-        end = self.guidance_end
-        require(
-            start <= end,
-            f"guidance_end must not be before guidance_start, got {end} and {start}",
-            "guidance_end",
-        )
+        for name in ("guidance", "guidance_patch"):
+            start = getattr(self, f"{name}_start")
+            end = getattr(self, f"{name}_end")
+            require(
+                start <= end,
+                f"{name}_end must not be before {name}_start, got {end} and {start}",
+                f"{name}_end",
+            )
 
 
 @dataclass(frozen=True)

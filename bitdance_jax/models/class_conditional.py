@@ -319,9 +319,14 @@ class PatchReader:
         return cos, sin
 
 
-def with_unconditional(labels: Int[Array, "B"], config: ClassConditionalConfig) -> Int[Array, "R"]:
-    """Labels of the rows [conditional; unconditional] that guidance takes, R = 2 B."""
-    return jnp.concatenate([labels, jnp.full_like(labels, config.num_classes)])
+def with_unconditional(
+    labels: Int[Array, "labels"], config: ClassConditionalConfig, images: int
+) -> Int[Array, "R"]:
+    """Labels of the rows that guidance takes: conditional ones, then an unconditional one for each
+    image.
+    """
+    unconditional = jnp.full_like(labels[:images], config.num_classes)
+    return jnp.concatenate([labels, unconditional])
 
 
 def values_to_codes(

@@ -28,6 +28,7 @@ from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.pipeline import Pipeline
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.pipelines.weighted import Conditions
 from bitdance_jax.pipelines.weights import Params
 from bitdance_jax.tokenizer import autoencoder
 from bitdance_jax.transformer import order
@@ -175,10 +176,11 @@ class ClassConditionalPipeline(Pipeline):
         return self.default_size
 
     def _checked_inputs(
-        self, inputs: LabelsOrPrompts, size: tuple[int, int]
-    ) -> tuple[Int[np.ndarray, "inputs"], None, Callable[[int], str]]:
-        numbers = self._labels(inputs)
-        return numbers, None, lambda row: self.class_names[numbers[row]]
+        self, asked: Conditions, size: tuple[int, int], negative: tuple[str, ...] | None
+    ) -> tuple[Int[np.ndarray, "inputs *conditions"], None, Callable[[int], str]]:
+        numbers = self._labels(asked.inputs)
+        rows = numbers if asked.weights is None else numbers.reshape(asked.weights.shape)
+        return rows, None, lambda number: self.class_names[numbers[number]]
 
     def _labels(self, labels: LabelsOrPrompts) -> Int[np.ndarray, "inputs"]:
         if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":

@@ -16,7 +16,7 @@ from bitdance_jax.config.plain import Count, checked
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.progress import Progress
-from bitdance_jax.pipelines import checks, given_images, weights
+from bitdance_jax.pipelines import checks, given_images, weighted, weights
 from bitdance_jax.pipelines.batching import ImageKeys, Seeds
 from bitdance_jax.pipelines.given_images import Given, ImageCodes, MaskLike, encode
 from bitdance_jax.pipelines.image_prompts import ImageLike
@@ -24,9 +24,11 @@ from bitdance_jax.pipelines.partial_images import GREY, Partial, pixels_of_patch
 from bitdance_jax.pipelines.programs import Programs
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Request, Size
 from bitdance_jax.pipelines.tokenizer import Codes, Tokenizer
+from bitdance_jax.pipelines.weighted import Conditions
 from bitdance_jax.pipelines.weights import Params
 from bitdance_jax.sampling import next_patch
 from bitdance_jax.sampling.compiled import splits_images
+from bitdance_jax.sampling.guidance import rows_of_image
 from bitdance_jax.tokenizer.codes import code_dtype
 
 
@@ -119,6 +121,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
@@ -135,6 +138,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
@@ -150,6 +154,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
@@ -169,6 +174,8 @@ class Pipeline(abc.ABC):
           size: of text-to-image models; see `Size`. The default is `default_size`, or the size of
             the first given image that is not placed on a larger canvas.
           sampler: solver and guidance; None: the model's own.
+          negative_prompt: of text-to-image models: what the images should not show, in place of
+            guidance's unconditional prompt; one for all inputs, or one for each.
           given: an image of which patches are kept, for all inputs, or one for each; see
             `complete`.
           batch_size: images at a time, on all devices together.
@@ -188,6 +195,7 @@ class Pipeline(abc.ABC):
             images_per_input,
             size,
             sampler,
+            negative_prompt,
             given,
             batch_size,
             first_index,
@@ -243,6 +251,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         first_index: int = 0,
     ) -> Iterator[Partial]:
@@ -255,7 +264,16 @@ class Pipeline(abc.ABC):
         """
         every = checked(Count, every, "every")
         request = self._request(
-            inputs, seed, images_per_input, size, sampler, given, None, first_index, shrink=True
+            inputs,
+            seed,
+            images_per_input,
+            size,
+            sampler,
+            negative_prompt,
+            given,
+            None,
+            first_index,
+            shrink=True,
         )
         if not request.keys.count:
             raise ConfigError("inputs is empty; give a label or a prompt", "inputs")
@@ -278,6 +296,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
         first_index: int = 0,
@@ -294,6 +313,7 @@ class Pipeline(abc.ABC):
             images_per_input,
             size,
             sampler,
+            negative_prompt,
             given,
             batch_size,
             first_index,
@@ -317,6 +337,7 @@ class Pipeline(abc.ABC):
         images_per_input: int = 1,
         size: Size | None = None,
         sampler: SamplerConfig | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         first_index: int = 0,
     ) -> list[dict[str, str]]:
@@ -326,7 +347,16 @@ class Pipeline(abc.ABC):
         `image_files.save_png` takes them as text chunks.
         """
         request = self._request(
-            inputs, seed, images_per_input, size, sampler, given, 1, first_index, shrink=False
+            inputs,
+            seed,
+            images_per_input,
+            size,
+            sampler,
+            negative_prompt,
+            given,
+            1,
+            first_index,
+            shrink=False,
         )
         return [self._describe(request, i) for i in range(request.keys.count)]
 
@@ -342,9 +372,25 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def _checked_inputs(
-        self, inputs: LabelsOrPrompts, size: tuple[int, int]
+        self, asked: Conditions, size: tuple[int, int], negative: tuple[str, ...] | None
     ) -> tuple[Any, Any, Callable[[int], str]]:
-        """`Request.inputs`, `shared`, `input_name`."""
+        """`Request.inputs`, `shared`, and the text of a condition, by its number."""
+
+    def _checked_negative(
+        self, prompt: Any, sampler: SamplerConfig, asked: Conditions
+    ) -> tuple[str, ...] | None:
+        """Negative prompts, one for all images or one for each."""
+        if prompt is None:
+            return None
+        if self.kind == "class_conditional":
+            raise ConfigError(
+                "a class-conditional model has no prompts; omit negative_prompt", "negative_prompt"
+            )
+        if asked.weights is None and sampler.guidance_scale == 1:
+            raise ConfigError(
+                "negative_prompt needs guidance; set guidance_scale above 1", "negative_prompt"
+            )
+        return checked(tuple[str, ...], checks.items(prompt, "negative_prompt"), "negative_prompt")
 
     @abc.abstractmethod
     def _token_positions(self, size: tuple[int, int]) -> Int[np.ndarray, "T 2"]: ...
@@ -361,6 +407,7 @@ class Pipeline(abc.ABC):
         images_per_input: int,
         size: Size | None,
         sampler: SamplerConfig | None,
+        negative_prompt: str | Sequence[str] | None,
         given: GivenImages,
         batch_size: int | None,
         first_index: int,
@@ -378,13 +425,19 @@ class Pipeline(abc.ABC):
         each = checked(Count, images_per_input, "images_per_input")
         sampler = checked(SamplerConfig | None, sampler, "sampler") or self.sampler
         batch_size = checked(Count | None, batch_size, "batch_size") or self.default_batch_size
-        rows, shared, input_name = self._checked_inputs(inputs, pixels)
+        asked = weighted.conditions(inputs, f"{self.input_kind}s")
+        negative = self._checked_negative(negative_prompt, sampler, asked)
+        rows, shared, input_name = self._checked_inputs(asked, pixels, negative)
         num_inputs = len(jax.tree.leaves(rows)[0])
         input_of_image = np.repeat(np.arange(num_inputs), each)
         if shrink:
             batch_size = self._whole_parts(min(batch_size, max(1, len(input_of_image))))
         keys = ImageKeys.checked(seed, first_index, len(input_of_image))
-        self._check_memory(pixels, batch_size, sampler)
+        if asked.weights is None:
+            self._check_memory(pixels, batch_size, sampler)
+        else:  # as many images as have these rows
+            num_rows = batch_size * (asked.each + 1)
+            self._check_memory(pixels, -(-num_rows // rows_of_image(sampler)), sampler)
         patches = self.num_patches(size)
         xy = self._token_positions(pixels)
         canvases = [
@@ -393,11 +446,13 @@ class Pipeline(abc.ABC):
             )
             for pair in zip(several, opened, strict=True)
         ]
-        solver, scales = next_patch.resolve(sampler, self.config.head.time_shift, patches)
+        solver, scales = next_patch.resolve(
+            sampler, self.config.head.time_shift, patches, weighted=asked.weights is not None
+        )
         return Request(
             inputs=rows,
             shared=shared,
-            input_name=input_name,
+            input_name=asked.name_of_image(input_name),
             input_of_image=input_of_image,
             keys=keys,
             size=pixels,
@@ -407,6 +462,8 @@ class Pipeline(abc.ABC):
             scales=scales,
             num_patches=patches,
             batch_size=batch_size,
+            weights=asked.weights,
+            negative=negative,
             canvases=None if given is None else given_images.for_inputs(canvases, num_inputs),
         )
 
@@ -498,7 +555,7 @@ class Pipeline(abc.ABC):
             "model": self.name,
         }
         settings = {name: str(value) for name, value in to_dict(request.sampler).items()}
-        return text | request.canvas_text(image) | settings
+        return text | request.texts(image) | settings
 
 
 def common_description(descriptions: Sequence[dict[str, str]]) -> dict[str, str]:

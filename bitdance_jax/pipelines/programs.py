@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt8, UInt32
 
@@ -102,10 +103,13 @@ def _transformer(
 
 
 def read_labels(model: ClassConditional, params: Any, inputs: Inputs, scales: Scales) -> PatchModel:
-    """The model after labels int [B], with unconditional rows where there are guidance scales."""
-    labels = inputs.images
+    """The model after labels int [B], with unconditional rows where there are guidance scales.
+
+    With weights the labels are [B, conditions].
+    """
+    labels = inputs.images if inputs.weights is None else _by_condition(inputs.images)
     if scales is not None:
-        labels = with_unconditional(labels, model.config)
+        labels = with_unconditional(labels, model.config, len(inputs.images))
     return class_conditional.PatchReader(model, params, labels)
 
 
@@ -114,9 +118,17 @@ def read_prompts(model: TextToImage, params: Any, inputs: Inputs, scales: Scales
 
     Args:
       inputs: images: `Prefixes` of the B prompts, and of the B unconditional ones, which show the
-        same images; shared: (x, y) of the visual tokens.
+        same images; shared: (x, y) of the visual tokens. With weights, the prefixes of the prompts
+        are [B, conditions, ...].
     """
     prefixes, unconditional = inputs.images
+    if inputs.weights is not None:
+        prefixes = jax.tree.map(_by_condition, prefixes)
     if scales is not None:
         prefixes = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), prefixes, unconditional)
     return text_to_image.PatchReader(model, params, prefixes, inputs.shared)
+
+
+def _by_condition(array: Array | np.ndarray) -> Array:
+    """[B, conditions, ...] -> rows: all images' first condition, their second one, ..."""
+    return rearrange(jnp.asarray(array), "b c ... -> (c b) ...")

@@ -11,13 +11,19 @@ from bitdance_jax.config import SamplerConfig
 from bitdance_jax.pipelines.batching import ImageKeys
 from bitdance_jax.pipelines.given_images import Canvas, paste
 from bitdance_jax.pipelines.image_prompts import ImagePrompt
+from bitdance_jax.pipelines.weighted import Weighted
 from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.next_patch import Kept
 from bitdance_jax.sampling.solvers import Solver
 
 
 LabelsOrPrompts = (
-    str | int | ImagePrompt | Sequence[str | int | ImagePrompt] | Int[np.ndarray, "inputs"]
+    str
+    | int
+    | ImagePrompt
+    | Weighted
+    | Sequence[str | int | ImagePrompt | Weighted]
+    | Int[np.ndarray, "inputs"]
 )
 Size = str | tuple[int, int]
 """An image's size in pixels: "WIDTHxHEIGHT", or (height, width) as in the shape of an array."""
@@ -38,6 +44,8 @@ class Request(NamedTuple):
       solver, scales: the same as the compiled sampler takes them.
       num_patches: of an image.
       batch_size: images at a time.
+      weights: of several conditions of each input; None: each is one.
+      negative: negative prompts, one for all inputs or one for each; None: there are none.
       canvases: given images, one for each input; None: there are none.
       kept: their kept patches, as the compiled sampler takes them; None until they are encoded.
     """
@@ -54,6 +62,8 @@ class Request(NamedTuple):
     scales: Float[np.ndarray, "N E"] | None
     num_patches: int
     batch_size: int
+    weights: Float[np.ndarray, "inputs conditions"] | None = None
+    negative: tuple[str, ...] | None = None
     canvases: Sequence[Canvas] | None = None
     kept: Kept | None = None
 
@@ -61,8 +71,10 @@ class Request(NamedTuple):
         """Inputs and keys of the images from `start`; a short last batch repeats the last image."""
         images = np.arange(start, start + self.batch_size).clip(max=self.keys.count - 1)
         rows = self.input_of_image[images]
-        inputs, kept = jax.tree.map(lambda array: array[rows], (self.inputs, self.kept))
-        return Inputs(inputs, self.shared, kept), self.keys.data(images)
+        inputs, kept, weights = jax.tree.map(
+            lambda array: array[rows], (self.inputs, self.kept, self.weights)
+        )
+        return Inputs(inputs, self.shared, kept, weights), self.keys.data(images)
 
     def missing(self, sampled: int) -> Bool[np.ndarray, "B N"]:
         """Patches of each image that are neither among the first `sampled` ones nor kept."""
@@ -80,9 +92,13 @@ class Request(NamedTuple):
         rows = self.input_of_image[start : start + len(images)]
         return paste(images, [self.canvases[row] for row in rows])
 
-    def canvas_text(self, image: int) -> dict[str, str]:
-        """What the metadata says of an image's given one."""
-        return {} if self.canvases is None else self.canvases[self.input_of_image[image]].text
+    def texts(self, image: int) -> dict[str, str]:
+        """What the metadata says of an image's negative prompt and given image."""
+        row = self.input_of_image[image]
+        text: dict[str, str] = {}
+        if self.negative is not None:
+            text["negative_prompt"] = self.negative[row % len(self.negative)]
+        return text if self.canvases is None else text | self.canvases[row].text
 
     @property
     def starts(self) -> range:

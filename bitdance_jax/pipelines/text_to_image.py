@@ -41,8 +41,9 @@ from bitdance_jax.pipelines.batching import ImageKeys, Seeds
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.image_prompts import ImageLike, ImagePrompt
 from bitdance_jax.pipelines.pipeline import Pipeline
-from bitdance_jax.pipelines.request import LabelsOrPrompts, Size
+from bitdance_jax.pipelines.request import Size
 from bitdance_jax.pipelines.tokenizer import Tokenizer
+from bitdance_jax.pipelines.weighted import Conditions
 from bitdance_jax.pipelines.weights import Params, WeightType, stored_as
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import DEFAULT_QUESTION, PromptTokenizer
@@ -307,9 +308,9 @@ class TextToImage(Pipeline):
         return given_images.size_in_pixels(image, self.config.tokenizer)
 
     def _checked_inputs(
-        self, inputs: LabelsOrPrompts, size: tuple[int, int]
+        self, asked: Conditions, size: tuple[int, int], negative: tuple[str, ...] | None
     ) -> tuple[tuple[Prefixes, Prefixes], Int[np.ndarray, "T 2"], Callable[[int], str]]:
-        several = checks.items(inputs, "prompts")
+        several = checks.items(asked.inputs, "prompts")
         texts = [one.text if isinstance(one, ImagePrompt) else one for one in several]
         prompts = checked(tuple[str, ...], texts, "prompt")
         ids = [self.prompts.encode(text, MAX_PROMPT) for text in prompts]
@@ -319,15 +320,37 @@ class TextToImage(Pipeline):
         conditional: list[Prompt] = [
             [*shown, *text] for shown, text in zip(images, ids, strict=True)
         ]
-        unconditional: list[Prompt] = [[*shown, *self.prompts.unconditional()] for shown in images]
+        unconditional: list[Prompt] = [
+            [*shown, *text]
+            for shown, text in zip(
+                images[:: asked.each], self._unconditional(negative, asked), strict=True
+            )
+        ]
         all_rows: list[Prompt] = [*conditional, *unconditional] or [self.prompts.unconditional()]
         rows = prefix_rows(self.config, all_rows, *size)
         count = len(prompts)
-        halves = (
-            jax.tree.map(lambda x: x[:count], rows),
-            jax.tree.map(lambda x: x[count : 2 * count], rows),
-        )
+        images_count = len(unconditional)
+        first = jax.tree.map(lambda x: x[:count], rows)
+        if asked.weights is not None:
+            first = jax.tree.map(lambda x: x.reshape(-1, asked.each, *x.shape[1:]), first)
+        halves = (first, jax.tree.map(lambda x: x[count : count + images_count], rows))
         return halves, self._token_positions(size), prompts.__getitem__
+
+    def _unconditional(
+        self, negative: tuple[str, ...] | None, asked: Conditions
+    ) -> list[list[int]]:
+        """The tokens that guidance leads away from, of each image."""
+        count = len(checks.items(asked.inputs, "prompts")) // asked.each
+        if negative is None:
+            return [self.prompts.unconditional()] * count
+        if len(negative) not in (1, count):
+            raise ConfigError(
+                f"give one negative_prompt for all images or one for each prompt: {count} prompts, "
+                f"got {len(negative)}",
+                "negative_prompt",
+            )
+        ids = [self.prompts.encode(text, MAX_PROMPT) for text in negative]
+        return ids * count if len(ids) == 1 else ids
 
     def _shown(self, images: Sequence[ImageLike | ShownImage]) -> list[int | ShownImage]:
         """Images as they stand in a prompt."""

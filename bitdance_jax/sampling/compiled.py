@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from bitdance_jax.distributed.constraints import constrain
 from bitdance_jax.distributed.mesh import BATCH, DATA, compiler_options
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.next_patch import Kept, PatchModel, SamplerState, Scales
+from bitdance_jax.sampling.next_patch import Kept, PatchModel, SamplerState, Scales, Weights
 from bitdance_jax.sampling.solvers import Solver
 
 
@@ -22,18 +22,21 @@ class Inputs(NamedTuple):
     """What a batch of images is conditioned on.
 
     Attributes:
-      images: arrays [B, ...], one row an image: labels, or prompts.
+      images: arrays [B, ...], one row an image: labels, or prompts; of several conditions of each
+        image [B, conditions, ...].
       shared: arrays that all images share: token positions, the unconditional prompt.
       kept: patches of each image that are given.
+      weights: of several conditions of each image; None: each has one.
     """
 
     images: Any
     shared: Any = None
     kept: Kept | None = None
+    weights: Weights = None
 
 
 ROWS = P(BATCH)
-INPUTS: Any = Inputs._make([ROWS, P(), ROWS])
+INPUTS: Any = Inputs._make([ROWS, P(), ROWS, ROWS])
 STATE: Any = SamplerState._make([P(None, BATCH), ROWS, ROWS, P()])
 """How a data mesh splits the state; each device has its conditional, then unconditional rows."""
 
@@ -134,7 +137,7 @@ class CompiledSampler:
         return jax.jit(on_mesh, compiler_options=compiler_options(mesh), **options)
 
     def _begin(self, params: Any, inputs: Inputs, scales: Scales) -> SamplerState:
-        state = next_patch.begin(self._read(params, inputs, scales), scales)
+        state = next_patch.begin(self._read(params, inputs, scales), scales, inputs.weights)
         return state._replace(patch=jnp.asarray(state.patch))
 
     def _advance(
@@ -150,8 +153,16 @@ class CompiledSampler:
     ) -> SamplerState:
         model = self._read(params, inputs, scales)
         noise = next_patch.noise_of_images(model, jax.random.wrap_key_data(keys), solver)
-        options: Any = {"noise": noise, "solver": solver, "scales": scales, "kept": inputs.kept}
-        return next_patch.advance(model, state, stop, **options)
+        return next_patch.advance(
+            model,
+            state,
+            stop,
+            noise=noise,
+            solver=solver,
+            scales=scales,
+            kept=inputs.kept,
+            weights=inputs.weights,
+        )
 
 
 def splits_images(mesh: Mesh, batch: int) -> bool:

@@ -59,6 +59,20 @@ class LimitedInterval:
         return np.where(inside, self.guidance.scales(num_patches, times), np.float32(1))
 
 
+@dataclass(frozen=True)
+class LimitedPatches:
+    """Another guidance, but only at patches i of N with i / (N - 1) in [start, end]."""
+
+    guidance: Guidance
+    start: float
+    end: float
+
+    def scales(self, num_patches: int, times: Float[np.ndarray, "E"]) -> Float[np.ndarray, "N E"]:
+        position = np.linspace(0, 1, num_patches)[:, None]
+        inside = (self.start <= position) & (position <= self.end)
+        return np.where(inside, self.guidance.scales(num_patches, times), np.float32(1))
+
+
 SCHEDULES |= {"linear": Linear, "constant": Constant}
 
 
@@ -67,7 +81,8 @@ def make_guidance(config: SamplerConfig) -> Guidance | None:
     if config.guidance_scale == 1:
         return None
     everywhere = SCHEDULES[config.guidance_schedule](config.guidance_scale)
-    return LimitedInterval(everywhere, config.guidance_start, config.guidance_end)
+    limited = LimitedInterval(everywhere, config.guidance_start, config.guidance_end)
+    return LimitedPatches(limited, config.guidance_patch_start, config.guidance_patch_end)
 
 
 def guidance_scales(
@@ -93,15 +108,19 @@ class PatchGuidance:
 
     Attributes:
       scales: of every evaluation.
-      separate: whether the unconditional rows are sampled by themselves.
+      separate: whether the unconditional rows are sampled by themselves; not with weights.
+      weights: of several conditions of each image; None: there is one.
     """
 
     scales: Float[Array, "E"]
     separate: Bool[Array, ""]
+    weights: Float[Array, "B conditions"] | None = None
 
     def __call__(
         self, output: Float[Array, "R P K"], scale: Float[Array, ""]
     ) -> Float[Array, "R P K"]:
+        if self.weights is not None:
+            return guide_weighted(output, scale, self.weights)
         return guide(output, scale, self.separate)
 
 
@@ -117,3 +136,23 @@ def guide(
     conditional, unconditional = jnp.split(velocity, 2)
     guided = unconditional + scale * (conditional - unconditional)
     return jnp.where(separate, velocity, jnp.concatenate([guided, guided]))
+
+
+def guide_weighted(
+    velocity: Float[Array, "R P K"],
+    scale: Float[Array, ""] | float,
+    weights: Float[Array, "B conditions"],
+) -> Float[Array, "R P K"]:
+    """v_u + s sum_i w_i (v_i - v_u), the same in all rows of an image (arXiv 2206.01714).
+
+    Args:
+      velocity: of rows [first condition; ...; last condition; unconditional].
+      scale: s.
+      weights: w_i of each image.
+    """
+    *conditional, unconditional = jnp.split(velocity, weights.shape[1] + 1)
+    differences = (
+        weights[:, i, None, None] * (c - unconditional) for i, c in enumerate(conditional)
+    )
+    guided = unconditional + scale * sum(differences)
+    return jnp.tile(guided, (weights.shape[1] + 1, 1, 1))

@@ -20,13 +20,16 @@ from bitdance_jax.sampling.solvers import Solver, make_solver
 
 Cache = Any
 Scales = Float[Array, "N E"] | Float[np.ndarray, "N E"] | None
+Weights = Float[Array, "B conditions"] | Float[np.ndarray, "B conditions"] | None
+"""Of several conditions of each image; None: each has one."""
 
 
 @runtime_checkable
 class PatchModel(Protocol):
     """What the sampler needs of a model with its weights and labels or prompts.
 
-    It has R rows: the B images, or [conditional; unconditional] with guidance, R = 2 B.
+    It has R rows: the B images, or [conditional; unconditional] with guidance, R = 2 B. With
+    several conditions of each image they are [first; ...; last; unconditional].
     """
 
     @property
@@ -93,7 +96,7 @@ With guidance, `separate` says whether unconditional rows have their own noise o
 
 
 def resolve(
-    sampler: SamplerConfig, time_shift: float | None, num_patches: int
+    sampler: SamplerConfig, time_shift: float | None, num_patches: int, *, weighted: bool = False
 ) -> tuple[Solver, Float[np.ndarray, "N E"] | None]:
     """The solver, which programs are compiled for, and the guidance scales, their argument.
 
@@ -101,18 +104,29 @@ def resolve(
       sampler: what the user asked for.
       time_shift: `HeadConfig.time_shift`.
       num_patches: N, patches of an image.
+      weighted: images have several conditions, which a scale of 1 guides too.
     """
     solver = make_solver(sampler, time_shift)
-    return solver, guidance_scales(sampler, solver, num_patches)
+    scales = guidance_scales(sampler, solver, num_patches)
+    if weighted and scales is None:
+        scales = np.ones((num_patches, solver.num_evaluations), np.float32)
+    return solver, scales
 
 
-def begin(model: PatchModel, scales: Scales) -> SamplerState:
-    """The state after the prefix, before the first patch; for `scales` see `advance`."""
+def begin(model: PatchModel, scales: Scales, weights: Weights = None) -> SamplerState:
+    """The state after the prefix, before the first patch; for the others see `advance`."""
     num_rows, tokens, bits = model.patch_shape
-    images = num_rows if scales is None else num_rows // 2
+    images = num_rows // num_streams(scales, weights)
     values = jnp.zeros((model.num_patches, images, tokens, bits))
     rows = jnp.zeros((num_rows, tokens, bits))
     return SamplerState(values, rows, model.read_prefix(), np.int32(0))
+
+
+def num_streams(scales: Scales, weights: Weights) -> int:
+    """1 without guidance; else one for each condition, and the unconditional one."""
+    if scales is None:
+        return 1
+    return 2 if weights is None else weights.shape[1] + 1
 
 
 def advance(
@@ -124,6 +138,7 @@ def advance(
     solver: Solver,
     scales: Scales,
     kept: Kept | None = None,
+    weights: Weights = None,
 ) -> SamplerState:
     """Samples until `stop` patches are done.
 
@@ -137,20 +152,24 @@ def advance(
       scales: of guidance, for every patch and evaluation; None without, then all rows are images.
       kept: patches that are not sampled; None: all are. The head does not run for a patch that all
         images keep.
+      weights: of several conditions of each image, with scales.
 
-    Where all of a patch's scales are 1, as at the first patch of the linear schedule, the release
-    samples the conditional and the unconditional stream apart, each with its own noise, and the
-    unconditional stream continues from its own sample. All other patches are shared by both.
+    Where all scales of the first patch are 1, as in the linear schedule, the release samples the
+    conditional and the unconditional stream apart, each with its own noise, and the unconditional
+    stream continues from its own sample. Both share all other patches, and with weights all.
     """
     images = state.values.shape[1]
     prepared = model.head.prepare(solver)
 
     def step(patch: Int[Array, ""], state: SamplerState) -> SamplerState:
         states, cache = model.read(state.rows, patch, state.cache)
-        guide = None if scales is None else _guidance(jnp.asarray(scales)[patch])
+        guide = None if scales is None else _guidance(jnp.asarray(scales)[patch], patch, weights)
 
         def sampled() -> Float[Array, "R P K"]:
-            fresh = noise(patch, None if guide is None else guide.separate)
+            if weights is None:
+                fresh = noise(patch, None if guide is None else guide.separate)
+            else:
+                fresh = jnp.tile(noise(patch, None), (1, num_streams(scales, weights), 1, 1))
             return model.head.sample(states, fresh, prepared, solver=solver, guide=guide)
 
         rows = sampled() if kept is None else _keep(kept, patch, len(states), sampled)
@@ -185,8 +204,9 @@ def _keep(
     return jax.lax.cond(jnp.all(mask), lambda: given, lambda: jnp.where(keep, given, sampled()))
 
 
-def _guidance(scales: Float[Array, "E"]) -> PatchGuidance:
-    return PatchGuidance(scales, separate=jnp.all(scales == 1))
+def _guidance(scales: Float[Array, "E"], patch: Int[Array, ""], weights: Weights) -> PatchGuidance:
+    separate = jnp.all(scales == 1) & (patch == 0)
+    return PatchGuidance(scales, separate, None if weights is None else jnp.asarray(weights))
 
 
 def noise_of_images(model: PatchModel, keys: Array, solver: Solver) -> NoiseSource:

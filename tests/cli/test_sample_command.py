@@ -18,6 +18,7 @@ from bitdance_jax.io import image_files
 from bitdance_jax.pipelines import memory, toy_text_to_image
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
 from bitdance_jax.pipelines.text_to_image import TextToImage
+from bitdance_jax.pipelines.weighted import Weighted
 
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +196,7 @@ def test_prompts(sample, quick_prompts, tmp_path):
         "images_per_input": 1,
         "mesh": (1, 1, 1),
         "seed": 0,
+        "negative_prompt": None,
         "given": None,
         "batch_size": 4,
         "progress": True,
@@ -223,6 +225,17 @@ def test_prompts(sample, quick_prompts, tmp_path):
         assert image.size == (3 * 68, 2 * 36)
 
 
+def test_negative_and_weighted_prompts(sample, quick_prompts, tmp_path):
+    flags = "--checkpoint {models}/prompts --prompt cat snow --prompt-weights 1 0.5 --size 64x32 "
+    flags += "--negative-prompt text --guidance-patch-end 0.5"
+    assert sample(*flags.split())[:2] == (0, "1 image of 64x32 in samples.png\n")
+    (call,) = quick_prompts
+    assert call["prompt"] == [Weighted(("cat", "snow"), (1.0, 0.5))]
+    with Image.open("samples.png") as image:
+        expected = {"prompt": "cat (1), snow (0.5)", "negative_prompt": "text"}
+        assert (expected | {"guidance_patch_end": "0.5"}).items() <= image.text.items()
+
+
 def test_completed_images(sample, quick_prompts, tmp_path):
     """The PNG says what was kept; images of prompts have the size of the completed one."""
     Image.new("RGB", (16, 16), "red").save("small.png")
@@ -247,6 +260,14 @@ def test_completed_images(sample, quick_prompts, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ["--negative-prompt", "x"],
+            "is a class-conditional model; --negative-prompt is for text-to-image models",
+        ),
+        (
+            ["--checkpoint", "{models}/prompts", "--prompt", "x", "--prompt-weights", "1", "2"],
+            "weighted prompts need one weight each: 1 of them, got 2 weights",
+        ),
         (["--mask", "x.png"], "--mask needs --complete IMAGE"),
         (["--keep-patches", "3"], "--keep-patches needs --complete IMAGE"),
         (["--paste"], "--paste needs --complete IMAGE"),

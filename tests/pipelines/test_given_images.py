@@ -188,16 +188,25 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {tests!r})
-import test_given_images
-from bitdance_jax import MeshConfig
+from bitdance_jax import MeshConfig, Weighted
+from test_given_images import check, tiny
 
+
+def weighted(model):
+    inputs = [Weighted([3, 8], [1.0, 0.5]), 5]
+    return model.sample(inputs, output="codes", progress=False)
+
+
+one = tiny(Path("."), "class_conditional", 4)
 for mesh in (MeshConfig(data=2), MeshConfig(data=1, tensor=2)):
-    test_given_images.check(test_given_images.tiny(Path("."), "class_conditional", 4, mesh))
+    model = tiny(Path("."), "class_conditional", 4, mesh)
+    check(model)
+    assert (weighted(model) == weighted(one)).mean() > 0.99
 """
 
 
 @pytest.mark.slow(20)
 def test_two_devices(tmp_path):
-    """A data mesh, where each device has its own images and masks, and sharded layers."""
+    """A data mesh, where each device has its own images, masks and weights, and sharded layers."""
     script = SCRIPT.format(tests=str(Path(__file__).parent))
     python(["-c", script], tmp_path, devices=2)

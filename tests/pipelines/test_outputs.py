@@ -92,6 +92,8 @@ def test_text_chunks(model, tmp_path):
                 "guidance_schedule": "linear",
                 "guidance_start": "0.0",
                 "guidance_end": "1.0",
+                "guidance_patch_start": "0.0",
+                "guidance_patch_end": "1.0",
             }
         )
     common = common_description(texts)
