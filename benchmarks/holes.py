@@ -1,7 +1,6 @@
 """Completes held-out images of any model: how near is the inside of a hole to what was there?
 
     pip install "bitdance_jax[perceptual]"
-    python benchmarks/holes.py                                    # embedded model and images
     python benchmarks/holes.py --model runs/mine/model --data.source folder --data.path images
     python benchmarks/holes.py --model runs/fluent/model --captioned fluent_emoji_128.tar
 
@@ -34,6 +33,7 @@ from bitdance_jax.convert.perceptual import load_efficientnet
 from bitdance_jax.data.captioned_config import CaptionedDataConfig
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.loader import make_loader
+from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.tokenizer import efficientnet
@@ -71,17 +71,25 @@ class Arguments(Config):
     out: PathName = "."
 
 
-def held_out(arguments: Arguments, side: int) -> tuple[UInt8[np.ndarray, "N H W 3"], list[Any]]:
+def held_out(
+    arguments: Arguments, pipeline: bitdance_jax.Pipeline
+) -> tuple[UInt8[np.ndarray, "N H W 3"], list[Any]]:
     """Images with their labels or captions."""
     if arguments.captioned is not None:
         config = CaptionedDataConfig(paths=(arguments.captioned,), held_out_field="split")
         images, inputs = read(config.open_splits()[1])
     else:
+        source = arguments.data.open_split("heldout")
+        if tuple(source.class_names) != pipeline.class_names:
+            raise UserError(
+                f"the data has {len(source.class_names)} classes, such as {source.class_names[0]}, "
+                f"and the model others, such as {pipeline.class_names[0]}"
+            )
         loader = make_loader(
-            arguments.data.open_split("heldout"),
+            source,
             batch_size=arguments.batch_size,
             seed=0,
-            image_size=side,
+            image_size=pipeline.default_size[0],
             shuffle=False,
             repeat=False,
         )
@@ -139,7 +147,7 @@ class Scorer:
 def main() -> None:
     arguments = parse(Arguments)
     pipeline = bitdance_jax.load(arguments.model)
-    images, inputs = held_out(arguments, pipeline.default_size[0])
+    images, inputs = held_out(arguments, pipeline)
     height, width = images.shape[1:3]
     changes = {
         name: value
