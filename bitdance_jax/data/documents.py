@@ -7,6 +7,7 @@ encoded later, when its document has a place in a batch.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -158,97 +159,154 @@ def make_document(config: TextToImageConfig, segments: Sequence[Text | Image]) -
     Raises:
       ConfigError: an image has a size that the model does not take, or bits of another shape.
     """
+    images = tuple(segment for segment in segments if isinstance(segment, Image))
+    for image in images:
+        _check_image(config, image)
+    layout = _layout(
+        config,
+        tuple(
+            len(segment.tokens) if isinstance(segment, Text) else (segment.size, segment.generated)
+            for segment in segments
+        ),
+    )
+    tokens = layout.tokens.copy()
+    predicted = np.zeros(len(tokens), bool)
+    texts = [segment for segment in segments if isinstance(segment, Text)]
+    for text, where in zip(texts, layout.texts, strict=True):
+        tokens[where] = text.tokens
+        predicted[where] = text.predicted
+    # A token's label is at the position before it.
+    labels = np.full(len(tokens), NO_LABEL, np.int32)
+    labels[:-1] = np.where(predicted[1:], tokens[1:], NO_LABEL)
+    return Document(
+        tokens=tokens,
+        limits=layout.limits,
+        labels=labels,
+        visual=layout.visual,
+        conditions=layout.conditions,
+        xy=layout.xy,
+        generated=layout.generated,
+        area=layout.area,
+        images=images,
+    )
+
+
+def _check_image(config: TextToImageConfig, image: Image) -> None:
+    height, width = image.size
+    check_size(config, height, width)
+    tokens = height * width // config.tokenizer.downsampling**2
+    expected = (tokens, -(-config.tokenizer.bits // 8))
+    if image.bits is not None and image.bits.shape != expected:
+        raise ConfigError(
+            f"an image of {width}x{height} has packed bits of shape {list(expected)}, got"
+            f" {list(image.bits.shape)}; encode it with the model's tokenizer",
+            "bits",
+        )
+
+
+_Part = int | tuple[tuple[int, int], bool]
+"""Number of a text's tokens; or an image's size, and whether it is generated."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What documents of the same parts share: the arrays of `Document` of the same names, and where
+    the texts are.
+
+    Attributes:
+      tokens: ids, 0 where the texts are.
+      texts: their positions, in order.
+    """
+
+    tokens: Int[np.ndarray, "S"]
+    limits: Int[np.ndarray, "S"]
+    visual: Int[np.ndarray, "N P"]
+    conditions: Int[np.ndarray, "N P"]
+    xy: Int[np.ndarray, "N P 2"]
+    generated: Bool[np.ndarray, "N"]
+    area: Int[np.ndarray, "N"]
+    texts: tuple[slice, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(config: TextToImageConfig, parts: tuple[_Part, ...]) -> _Layout:
     builder = _Builder(config)
-    for segment in segments:
-        if isinstance(segment, Text):
-            builder.add_text(segment)
+    for part in parts:
+        if isinstance(part, int):
+            builder.add_text(part)
         else:
-            builder.add_image(segment)
-    return builder.document()
+            builder.add_image(*part)
+    return builder.layout()
 
 
 class _Builder:
-    """A document's arrays while segments are appended."""
+    """A layout's arrays while parts are appended."""
 
     def __init__(self, config: TextToImageConfig) -> None:
         self._config = config
         self._tokens: list[int] = []
         self._limits: list[int] = []
-        self._predicted: list[bool] = []
         self._visual: list[np.ndarray] = []
         self._conditions: list[np.ndarray] = []
         self._xy: list[np.ndarray] = []
         self._generated: list[bool] = []
         self._area: list[int] = []
-        self._images: list[Image] = []
+        self._texts: list[slice] = []
 
-    def add_text(self, text: Text) -> None:
-        self._append_causal([int(token) for token in text.tokens], text.predicted.tolist())
+    def add_text(self, length: int) -> None:
+        start = len(self._tokens)
+        self._texts.append(slice(start, start + length))
+        self._append_causal([0] * length)
 
-    def add_image(self, image: Image) -> None:
+    def add_image(self, size: tuple[int, int], is_generated: bool) -> None:
         config = self._config
-        height, width = image.size
-        check_size(config, height, width)
-        xy = token_positions(config, height, width)
-        expected = (len(xy), -(-config.tokenizer.bits // 8))
-        if image.bits is not None and image.bits.shape != expected:
-            raise ConfigError(
-                f"an image of {width}x{height} has packed bits of shape {list(expected)}, got"
-                f" {list(image.bits.shape)}; encode it with the model's tokenizer",
-                "bits",
-            )
-        *before, resolution_w = image_start(config, image.size)
-        self._append_causal(before, [False] * len(before))
+        xy = token_positions(config, *size)
+        *before, resolution_w = image_start(config, size)
+        self._append_causal(before)
         block = config.tokens_per_step
         first = len(self._tokens)
-        if image.generated:
+        if is_generated:
             first_query = config.image_tokens.first_query
             queries = range(first_query, first_query + block - 1)
             self._append_blocks([resolution_w, *queries])
         else:
-            self._append_causal([resolution_w], [False])
+            self._append_causal([resolution_w])
         start = len(self._tokens)
-        if image.generated:
+        if is_generated:
             self._append_blocks([0] * len(xy))
         else:
-            self._append_causal([0] * len(xy), [False] * len(xy))
+            self._append_causal([0] * len(xy))
         visual = np.arange(start, start + len(xy)).reshape(-1, block)
         self._visual.append(visual)
-        self._conditions.append(visual - start + first if image.generated else visual)
+        self._conditions.append(visual - start + first if is_generated else visual)
         self._xy.append(xy.reshape(-1, block, 2))
-        self._generated += [image.generated] * len(visual)
+        self._generated += [is_generated] * len(visual)
         self._area += [len(xy)] * len(visual)
-        self._images.append(image)
 
-    def document(self) -> Document:
+    def layout(self) -> _Layout:
+        """The arrays, read-only."""
         block = self._config.tokens_per_step
-        tokens = np.array(self._tokens, np.int32)
-        predicted = np.array(self._predicted, bool)
-        # A token's label is at the position before it.
-        labels = np.full(len(tokens), NO_LABEL, np.int32)
-        labels[:-1] = np.where(predicted[1:], tokens[1:], NO_LABEL)
         none = np.zeros((0, block), np.int32)
-        return Document(
-            tokens=tokens,
-            limits=np.array(self._limits, np.int32),
-            labels=labels,
-            visual=np.concatenate([none, *self._visual]).astype(np.int32),
-            conditions=np.concatenate([none, *self._conditions]).astype(np.int32),
-            xy=np.concatenate([np.zeros((0, block, 2), np.int32), *self._xy]).astype(np.int32),
-            generated=np.array(self._generated, bool),
-            area=np.array(self._area, np.int32),
-            images=tuple(self._images),
-        )
+        arrays = {
+            "tokens": np.array(self._tokens, np.int32),
+            "limits": np.array(self._limits, np.int32),
+            "visual": np.concatenate([none, *self._visual]).astype(np.int32),
+            "conditions": np.concatenate([none, *self._conditions]).astype(np.int32),
+            "xy": np.concatenate([np.zeros((0, block, 2), np.int32), *self._xy]).astype(np.int32),
+            "generated": np.array(self._generated, bool),
+            "area": np.array(self._area, np.int32),
+        }
+        for array in arrays.values():
+            array.flags.writeable = False
+        return _Layout(**arrays, texts=tuple(self._texts))
 
-    def _append_causal(self, tokens: list[int], predicted: list[bool]) -> None:
+    def _append_causal(self, tokens: list[int]) -> None:
         start = len(self._tokens)
         self._tokens += tokens
-        self._predicted += predicted
         self._limits += range(start + 1, start + 1 + len(tokens))
 
     def _append_blocks(self, tokens: list[int]) -> None:
         block = self._config.tokens_per_step
         start = len(self._tokens)
         self._tokens += tokens
-        self._predicted += [False] * len(tokens)
         self._limits += [start + (i // block + 1) * block for i in range(len(tokens))]
