@@ -8,32 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig, TextToImageConfig, to_dict
 from bitdance_jax.config.plain import Count, checked
-from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import ConfigError
-from bitdance_jax.io.progress import Progress
 from bitdance_jax.pipelines import checks, given_images, weighted, weights
 from bitdance_jax.pipelines.batching import ImageKeys, Seeds
+from bitdance_jax.pipelines.execution import Execution, whole_parts
 from bitdance_jax.pipelines.given_images import Given, ImageCodes, MaskLike, encode
 from bitdance_jax.pipelines.image_prompts import ImageLike
-from bitdance_jax.pipelines.partial_images import GREY, Partial, pixels_of_patches
-from bitdance_jax.pipelines.programs import Programs
+from bitdance_jax.pipelines.partial_images import Partial
 from bitdance_jax.pipelines.request import LabelsOrPrompts, Request, Size
-from bitdance_jax.pipelines.tokenizer import Codes, Tokenizer
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.pipelines.weighted import Conditions
 from bitdance_jax.pipelines.weights import Params
 from bitdance_jax.sampling import next_patch
-from bitdance_jax.sampling.compiled import splits_images
 from bitdance_jax.sampling.guidance import rows_of_image
-from bitdance_jax.tokenizer.codes import code_dtype
 
-
-REPORTS = 16
-"""How often `sample` returns to the host while it samples a batch, to show progress."""
 
 Output = Literal["numpy", "pil", "codes"]
 GivenImages = Given | Sequence[Given] | None
@@ -82,7 +75,7 @@ class Pipeline(abc.ABC):
         self.name = name
         self._weights = weights
         self._tokenizer = tokenizer
-        self._programs = Programs(self.config, mesh, dtype)
+        self._execution = Execution(self.config, mesh, dtype)
         self._params: Params | None = None
         self.set_params(params)
 
@@ -203,8 +196,7 @@ class Pipeline(abc.ABC):
         )
         _ = self.params  # before a bar is shown: they may be damaged
         request = self._encoded(request)
-        parts = list(self._sampled(request, output, progress))
-        arrays = np.concatenate(parts) if parts else self._nothing(request, output)
+        arrays = self._execution.arrays(self.params, request, output == "codes", progress)
         if output != "pil":
             return arrays
         images = [Image.fromarray(array) for array in arrays]
@@ -278,15 +270,7 @@ class Pipeline(abc.ABC):
         if not request.keys.count:
             raise ConfigError("inputs is empty; give a label or a prompt", "inputs")
         request = self._encoded(request)._replace(batch_size=request.keys.count)
-        _, keys = request.batch(0)
-        for values, sampled in self._states(request, 0, every):
-            codes = self._codes(request, 0, values, sampled)
-            images = _fetch(self._programs.decode(self.params["tokenizer"], codes, keys))
-            missing = request.missing(sampled)
-            side = self.config.tokenizer.downsampling
-            grey = pixels_of_patches(missing, request.xy, side)[..., None]
-            shown = request.pasted(np.where(grey, GREY, images), 0)
-            yield Partial(sampled, request.num_patches, shown)
+        yield from self._execution.steps(self.params, request, every)
 
     def batches(
         self,
@@ -319,15 +303,7 @@ class Pipeline(abc.ABC):
             first_index,
             shrink=False,
         )
-        request = self._encoded(request)
-        images: Array | None = None
-        for start in request.starts:
-            finished, images = images, self._start_batch(request, start)
-            if finished is not None:
-                yield request.pasted(_fetch(finished), start - request.batch_size)
-        if images is not None:
-            last = _fetch(images)[: (request.keys.count - 1) % request.batch_size + 1]
-            yield request.pasted(last, request.starts[-1])
+        yield from self._execution.batches(self.params, self._encoded(request))
 
     def metadata(
         self,
@@ -431,7 +407,7 @@ class Pipeline(abc.ABC):
         num_inputs = len(jax.tree.leaves(rows)[0])
         input_of_image = np.repeat(np.arange(num_inputs), each)
         if shrink:
-            batch_size = self._whole_parts(min(batch_size, max(1, len(input_of_image))))
+            batch_size = whole_parts(self.mesh, min(batch_size, max(1, len(input_of_image))))
         keys = ImageKeys.checked(seed, first_index, len(input_of_image))
         if asked.weights is None:
             self._check_memory(pixels, batch_size, sampler)
@@ -477,75 +453,6 @@ class Pipeline(abc.ABC):
             return request
         return request._replace(kept=encode(request.canvases, self.tokenizer, request.xy))
 
-    def _whole_parts(self, images: int) -> int:
-        """Of a batch with more images than devices, as many for each device of a data mesh."""
-        parts = self.mesh.size
-        if images < parts or not splits_images(self.mesh, parts):
-            return images
-        return -(-images // parts) * parts
-
-    def _sampled(self, request: Request, output: Output, progress: bool) -> Iterator[np.ndarray]:
-        total = request.num_patches * len(request.starts)
-        every = max(1, request.num_patches // REPORTS)
-        with Progress(total, "patch", "sampling", shown=progress) as bar:
-            for start in request.starts:
-                before = bar.n
-                for values, sampled in self._states(request, start, every):
-                    bar.advance(before + sampled - bar.n)
-                    all_values = values
-                result = self._codes(request, start, all_values, request.num_patches)
-                if output != "codes":
-                    _, keys = request.batch(start)
-                    with bar.doing("decoding"):
-                        result = self._programs.decode(self.params["tokenizer"], result, keys)
-                        jax.block_until_ready(result)
-                fetched = _fetch(result)[: request.keys.count - start]
-                yield fetched if output == "codes" else request.pasted(fetched, start)
-
-    def _states(
-        self, request: Request, start: int, every: int
-    ) -> Iterator[tuple[Float[Array, "N B P K"], int]]:
-        inputs, keys = request.batch(start)
-        options: Any = {
-            "solver": request.solver,
-            "scales": request.scales,
-            "num_patches": request.num_patches,
-            "every": every,
-        }
-        sampler = self._programs.sampler
-        for state, sampled in sampler.states(self.params["model"], inputs, keys, **options):
-            jax.block_until_ready(state.patch)
-            yield state.values, sampled
-
-    def _start_batch(self, request: Request, start: int) -> UInt8[Array, "B H W 3"]:
-        """Returns before the devices have computed it."""
-        inputs, keys = request.batch(start)
-        return self._programs.sample(
-            self.params,
-            inputs,
-            keys,
-            solver=request.solver,
-            scales=request.scales,
-            num_patches=request.num_patches,
-            height=request.size[0] // self.config.tokenizer.downsampling,
-        )
-
-    def _codes(
-        self, request: Request, start: int, values: Float[Array, "N B P K"], sampled: int
-    ) -> Codes:
-        rows = request.size[0] // self.config.tokenizer.downsampling
-        kept = request.batch(start)[0].kept if sampled < request.num_patches else None
-        return self._programs.to_codes(values, np.int32(sampled), kept, height=rows)
-
-    def _nothing(self, request: Request, output: Output) -> np.ndarray:
-        """The result for no inputs."""
-        down, bits = self.config.tokenizer.downsampling, self.config.tokenizer.bits
-        height, width = request.size
-        if output == "codes":
-            dtype = code_dtype(self.config.tokenizer.latents)
-            return np.zeros((0, height // down, width // down, bits), dtype)
-        return np.zeros((0, height, width, 3), np.uint8)
-
     def _describe(self, request: Request, image: int) -> dict[str, str]:
         seed, index = request.keys.seed_and_index(image)
         text = {
@@ -566,8 +473,3 @@ def common_description(descriptions: Sequence[dict[str, str]]) -> dict[str, str]
         for name, text in first.items()
         if all(other.get(name) == text for other in descriptions)
     }
-
-
-def _fetch(array: Array) -> np.ndarray:
-    """An array of this process's devices, or of all hosts', as numpy."""
-    return np.asarray(array) if array.is_fully_addressable else multihost.gather(array)

@@ -61,7 +61,9 @@ def test_every_image_once_with_its_own_label_and_key(model, monkeypatch):
     labels = balanced_labels(4, 14, 9)
     batches = list(model.batches(labels, seed=5, first_index=4, batch_size=3))
     assert [len(batch) for batch in batches] == [3, 3, 3, 3, 2]
-    codes = np.asarray(model._programs.to_codes(values(jnp.asarray(labels)), 16, height=8))
+    codes = np.asarray(
+        model._execution.programs.to_codes(values(jnp.asarray(labels)), 16, height=8)
+    )
     expected = model.tokenizer.decode(codes, seed=5, first_index=4)
     assert_same_images(np.concatenate(batches), expected)
     assert len(np.unique(expected, axis=0)) == 14
@@ -73,10 +75,13 @@ def test_no_images(model):
 
 def test_the_next_batch_is_dispatched_before_one_is_returned(model, monkeypatch):
     started = []
-    start = model._start_batch
-    monkeypatch.setattr(
-        model, "_start_batch", lambda request, row: started.append(row) or start(request, row)
-    )
+    start = model._execution._start_batch
+
+    def record(params, request, row):
+        started.append(row)
+        return start(params, request, row)
+
+    monkeypatch.setattr(model._execution, "_start_batch", record)
     seen = [list(started) for _ in model.batches([0] * 9, batch_size=3)]
     assert seen == [[0, 3], [0, 3, 6], [0, 3, 6]]
 

@@ -98,7 +98,7 @@ def test_kept_patches_and_samples(root, kind, tokens_per_step):
 
 def test_one_program_for_all_masks(model):
     image = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    programs = model._programs.sampler.advance
+    programs = model._execution.programs.sampler.advance
     model.complete(image, ALL, [1, 2], progress=False)
     compiled = programs._cache_size()
     model.complete(image, pixels_of(np.arange(16) % 3 == 0), [4, 5], 7, progress=False)

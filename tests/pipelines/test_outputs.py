@@ -52,7 +52,7 @@ def test_a_single_input_and_repetition(model):
 
 
 def test_other_scales_seeds_and_indices_compile_nothing(model):
-    programs = model._programs
+    programs = model._execution.programs
     model.sample([0, 1], batch_size=2, progress=False)
     before = [f._cache_size() for f in (programs.sampler.advance, programs.decode)]
     stronger = dataclasses.replace(

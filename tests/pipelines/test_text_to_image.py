@@ -192,9 +192,9 @@ def test_from_weights_in_memory(folder, model, generate):
     with pytest.raises(ValueError, match="set_params"):
         made.sample(PROMPTS, **options)
     made.set_params(jax.tree.map(lambda x: 0.9 * x, stored["model"]))
-    before = made._programs.sampler.advance._cache_size()
+    before = made._execution.programs.sampler.advance._cache_size()
     assert (made.sample(PROMPTS, **options) != generate(PROMPTS)).any()
-    assert made._programs.sampler.advance._cache_size() == before == 1
+    assert made._execution.programs.sampler.advance._cache_size() == before == 1
 
 
 def test_sizes():
@@ -294,7 +294,7 @@ head.modulated_at_once = lambda *_: {at_once}
 model = TextToImage.load(sys.argv[1], mesh=MeshConfig(data=2, tensor=2))
 images = model.sample(["a cat", "x", "y"], size="12x8", seed=3, batch_size=2, progress=False)
 np.save(sys.argv[2], images)
-programs = model._programs
+programs = model._execution.programs
 sampler = programs.sampler
 assert [f._cache_size() for f in (sampler.begin, sampler.advance, programs.decode)] == [1, 1, 1]
 kernel = model.params["model"]["text"]["layers_0"]["mlp"]["up"]["kernel"]
