@@ -38,7 +38,7 @@ COMMANDS = {
         "bitdance_jax.cli.evaluate", "compute FID and other scores of images or of a tokenizer"
     ),
     "evaluate-prompts": Command(
-        "bitdance_jax.cli.prompts", "generate the images that GenEval or DPG-Bench score"
+        "bitdance_jax.cli.prompts", "generate the images that a benchmark of prompts scores"
     ),
     "sweep": Command(
         "bitdance_jax.cli.sweep", "compare guidance scales and numbers of head steps by their score"

@@ -1,8 +1,10 @@
-r"""`bitdance evaluate-prompts`: the images that GenEval and DPG-Bench score.
+r"""`bitdance evaluate-prompts`: the images that benchmarks of prompts score.
 
     bitdance evaluate-prompts --checkpoint MODEL --out geneval \
         --geneval evaluation_metadata_long.jsonl
     bitdance evaluate-prompts --checkpoint MODEL --out dpg --dpg dpg_bench/prompts
+    bitdance evaluate-prompts --checkpoint MODEL --out oneig --oneig OneIG-Bench.csv
+    bitdance evaluate-prompts --checkpoint MODEL --out tiif --tiif data/testmini_prompts
 
 The benchmark's own scorer then reads the folder.
 """
@@ -17,7 +19,13 @@ from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range, Seed
 from bitdance_jax.errors import ConfigError
-from bitdance_jax.evaluate.prompt_images import MAX_PER_PROMPT, Setting, generate_images
+from bitdance_jax.evaluate.prompt_images import (
+    MAX_IMAGES,
+    MAX_PER_PROMPT,
+    Benchmark,
+    Setting,
+    generate_images,
+)
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES
 from bitdance_jax.pipelines.weights import WeightType
@@ -25,7 +33,7 @@ from bitdance_jax.pipelines.weights import WeightType
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """Generates the images of the prompts of GenEval or DPG-Bench, as the released models did.
+    """Generates the images of the prompts of GenEval, DPG-Bench, OneIG-Bench or TIIF-Bench.
 
     The same command resumes: prompts whose files are complete are skipped. OUT.settings.json
     records the settings.
@@ -36,10 +44,13 @@ class Arguments(Config):
       geneval: evaluation_metadata_long.jsonl, the rewritten prompts of the released results,
         GenEval's own evaluation_metadata.jsonl, or lines like theirs: objects with a "prompt".
       dpg: DPG-Bench's folder of ID.txt, or a .json of {id: prompt}.
+      oneig: OneIG-Bench.csv, or OneIG-Bench-ZH.csv for the Chinese prompts.
+      tiif: TIIF-Bench's data/test_prompts or data/testmini_prompts, or one .jsonl of them.
+      name: of the model in the folders of OneIG-Bench and TIIF-Bench; default: its folder's.
       size: WIDTHxHEIGHT in pixels.
       seed: image j of prompt i depends on seed, i and j alone, up to rounding.
-      per_prompt: images of each prompt.
-      guidance_scale: default: 13.0 for GenEval and 7.5 for DPG-Bench.
+      per_prompt: images of each prompt; default: 4, for TIIF-Bench 1.
+      guidance_scale: default: 13.0 for GenEval, 7.5 for the others.
       head_steps: N of the head's solver.
       limit: only the first prompts; a later run may raise it.
       batch_size: images generated at a time by each copy of the model (--mesh.data times
@@ -58,9 +69,12 @@ class Arguments(Config):
     out: PathName
     geneval: PathName | None = None
     dpg: PathName | None = None
+    oneig: PathName | None = None
+    tiif: PathName | None = None
+    name: str | None = None
     size: str = "1024x1024"
     seed: Seed = 0
-    per_prompt: Annotated[int, Range(1, MAX_PER_PROMPT)] = 4
+    per_prompt: Annotated[int, Range(1, MAX_PER_PROMPT)] | None = None
     guidance_scale: float | None = None
     head_steps: HeadSteps = 50
     limit: Count | None = None
@@ -72,22 +86,35 @@ class Arguments(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.geneval is None) == (self.dpg is None):
+        if len(self._given) != 1:
             raise ConfigError(
-                "give one of --geneval evaluation_metadata_long.jsonl and --dpg PROMPTS, "
-                "a folder of ID.txt or a .json"
+                "give one of --geneval evaluation_metadata_long.jsonl, --dpg PROMPTS, a folder of "
+                "ID.txt or a .json, --oneig OneIG-Bench.csv and --tiif data/testmini_prompts"
             )
         self.setting()
 
+    @property
+    def _given(self) -> dict[Benchmark, str]:
+        """The prompts of each benchmark that is given."""
+        prompts: dict[Benchmark, str | None] = {
+            "GenEval": self.geneval,
+            "DPG-Bench": self.dpg,
+            "OneIG-Bench": self.oneig,
+            "TIIF-Bench": self.tiif,
+        }
+        return {name: path for name, path in prompts.items() if path is not None}
+
     def setting(self, mesh: MeshConfig | None = None) -> Setting:
+        ((benchmark, prompts),) = self._given.items()
         return Setting(
-            benchmark="DPG-Bench" if self.geneval is None else "GenEval",
-            prompts=self.geneval or self.dpg or "",
+            benchmark=benchmark,
+            prompts=prompts,
             checkpoint=self.checkpoint,
             out=self.out,
+            name=self.name,
             size=self.size,
             seed=self.seed,
-            per_prompt=self.per_prompt,
+            per_prompt=self.per_prompt or min(4, MAX_IMAGES.get(benchmark, 4)),
             guidance_scale=self.guidance_scale,
             head_steps=self.head_steps,
             limit=self.limit,

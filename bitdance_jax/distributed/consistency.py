@@ -24,11 +24,13 @@ _PATHS = {
     "held_out",
     "init",
     "npz",
+    "oneig",
     "out",
     "path",
     "paths",
     "prompts",
     "text_tokenizer",
+    "tiif",
     "tokenizer",
     "workdir",
 }

@@ -1,12 +1,8 @@
-"""Prompt files of GenEval and DPG-Bench, and the folder of images that their scorers read.
-
-The scorers: github.com/djghosh13/geneval, and dpg_bench of github.com/TencentQQGYLab/ELLA.
-"""
+"""The folder of images that a benchmark's scorer reads, and a prompt's files in it."""
 
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +19,7 @@ from bitdance_jax.errors import FileError, short
 from bitdance_jax.io import image_files, readers
 from bitdance_jax.io.atomic import remove_temporary_files, replace_file
 from bitdance_jax.io.locks import writer_lock
-from bitdance_jax.io.paths import local
 from bitdance_jax.pipelines.pipeline import common_description
-
-
-GENEVAL_PROMPTS = 553
 
 
 @dataclass(frozen=True)
@@ -35,10 +27,10 @@ class Prompt:
     """A prompt of a benchmark.
 
     Attributes:
-      name: of its image file, or of its folder for GenEval.
+      name: of its image file in the folder, without .png; for GenEval of its own folder.
       text: the prompt.
       where: its file and line, for messages.
-      line: of GenEval's file, unchanged; None for DPG-Bench.
+      line: of GenEval's file, unchanged; None for other benchmarks.
     """
 
     name: str
@@ -100,13 +92,6 @@ class Prompt:
             f"{self.name}/grid.png",
             *(f"{self.name}/samples/{j:04d}.png" for j in range(count)),
         ]
-
-
-@dataclass(frozen=True)
-class GenevalLine:
-    """The part of a line that is read here; the scorer reads the rest."""
-
-    prompt: str
 
 
 class ImageFolder:
@@ -203,70 +188,6 @@ class ImageFolder:
                 "use the same again, or choose another folder",
                 self._path,
             )
-
-
-def read_geneval(path: str) -> list[Prompt]:
-    """The prompts of a .jsonl with a "prompt" in each line, named 00000, 00001, ...
-
-    Empty lines are ignored.
-
-    Raises:
-      FileError: no such file, no prompts in it, or a line without a "prompt".
-    """
-    prompts: list[Prompt] = []
-    # Removes a byte order mark, which the scorer could not read.
-    lines = readers.read_text(path, readers.MAX_LIST_BYTES).encode()
-    for number, line in enumerate(lines.splitlines(keepends=True), 1):
-        where = f"line {number} of {path}"
-        if not line.strip():
-            continue
-        fix = 'a line must be an object with a text "prompt"'
-        entry: GenevalLine = readers.decode_json(line, GenevalLine, where=where, fix=fix)
-        prompts.append(Prompt(f"{len(prompts):05d}", entry.prompt, where, line))
-    if not prompts:
-        raise FileError(f"{path} has no prompts", path)
-    return prompts
-
-
-def compare_with_published(prompts: list[Prompt]) -> str:
-    """Whether the scores of these prompts can be compared with the published ones."""
-    published = "the published scores, 0.86 (14B-16x) and 0.85 (14B-64x),"
-    rewritten = f"the {GENEVAL_PROMPTS} rewritten prompts, evaluation_metadata_long.jsonl"
-    if all(prompt.text.startswith("a photo of ") for prompt in prompts):
-        return f"these are GenEval's original prompts; {published} are for {rewritten}"
-    if len(prompts) == GENEVAL_PROMPTS:
-        return f"{GENEVAL_PROMPTS} rewritten prompts; {published} are for such prompts"
-    return f"{published} are for {rewritten}, and these are {len(prompts)} other prompts"
-
-
-def read_dpg(path: str) -> list[Prompt]:
-    """The prompts of a folder of ID.txt, sorted by name, or of a .json of {id: prompt}.
-
-    Raises:
-      FileError: no such file or folder, no prompts or other contents in it, or ids that occur twice
-        or cannot be names of files.
-    """
-    if local(path).is_dir():
-        files = sorted(local(path).glob("*.txt"))
-        prompts = [Prompt(file.stem, readers.read_text(file).strip(), str(file)) for file in files]
-    else:
-        data = readers.read_bytes(path, readers.MAX_LIST_BYTES)
-        fix = "give DPG-Bench's prompts as {id: prompt}, each id once, or as a folder of ID.txt"
-        texts: dict[str, str] = readers.decode_json(
-            data, dict[str, str], where=path, fix=fix, unique=True
-        )
-        prompts = [Prompt(name, text, f"{name!r} of {path}") for name, text in texts.items()]
-    if not prompts:
-        raise FileError(f"{path} has no prompts", path)
-    for name in (prompt.name for prompt in prompts):
-        # The scorer reads the id up to the first dot.
-        if not re.fullmatch(r"[\w-]{1,200}", name, re.ASCII):
-            raise FileError(
-                f"{path}: the id {short(name)} cannot be the name of an image; "
-                "use letters, digits, _ and -",
-                path,
-            )
-    return prompts
 
 
 def _two_columns(

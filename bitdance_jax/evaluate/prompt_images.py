@@ -1,4 +1,4 @@
-"""Generates the images that GenEval and DPG-Bench score.
+"""Generates the images that GenEval, DPG-Bench, OneIG-Bench and TIIF-Bench score.
 
 All processes generate, each on its own devices. Process 0 finds out what is missing, and writes the
 folder for the benchmark's own scorer (`bitdance_jax.evaluate.prompt_files`).
@@ -20,30 +20,41 @@ from tqdm import tqdm
 from bitdance_jax.config import MeshConfig, SamplerConfig, to_dict
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.mesh import batch_parts
-from bitdance_jax.errors import ConfigError, FileError, UserError
-from bitdance_jax.evaluate.prompt_files import (
-    ImageFolder,
-    Prompt,
+from bitdance_jax.errors import ConfigError, FileError, UserError, short
+from bitdance_jax.evaluate.prompt_files import ImageFolder, Prompt
+from bitdance_jax.evaluate.prompt_lists import (
+    FOLDER_NAME,
     compare_with_published,
     read_dpg,
     read_geneval,
+    read_oneig,
+    read_tiif,
 )
 from bitdance_jax.io.model_lookup import fingerprint
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
-from bitdance_jax.pipelines.checks import parse_size
+from bitdance_jax.pipelines.checks import model_name, parse_size
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
 from bitdance_jax.pipelines.weights import WeightType
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 
 
-Benchmark = Literal["GenEval", "DPG-Bench"]
+Benchmark = Literal["GenEval", "DPG-Bench", "OneIG-Bench", "TIIF-Bench"]
 
-GUIDANCE: dict[Benchmark, float] = {"GenEval": 13.0, "DPG-Bench": 7.5}
-"""Guidance scales with which the released models were scored."""
+GUIDANCE: dict[Benchmark, float] = {
+    "GenEval": 13.0,
+    "DPG-Bench": 7.5,
+    "OneIG-Bench": 7.5,
+    "TIIF-Bench": 7.5,
+}
+"""Guidance scales: of GenEval and DPG-Bench those with which the released models were scored, of
+the others the released models' default."""
 
-DPG_IMAGES = 4
-"""Images of a prompt that DPG-Bench's scorer reads: it crops them from a grid of 2 by 2."""
+MAX_IMAGES: dict[Benchmark, int] = {"DPG-Bench": 4, "OneIG-Bench": 4, "TIIF-Bench": 1}
+"""Images of a prompt that the scorers read: one, or a grid of 2 by 2."""
+
+NAMED: tuple[Benchmark, ...] = ("OneIG-Bench", "TIIF-Bench")
+"""Benchmarks with a folder named after the model."""
 
 STRIDE = 2**20
 """Image j of prompt i is number j * STRIDE + i of the seed, whatever the number of either."""
@@ -57,9 +68,11 @@ class Setting:
 
     Attributes:
       benchmark: whose prompts and files.
-      prompts: for GenEval a .jsonl, for DPG-Bench a folder of ID.txt or a .json.
+      prompts: for GenEval a .jsonl, for DPG-Bench a folder of ID.txt or a .json, for OneIG-Bench a
+        .csv, for TIIF-Bench a .jsonl or a folder of them.
       checkpoint: text-to-image model folder, local or gs://.
       out: local folder.
+      name: of the model, in the folders of OneIG-Bench and TIIF-Bench; None: its folder's.
       size: WIDTHxHEIGHT in pixels.
       seed: of all images.
       per_prompt: images of each prompt.
@@ -71,13 +84,15 @@ class Setting:
       mesh: the devices.
 
     Raises:
-      ConfigError: `out` is not local, or DPG-Bench cannot score such images.
+      ConfigError: `out` is not local, the name cannot be a folder's, or the benchmark has no such
+        folder or cannot score such images.
     """
 
     benchmark: Benchmark
     prompts: str
     checkpoint: str
     out: str
+    name: str | None = None
     size: str = "1024x1024"
     seed: int = 0
     per_prompt: int = 4
@@ -92,18 +107,39 @@ class Setting:
         if "://" in self.out:
             raise ConfigError(f"out must be a local folder for the scorers, got {self.out}", "out")
         height, width = parse_size(self.size)
-        if self.benchmark == "DPG-Bench" and (height != width or self.per_prompt > DPG_IMAGES):
+        most = MAX_IMAGES.get(self.benchmark, MAX_PER_PROMPT)
+        if self.per_prompt > most:
             raise ConfigError(
-                f"DPG-Bench scores at most {DPG_IMAGES} square images of a prompt, "
-                f"got per_prompt={self.per_prompt} of {self.size}",
-                "size" if height != width else "per_prompt",
+                f"{self.benchmark} scores at most {most} of the images of a prompt, "
+                f"got per_prompt={self.per_prompt}",
+                "per_prompt",
             )
+        if self.benchmark == "DPG-Bench" and height != width:
+            raise ConfigError(f"DPG-Bench scores square images, got {self.size}", "size")
+        if self.name is not None and self.benchmark not in NAMED:
+            raise ConfigError(
+                f"{self.benchmark} has no folder of the model's name; omit name={self.name!r}",
+                "name",
+            )
+        name = self.model_folder
+        if name is not None and not FOLDER_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{short(name)} cannot be the model's folder; give its name with letters, digits, "
+                "_, +, . and -, such as name=bitdance",
+                "name",
+            )
+
+    @property
+    def model_folder(self) -> str | None:
+        """The name of the model's folders; None if the benchmark has none."""
+        if self.benchmark not in NAMED:
+            return None
+        return self.name or model_name(self.checkpoint).replace("/", "-")
 
 
 def generate_images(setting: Setting) -> None:
     """Generates and writes the images that are missing in the folder."""
-    is_geneval = setting.benchmark == "GenEval"
-    prompts = read_geneval(setting.prompts) if is_geneval else read_dpg(setting.prompts)
+    prompts = _read_prompts(setting)
     model = TextToImage.load(
         setting.checkpoint, mesh=setting.mesh, weights=setting.weights, lazy=True
     )
@@ -119,12 +155,25 @@ def generate_images(setting: Setting) -> None:
     limit = min(setting.limit or len(prompts), len(prompts))
     is_first = jax.process_index() == 0
     with multihost.entered_on_process_0(folder.open()):
-        if is_geneval and is_first:
+        if setting.benchmark == "GenEval" and is_first:
             print(f"note: {compare_with_published(prompts)}", file=sys.stderr)
         count = _generate_missing(folder, model, prompts, limit, setting, sampler)
     if is_first:
         now = f" ({count} generated now)" if count < limit else ""
         print(f"{setting.per_prompt} images of each of {limit} prompts in {setting.out}{now}")
+
+
+def _read_prompts(setting: Setting) -> list[Prompt]:
+    name = setting.model_folder or ""
+    match setting.benchmark:
+        case "GenEval":
+            return read_geneval(setting.prompts)
+        case "DPG-Bench":
+            return read_dpg(setting.prompts)
+        case "OneIG-Bench":
+            return read_oneig(setting.prompts, name)
+        case "TIIF-Bench":
+            return read_tiif(setting.prompts, name)
 
 
 def _generate_missing(
@@ -222,5 +271,6 @@ def _recorded(setting: Setting, prompts: list[Prompt], sampler: SamplerConfig) -
         "size": f"{width}x{height}",
         "seed": setting.seed,
         "per_prompt": setting.per_prompt,
+        **({} if setting.model_folder is None else {"name": setting.model_folder}),
         **to_dict(sampler),
     }

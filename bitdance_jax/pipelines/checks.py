@@ -4,6 +4,7 @@ Each function returns the value, or raises a UserError.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,7 +101,7 @@ def first_index(value: Any, count: int) -> int:
 
 def model_name(folder: str) -> str:
     """A name for the model in a folder: the folder's, with the run's if it is a run's `model`."""
-    parts = Path(folder).parts[-2:]
+    parts = Path(os.path.abspath(folder)).parts[-2:]
     return "/".join(parts) if parts[-1:] == ("model",) else parts[-1]
 
 

@@ -1,4 +1,4 @@
-"""The images of GenEval's and DPG-Bench's prompts, from a small text-to-image model."""
+"""The images of benchmarks' prompts, from a small text-to-image model."""
 
 import functools
 import json
@@ -18,12 +18,8 @@ from bitdance_jax.cli import prompts as prompts_command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.evaluate import prompt_images as prompts
-from bitdance_jax.evaluate.prompt_files import (
-    Prompt,
-    compare_with_published,
-    read_dpg,
-    read_geneval,
-)
+from bitdance_jax.evaluate.prompt_files import Prompt
+from bitdance_jax.evaluate.prompt_lists import compare_with_published, read_dpg, read_geneval
 from bitdance_jax.io import image_files
 from bitdance_jax.io.locks import writer_lock
 from bitdance_jax.pipelines import toy_text_to_image
@@ -179,6 +175,65 @@ def test_dpg(command, quick, kind):
     assert [call["texts"] for call in quick] == batches
 
 
+ONEIG = """category,id,prompt_{language},type,prompt_length,class
+Anime_Stylization,000,"a ""chibi"" cat,
+asleep",NP,short,chibi
+Portrait,000,a man,P,short,None
+Knowledge_Reasoning,017,a cell,NP,short,None
+"""
+
+
+@pytest.mark.parametrize("language", ["en", "cn"])
+def test_oneig(command, quick, language):
+    """A grid for each prompt: CATEGORY'S FOLDER/MODEL/ID.png."""
+    Path("OneIG.csv").write_text(ONEIG.format(language=language))
+    assert command("--oneig", "OneIG.csv", "--out", "out", "--limit", "2") == 0
+    assert command("--oneig", "OneIG.csv", "--out", "out") == 0
+    assert sorted(contents("out")) == [
+        "anime/toy/000.png",
+        "human/toy/000.png",
+        "reasoning/toy/017.png",
+    ]
+    quarters = np.array([[2, 52], [102, 152]], np.uint8).repeat(32, 0).repeat(32, 1)
+    image = image_files.load_image("out/reasoning/toy/017.png")
+    np.testing.assert_array_equal(image, np.stack([quarters] * 3, -1))
+    assert quick[0]["texts"] == ['a "chibi" cat,\nasleep', "a man", "a cell", "a cell"]
+    assert quick[0]["sampler"].guidance_scale == 7.5
+
+
+def tiif(kind: str, prompt: str, **fields: str) -> str:
+    line = {"type": kind, "short_description": prompt, "long_description": f"long {prompt}"}
+    return json.dumps(line | fields) + "\n"
+
+
+def test_tiif(command, quick, capsys):
+    """One image of each description, numbered by the line in its file."""
+    Path("prompts").mkdir()
+    Path("prompts/b_prompts.jsonl").write_text(
+        tiif("action+3d", "a") + "\n" + tiif("action+3d", "b")
+    )
+    Path("prompts/a_prompts.jsonl").write_text(tiif("text", "c", yn_question_list="Is it c?"))
+    Path("prompts/notes.txt").touch()
+    flags = ["--tiif", "prompts", "--batch-size", "2"]
+    assert command(*flags, "--out", "out", "--name", "bitdance-14b") == 0
+    lines = [("text", 0), ("action+3d", 0), ("action+3d", 1)]
+    names = [
+        f"{kind}/bitdance-14b/{length}_description/{index}.png"
+        for kind, index in lines
+        for length in ("short", "long")
+    ]
+    assert sorted(contents("out")) == sorted(names)
+    texts = [text for call in quick for text in call["texts"]]
+    assert texts == ["c", "long c", "a", "long a", "b", "long b"]
+    for i, name in enumerate(names):
+        image = image_files.load_image(f"out/{name}")
+        assert image.shape == (32, 32, 3) and np.all(image == i)
+    assert command(*flags, "--out", "out", "--name", "other") == 2
+    assert "name 'bitdance-14b', requested 'other'" in capsys.readouterr().err
+    assert command("--tiif", "prompts/b_prompts.jsonl", "--out", "one") == 0
+    assert len(contents("one")) == 4
+
+
 def test_released_settings(command, quick):
     released = SamplerConfig(head_steps=50, guidance_scale=13.0, guidance_schedule="constant")
     assert command("--geneval", "geneval.jsonl", "--out", "g") == 0
@@ -320,6 +375,26 @@ def test_an_image_that_cannot_be_written_is_an_error(command, quick, monkeypatch
         (["--dpg", "x"], b'{"a/b": "a"}', "x.*'a/b'"),
         (["--dpg", "x"], b'{"1.5": "a"}', "x.*'1.5'"),
         (["--dpg", "x"], b'{"1": "a", "q": "%s"}' % (b"x" * 1100), "'q' of x: .*'xxx"),
+        (["--oneig", "x"], b"a cat", "x .*category, id"),
+        (["--oneig", "x"], b"category,id,prompt_en,prompt_cn\n", "x .*either"),
+        (["--oneig", "x"], b"category,id,prompt_en\n", "x has no prompts"),
+        (["--oneig", "x"], b"category,id,prompt_en\nCats,000,a", "line 2 of x.*'Cats'.*Portrait"),
+        (["--oneig", "x"], b"category,id,prompt_en\nPortrait,7,a", "line 2 of x.*'7'.*007"),
+        (["--oneig", "x"], b"category,id,prompt_en\nPortrait", "line 2 of x.*three digits"),
+        (["--oneig", "x"], b"category,id,prompt_en\nPortrait,007", "line 2 of x.* empty"),
+        (["--oneig", "x"], b'category,id,prompt_en\nPortrait,007,"a', "line 2 of x cannot be read"),
+        (
+            ["--oneig", "x"],
+            b"category,id,prompt_en\nPortrait,007,a\nPortrait,007,b",
+            "line 3 of x and line 2 of x both name .*human/toy/007.png",
+        ),
+        (["--oneig", "x", "--name", "a/b"], b"", "'a/b' cannot .*--name bitdance"),
+        (["--dpg", "x", "--name", "a"], b"", "DPG-Bench .*omit --name a"),
+        (["--tiif", "none"], b"", "none"),
+        (["--tiif", "x"], b"", "x has no prompts"),
+        (["--tiif", "x"], b'{"type": "a", "short_description": "b"}', "line 1 of x.*long_desc"),
+        (["--tiif", "x"], tiif("../a", "b").encode(), "line 1 of x: the type '../a'"),
+        (["--tiif", "x", "--per-prompt", "2"], b"", "--per-prompt"),
         (["--dpg", "x", "--size", "128x64"], b'{"1": "a"}', "128x64"),
         (["--dpg", "x", "--per-prompt", "5"], b'{"1": "a"}', "--per-prompt"),
         (["--geneval", "x", "--limit", "0"], LINES[0], "--limit"),
