@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, TypeVar
 
 
@@ -13,7 +13,7 @@ _END = object()
 
 async def in_thread(
     make: Callable[[], Generator[T, None, None]], lock: threading.Lock
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """The items of `make()`, each computed on request in a thread that holds the lock throughout.
 
     The caller may stop at any moment without waiting for the current item; after that item the

@@ -1,21 +1,18 @@
 """The web page: its layout, and the gallery that fills while images are generated."""
 
-import dataclasses
-import logging
 import os
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Generator
+from typing import Any
 
 import numpy as np
 
 from bitdance_jax.app.background import in_thread
-from bitdance_jax.app.page_inputs import MAX_IMAGES, make_inputs
-from bitdance_jax.errors import ConfigError, UserError
+from bitdance_jax.app.generation import Request, failure, generate, options
+from bitdance_jax.app.page_inputs import make_inputs
 from bitdance_jax.io.image_files import save_png
-from bitdance_jax.pipelines.partial_images import Partial
 from bitdance_jax.pipelines.pipeline import Pipeline
 
 
@@ -23,9 +20,6 @@ ABOUT = (
     "Generates images with BitDance: patch after patch, each in a few steps of a diffusion over "
     "bits. They appear while they are generated."
 )
-
-PREVIEWS = 16
-"""About how often unfinished images are shown."""
 
 STYLE = """
 #images .grid-container {
@@ -44,55 +38,6 @@ STYLE = """
 """
 """As many images side by side as the screen has room for, with captions below them. On a phone the
 gallery, except for an enlarged image, is as high as its images."""
-
-
-class Request(NamedTuple):
-    """The values of the page's input fields.
-
-    Attributes:
-      subject: the prompt, or the numbers of the classes.
-      size: WIDTHxHEIGHT; fixed for a class-conditional model.
-      images: of the prompt, or of each class.
-      seed, steps, guidance: as in `SamplerConfig`.
-    """
-
-    subject: str | Sequence[int]
-    size: str
-    images: int
-    seed: int
-    steps: int
-    guidance: float
-
-
-def generate(model: Pipeline, request: Request) -> Iterator[Partial]:
-    """The images of a request while they are generated.
-
-    Raises:
-      ConfigError: a field is empty, or the model cannot generate this.
-    """
-    for name, value in request._asdict().items():
-        if value is None:  # Gradio's value of an emptied field
-            raise ConfigError(f"{name} is empty; fill it in", name)
-    total = len(captions(model, request))
-    if total > MAX_IMAGES:
-        raise ConfigError(f"{total} images are too many at a time; at most {MAX_IMAGES}", "images")
-    if model.kind == "class_conditional" and not request.subject:
-        raise ConfigError("choose at least one class", "subject")
-    every = max(1, model.num_patches(request.size) // PREVIEWS)
-    return model.sample_steps(request.subject, every=every, **options(model, request))
-
-
-def options(model: Pipeline, request: Request) -> dict[str, Any]:
-    """Arguments of `Pipeline.sample_steps` and `metadata`."""
-    sampler = dataclasses.replace(
-        model.sampler, head_steps=request.steps, guidance_scale=float(request.guidance)
-    )
-    return {
-        "seed": request.seed,
-        "images_per_input": request.images,
-        "size": request.size,
-        "sampler": sampler,
-    }
 
 
 def captions(model: Pipeline, request: Request) -> list[str | None]:
@@ -121,11 +66,7 @@ class Updates:
             async for update in in_thread(lambda: self._of_request(Request(*fields)), self._lock):
                 yield update
         except Exception as error:
-            message = str(error)
-            if not isinstance(error, UserError):
-                # For example a full device; a smaller request may succeed.
-                logging.exception("a request failed")
-                message = type(error).__name__ + ": " + message.partition("\n")[0]
+            message = failure(error)
             gradio.Warning(message)
             yield gradio.skip(), message
 

@@ -1,4 +1,4 @@
-"""Which requests the web page's server accepts, and how to reach it behind a proxy."""
+"""Which requests the servers accept, and how to reach the web page's behind a proxy."""
 
 import contextlib
 import ipaddress
@@ -17,6 +17,11 @@ BODY_BYTES = 2**20
 """The largest body of a request; the page sends smaller ones."""
 
 
+def plain_text(status: int, reason: str) -> tuple[str, str]:
+    """The content type and the body of the answer to a refused request."""
+    return "text/plain; charset=utf-8", f"{reason}\n"
+
+
 class Guard:
     """ASGI middleware that accepts requests for this host from its own pages or none; no uploads.
 
@@ -26,15 +31,20 @@ class Guard:
     """
 
     def __init__(
-        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], names: Collection[str] = ()
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        names: Collection[str] = (),
+        answer: Callable[[int, str], tuple[str, str]] = plain_text,
     ) -> None:
         """
         Args:
           app: the server.
           names: of the host, besides "localhost" and IP addresses; one that begins with a dot
             matches all names that end in it.
+          answer: see `plain_text`.
         """
         self._app = app
+        self._answer = answer
         self._names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,10 +54,10 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            status, text = refusal
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": f"{text}\n".encode()})
+            kind, body = self._answer(*refusal)
+            headers = [(b"content-type", kind.encode()), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": refusal[0], "headers": headers})
+            await send({"type": "http.response.body", "body": body.encode()})
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason of a refused request; None for an accepted one."""
@@ -59,7 +69,7 @@ class Guard:
         if not self._is_own(host):
             return (
                 403,
-                f"{host!r} is not a name of this page; start it with --names NAME to add one",
+                f"{host!r} is not a name of this server; start it with --names NAME to add one",
             )
         origin = headers["origin"].partition("://")[2] if "origin" in headers else host
         if origin.lower() != host.lower() and not self._is_named(origin):
@@ -100,7 +110,7 @@ def _refusal_of_body(headers: dict[str, str]) -> tuple[int, str] | None:
         int(length)
         and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json"
     ):
-        return 415, "this page accepts JSON, and no uploads"
+        return 415, "only JSON is accepted (Content-Type: application/json), and no uploads"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The input fields of the web page, in the order of `page.Request`."""
+"""The input fields of the web page, in the order of `generation.Request`."""
 
 from collections.abc import Callable
 from typing import Any

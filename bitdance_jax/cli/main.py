@@ -50,6 +50,9 @@ COMMANDS = {
         "bitdance_jax.cli.plan", "estimate memory and speed on devices that need not be present"
     ),
     "app": Command("bitdance_jax.app.serve", "serve a web page that generates images"),
+    "serve": Command(
+        "bitdance_jax.app.api_server", "serve an HTTP API that generates images, as OpenAI's does"
+    ),
     "toy-text-to-image": Command(
         "bitdance_jax.cli.toy_text_to_image", "write a small random text-to-image model for tests"
     ),

@@ -179,11 +179,26 @@ def save_png(
     Raises:
       FileError: it cannot be written (permissions, full disk).
     """
+    with replace_file(path, "the image ") as temporary:
+        _write_png(temporary, image, text)
+
+
+def png_bytes(
+    image: UInt8[np.ndarray, "H W 3"], *, text: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    """The content of the file that `save_png` writes."""
+    file = io.BytesIO()
+    _write_png(file, image, text)
+    return file.getvalue()
+
+
+def _write_png(
+    file: Path | io.BytesIO, image: UInt8[np.ndarray, "H W 3"], text: Mapping[str, str]
+) -> None:
     chunks = PngInfo()
     for keyword, value in text.items():
         chunks.add_text(keyword, value.replace("\0", " "))
-    with replace_file(path, "the image ") as temporary:
-        Image.fromarray(image).save(temporary, format="PNG", pnginfo=chunks)
+    Image.fromarray(image).save(file, format="PNG", pnginfo=chunks)
 
 
 def check_grid(count: int, height: int, width: int) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from bitdance_jax import ConfigError, FileError, UserError
 from bitdance_jax.app import page as page_module
 from bitdance_jax.app import serve as app
-from bitdance_jax.app.page import Request, generate
+from bitdance_jax.app.generation import Request, generate
 from bitdance_jax.app.page_inputs import PROMPTS, max_per_class
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.load import load
