@@ -52,7 +52,6 @@ from bitdance_jax.distributed.mesh import batch_sharding, make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
 from bitdance_jax.models import class_conditional, prompt_rows, text_to_image
-from bitdance_jax.nn import quantize
 from bitdance_jax.nn.attention import Kernel
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.perf.hardware import chip_of
@@ -461,7 +460,7 @@ def prompt_weights(config: TextToImageConfig, mesh: Any, dtype: jnp.dtype, weigh
         if how is None:
             return None
         array = jax.device_put(normal(leaf.shape, how.dtype), how.sharding)
-        return quantize.quantize(array) if how.int8 else array
+        return how.store(names, array)
 
     def drop(tree: Any) -> Any:
         if not isinstance(tree, dict):
@@ -510,6 +509,7 @@ PARTS: dict[str, Callable[[bool], Result]] = {
     "sample_b_1x": sample("b_1x", head_steps=(25,)),
     "train_h_1x": train("h_1x", 128, attention="cudnn"),
     "t2i_14b_64x_int8": draw_prompt("14b_64x", "int8"),
+    "t2i_14b_64x_int4": draw_prompt("14b_64x", "int4"),
     "train_b_16x": train("b_16x", 256, attention="cudnn"),
     "train_b_1x_xla": train("b_1x", 256, attention="xla"),
     "tokenizer": tokenizer,

@@ -21,7 +21,7 @@ from bitdance_jax.distributed.mesh import (
     batch_parts,
     num_parts,
 )
-from bitdance_jax.distributed.sharding import parameter_spec
+from bitdance_jax.distributed.sharding import part_spec
 
 
 ACTIVATIONS: dict[str, str | tuple[str, ...]] = {
@@ -109,7 +109,14 @@ class _Gathering(NamedTuple):
     original: jnp.dtype
 
 
-def gathered(kernel: Array, name: str, dtype: DTypeLike, *, sums: DTypeLike | None = None) -> Array:
+def gathered(
+    kernel: Array,
+    name: str,
+    dtype: DTypeLike,
+    *,
+    sums: DTypeLike | None = None,
+    of: tuple[int, ...] | None = None,
+) -> Array:
     """A parameter in the compute type, gathered over "fsdp" and still sharded over "tensor".
 
     It is converted before it is gathered. Its gradient is reduced and scattered: each device gets
@@ -121,6 +128,7 @@ def gathered(kernel: Array, name: str, dtype: DTypeLike, *, sums: DTypeLike | No
       dtype: the compute type.
       sums: dtype of the gradient and of its sum over devices, hence of the result (whose values are
         still rounded to the compute type); None: the compute type.
+      of: shape of the parameter, if the kernel is a part of it (`sharding.part_spec`).
     """
     mesh = jax.sharding.get_abstract_mesh()
     dtype = jnp.dtype(dtype)
@@ -130,7 +138,7 @@ def gathered(kernel: Array, name: str, dtype: DTypeLike, *, sums: DTypeLike | No
             return kernel.astype(dtype)
         specs = None
     else:
-        spec = parameter_spec(mesh, name, kernel.shape)
+        spec = part_spec(mesh, name, of or kernel.shape, kernel.shape)
         specs = spec, P(*map(_without_fsdp, spec))
     return _gather(kernel, _Gathering(specs, dtype, result, kernel.dtype))
 

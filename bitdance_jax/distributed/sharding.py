@@ -110,6 +110,23 @@ def parameter_spec(mesh: AnyMesh, name: str, shape: tuple[int, ...], *, rules: R
     return P(*axes)
 
 
+def part_spec(mesh: AnyMesh, name: str, shape: tuple[int, ...], part: tuple[int, ...]) -> P:
+    """The mesh axes of an array that belongs to a parameter, such as its scales.
+
+    Args:
+      mesh, name, shape: of the parameter, as `parameter_spec`.
+      part: shape of the array, of the same rank. What the mesh axes do not divide is not split.
+    """
+    spec = parameter_spec(mesh, name, shape)
+    axes = [*spec, *[None] * (len(part) - len(spec))]
+    return P(
+        *(
+            None if size % num_parts(mesh, names) else names
+            for names, size in zip(axes, part, strict=True)
+        )
+    )
+
+
 def _find(name: str, rules: Rules) -> P | None:
     return next((spec for pattern, spec in rules if re.search(rf"(^|/)({pattern})$", name)), None)
 

@@ -27,7 +27,7 @@ from bitdance_jax.heads.dit import (
 )
 from bitdance_jax.heads.flow_matching import FlowNoise
 from bitdance_jax.heads.protocols import Guide, Solver
-from bitdance_jax.nn import linear
+from bitdance_jax.nn import linear, quantize
 from bitdance_jax.nn.layers import FusedDense, head_init
 from bitdance_jax.nn.stack import stacked
 
@@ -148,7 +148,10 @@ class FlowHead(nn.Module):
     ) -> "PreparedPatch":
         """What `predict` needs beside the noisy bits of one patch."""
         condition = self.embed_condition(states)
-        if modulated_at_once(states.shape[0] * states.shape[1], *times.shape):
+        # Whoever stores weights in int4 is short of memory.
+        if not quantize.is_int4(self.variables) and modulated_at_once(
+            states.shape[0] * states.shape[1], *times.shape
+        ):
             return self._modulation(times[:, None, None], condition)
         return TimesAndCondition(times, condition)
 

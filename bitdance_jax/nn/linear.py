@@ -2,8 +2,9 @@
 
 Without that, if a product sums over an axis of a kernel that is sharded over "fsdp", the compiler
 shards the activations in the same way, or turns the product into a ring of small ones. Both cost
-TPUs several times the product (`bitdance plan` shows it). The kernels of Dense and DenseGeneral may
-be `quantize.Int8Kernel`, and may have adapters beside them (`nn.lora.attached`).
+TPUs several times the product (`bitdance plan` shows it). The kernels of Dense and DenseGeneral and
+the table of Embed may be `quantize.Quantized`; kernels may have adapters beside them
+(`nn.lora.attached`).
 
 The gradient of a weight is a product that sums over rows, on each device and then over the devices
 that have other rows. JAX computes it in the type of the forward product; within
@@ -16,12 +17,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from bitdance_jax.distributed.constraints import gathered
 from bitdance_jax.nn import lora
-from bitdance_jax.nn.quantize import Int8Kernel
+from bitdance_jax.nn.quantize import Quantized
 
 
 gradient_sums: Any = jax.make_user_context(default_value=None)
@@ -35,8 +37,9 @@ class _Gathered:
         if name not in ("kernel", "embedding"):
             return array
         path = "/".join((*self.path, name))  # type: ignore[attr-defined]
-        if isinstance(array, Int8Kernel):
-            return jax.tree.map(lambda part: gathered(part, path, part.dtype), array)
+        if isinstance(array, Quantized):
+            shape = array.values.shape
+            return jax.tree.map(lambda part: gathered(part, path, part.dtype, of=shape), array)
         sums = gradient_sums.value if name == "kernel" else None
         return gathered(array, path, self.dtype or array.dtype, sums=sums)  # type: ignore[attr-defined]
 
@@ -68,31 +71,35 @@ def product(inputs: Array, kernel: Array) -> Array:
 
 
 def _promote(
-    inputs: Array, kernel: Array | Int8Kernel, bias: Array | None, *, dtype: Any
+    inputs: Array, kernel: Array | Quantized, bias: Array | None, *, dtype: Any
 ) -> tuple[Any, Any, Any]:
     if gradient_sums.value is not None:
         # A bias that is added in the sums' type has its gradient summed in it.
         return inputs.astype(dtype), kernel, bias
-    if not isinstance(kernel, Int8Kernel):
+    if not isinstance(kernel, Quantized):
         return tuple(promote_dtype(inputs, kernel, bias, dtype=dtype))
     inputs, bias = promote_dtype(inputs, bias, dtype=dtype)
     return inputs, kernel, bias
 
 
 def _product(
-    inputs: Array, kernel: Array | Int8Kernel, dimensions: Any, precision: Any = None
+    inputs: Array, kernel: Array | Quantized, dimensions: Any, precision: Any = None
 ) -> Array:
-    if not isinstance(kernel, Int8Kernel):
+    if not isinstance(kernel, Quantized):
         product = functools.partial(
             jax.lax.dot_general, dimension_numbers=dimensions, precision=precision
         )
         return _apply(product, functools.partial(_dot_gradient, dtype=kernel.dtype), inputs, kernel)
     # Without the barrier the compiler could convert the weights of all layers before the first one
     # runs.
-    inputs, weights = jax.lax.optimization_barrier((inputs, kernel.int8))
+    inputs, quantized = jax.lax.optimization_barrier((inputs, kernel))
+    if len(quantized.scale) > 1:
+        weights = quantized.dequantized(inputs.dtype)
+        return jax.lax.dot_general(inputs, weights, dimensions, precision)
     # In the compute type, in which devices exchange their parts of the sum.
-    y = jax.lax.dot_general(inputs, weights.astype(inputs.dtype), dimensions, precision)
-    return (y * kernel.scale[0]).astype(inputs.dtype)
+    weights = quantized.values.astype(inputs.dtype)
+    y = jax.lax.dot_general(inputs, weights, dimensions, precision)
+    return (y * quantized.scale[0]).astype(inputs.dtype)
 
 
 def _convolution(
@@ -221,3 +228,10 @@ class Conv(_Linear, nn.Conv):
 
 class Embed(_Gathered, nn.Embed):
     """flax.linen.Embed."""
+
+    def __call__(self, inputs: Array) -> Array:
+        table = self.embedding
+        if not isinstance(table, Quantized):
+            return super().__call__(inputs)
+        rows = jax.tree.map(lambda part: jnp.take(part, inputs, axis=0), table)
+        return rows.dequantized(self.dtype or jnp.float32)

@@ -17,7 +17,7 @@ from bitdance_jax.distributed.mesh import AXES, batch_parts, num_parts
 from bitdance_jax.errors import ResourceError
 from bitdance_jax.heads.make import make_head
 from bitdance_jax.models import text_to_image as model
-from bitdance_jax.nn.quantize import QUANTIZED
+from bitdance_jax.nn import quantize
 from bitdance_jax.perf.hardware import device_memory
 from bitdance_jax.pipelines.tokenizer import chunk_size
 from bitdance_jax.sampling.guidance import rows_of_image
@@ -41,7 +41,7 @@ class Setting:
 
     Attributes:
       config: of the model.
-      weights: storage type of the weights, or "int8".
+      weights: storage type of the weights (`weights.WeightType`).
       dtype: compute type.
       mesh: sizes of the axes: data, fsdp, tensor.
       size: height and width in pixels.
@@ -97,6 +97,10 @@ def _others(setting: Setting) -> Iterator[tuple[str, Setting]]:
     if setting.images > 1:
         yield "batch_size=1", dataclasses.replace(setting, images=1)
         yield "weights='int8' and batch_size=1", dataclasses.replace(small, images=1)
+    smallest = dataclasses.replace(setting, weights="int4")
+    yield "weights='int4'", smallest
+    if setting.images > 1:
+        yield "weights='int4' and batch_size=1", dataclasses.replace(smallest, images=1)
     for devices in (2, 4, 8):
         if devices > math.prod(setting.mesh):
             yield (
@@ -143,7 +147,9 @@ def _head(setting: Setting, rows: int) -> float:
         tokens_per_step=config.tokens_per_step,
         dtype=setting.dtype,
     )
-    return head.sampling_bytes(rows, solver.num_evaluations)
+    # With int4 weights the modulation is computed at each evaluation (`FlowHead.prepare_patch`).
+    evaluations = 1 if setting.weights == "int4" else solver.num_evaluations
+    return head.sampling_bytes(rows, evaluations)
 
 
 def _activations(setting: Setting, mesh: AbstractMesh) -> float:
@@ -167,16 +173,23 @@ def _activations(setting: Setting, mesh: AbstractMesh) -> float:
 
 
 def _weights(setting: Setting, mesh: AbstractMesh) -> float:
-    is_int8 = setting.weights == "int8"
-    item_bytes = jnp.dtype(setting.dtype if is_int8 else setting.weights).itemsize
+    quantized = setting.weights in quantize.FORMATS
+    dtype = jnp.dtype(setting.dtype if quantized else setting.weights)
     shapes, decoder = _shapes(setting.config)
-    total = float(item_bytes * decoder)
+    total = float(dtype.itemsize * decoder)
     for name, shape in shapes.items():
-        spec = sharding.parameter_spec(mesh, name, shape)
-        parts = math.prod(num_parts(mesh, axes) for axes in spec)
-        quantized = is_int8 and QUANTIZED.search(name)
-        total += math.prod(shape) / parts * (1 if quantized else item_bytes)
+        weight = jax.ShapeDtypeStruct(shape, dtype)
+        for part in jax.tree.leaves(_stored(weight, name, setting.weights)):
+            spec = sharding.part_spec(mesh, name, shape, part.shape)
+            parts = math.prod(num_parts(mesh, axes) for axes in spec)
+            total += quantize.num_bytes(part) / parts
     return total
+
+
+@functools.cache
+def _stored(weight: jax.ShapeDtypeStruct, name: str, weights: str) -> Any:
+    how = quantize.chosen(name, weights)
+    return weight if how is None else quantize.abstract(weight, how, name)
 
 
 @functools.cache

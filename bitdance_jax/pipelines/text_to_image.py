@@ -33,7 +33,7 @@ from bitdance_jax.io.orbax_weights import StoredArray
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.prompt_rows import Prompt, ShownImage, pad_prompts, prefix_rows
 from bitdance_jax.models.text_to_image import MAX_PROMPT, Prefixes
-from bitdance_jax.nn import lora, quantize
+from bitdance_jax.nn import lora
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.pipelines import checks, given_images, image_prompts, memory
 from bitdance_jax.pipelines.answers import LM_HEAD, AnswerProgram
@@ -413,7 +413,7 @@ class TextToImage(Pipeline):
         if self._adapters is not None and path[-1] == "kernel" and a is not None:
             merge = jax.jit(lora.merged, out_shardings=how.sharding, donate_argnums=0)
             array = merge(array, a, b, self._adapters.config.scale)
-        return quantize.quantize(array) if how.int8 else array
+        return how.store(path, array)
 
     def _read_tokenizer(self) -> Params:
         """The decoder, and the encoder, which sampling does not read."""

@@ -1,7 +1,8 @@
 """How weights are stored on the devices for sampling: types, shardings, quantization."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,9 +22,9 @@ from bitdance_jax.perf import hardware
 
 Params = dict[str, Any]
 
-WeightType = Literal["float32", "bfloat16", "int8"]
-"""The type that weights are stored in; "int8" (`bitdance_jax.nn.quantize`) is for all but 5 % of a
-released model's weights, and the others are stored in the compute type."""
+WeightType = Literal["float32", "bfloat16", "int8", "fp8", "int4"]
+"""The type that weights are stored in. The last three (`bitdance_jax.nn.quantize`) are for most of
+a released model's weights; the others are stored in the compute type."""
 
 
 def weight_dtype(path: Sequence[str], dtype: DTypeLike) -> jnp.dtype:
@@ -48,11 +49,36 @@ def sampling_params(params: Params, dtype: DTypeLike) -> Params:
 
 
 class Stored(NamedTuple):
-    """How a weight is stored: its sharding, its type, and whether it is then quantized."""
+    """How a weight is stored.
+
+    Attributes:
+      sharding: of the weight.
+      dtype: its type, before it is quantized.
+      quantization: how it is quantized; None: it is not.
+      parts: shardings of the quantized weight's arrays.
+    """
 
     sharding: NamedSharding
     dtype: jnp.dtype
-    int8: bool
+    quantization: quantize.Format | None = None
+    parts: Any = None
+
+    def store(self, path: Sequence[str], array: Array) -> Any:
+        """What sampling keeps of a weight with this sharding and type."""
+        if self.quantization is None:
+            return array
+        axis = quantize.input_axis("/".join(path))
+        return _quantizer(self.quantization, axis, *jax.tree.leaves(self.parts))(array)
+
+
+@functools.cache
+def _quantizer(
+    how: quantize.Format, axis: int, values: NamedSharding, scale: NamedSharding
+) -> Callable[[Array], quantize.Quantized]:
+    return jax.jit(
+        functools.partial(quantize.quantize, how=how, axis=axis),
+        out_shardings=quantize.Quantized(values, scale),
+    )
 
 
 def stored_as(
@@ -70,10 +96,20 @@ def stored_as(
         return None
     # The decoder is small, but its activations are not: it is replicated, and the image sharded.
     replicated = path[0] == "tokenizer"
-    spec = P() if replicated else sharding.parameter_spec(mesh, "/".join(path), shape)
-    int8 = weights == "int8" and quantize.QUANTIZED.search("/".join(path[1:])) is not None
-    stored = dtype if weights == "int8" else jnp.dtype(weights)
-    return Stored(NamedSharding(mesh, spec), weight_dtype(path, stored), int8)
+    name = "/".join(path)
+    spec = P() if replicated else sharding.parameter_spec(mesh, name, shape)
+    how = None if replicated else quantize.chosen(name, weights)
+    whole = dtype if weights in quantize.FORMATS else jnp.dtype(weights)
+    stored = Stored(NamedSharding(mesh, spec), weight_dtype(path, whole), how)
+    if how is None:
+        return stored
+    parts = quantize.abstract(jax.ShapeDtypeStruct(shape, stored.dtype), how, name)
+    return stored._replace(
+        parts=jax.tree.map(
+            lambda part: NamedSharding(mesh, sharding.part_spec(mesh, name, shape, part.shape)),
+            parts,
+        )
+    )
 
 
 def place(mesh: Mesh, params: Params, dtype: jnp.dtype, weights: str) -> Params:
@@ -84,7 +120,7 @@ def place(mesh: Mesh, params: Params, dtype: jnp.dtype, weights: str) -> Params:
         stored = stored_as(mesh, path, array.shape, dtype, weights)
         if stored is not None:
             array = jax.device_put(jnp.asarray(array, stored.dtype), stored.sharding)
-            placed[path] = quantize.quantize(array) if stored.int8 else array
+            placed[path] = stored.store(path, array)
     return traverse_util.unflatten_dict(placed)
 
 

@@ -1,7 +1,6 @@
 """Compiles a program and estimates its memory and time: the plan that is reported and ranked."""
 
 import dataclasses
-import math
 import re
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 
 from bitdance_jax.errors import ResourceError, UserError
+from bitdance_jax.nn.quantize import num_bytes
 from bitdance_jax.perf.hardware import Chip, chip_of
 from bitdance_jax.plan import hlo
 from bitdance_jax.plan.cost import Cost, costs
@@ -129,9 +129,10 @@ def resident_bytes(program: Program) -> int:
         for leaf in jax.tree.leaves(program.arguments)
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     ]
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in arrays
+    shards = (
+        jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in arrays
     )
+    return int(sum(map(num_bytes, shards)))
 
 
 def _memory_message(message: str) -> str:

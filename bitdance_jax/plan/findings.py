@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bitdance_jax.nn.quantize import num_bytes
 from bitdance_jax.perf.hardware import Chip
 from bitdance_jax.plan.collectives import Collective
 from bitdance_jax.plan.cost import Cost, touched
@@ -158,7 +159,7 @@ def replicated_arguments(arguments: Any, count: int) -> list[Finding]:
         sharding = leaf.sharding
         if sharding is None or sharding.num_devices == 1 or not sharding.is_fully_replicated:
             continue
-        size = leaf.size * leaf.dtype.itemsize
+        size = int(num_bytes(leaf))
         if size >= SMALL:
             shape = f"{leaf.dtype}{list(leaf.shape)}"
             found.append(Finding("argument", shape, 1, size, 0.0, jax.tree_util.keystr(path)))

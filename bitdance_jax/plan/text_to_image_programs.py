@@ -1,6 +1,5 @@
 """The programs of text-to-image sampling: prompts, patches and decoder, with shapes for arrays."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig
 from bitdance_jax.models import prompt_rows
 from bitdance_jax.models import text_to_image as model
 from bitdance_jax.models.text_to_image import Prefixes
-from bitdance_jax.nn.quantize import quantize
+from bitdance_jax.nn import quantize
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.checks import parse_size
 from bitdance_jax.pipelines.programs import Programs, read_prompts
@@ -152,7 +151,7 @@ class BatchPrograms:
             in_head = name.startswith("head/") and "cond_embed" not in name
             times = self.solver.num_evaluations if in_head else 1
             shard = leaf.sharding.shard_shape(leaf.shape)
-            total += times * math.prod(shard) * leaf.dtype.itemsize
+            total += times * quantize.num_bytes(jax.ShapeDtypeStruct(shard, leaf.dtype))
         return self.patches * total
 
     def _replicated(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -196,18 +195,13 @@ def abstract_weights(
         how = stored_as(mesh, path, leaf.shape, dtype, weights)
         if how is None:
             continue
-        stored = jax.ShapeDtypeStruct(leaf.shape, how.dtype)
-        parts = jax.eval_shape(quantize, stored) if how.int8 else stored
-        axes = [*how.sharding.spec, *[None] * (leaf.ndim - len(how.sharding.spec))]
+        stored = jax.ShapeDtypeStruct(leaf.shape, how.dtype, sharding=how.sharding)
+        if how.quantization is None:
+            leaves[path] = stored
+            continue
         leaves[path] = jax.tree.map(
-            lambda part, axes=axes: _array(mesh, part.shape, part.dtype, _spec(part.shape, axes)),
-            parts,
+            lambda part, sharding: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding),
+            quantize.abstract(stored, how.quantization, "/".join(path)),
+            how.parts,
         )
     return traverse_util.unflatten_dict(leaves)
-
-
-def _spec(shape: tuple[int, ...], axes: list[Any]) -> PartitionSpec:
-    """The sharding of a kernel, or of its scales, whose first axis has size 1."""
-    return PartitionSpec(
-        *(None if size == 1 else names for size, names in zip(shape, axes, strict=True))
-    )

@@ -176,8 +176,8 @@ def test_other_compute_types(prompts, dtype):
 
 def test_other_arguments_of_models(model, prompts):
     refused(
-        lambda: TextToImage.load(prompts._folder, weights="int4"),
-        "weights must be one of float32, bfloat16, int8, got 'int4'",
+        lambda: TextToImage.load(prompts._folder, weights="int3"),
+        "weights must be one of float32, bfloat16, int8, fp8, int4, got 'int3'",
     )
     refused(
         lambda: TextToImage.load(prompts._folder, mesh="tensor"),

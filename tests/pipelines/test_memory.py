@@ -56,13 +56,29 @@ def test_the_released_model():
     ] == pytest.approx(sampling / 2)
     assert decoder == pytest.approx(2.25 / 2 + 4 * strips.STRIP_BYTES / GIB)
     assert 15.5 < gib(weights="int8")[0] < 17.5
+    assert gib(weights="fp8") == gib(weights="int8")
     assert gib(weights="float32")[0] == pytest.approx(2 * weights)
+
+
+def test_int4_fits_a_gpu_of_12_gb_and_a_machine_of_16_gb():
+    """4.125 bits a weight, and the modulation of one evaluation at a time."""
+    for name in ("14b_64x", "14b_16x"):
+        config = TextToImageConfig.released(name)
+        assert sum(gib(config=config, weights="int4")) * GIB < 12e9
+        assert sum(gib(config=config, weights="int4", dtype="float32")) * GIB < 16e9
+    stored = 8 * gib(weights="int4")[0] * GIB / (gib()[0] * GIB / 2)
+    assert 4.125 < stored < 5
+    with pytest.raises(ResourceError, match=r"what fits: weights='int4' \(11\.1 GiB\)"):
+        memory.check(ONE_IMAGE, device(11.2))
 
 
 def test_sharding():
     weights, sampling, decoder = gib()
     sharded = gib(mesh=(1, 1, 8))
     assert weights / 8 < sharded[0] < weights / 8 + 0.5  # The decoder's weights are replicated.
+    # The scales of an embedding, 40 groups a row, cannot be split into 16.
+    assert gib(weights="int4", mesh=(1, 1, 8))[0] < gib(weights="int4")[0] / 8 + 0.5
+    assert gib(weights="int4", mesh=(1, 16, 1))[0] < gib(weights="int4")[0] / 8 + 0.5
     assert sharded[1:] == pytest.approx([sampling / 8, 3 / 2 / 8 + 4 * strips.STRIP_BYTES / GIB])
     # 65 rows of tokens cannot be sharded: every device decodes them.
     assert gib(mesh=(1, 1, 8), size=(1040, 1024))[2] > decoder

@@ -21,7 +21,7 @@ from bitdance_jax.config import MeshConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import prompt_rows, text_to_image
-from bitdance_jax.nn.quantize import Int8Kernel
+from bitdance_jax.nn.quantize import Quantized
 from bitdance_jax.pipelines import memory, toy_text_to_image
 from bitdance_jax.pipelines.batching import image_keys
 from bitdance_jax.pipelines.checks import parse_size
@@ -272,14 +272,14 @@ def test_too_little_memory(folder, monkeypatch):
 def test_int8(folder, model):
     """The layers' kernels are quantized, and nothing else."""
     layer = TextToImage.load(folder, weights="int8").params["model"]["text"]["layers_0"]
-    assert isinstance(layer["mlp"]["down"]["kernel"], Int8Kernel) and isinstance(
+    assert isinstance(layer["mlp"]["down"]["kernel"], Quantized) and isinstance(
         layer["mlp_norm"]["scale"], jax.Array
     )
     exact, kernel = (
         model.params["model"]["text"]["layers_0"]["mlp"]["down"]["kernel"],
         layer["mlp"]["down"]["kernel"],
     )
-    assert 0 < np.max(np.abs(kernel.int8 * kernel.scale - exact) / kernel.scale) < 0.51
+    assert 0 < np.max(np.abs(kernel.values * kernel.scale - exact) / kernel.scale) < 0.51
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_a_search_ranks_meshes_and_gives_reasons_for_the_others(monkeypatch, cap
     assert one["refused"] == {"mesh.data=1 mesh.tensor=4": "it needs 17.0 GiB"}
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
 def test_weights_are_those_of_the_loaded_model(folder, weights):
     model = TextToImage.load(folder, dtype="float32", weights=weights)
     expected = abstract_weights(model.config, model.mesh, jax.numpy.dtype("float32"), weights)
