@@ -32,6 +32,9 @@ class OptimizerConfig(Config):
       clip_norm: global gradient norm; None: no clipping.
       ema_decay: of the exponential moving average, float32, which starts at the initial
         weights; None: there is none, and the weights themselves are sampled and exported.
+      ema_warmup: the decay of step n, from 0, is at most (1 + n) / (10 + n), so that the average
+        soon forgets the initial weights. Without it, as in the paper, a share ema_decay^n of them
+        remains after n steps, which short runs notice.
     """
 
     learning_rate: Positive = 6e-4
@@ -45,6 +48,7 @@ class OptimizerConfig(Config):
     weight_decay: NotNegative = 0.05
     clip_norm: Positive | None = 1.0
     ema_decay: Decay | None = 0.9999
+    ema_warmup: bool = False
 
 
 @dataclass(frozen=True)

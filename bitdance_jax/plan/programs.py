@@ -78,6 +78,7 @@ def training_step(config: TrainingConfig, mesh: Mesh) -> Program:
         schedule,
         mesh=mesh,
         ema_decay=config.optimizer.ema_decay,
+        ema_warmup=config.optimizer.ema_warmup,
         accumulate=run.accumulate,
         gradient_dtype=run.gradient_dtype,
     )

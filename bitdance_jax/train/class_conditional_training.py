@@ -107,8 +107,9 @@ class ClassConditionalTraining(TrainingConfig):
             data=DataConfig(batch_size=8, augment=self.data.augment),
             model=model,
             tokenizer=model_lookup.EMBEDDED,
-            # Of the initial weights, 0.8^20 = 1 % remains in the average.
-            optimizer=replace(self.optimizer, warmup_steps=5, decay_start=None, ema_decay=0.8),
+            optimizer=replace(
+                self.optimizer, warmup_steps=5, decay_start=None, ema_decay=0.8, ema_warmup=True
+            ),
             preview=replace(self.preview, head_steps=10),
             profile=None,
             init=None,

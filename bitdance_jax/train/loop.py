@@ -158,6 +158,7 @@ def _make_step(
         schedule,
         mesh=mesh,
         ema_decay=config.optimizer.ema_decay,
+        ema_warmup=config.optimizer.ema_warmup,
         accumulate=run.accumulate,
         gradient_dtype=run.gradient_dtype,
     )

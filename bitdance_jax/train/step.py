@@ -26,6 +26,7 @@ def make_train_step(
     *,
     mesh: Mesh,
     ema_decay: float | None,
+    ema_warmup: bool = False,
     accumulate: int = 1,
     gradient_dtype: Literal["float32", "compute"] = "float32",
 ) -> TrainStep:
@@ -44,6 +45,7 @@ def make_train_step(
       schedule: of the learning rate, for the metrics.
       mesh: the devices.
       ema_decay: of the exponential moving average of the parameters; None: there is none.
+      ema_warmup: smaller decays at first (`OptimizerConfig`).
       accumulate: number of micro-batches that gradients are averaged over.
       gradient_dtype: of the sums of gradients over rows and devices (`RunConfig`).
     """
@@ -72,7 +74,10 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
             ema = state.ema
             if ema_decay is not None:
-                ema = optax.incremental_update(params, ema, step_size=1 - ema_decay)
+                decay: Any = ema_decay
+                if ema_warmup:
+                    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+                ema = optax.incremental_update(params, ema, step_size=1 - decay)
             metrics = {
                 "loss": loss,
                 **own_metrics,

@@ -272,6 +272,7 @@ class TrainingConfig(Config):
             checkpoints=None,
             steps=steps,
             accumulate=1,
+            compute_dtype="float32",
             log_every=5,
             save_every=steps,
             preview_every=steps // 2,

@@ -144,13 +144,13 @@ class TokenizerTraining(TrainingConfig):
             crop_sizes=(),
             crop_weights=(),
             model=dataclasses.replace(self.model, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1),
-            # An average over thousands of steps would still be the initial weights.
             optimizer=dataclasses.replace(
                 self.optimizer,
                 learning_rate=2e-3,
                 warmup_steps=5,
                 decay_start=None,
                 ema_decay=0.9,
+                ema_warmup=True,
             ),
             loss=dataclasses.replace(self.loss, perceptual=0.0),
             profile=None,

@@ -81,7 +81,14 @@ def one_step(config: OptimizerConfig, scale: float = 1.0):
     objective = LinearObjective()
     schedule = learning_rate_schedule(config, 10)
     optimizer = make_optimizer(config, schedule, objective)
-    step = make_train_step(objective, optimizer, schedule, mesh=MESH, ema_decay=config.ema_decay)
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedule,
+        mesh=MESH,
+        ema_decay=config.ema_decay,
+        ema_warmup=config.ema_warmup,
+    )
     ema = config.ema_decay is not None
     state = jax.jit(lambda key: init_state(objective, optimizer, key, ema=ema))(jax.random.key(0))
     return step(state, {}, {"scale": jnp.full(2, scale)}, jax.random.key(0))
@@ -105,6 +112,22 @@ def test_ema_starts_from_the_initial_weights():
     jax.tree.map(lambda x: np.testing.assert_allclose(x, 2.0 - 0.25 * 0.1, rtol=1e-5), state.ema)
     assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
     assert int(state.step) == 1
+
+
+def test_ema_warmup_begins_with_small_decays():
+    """The first decay is 1 / 10, where ema_decay is larger."""
+    for decay, used in ((0.75, 0.1), (0.05, 0.05)):
+        state, _ = one_step(
+            OptimizerConfig(
+                learning_rate=0.1,
+                warmup_steps=0,
+                weight_decay=0.0,
+                ema_decay=decay,
+                ema_warmup=True,
+            )
+        )
+        expected = 2.0 - (1 - used) * 0.1
+        jax.tree.map(lambda x: np.testing.assert_allclose(x, expected, rtol=1e-5), state.ema)
 
 
 def test_without_ema_the_result_is_the_parameters():
