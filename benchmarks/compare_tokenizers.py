@@ -55,7 +55,7 @@ class Arguments(Config):
     """
 
     models: tuple[PathName, ...]
-    data: PathName
+    data: PathName = EMBEDDED
     held_out_field: str | None = None
     names: tuple[str, ...] = ()
     image_size: ImageSide = 128

@@ -118,6 +118,15 @@ class ImageTokens(Config):
             vision_start=151652, first_resolution=151669, num_resolutions=256, first_query=151925
         )
 
+    @classmethod
+    def of_vocabulary(cls, vocab_size: int, num_resolutions: int) -> Self:
+        """Behind a byte-level BPE of `vocab_size` tokens, as `text.train_tokenizer` makes it.
+
+        Four tokens of the template come first: those around a message and an image.
+        """
+        first = vocab_size + 4
+        return cls(vocab_size + 2, first, num_resolutions, first + num_resolutions)
+
 
 @dataclass(frozen=True)
 class TextToImageConfig(Config):

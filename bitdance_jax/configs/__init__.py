@@ -9,7 +9,7 @@ from typing import Any
 SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "emoji_tokenizer": ("emoji_tokenizer", {}),
     "emoji_4x": ("emoji_4x", {}),
-    "fluent_tokenizer": ("fluent_tokenizer", {}),
+    "emoji_t2i": ("emoji_t2i", {}),
     "imagenet": ("imagenet", {}),
     "imagenet_b_1x": ("imagenet", {"model": "b", "tokens_per_step": 1}),
     "imagenet_b_4x": ("imagenet", {"model": "b", "tokens_per_step": 4}),

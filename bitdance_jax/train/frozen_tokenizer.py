@@ -13,7 +13,7 @@ from bitdance_jax.data.tokens import encoder_fingerprint
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_folder_hints, model_lookup
 from bitdance_jax.io.model_folder_hints import CONVERT
-from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
+from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun, is_embedded
 from bitdance_jax.io.progress import report
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str, config: TokenizerConfig) -> Tokenizer:
       UserError: there is none, its run is not finished, or its sizes are not `config`.
     """
     folder = local_folder(folder)
-    if folder != EMBEDDED and not epath.Path(folder).exists():
+    if not is_embedded(folder) and not epath.Path(folder).exists():
         raise UserError(f"there is no tokenizer {folder}; {_how_to_get(folder, config)}")
     if isinstance(model_lookup.locate(folder), UnfinishedRun):
         raise UserError(

@@ -26,6 +26,9 @@ SHORTEST_PROMPT = 32
 BYTES = "bytes"
 """Names the prompt tokenizer that has a token for each byte, and no file."""
 
+CAPTIONS = "captions"
+"""Names the prompt tokenizer that is made from the captions of the training data."""
+
 
 @dataclass(frozen=True)
 class PackedDataConfig(CaptionedDataConfig):
@@ -81,7 +84,7 @@ class TextToImageSettings(TrainingConfig):
       tokenizer: model folder with the trained image tokenizer, which is frozen here; None: that of
         `init`.
       text_tokenizer: model folder, or folder of tokenizer files; "bytes": a token for each byte;
-        None: those of `init`.
+        "captions": a byte-level BPE made from those of the training data; None: those of `init`.
       text_loss: which text tokens are predicted: "all", the "caption" alone, or "none".
       vision_weight, text_weight: of the two losses.
       flip_rate: of the bits that the transformer reads.

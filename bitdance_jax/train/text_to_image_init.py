@@ -1,8 +1,9 @@
 """What a text-to-image run starts from: weights and the files of the prompt tokenizer."""
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,24 @@ import jax
 from etils import epath
 
 from bitdance_jax.config import Qwen3Config, TextToImageConfig, from_dict, to_dict
+from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_lookup
+from bitdance_jax.io.image_files import DamagedImage
 from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.text import image_tokens, prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
+from bitdance_jax.text.train_tokenizer import TEMPLATE, train_tokenizer
 from bitdance_jax.train import freezing
 from bitdance_jax.train.task import Params
-from bitdance_jax.train.text_to_image_config import BYTES, TextToImageSettings
+from bitdance_jax.train.text_to_image_config import BYTES, CAPTIONS, TextToImageSettings
 from bitdance_jax.transformer import vocabulary
+
+
+MAX_READ_FOR_PROMPTS = 20_000
+"""Images of each source whose captions a prompt tokenizer is made from."""
 
 
 def read_init(config: TextToImageSettings, folder: str) -> Params:
@@ -66,14 +74,29 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
     return {**params, "text": vocabulary.grow(params["text"], config.model.text.vocab_size, key)}
 
 
-def prompt_files(config: TextToImageSettings) -> dict[str, bytes]:
+def prompt_files(
+    config: TextToImageSettings, sources: Sequence[CaptionedSource]
+) -> dict[str, bytes]:
     """The files of the prompt tokenizer, by their path in a model folder.
+
+    Args:
+      config: of the run.
+      sources: opened training data.
 
     Raises:
       UserError: the folder has none, or damaged ones.
     """
     if config.text_tokenizer == BYTES:
         content = toy_text_to_image.tokenizer_json(config.model.tokens_per_step)
+        return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
+    if config.text_tokenizer == CAPTIONS:
+        ids = config.model.image_tokens
+        content = train_tokenizer(
+            _captions(sources),
+            vocab_size=ids.first_resolution - len(TEMPLATE),
+            num_resolutions=ids.num_resolutions,
+            tokens_per_step=config.model.tokens_per_step,
+        )
         return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
     if config.text_tokenizer is not None:
         folder = epath.Path(local_folder(config.text_tokenizer))
@@ -90,6 +113,14 @@ def prompt_files(config: TextToImageSettings) -> dict[str, bytes]:
             "text_tokenizer",
         )
     return image_tokens.add_image_tokens(files, config.model.tokens_per_step)
+
+
+def _captions(sources: Sequence[CaptionedSource]) -> Iterator[str]:
+    """Those of the first images of each source."""
+    for source in sources:
+        for index in range(min(len(source), MAX_READ_FOR_PROMPTS)):
+            with contextlib.suppress(DamagedImage):
+                yield from source[index].captions
 
 
 def open_prompts(files: Mapping[str, bytes], model: TextToImageConfig) -> PromptTokenizer:

@@ -62,7 +62,7 @@ class TextToImageTraining(TextToImageSettings):
         toy = toy_text_to_image.config(self.model.tokens_per_step)
         return replace(
             self,
-            run=replace(self.trial_run(steps=50), compute_dtype="float32"),
+            run=self.trial_run(steps=50),
             model=replace(toy, tokenizer=from_dict(TokenizerConfig, embedded)),
             data=PackedDataConfig(
                 paths=(model_lookup.EMBEDDED,),
@@ -105,11 +105,11 @@ class TextToImageTask:
         self._config = config
         data = config.data
         self.objective = config.make_objective()
-        files = prompt_files(config)
-        self._prompts = open_prompts(files, config.model)
         self.batch_size = data.batch_size
         self.held_out_size = HELD_OUT_BATCHES * data.batch_size
         train, held_out = data.open_splits()
+        files = prompt_files(config, train)
+        self._prompts = open_prompts(files, config.model)
         for source in train:
             report(captioned.summary(source))
         report(f"{sum(map(len, held_out)):,} captioned images are held out")
