@@ -1,5 +1,6 @@
 """`bitdance sample`: generates images with a model.
 
+    bitdance sample --prompt "woman astronaut, dark skin tone"
     bitdance sample --labels Flags Food --out grid.png
     bitdance sample --checkpoint MODEL --npz samples.npz --num-images 50000
     bitdance sample --checkpoint MODEL --prompt "a cat on a mat" --size 1024x1024 --out cat.png
@@ -13,6 +14,7 @@ prompts.
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,7 +41,12 @@ from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io import image_files, model_lookup
-from bitdance_jax.io.model_lookup import check_unchanged, fingerprint
+from bitdance_jax.io.model_lookup import (
+    EMBEDDED,
+    EMBEDDED_CLASSES,
+    check_unchanged,
+    fingerprint,
+)
 from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.checks import parse_size
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
@@ -51,6 +58,21 @@ from bitdance_jax.pipelines.pipeline import common_description
 from bitdance_jax.pipelines.text_to_image import ALL_DEVICES, TextToImage
 from bitdance_jax.pipelines.weighted import Weighted
 from bitdance_jax.pipelines.weights import WeightType
+
+
+EXAMPLES = (
+    "grinning face",
+    "woman astronaut, dark skin tone",
+    "man firefighter, medium skin tone",
+    "woman superhero, medium-dark skin tone",
+    "person surfing, medium-dark skin tone",
+    "Santa Claus, medium skin tone",
+    "thumbs up, light skin tone",
+    "red heart",
+)
+"""Prompts for the embedded model."""
+
+EXAMPLES_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -65,10 +87,10 @@ class Arguments(Config):
     Attributes:
       checkpoint: model folder, local or gs://, the folder of a training run, finished or not, or a
         Hugging Face id, OWNER/REPOSITORY or OWNER/REPOSITORY/FILE, which is converted once into a
-        cache; "emoji" is the small model of the package.
+        cache; "emoji" and "emoji_classes" are the small models of the package. Default: "emoji",
+        or with labels or --npz "emoji_classes".
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
-      prompt: what the images of a text-to-image model show.
-      negative_prompt: what they should not show, in place of guidance's unconditional prompt.
+      prompt: what the images of a text-to-image model show; default, for "emoji" alone: a few.
       prompt_weights: one for each `prompt`: all prompts make one image, weighted.
       image: files that each prompt shows to a text-to-image model, such as the image to edit.
       complete: image of which the model samples only a part: all patches with a masked pixel, and
@@ -80,7 +102,7 @@ class Arguments(Config):
       size: WIDTHxHEIGHT in pixels of a text-to-image model's images; default: that of `complete`
         without `at`, of the first `image`, or of the model folder, for released models 1024x1024.
       per_label: images per label of a grid; default: 8.
-      per_prompt: images per prompt; default: 1.
+      per_prompt: images per prompt; default: 1, of the default prompts 4.
       seed: image i of a seed is the same for any batch size.
       out: the PNG.
       head_steps: N of the head's solver; default: the model's, as for the next seven.
@@ -91,7 +113,8 @@ class Arguments(Config):
         guidance is applied.
       guidance_patch_start, guidance_patch_end: patches, from 0 (the first) to 1 (the last), between
         which guidance is applied.
-      batch_size: images generated at a time, with --npz on each device; default: 24, for prompts 4.
+      batch_size: images generated at a time, with --npz on each device; default: 24, for prompts of
+        models other than "emoji" 4.
       dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
       weights: the type of a text-to-image model's weights in memory; default: `dtype`.
       lora: folder of an adapter of a text-to-image model, in PEFT's files (adapter_config.json).
@@ -110,7 +133,7 @@ class Arguments(Config):
 
     ALIASES: ClassVar[dict[str, str]] = {"images_per_input": "per_prompt"}
 
-    checkpoint: PathName = "emoji"
+    checkpoint: PathName | None = None
     labels: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
     negative_prompt: str | None = None
@@ -154,8 +177,13 @@ def main() -> int:
     arguments = parse(Arguments)
     with together(arguments, arguments.multi_host):
         keep_compiled(arguments.compilation_cache)
-        folder = local_folder(arguments.checkpoint)
-        return generate(dataclasses.replace(arguments, checkpoint=folder))
+        return generate(arguments, local_folder(arguments.checkpoint or embedded(arguments)))
+
+
+def embedded(arguments: Arguments) -> str:
+    """The model of the package that the other flags are for."""
+    for_classes = (arguments.labels, arguments.per_label, arguments.npz)
+    return EMBEDDED if for_classes == (None, None, None) else EMBEDDED_CLASSES
 
 
 def check_values(arguments: Arguments) -> None:
@@ -182,23 +210,28 @@ def check_values(arguments: Arguments) -> None:
         )
 
 
-def generate(arguments: Arguments) -> int:
-    """Generates and writes what is asked for; returns the exit status."""
-    kind = model_lookup.read_config(arguments.checkpoint).kind
+def generate(arguments: Arguments, folder: str) -> int:
+    """Generates and writes what is asked for with the model of a folder; returns the exit
+    status."""
+    kind = model_lookup.read_config(folder).kind
+    if kind == "text_to_image" and folder == EMBEDDED and arguments.prompt is None:
+        arguments = dataclasses.replace(
+            arguments, prompt=EXAMPLES, per_prompt=arguments.per_prompt or EXAMPLES_EACH
+        )
     if kind in ("class_conditional", "text_to_image"):
-        check_flags(arguments, kind == "text_to_image")
+        check_flags(arguments, folder, kind == "text_to_image")
     if kind == "text_to_image":
-        generate_prompts(arguments)
+        generate_prompts(arguments, folder)
         return 0
-    mark = fingerprint(arguments.checkpoint)
+    mark = fingerprint(folder)
     mesh = None if arguments.npz is None else MeshConfig(data=-1)
-    model = ClassConditionalPipeline.load(arguments.checkpoint, dtype=arguments.dtype, mesh=mesh)
+    model = ClassConditionalPipeline.load(folder, dtype=arguments.dtype, mesh=mesh)
     sampler = chosen_sampler(arguments, model.sampler)
     if arguments.npz is None:
         generate_grid(arguments, model, sampler)
         return 0
     try:
-        check_unchanged(arguments.checkpoint, mark)
+        check_unchanged(folder, mark)
         check_same({"the checkpoint's config and weights": mark})
         write_npz(arguments, arguments.npz, mark, model, sampler)
     except KeyboardInterrupt:
@@ -207,7 +240,7 @@ def generate(arguments: Arguments) -> int:
     return 0
 
 
-def check_flags(arguments: Arguments, is_text_to_image: bool) -> None:
+def check_flags(arguments: Arguments, folder: str, is_text_to_image: bool) -> None:
     """Raises a ConfigError for flags of the other kind of model, or without a prompt."""
     kind, other = "class-conditional", "text-to-image"
     fields = [
@@ -229,12 +262,10 @@ def check_flags(arguments: Arguments, is_text_to_image: bool) -> None:
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(
-            f"{arguments.checkpoint} is a {kind} model; {flags} is for {other} models", given[0]
+            f"{folder} is a {kind} model; {flags} is for {other} models", given[0]
         )
     if is_text_to_image and not arguments.prompt:
-        raise ConfigError(
-            f"prompt is missing; {arguments.checkpoint} is a text-to-image model", "prompt"
-        )
+        raise ConfigError(f"prompt is missing; {folder} is a text-to-image model", "prompt")
 
 
 def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfig:
@@ -263,12 +294,12 @@ def default_size(
     return fitted[0].shape[:2] if fitted else model.default_size
 
 
-def generate_prompts(arguments: Arguments) -> None:
+def generate_prompts(arguments: Arguments, folder: str) -> None:
     prompts: Any = arguments.prompt or ()
     each = 1 if arguments.per_prompt is None else arguments.per_prompt
     multihost.on_process_0(lambda: image_files.check_writable(arguments.out))
     model = TextToImage.load(
-        arguments.checkpoint,
+        folder,
         dtype=arguments.dtype,
         mesh=arguments.mesh,
         weights=arguments.weights,
@@ -295,20 +326,28 @@ def generate_prompts(arguments: Arguments) -> None:
     images = model.sample(
         prompts,
         **chosen,
-        batch_size=4 if arguments.batch_size is None else arguments.batch_size,
+        batch_size=arguments.batch_size or (24 if folder == EMBEDDED else 4),
         progress=jax.process_index() == 0,
     )
     text = common_description(model.metadata(prompts, **chosen))
-    multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts), text))
+    titles = EXAMPLES if prompts is EXAMPLES else None
+    multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts), text, titles))
 
 
 def save_prompts(
-    path: str, images: UInt8[np.ndarray, "B H W 3"], prompts: int, text: dict[str, str]
+    path: str,
+    images: UInt8[np.ndarray, "B H W 3"],
+    prompts: int,
+    text: dict[str, str],
+    titles: Sequence[str] | None = None,
 ) -> None:
-    """Saves one image as it is, one image per prompt as a square grid, more as a row per prompt."""
+    """Saves one image as it is, one image per prompt as a square grid, more as a row per prompt.
+
+    Rows have their titles beside them.
+    """
     each = len(images) // prompts
     columns = each if each > 1 else math.isqrt(len(images) - 1) + 1
-    image = images[0] if len(images) == 1 else image_files.grid(images, columns)
+    image = images[0] if len(images) == 1 else image_files.grid(images, columns, titles)
     image_files.save_png(path, image, text=text)
     print(f"{counted(len(images), 'image')} of {images.shape[2]}x{images.shape[1]} in {path}")
 

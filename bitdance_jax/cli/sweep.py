@@ -24,7 +24,7 @@ from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.sampler_sweep import Setting, Table, load_model, plot_scores, sweep
 from bitdance_jax.io import image_files
 from bitdance_jax.io.locks import writer_lock
-from bitdance_jax.io.model_lookup import EMBEDDED
+from bitdance_jax.io.model_lookup import EMBEDDED, EMBEDDED_CLASSES
 from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.hub_models import local_folder
 
@@ -37,7 +37,7 @@ class Arguments(Config):
     Only one process at a time may write a table.
 
     Attributes:
-      checkpoint: model folder, local or gs://, "emoji", or a Hugging Face id.
+      checkpoint: model folder, local or gs://, "emoji_classes", or a Hugging Face id.
       guidance: scales, separated by commas; default: the model's.
       head_steps: numbers of steps, separated by commas; default: the model's.
       num_images: images of each pair, balanced over the classes.
@@ -51,7 +51,7 @@ class Arguments(Config):
       dtype: of weights and activations.
     """
 
-    checkpoint: PathName = EMBEDDED
+    checkpoint: PathName = EMBEDDED_CLASSES
     guidance: str | None = None
     head_steps: str | None = None
     num_images: Annotated[int, Range(2, 10**8)] = 1000

@@ -43,7 +43,7 @@ class Setting:
     """What all rows of a sweep share.
 
     Attributes:
-      checkpoint: model folder, local or gs://, or "emoji".
+      checkpoint: model folder, local or gs://, or "emoji_classes".
       num_images: images of each pair, balanced over the classes.
       seed: of the images.
       inception: weights of the FID Inception-v3; None: the score is the Fréchet distance of

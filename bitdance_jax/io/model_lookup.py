@@ -28,7 +28,16 @@ from bitdance_jax.io.model_folder import ModelFolder, Params
 
 
 EMBEDDED = "emoji"
-"""Name of the small model that comes with the package."""
+"""Name of the small text-to-image model that comes with the package."""
+
+EMBEDDED_CLASSES = "emoji_classes"
+"""Name of the small class-conditional model that comes with the package."""
+
+_ASSETS = Path(__file__).parents[1] / "assets" / "emoji"
+_EMBEDDED_FOLDERS = {
+    EMBEDDED: _ASSETS / "text_to_image",
+    EMBEDDED_CLASSES: _ASSETS / "class_conditional",
+}
 
 RECORD = "model.json"
 
@@ -151,18 +160,23 @@ class UnfinishedRun:
         return traverse_util.unflatten_dict(both[0] | both[1])
 
 
+def is_embedded(folder: str | os.PathLike[str]) -> bool:
+    """Whether this names a model of the package."""
+    return str(folder) in _EMBEDDED_FOLDERS
+
+
 def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | UnfinishedRun:
     """Resolves what a user names as a model.
 
     Returns:
-      for "emoji", the embedded model folder; for a finished run, its model folder; for another run,
+      for "emoji" and "emoji_classes", the embedded model folders; for a finished run, its model folder; for another run,
       the UnfinishedRun; any other folder unchanged.
 
     Raises:
       FileError: the run has not saved anything yet, or trains an adapter.
     """
-    if str(folder) == EMBEDDED:
-        return Path(__file__).parents[1] / "assets" / "emoji" / "model"
+    if (embedded := _EMBEDDED_FOLDERS.get(str(folder))) is not None:
+        return embedded
     run = Path(folder)
     if paths.is_remote(folder) or not (run / RECORD).is_file():
         return folder
@@ -241,7 +255,7 @@ def checksum(array: np.ndarray) -> int:
 
 
 def _absolute(folder: str) -> str:
-    return folder if folder == EMBEDDED or paths.is_remote(folder) else os.path.abspath(folder)
+    return folder if is_embedded(folder) or paths.is_remote(folder) else os.path.abspath(folder)
 
 
 def _steps(checkpoints: epath.Path) -> list[int]:

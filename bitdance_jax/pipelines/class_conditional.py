@@ -21,7 +21,7 @@ from bitdance_jax.config.plain import checked
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import FileError, UserError, short
 from bitdance_jax.io import model_lookup, readers
-from bitdance_jax.io.model_lookup import EMBEDDED
+from bitdance_jax.io.model_lookup import EMBEDDED_CLASSES
 from bitdance_jax.models.class_conditional import abstract_params
 from bitdance_jax.pipelines import checks, weights
 from bitdance_jax.pipelines.hub_models import local_folder
@@ -96,7 +96,7 @@ class ClassConditionalPipeline(Pipeline):
     @classmethod
     def load(
         cls,
-        folder: str | os.PathLike[str] = EMBEDDED,
+        folder: str | os.PathLike[str] = EMBEDDED_CLASSES,
         *,
         dtype: DTypeLike | None = None,
         mesh: MeshConfig | None = None,
@@ -105,7 +105,7 @@ class ClassConditionalPipeline(Pipeline):
 
         Args:
           folder: a model folder, local or gs://, the folder of a training run, finished or not,
-            "emoji", the embedded model, or a Hugging Face id, as `bitdance_jax.load`.
+            "emoji_classes", the embedded model, or a Hugging Face id, as `bitdance_jax.load`.
           dtype, mesh: see `__init__`.
 
         Raises:

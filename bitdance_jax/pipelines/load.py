@@ -29,7 +29,7 @@ def load(
 
     Args:
       folder: a model folder, local or gs://; the folder of a training run, finished or not;
-        "emoji", the embedded model; or a Hugging Face id, OWNER/REPOSITORY or
+        "emoji" and "emoji_classes", the embedded models; or a Hugging Face id, OWNER/REPOSITORY or
         OWNER/REPOSITORY/FILE, if no such folder exists: the model is downloaded and converted once,
         into `hub_models.cache_folder`.
       dtype: compute type; None: float32, of text-to-image models on accelerators bfloat16.
