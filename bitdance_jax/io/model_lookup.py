@@ -1,4 +1,4 @@
-"""Finds the model that a user names: a model folder, the embedded model, or a training run.
+"""Finds the model that a user names: a model folder, an embedded model, or a training run.
 
 The model of a training run is the finished one, or while it is unfinished the newest EMA weights
 (those of the parameters, for a run without EMA).
@@ -169,8 +169,8 @@ def locate(folder: str | os.PathLike[str]) -> str | os.PathLike[str] | Unfinishe
     """Resolves what a user names as a model.
 
     Returns:
-      for "emoji" and "emoji_classes", the embedded model folders; for a finished run, its model folder; for another run,
-      the UnfinishedRun; any other folder unchanged.
+      for "emoji" and "emoji_classes", the embedded model folders; for a finished run, its model
+      folder; for another run, the UnfinishedRun; any other folder unchanged.
 
     Raises:
       FileError: the run has not saved anything yet, or trains an adapter.

@@ -22,7 +22,7 @@ from bitdance_jax.config import (
 from bitdance_jax.distributed.mesh import AXES, BATCH
 from bitdance_jax.errors import FileError, UserError
 from bitdance_jax.io import image_files, model_folder, model_lookup
-from bitdance_jax.io.model_lookup import EMBEDDED
+from bitdance_jax.io.model_lookup import EMBEDDED, UnfinishedRun
 from bitdance_jax.pipelines import checks, weights
 from bitdance_jax.pipelines.batching import Seeds, chunks, image_keys
 from bitdance_jax.pipelines.hub_models import local_folder
@@ -85,8 +85,8 @@ class Tokenizer:
         """The tokenizer in the folder of a tokenizer, or of a model of any kind.
 
         Args:
-          folder: a model folder, local or gs://, the folder of a training run, "emoji", the
-            embedded model, or a Hugging Face id, as `bitdance_jax.load`.
+          folder: a model folder, local or gs://, the folder of a training run, "emoji" or
+            "emoji_classes", the embedded models, or a Hugging Face id, as `bitdance_jax.load`.
           dtype: compute type.
 
         Raises:
@@ -110,11 +110,12 @@ class Tokenizer:
             "text_to_image": TextToImageConfig,
         }
         config = from_dict(kinds[described.kind], described.config, where).tokenizer
-        if described.kind == "class_conditional":  # may be a training run
-            params = model_lookup.load(folder).params["tokenizer"]
+        found = model_lookup.locate(folder)
+        if isinstance(found, UnfinishedRun):
+            params = found.load().params["tokenizer"]
         else:
             read = lambda path, array: array[...] if path[0] == "tokenizer" else None  # noqa: E731
-            params = model_folder.load(folder, read_array=read).params["tokenizer"]
+            params = model_folder.load(found, read_array=read).params["tokenizer"]
         model_folder.check_shapes(folder, params, autoencoder.abstract_params(config))
         return cls(config, params, dtype)
 
