@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from bitdance_jax.data.emoji import EXAMPLES
+from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.pipelines.pipeline import Pipeline
 
 
@@ -10,7 +12,7 @@ MAX_IMAGES = 64
 """Images generated at a time, in one batch."""
 
 SIZES = ("1024x1024", "1280x768", "768x1280", "512x512", "2048x512", "512x2048")
-"""Suggestions for text-to-image models; the visitor may type others."""
+"""Suggestions for released text-to-image models; the visitor may type others."""
 
 PROMPTS = (
     "a red fox in fresh snow, watercolour",
@@ -23,7 +25,7 @@ PROMPTS = (
 def make_inputs(gradio: Any, model: Pipeline) -> list[Any]:
     """The fields: subject, size, images, seed, steps, guidance."""
     is_text_to_image = model.kind == "text_to_image"
-    first = _prompt_inputs(gradio) if is_text_to_image else _class_inputs(gradio, model)
+    first = _prompt_inputs(gradio, model) if is_text_to_image else _class_inputs(gradio, model)
     seed = gradio.Number(
         0,
         precision=0,
@@ -55,18 +57,20 @@ def make_inputs(gradio: Any, model: Pipeline) -> list[Any]:
     return [*first, seed, steps, guidance]
 
 
-def _prompt_inputs(gradio: Any) -> list[Any]:
+def _prompt_inputs(gradio: Any, model: Pipeline) -> list[Any]:
+    prompts = EXAMPLES if model.name == EMBEDDED else PROMPTS
+    own_size = _own_size(model)
     subject = gradio.Textbox(
         label="Prompt",
         info="What the images show, in words.",
         lines=3,
-        placeholder=PROMPTS[0],
+        placeholder=prompts[0],
         elem_id="subject",
     )
-    gradio.Examples([[prompt] for prompt in PROMPTS], subject, label="Examples")
+    gradio.Examples([[prompt] for prompt in prompts], subject, label="Examples")
     size = gradio.Dropdown(
-        SIZES,
-        value=SIZES[0],
+        SIZES if own_size in SIZES else (own_size,),
+        value=own_size,
         allow_custom_value=True,
         label="Size",
         info="Width x height in pixels; others can be typed.",
@@ -96,9 +100,8 @@ def _class_inputs(gradio: Any, model: Pipeline) -> list[Any]:
         info="What the images show; type to search.",
         elem_id="subject",
     )
-    height, width = model.default_size
     size = gradio.Textbox(
-        f"{width}x{height}",
+        _own_size(model),
         label="Size",
         info="The model's own.",
         interactive=False,
@@ -115,6 +118,11 @@ def _class_inputs(gradio: Any, model: Pipeline) -> list[Any]:
     )
     subject.change(_limit(gradio), [subject, count], count, queue=False, show_progress="hidden")
     return [subject, size, count]
+
+
+def _own_size(model: Pipeline) -> str:
+    height, width = model.default_size
+    return f"{width}x{height}"
 
 
 def max_per_class(classes: int) -> int:

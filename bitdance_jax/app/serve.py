@@ -29,7 +29,7 @@ class Arguments(Config):
 
     Attributes:
       checkpoint: class-conditional or text-to-image model folder, local or gs://, or a Hugging Face
-        id; "emoji" is the small model of the package.
+        id; "emoji" and "emoji_classes" are the small models of the package.
       host: address to listen at; 0.0.0.0 accepts other machines.
       port: of that address.
       share: also a public address for 72 hours, through Gradio's servers.

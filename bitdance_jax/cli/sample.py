@@ -37,6 +37,7 @@ from bitdance_jax.config.plain import (
     Share,
 )
 from bitdance_jax.config.sampler import ScheduleName, SolverName
+from bitdance_jax.data.emoji import EXAMPLES
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same
 from bitdance_jax.errors import ConfigError
@@ -46,6 +47,7 @@ from bitdance_jax.io.model_lookup import (
     EMBEDDED_CLASSES,
     check_unchanged,
     fingerprint,
+    is_embedded,
 )
 from bitdance_jax.io.paths import check_suffix
 from bitdance_jax.pipelines.checks import parse_size
@@ -60,19 +62,23 @@ from bitdance_jax.pipelines.weighted import Weighted
 from bitdance_jax.pipelines.weights import WeightType
 
 
-EXAMPLES = (
-    "grinning face",
-    "woman astronaut, dark skin tone",
-    "man firefighter, medium skin tone",
-    "woman superhero, medium-dark skin tone",
-    "person surfing, medium-dark skin tone",
-    "Santa Claus, medium skin tone",
-    "thumbs up, light skin tone",
-    "red heart",
-)
-"""Prompts for the embedded model."""
-
 EXAMPLES_EACH = 4
+"""Images of each of the embedded model's default prompts."""
+
+EMBEDDED_BATCH = 32
+
+CLASS_FLAGS = ("labels", "per_label", "npz")
+PROMPT_FLAGS = (
+    "prompt",
+    "negative_prompt",
+    "prompt_weights",
+    "image",
+    "size",
+    "per_prompt",
+    "weights",
+    "lora",
+)
+"""Fields that only one kind of model takes."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ class Arguments(Config):
         cache; "emoji" and "emoji_classes" are the small models of the package. Default: "emoji",
         or with labels or --npz "emoji_classes".
       labels: names or numbers; default: all of the model (of more than 10 the first 10).
-      prompt: what the images of a text-to-image model show; default, for "emoji" alone: a few.
+      prompt: what the images of a text-to-image model show; default, for "emoji" alone: eight.
+      negative_prompt: what they should not show, in place of guidance's unconditional prompt.
       prompt_weights: one for each `prompt`: all prompts make one image, weighted.
       image: files that each prompt shows to a text-to-image model, such as the image to edit.
       complete: image of which the model samples only a part: all patches with a masked pixel, and
@@ -113,8 +120,8 @@ class Arguments(Config):
         guidance is applied.
       guidance_patch_start, guidance_patch_end: patches, from 0 (the first) to 1 (the last), between
         which guidance is applied.
-      batch_size: images generated at a time, with --npz on each device; default: 24, for prompts of
-        models other than "emoji" 4.
+      batch_size: images generated at a time, with --npz on each device; default: 24, for prompts 4,
+        for those of "emoji" 32.
       dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
       weights: the type of a text-to-image model's weights in memory; default: `dtype`.
       lora: folder of an adapter of a text-to-image model, in PEFT's files (adapter_config.json).
@@ -182,8 +189,7 @@ def main() -> int:
 
 def embedded(arguments: Arguments) -> str:
     """The model of the package that the other flags are for."""
-    for_classes = (arguments.labels, arguments.per_label, arguments.npz)
-    return EMBEDDED if for_classes == (None, None, None) else EMBEDDED_CLASSES
+    return EMBEDDED_CLASSES if given_fields(arguments, CLASS_FLAGS) else EMBEDDED
 
 
 def check_values(arguments: Arguments) -> None:
@@ -214,7 +220,7 @@ def generate(arguments: Arguments, folder: str) -> int:
     """Generates and writes what is asked for with the model of a folder; returns the exit
     status."""
     kind = model_lookup.read_config(folder).kind
-    if kind == "text_to_image" and folder == EMBEDDED and arguments.prompt is None:
+    if folder == EMBEDDED and not given_fields(arguments, ("prompt", "image", "complete")):
         arguments = dataclasses.replace(
             arguments, prompt=EXAMPLES, per_prompt=arguments.per_prompt or EXAMPLES_EACH
         )
@@ -242,37 +248,38 @@ def generate(arguments: Arguments, folder: str) -> int:
 
 def check_flags(arguments: Arguments, folder: str, is_text_to_image: bool) -> None:
     """Raises a ConfigError for flags of the other kind of model, or without a prompt."""
-    kind, other = "class-conditional", "text-to-image"
-    fields = [
-        "prompt",
-        "negative_prompt",
-        "prompt_weights",
-        "image",
-        "size",
-        "per_prompt",
-        "weights",
-        "lora",
-    ]
+    kind, other, example = "class-conditional", "text-to-image", EMBEDDED
+    fields: Sequence[str] = PROMPT_FLAGS
     if is_text_to_image:
-        kind, other = other, kind
-        fields = ["labels", "per_label", "npz"]
-    given = [name for name in fields if getattr(arguments, name) is not None]
+        kind, other, example = other, kind, EMBEDDED_CLASSES
+        fields = CLASS_FLAGS
+    wrong = given_fields(arguments, fields)
     if not is_text_to_image and arguments.mesh != ALL_DEVICES:
-        given.append("mesh")
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(
-            f"{folder} is a {kind} model; {flags} is for {other} models", given[0]
-        )
+        wrong.append("mesh")
+    if wrong:
+        message = f"{folder} is a {kind} model; {as_flags(wrong)} is for {other} models"
+        if is_embedded(folder):
+            message += f" such as {example}"
+        if arguments.checkpoint is None:
+            message += f", the default without {as_flags(given_fields(arguments, CLASS_FLAGS))}"
+        raise ConfigError(message, wrong[0])
     if is_text_to_image and not arguments.prompt:
         raise ConfigError(f"prompt is missing; {folder} is a text-to-image model", "prompt")
 
 
+def given_fields(arguments: Arguments, fields: Sequence[str]) -> list[str]:
+    """Those of the fields that have a value."""
+    return [name for name in fields if getattr(arguments, name) is not None]
+
+
+def as_flags(fields: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in fields)
+
+
 def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfig:
     """The model's sampler with the values of the flags."""
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(SamplerConfig)}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(default, **changes)
+    names = given_fields(arguments, [field.name for field in dataclasses.fields(SamplerConfig)])
+    return dataclasses.replace(default, **{name: getattr(arguments, name) for name in names})
 
 
 def given_image(arguments: Arguments) -> Given | None:
@@ -326,11 +333,11 @@ def generate_prompts(arguments: Arguments, folder: str) -> None:
     images = model.sample(
         prompts,
         **chosen,
-        batch_size=arguments.batch_size or (24 if folder == EMBEDDED else 4),
+        batch_size=arguments.batch_size or (EMBEDDED_BATCH if folder == EMBEDDED else 4),
         progress=jax.process_index() == 0,
     )
     text = common_description(model.metadata(prompts, **chosen))
-    titles = EXAMPLES if prompts is EXAMPLES else None
+    titles = EXAMPLES if prompts == EXAMPLES else None
     multihost.on_process_0(lambda: save_prompts(arguments.out, images, len(prompts), text, titles))
 
 
@@ -343,10 +350,10 @@ def save_prompts(
 ) -> None:
     """Saves one image as it is, one image per prompt as a square grid, more as a row per prompt.
 
-    Rows have their titles beside them.
+    With titles there is always a row per prompt, with its title beside it.
     """
     each = len(images) // prompts
-    columns = each if each > 1 else math.isqrt(len(images) - 1) + 1
+    columns = each if each > 1 or titles else math.isqrt(len(images) - 1) + 1
     image = images[0] if len(images) == 1 else image_files.grid(images, columns, titles)
     image_files.save_png(path, image, text=text)
     print(f"{counted(len(images), 'image')} of {images.shape[2]}x{images.shape[1]} in {path}")

@@ -48,7 +48,7 @@ class Arguments(Config):
 
     Attributes:
       tokenizer: model folder of a tokenizer or of a model, or a Hugging Face id; "emoji" is the
-        embedded one.
+        embedded one, of 128 pixels.
       out: folder for the tokens.
       data: the images; its augment is for the random crops, its workers are loader processes.
       captioned: if it has paths: captioned images, which are encoded instead, at its resolutions.

@@ -25,6 +25,18 @@ SIDE = 128
 
 HELD_OUT = "held_out"
 
+EXAMPLES = (
+    "grinning face",
+    "woman astronaut, dark skin tone",
+    "man firefighter, medium skin tone",
+    "thumbs up, light skin tone",
+    "red heart",
+    "cat face",
+    "automobile",
+    "pizza",
+)
+"""Some of the captions, to show what the embedded model does; the firefighter is held out."""
+
 
 class EmojiArchive:
     """The images as files in memory, in the order of Unicode.

@@ -24,6 +24,7 @@ from bitdance_jax.app import page as page_module
 from bitdance_jax.app import serve as app
 from bitdance_jax.app.generation import Request, generate
 from bitdance_jax.app.page_inputs import PROMPTS, max_per_class
+from bitdance_jax.data.emoji import EXAMPLES
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.load import load
 
@@ -220,6 +221,16 @@ def test_the_number_of_images_is_limited(classes):
     slider = limit(list(range(9)), 16)
     assert (slider.maximum, slider.value) == (7, 7)
     assert limit([0], 7).value == 7
+
+
+def test_the_embedded_model_suggests_prompts_and_its_size():
+    gradio = pytest.importorskip("gradio")
+    model = load(app.Arguments().checkpoint, lazy=True)
+    blocks = page_module.make_page(gradio, model, model.name).blocks.values()
+    fields = {block.elem_id: block for block in blocks if getattr(block, "elem_id", None)}
+    assert fields["size"].value == "128x128" and fields["subject"].placeholder == EXAMPLES[0]
+    (examples,) = (block for block in blocks if isinstance(block, gradio.Dataset))
+    assert [prompt for (prompt,) in examples.raw_samples] == list(EXAMPLES)
 
 
 def test_server(classes, monkeypatch):

@@ -14,6 +14,7 @@ from processes import python, start_job
 from bitdance_jax.cli import sample as sample_command
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.config import SamplerConfig, to_dict
+from bitdance_jax.data.emoji import EXAMPLES
 from bitdance_jax.io import image_files
 from bitdance_jax.pipelines import memory, toy_text_to_image
 from bitdance_jax.pipelines.class_conditional import ClassConditionalPipeline
@@ -63,12 +64,13 @@ def command():
 def sample(command, folders, monkeypatch, capsys, tmp_path):
     """Runs the command in an empty folder: exit status, stdout, stderr.
 
-    {models} in a flag is the folder of models.
+    {models} in a flag is the folder of models. Without --checkpoint the model is the
+    class-conditional one there, and with `embedded` it is the command's default.
     """
 
-    def sample(*flags):
+    def sample(*flags, embedded=False):
         flags = [str(flag).format(models=folders) for flag in flags]
-        if "--checkpoint" not in flags:
+        if "--checkpoint" not in flags and not embedded:
             flags += ["--checkpoint", os.path.relpath(folders / "model")]
         monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
         status = run(command.main)
@@ -234,6 +236,64 @@ def test_negative_and_weighted_prompts(sample, quick_prompts, tmp_path):
     with Image.open("samples.png") as image:
         expected = {"prompt": "cat (1), snow (0.5)", "negative_prompt": "text"}
         assert (expected | {"guidance_patch_end": "0.5"}).items() <= image.text.items()
+
+
+def test_the_embedded_model_has_default_prompts(sample, quick_prompts, tmp_path):
+    """A row for each, with its title, also of one image."""
+    assert sample(embedded=True)[:2] == (0, "32 images of 64x32 in samples.png\n")
+    assert sample("--per-prompt", "1", embedded=True)[0] == 0
+    for call, each in zip(quick_prompts, (4, 1), strict=True):
+        expected = {"prompt": EXAMPLES, "size": "128x128", "images_per_input": each}
+        assert (expected | {"batch_size": 32}).items() <= call.items()
+    with Image.open("samples.png") as image:
+        assert image.height == len(EXAMPLES) * 36 and image.width > 68 + 100
+    assert sample("--prompt", "a cat", "a dog", embedded=True)[0] == 0
+    assert (quick_prompts[2]["prompt"], quick_prompts[2]["images_per_input"]) == (
+        ("a cat", "a dog"),
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"prompt": ("a cat",), "per_prompt": 2}, "emoji"),
+        ({"labels": ("Flags",)}, "emoji_classes"),
+        ({"per_label": 2}, "emoji_classes"),
+        ({"npz": "x.npz"}, "emoji_classes"),
+    ],
+)
+def test_the_embedded_model_of_other_flags(flags, name):
+    assert sample_command.embedded(sample_command.Arguments(**flags)) == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--labels Flags --prompt x",
+            "emoji_classes is a class-conditional model; --prompt is for text-to-image models such"
+            " as emoji, the default without --labels",
+        ),
+        (
+            "--npz x.npz --prompt x --size 64x64",
+            "emoji_classes is a class-conditional model; --prompt, --size is for text-to-image"
+            " models such as emoji, the default without --npz",
+        ),
+        (
+            "--checkpoint emoji --labels Flags",
+            "emoji is a text-to-image model; --labels is for class-conditional models such as"
+            " emoji_classes",
+        ),
+        ("--complete x.png", "--prompt is missing; emoji is a text-to-image model"),
+        ("--prompt x --size 256x256", "up to 128 pixels, got 256x256"),
+    ],
+)
+def test_bad_input_for_the_embedded_models_is_one_line(sample, tmp_path, flags, message):
+    status, out, error = sample(*flags.split(), embedded=True)
+    assert (status, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_completed_images(sample, quick_prompts, tmp_path):
