@@ -22,8 +22,8 @@ def train_tokenizer(
 
     Args:
       captions: that the merges are learnt from; equal captions give equal files.
-      vocab_size: of the byte-level BPE, without the added tokens; at least 256. With few captions
-        there are fewer tokens.
+      vocab_size: of the byte-level BPE, without the added tokens; at least 256. What few captions
+        leave of it are tokens that no text has.
       num_resolutions: `<|res_N|>` tokens, the longest side of an image in tokens.
       tokens_per_step: P; there are P - 1 `<|query_N|>` tokens.
 
@@ -44,7 +44,8 @@ def train_tokenizer(
     )
     texts = [f"user\n{caption}" for caption in captions]
     tokenizer.train_from_iterator([*texts, "assistant\n"], trainer)
-    added = [*TEMPLATE]
+    added = [f"<|unused_{n}|>" for n in range(tokenizer.get_vocab_size(), vocab_size)]
+    added += TEMPLATE
     added += [f"<|res_{n}|>" for n in range(1, num_resolutions + 1)]
     added += [f"<|query_{n}|>" for n in range(1, tokens_per_step)]
     tokenizer.add_special_tokens(added)

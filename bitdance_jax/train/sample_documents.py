@@ -8,6 +8,7 @@ from bitdance_jax.data.documents import Document, Image, captioned_image
 from bitdance_jax.data.mixture import Sample
 from bitdance_jax.data.packed_batches import Notes
 from bitdance_jax.data.records import Skipped
+from bitdance_jax.errors import UserError
 from bitdance_jax.text.prompt_tokenizer import LongPrompt, PromptTokenizer
 from bitdance_jax.train.text_to_image_config import (
     AROUND_IMAGE,
@@ -29,7 +30,11 @@ class Documents:
         self._notes = Notes()
 
     def __call__(self, sample: AnySample) -> Document | None:
-        """None if it is too long: if not even a caption of a few words fits beside the image."""
+        """None if it is too long: if not even a caption of a few words fits beside the image.
+
+        Raises:
+          UserError: the image has a longer side than the model takes.
+        """
         self._damaged.add(sample.skipped, 1)
         if isinstance(sample, ConversationSample):
             return self._conversation(sample)
@@ -38,6 +43,13 @@ class Documents:
         config = self._config
         down = config.model.tokenizer.downsampling
         height, width = sample.size
+        largest = config.model.image_tokens.num_resolutions * down
+        if max(height, width) > largest:
+            raise UserError(
+                f"the image of {self._named(sample)} has {width}x{height} pixels, and the model "
+                f"takes sides up to {largest}; crop the images to squares, lower data.resolutions, "
+                "or raise model.image_tokens.num_resolutions"
+            )
         image_tokens = height * width // down**2 + config.model.tokens_per_step + AROUND_IMAGE
         limit = min(config.data.max_prompt, config.data.packing.longest - image_tokens)
         if limit < SHORTEST_PROMPT:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bitdance_jax.config import ImageTokens
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
 from bitdance_jax.text.train_tokenizer import train_tokenizer
@@ -25,6 +26,13 @@ def test_frequent_words_become_tokens(tmp_path):
     assert len(tokenizer.end_of_image()) == 2
     assert tokenizer.tokens_per_step == 4
     assert tokenizer.image_tokens.num_resolutions == 8
+
+
+@pytest.mark.parametrize("vocab_size", [280, 2000])
+def test_its_image_tokens_follow_from_the_size(tmp_path, vocab_size):
+    """Also where the captions are too few for so many tokens."""
+    expected = ImageTokens.of_vocabulary(vocab_size, num_resolutions=8)
+    assert make(tmp_path, vocab_size=vocab_size).image_tokens == expected
 
 
 def test_every_text_can_be_encoded(tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 
 import bitdance_jax
 from bitdance_jax.config import (
+    ImageTokens,
     LoraConfig,
     MeshConfig,
     OptimizerConfig,
@@ -25,10 +26,12 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.convert import peft
 from bitdance_jax.convert.export import export
+from bitdance_jax.data.captioned import CaptionedImage
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
 from bitdance_jax.data.conversation_config import ConversationDataConfig
 from bitdance_jax.data.conversations import Conversation, ConversationSample, Turn
 from bitdance_jax.data.image_encoder import ImageEncoder
+from bitdance_jax.data.mixture import Sample
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
@@ -274,6 +277,30 @@ def test_a_model_with_more_tokens_a_step_inherits_all_but_new_queries(folder):
     assert "<|query_15|>" in config.make_task().record.files[f"{FOLDER}/tokenizer.json"].decode()
 
 
+def test_a_prompt_tokenizer_from_captions(folder, tmp_path):
+    """It knows their words, also if an image is damaged, and its ids are the model's."""
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    (images / "5.png").write_bytes(b"")
+    data = dataclasses.replace(make_config(folder).data, paths=(str(images),))
+    ids = ImageTokens.of_vocabulary(300, num_resolutions=8)
+    model = dataclasses.replace(MODEL, image_tokens=ids)
+    config = make_config(folder, model=model, data=data, text_tokenizer="captions")
+    prompts = open_prompts(prompt_files(config, data.open_splits()[0]), model)
+    by_bytes = open_prompts(prompt_files(make_config(folder), []), MODEL)
+    short, long = (len(one.encode("number 7", 100)) for one in (prompts, by_bytes))
+    assert short < long - len("number")
+
+
+def test_an_image_with_a_longer_side_than_the_model_takes(folder):
+    ids = ImageTokens.of_vocabulary(256, num_resolutions=8)
+    model = dataclasses.replace(MODEL, image_tokens=ids)
+    config = make_config(folder, model=model, text_tokenizer="captions")
+    documents = Documents(config, open_prompts(prompt_files(config, []), model))
+    record = CaptionedImage(("wide",), image=np.zeros((8, 32, 3), np.uint8))
+    with pytest.raises(UserError, match=r"'wide' in photos has 32x8 pixels, .* sides up to 16;"):
+        documents(Sample(record, "wide", (8, 32), "photos", 16))
+
+
 def test_a_language_model_gives_the_text_part(folder):
     text = tiny_text(vocab_size=MODEL.text.vocab_size - 40)
     params = qwen3_params(text)
@@ -433,7 +460,7 @@ def test_what_cannot_be_read_is_known_before_anything_compiles(folder, tmp_path,
 
 def test_a_conversation_that_is_longer_than_a_document_is_named(folder, capsys):
     config = make_config(folder)
-    documents = Documents(config, open_prompts(prompt_files(config), MODEL))
+    documents = Documents(config, open_prompts(prompt_files(config, []), MODEL))
 
     def sample(answers: int) -> ConversationSample:
         turns = (Turn("user", "what is it"), Turn("assistant", "a cat")) * answers
