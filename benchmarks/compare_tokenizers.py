@@ -1,8 +1,8 @@
 """Compares tokenizers on held-out images: a table, and reconstructions side by side.
 
     pip install "bitdance_jax[perceptual]"
-    python benchmarks/compare_tokenizers.py --models runs/fluent_tokenizer/model \
-        runs/fluent_tokenizer_full/model --names plain full --data fluent_emoji_128.tar
+    python benchmarks/compare_tokenizers.py --models runs/emoji_tokenizer_plain/model \
+        runs/emoji_tokenizer/model --names plain full
 
 Writes `tokenizers.json` and `tokenizers.md` (PSNR, SSIM, distance in the features of
 EfficientNet-Lite0; of all held-out images) and `tokenizers.png` (originals in the first row, then a

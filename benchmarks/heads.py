@@ -103,10 +103,11 @@ class Quality:
 
 def continuous_tokenizer(arguments: Arguments) -> str:
     """The folder of a tokenizer of continuous latents, trained unless it is there."""
-    config = emoji_tokenizer.get_config("continuous")
+    config = emoji_tokenizer.get_config("plain", "continuous")
     steps = arguments.tokenizer_steps
     config = dataclasses.replace(
         config,
+        image_size=SIDE,
         run=short_run(config.run, Path(arguments.out) / f"tokenizer_{steps}", steps, seed=0),
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=steps // 20, ema_decay=0.98),
     )
@@ -122,6 +123,7 @@ def short_run(run: RunConfig, workdir: Path, steps: int, seed: int) -> RunConfig
         seed=seed,
         save_every=steps,
         preview_every=steps,
+        compute_dtype="float32",
         export_dtype="float32",
     )
 
@@ -142,6 +144,7 @@ def training_config(
     steps, width = arguments.steps, arguments.width
     model = dataclasses.replace(
         config.model,
+        image_size=SIDE,
         tokenizer=sizes,
         transformer=dataclasses.replace(
             config.model.transformer, num_layers=arguments.layers, dim=width, num_heads=width // 32

@@ -1,7 +1,8 @@
 """Judges a text-to-image model on captions that it has not seen, by the nearest real images.
 
     pip install "bitdance_jax[perceptual]"
-    python benchmarks/held_out_captions.py --model runs/fluent/model --data fluent_emoji_128.tar
+    python benchmarks/held_out_captions.py                              # the embedded model
+    python benchmarks/held_out_captions.py --model runs/emoji_t2i/model
 
 For each held-out caption the model samples images. In the features of EfficientNet-Lite0, the
 nearest of all real images should have the caption's base name ("woman, beard" of "woman, dark skin
@@ -29,6 +30,7 @@ from bitdance_jax.data.captioned_config import CaptionedDataConfig
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
 from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.model_lookup import EMBEDDED
 
 
 TONE = " skin tone"
@@ -42,7 +44,8 @@ class Arguments(Config):
 
     Attributes:
       model: a model folder or a Hugging Face id.
-      data: captioned images, all of one size; a field "split" tells which are held out.
+      data: captioned images, all of one size; a field "split" tells which are held out. "emoji":
+        the embedded ones.
       images_per_caption: sampled for each caption.
       captions: at most this many of the held-out ones, spread evenly.
       seed: of the samples.
@@ -50,8 +53,8 @@ class Arguments(Config):
       out: folder of the two files.
     """
 
-    model: PathName
-    data: PathName
+    model: PathName = EMBEDDED
+    data: PathName = EMBEDDED
     images_per_caption: Count = 4
     captions: Count = 1000
     seed: Seed = 0

@@ -2,7 +2,7 @@
 
     pip install "bitdance_jax[perceptual]"
     python benchmarks/holes.py --model runs/mine/model --data.source folder --data.path images
-    python benchmarks/holes.py --model runs/fluent/model --captioned fluent_emoji_128.tar
+    python benchmarks/holes.py --model emoji --captioned emoji    # embedded model and images
 
 Beside the completed images stand images of the same label or prompt with nothing kept, which a
 completion should beat; the images after the tokenizer, which bound it; and completions of the
@@ -60,7 +60,7 @@ class Arguments(Config):
       out: folder of the two files.
     """
 
-    model: PathName = "emoji"
+    model: PathName
     data: DataConfig = field(default_factory=DataConfig)
     captioned: PathName | None = None
     images: Count = 100

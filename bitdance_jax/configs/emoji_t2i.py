@@ -48,7 +48,9 @@ def get_config() -> TextToImageTraining:
                 hidden_dim=480,
                 vocab_size=VOCABULARY,
             ),
-            TokenizerConfig(bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4),
+            TokenizerConfig(
+                bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
+            ),
             TOKENS_PER_STEP,
             ids,
             FlowHeadConfig(width=192, num_blocks=3, num_groups=1, head_dim=32),

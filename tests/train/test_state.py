@@ -114,20 +114,16 @@ def test_ema_starts_from_the_initial_weights():
     assert int(state.step) == 1
 
 
-def test_ema_warmup_begins_with_small_decays():
+@pytest.mark.parametrize(("decay", "used"), [(0.75, 0.1), (0.05, 0.05)])
+def test_ema_warmup_begins_with_small_decays(decay, used):
     """The first decay is 1 / 10, where ema_decay is larger."""
-    for decay, used in ((0.75, 0.1), (0.05, 0.05)):
-        state, _ = one_step(
-            OptimizerConfig(
-                learning_rate=0.1,
-                warmup_steps=0,
-                weight_decay=0.0,
-                ema_decay=decay,
-                ema_warmup=True,
-            )
+    state, _ = one_step(
+        OptimizerConfig(
+            learning_rate=0.1, warmup_steps=0, weight_decay=0.0, ema_decay=decay, ema_warmup=True
         )
-        expected = 2.0 - (1 - used) * 0.1
-        jax.tree.map(lambda x: np.testing.assert_allclose(x, expected, rtol=1e-5), state.ema)
+    )
+    expected = 2.0 - (1 - used) * 0.1
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, expected, rtol=1e-5), state.ema)
 
 
 def test_without_ema_the_result_is_the_parameters():
