@@ -1,13 +1,13 @@
 """BitDance (arXiv 2602.14041) in JAX: autoregressive image generation in binary tokens.
 
 >>> import bitdance_jax
->>> model = bitdance_jax.load()  # the embedded emoji model, or a model folder
->>> images = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
->>> codes = model.tokenizer.encode(images)  # int8 in {-1, 1}, [2, 8, 8, 32]
+>>> model = bitdance_jax.load()  # the embedded text-to-image model, or a model folder
+>>> images = model.sample(["red heart", "pizza"], seed=0)  # uint8 [2, 128, 128, 3]
+>>> codes = model.tokenizer.encode(images)  # int8 in {-1, 1}, [2, 16, 16, 32]
 >>> again = model.tokenizer.decode(codes)
 
->>> model = bitdance_jax.load("models/14b_64x")
->>> images = model.sample("a cat on a mat", size="1024x1024", seed=0)  # uint8 [1, 1024, 1024, 3]
+>>> model = bitdance_jax.load("emoji_classes")  # the embedded class-conditional model
+>>> images = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
 """
 
 import importlib

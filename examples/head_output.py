@@ -1,6 +1,6 @@
 """Histograms of what the head predicts, over the time of its flow (as the paper's figure 9).
 
-    python examples/head_output.py                       # the embedded model, head_output.png
+    python examples/head_output.py                       # emoji_classes, head_output.png
     python examples/head_output.py --checkpoint models/b_1x --inputs 207 360
 
 A prediction near -1 or 1 is a decided bit. The predictions are those on the way of images that are
@@ -146,7 +146,7 @@ def points(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="emoji")
+    parser.add_argument("--checkpoint", default="emoji_classes")
     parser.add_argument("--inputs", nargs="+", default=None, help="labels or prompts")
     parser.add_argument("--images-per-input", type=int, default=4)
     parser.add_argument("--head-steps", type=int, default=25)

@@ -1,6 +1,6 @@
 """A solver of your own: Adams and Bashforth's method of the second order.
 
-    python examples/solver.py          # images of the embedded model, in emoji.png
+    python examples/solver.py          # images of emoji_classes, in emoji.png
 
 It takes one evaluation of the head a step, as Euler's method does, and reuses the last velocity.
 Inside the package, this class and its name belong into `bitdance_jax/sampling/solvers.py`; no other
@@ -69,7 +69,7 @@ SOLVERS["adams_bashforth"] = AdamsBashforth
 
 
 def main() -> None:
-    model = bitdance_jax.load()
+    model = bitdance_jax.load("emoji_classes")
     sampler = SamplerConfig(
         solver="adams_bashforth", head_steps=10, guidance_scale=3.5, guidance_schedule="constant"
     )

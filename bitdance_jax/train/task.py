@@ -213,7 +213,7 @@ class TrainingConfig(Config):
       profile: first and last step of a trace for TensorBoard or Perfetto, written to the run's
         folder; None: no trace.
       init: model folder, folder of a run, or Hugging Face id, with the weights that a new run
-        starts from; "emoji" is the embedded model. None: random weights.
+        starts from; "emoji" and "emoji_classes" are the embedded models. None: random weights.
       compilation_cache: folder, local or gs://, for compiled programs, so that the next start does
         not compile them; None: for a single process one in the user's cache. All hosts must have
         access to it.

@@ -23,16 +23,16 @@ def test_outputs_are_stripped():
 
 @pytest.mark.slow(60)
 def test_notebook_runs(tmp_path, monkeypatch, few_emoji):
-    """With few images, small batches, and 2 steps of training and of the head."""
+    """With few images, small models and batches, and 2 steps of training and of the head."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [])  # it sets its own
-    quick_examples.few_steps(monkeypatch)
+    quick_examples.make_quick(monkeypatch, tmp_path)
     code = "\n".join("".join(cell["source"]) for cell in cells())
     for line, quick, times in (
         (r"^( *)%pip .*$", r"\1raise AssertionError('nothing to install')", 1),
         (r"^STEPS = .*$", "STEPS = 2", 1),
-        (r"--run\.log-every", "--preview.head-steps 2 --data.batch-size 8 --run.log-every", 1),
-        (r"head_steps=50", "head_steps=2", 2),
+        (r"--data\.batch-size 32", "--data.batch-size 8 --preview.head-steps 2", 1),
+        (r"head_steps=25", "head_steps=2", 2),
     ):
         code, changed = re.subn(line, quick, code, flags=re.MULTILINE)
         assert changed == times

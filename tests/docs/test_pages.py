@@ -120,13 +120,13 @@ PYTHON = [page for page in PAGES if blocks(page, "python") and page.name != "ext
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
 def test_python_examples_run(page, tmp_path, monkeypatch):
-    """With a small text-to-image model in place of released ones, and 2 steps of the head.
+    """With small text-to-image models in place of others, and 2 steps of the head.
 
     The examples of a page continue each other.
     """
     monkeypatch.chdir(tmp_path)
     toy_text_to_image.save("models/14b_64x", toy_text_to_image.config(4))
-    quick_examples.few_steps(monkeypatch)
+    quick_examples.make_quick(monkeypatch, tmp_path)
     code = "\n".join(blocks(page, "python")).replace("1024x1024", "64x64")
     code = code.replace("head_steps=50", "head_steps=2")
     exec(compile(code, page, "exec"), {})
