@@ -359,6 +359,7 @@ def strings(config, prefix=""):
                 "captioned.captions",
                 "captioned.held_out_field",
                 "data.dataset",
+                "data.held_out_field",
                 "hosts.coordinator",
             },
         ),
@@ -375,7 +376,8 @@ def test_the_paths_of_a_command_have_the_type_of_paths(module, others):
 
 
 def test_the_paths_of_a_training_config_have_the_type_of_paths():
-    assert set(strings(ClassConditionalTraining)) == {"data.dataset", "hosts.coordinator"}
+    others = {"data.dataset", "data.held_out_field", "hosts.coordinator"}
+    assert set(strings(ClassConditionalTraining)) == others
 
 
 @pytest.mark.slow
