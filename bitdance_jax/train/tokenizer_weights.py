@@ -13,6 +13,7 @@ from bitdance_jax.errors import UserError
 from bitdance_jax.fid import inception_weights
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.model_lookup import UnfinishedRun
+from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.tokenizer import efficientnet
 from bitdance_jax.tokenizer import perceptual as lpips
 from bitdance_jax.train.task import Params
@@ -79,16 +80,15 @@ def read_frozen(
 
 
 def read_tokenizer(folder: str) -> Params:
-    """The weights of the tokenizer in a model folder, alone or within a class-conditional model.
+    """The weights of the tokenizer in a model folder, alone or within a model: float32 arrays.
 
     Raises:
       UserError: there is no such model.
     """
     kind = model_lookup.read_config(folder).kind
-    if kind not in ("tokenizer", "class_conditional"):
-        raise UserError(f"init {folder} holds a {kind} model, and this run trains a tokenizer")
-    params = model_lookup.load(folder).params
-    return params if kind == "tokenizer" else params["tokenizer"]
+    if kind == "language_model":
+        raise UserError(f"init {folder} holds a {kind}, and this run trains a tokenizer")
+    return jax.tree.map(np.asarray, Tokenizer.load(folder).params)
 
 
 def with_noise_inputs(decoder: Params, bits: int) -> Params:
