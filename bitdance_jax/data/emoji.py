@@ -29,11 +29,11 @@ EXAMPLES = (
     "grinning face",
     "woman astronaut, dark skin tone",
     "man firefighter, medium skin tone",
+    "woman superhero, medium-dark skin tone",
+    "person surfing, medium-dark skin tone",
+    "Santa Claus, medium skin tone",
     "thumbs up, light skin tone",
     "red heart",
-    "cat face",
-    "automobile",
-    "pizza",
 )
 """Some of the captions, to show what the embedded model does; the firefighter is held out."""
 
