@@ -552,7 +552,7 @@ def test_from_training_to_images(tmp_path):
     run = "--run.steps 3 --run.log-every 1 --run.preview-every 3 --data.batch-size 8"
     command(
         "train.py",
-        f"emoji_tokenizer {run} --run.workdir tokenizer --image-size 16",
+        f"emoji_tokenizer --losses plain {run} --run.workdir tokenizer --image-size 16",
         "--model.bits 8 --model.ch-mult 1 1 --model.num-codebooks 2",
     )
     command(
