@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from bitdance_jax.data import loader, packing
 from bitdance_jax.data.documents import Document, Image
 from bitdance_jax.data.packing import Lengths, PackingState, RowPacker
+from bitdance_jax.data.records import Skipped
 from bitdance_jax.errors import FileError
 
 
@@ -44,6 +46,45 @@ class Samples(Protocol[Drawn]):
     """An endless sequence (`data.mixture.Mixture`); pickled for worker processes."""
 
     def draw(self, n: int) -> Drawn: ...
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about a sample that is not used as it is.
+
+    Attributes:
+      problem: what is counted, such as "captions cut".
+      line: for stderr.
+    """
+
+    problem: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The document of a sample.
+
+    Attributes:
+      document: None if the sample is skipped.
+      damaged: error messages about images that this sample replaces.
+      notes: see Note.
+    """
+
+    document: Document | None
+    damaged: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+class Documented(Generic[T]):
+    """Samples with their documents; pickled for worker processes."""
+
+    def __init__(self, samples: Samples[T], to_document: Callable[[T], Prepared]) -> None:
+        self._samples = samples
+        self._to_document = to_document
+
+    def draw(self, n: int) -> Prepared:
+        return self._to_document(self._samples.draw(n))
 
 
 Encode = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -92,7 +133,7 @@ class SampleReader(Generic[T]):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class PackedBatches(Generic[T]):
+class PackedBatches:
     """An iterator over batches of `packing.Row`.
 
     Its state has one entry for each row of this process; `set_state` takes those of all rows. The
@@ -101,8 +142,7 @@ class PackedBatches(Generic[T]):
 
     def __init__(
         self,
-        reader: SampleReader[T],
-        to_document: Callable[[T], Document | None],
+        reader: SampleReader[Prepared],
         encode: Encode,
         *,
         batch_size: int,
@@ -114,8 +154,7 @@ class PackedBatches(Generic[T]):
     ) -> None:
         """
         Args:
-          reader: of the samples.
-          to_document: of a sample; None if it is skipped.
+          reader: of the documents.
           encode: images that have pixels only.
           batch_size: B, over all processes.
           rows: which rows of each batch this process loads.
@@ -125,7 +164,8 @@ class PackedBatches(Generic[T]):
           ahead: number of batches that are prepared beyond the one that is asked for.
         """
         self._reader = reader
-        self._to_document = to_document
+        self._damaged = Skipped("the next one replaces it")
+        self._notes = Notes()
         self._encode = encode
         self._batch_size = batch_size
         self._rows = [int(row) for row in rows]
@@ -187,9 +227,12 @@ class PackedBatches(Generic[T]):
             # A number that is not the newest one is of a document that waited before resuming.
             if k + 1 == packer.state.next_document:
                 self._reader.start(sample(later) for later in range(k, k + ahead))
-            document = self._to_document(self._reader.read(sample(k)))
-            self._check_skipped(document)
-            return document
+            prepared = self._reader.read(sample(k))
+            self._damaged.add(prepared.damaged, 1)
+            for note in prepared.notes:
+                self._notes.add(note)
+            self._check_skipped(prepared.document)
+            return prepared.document
 
         packer = RowPacker(read, self._lengths, PackingState(**saved))
         return packer
@@ -252,14 +295,13 @@ class Notes:
         self._counts: dict[str, int] = {}
         self._shown: set[str] = set()
 
-    def add(self, problem: str, line: str) -> None:
-        """`problem` is what is counted, such as "captions cut"."""
-        if line in self._shown or len(self._shown) >= REPORTED:
+    def add(self, note: Note) -> None:
+        if note.line in self._shown or len(self._shown) >= REPORTED:
             return
-        self._shown.add(line)
-        self._counts[problem] = count = self._counts.get(problem, 0) + 1
+        self._shown.add(note.line)
+        self._counts[note.problem] = count = self._counts.get(note.problem, 0) + 1
         more = "; further ones are not named" if len(self._shown) == REPORTED else ""
-        tqdm.write(f"note: {line} ({problem}: {count}{more})", file=sys.stderr)
+        tqdm.write(f"note: {note.line} ({note.problem}: {count}{more})", file=sys.stderr)
 
 
 _worker_samples: Any = None

@@ -5,6 +5,7 @@ that uses only the known parts of byte pair encodings is used at once; any other
 with limited time and memory.
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -52,7 +53,7 @@ json.dump(tokenizer.encode(text, add_special_tokens=False).ids, sys.stdout)
 
 
 def open_tokenizer(content: dict[str, Any], where: str) -> Encode:
-    """The function from a text to its token ids.
+    """The function from a text to its token ids; it can be pickled.
 
     Args:
       content: of a tokenizer.json; its added tokens and its template are ignored.
@@ -76,13 +77,17 @@ def open_tokenizer(content: dict[str, Any], where: str) -> Encode:
         }
     )
     if not is_known(content):
-        return lambda prompt: _encode_in_process(text, prompt, where)
+        return functools.partial(_encode_in_process, text, where)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises bare Exceptions.
         reason = _first_line(str(error))
         raise FileError(f"{where} cannot be read ({reason}); fetch it again", where) from error
-    return lambda prompt: list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    return functools.partial(_encode, tokenizer)
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
+    return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 
 def is_known(content: dict[str, Any]) -> bool:
@@ -117,7 +122,7 @@ def _is_known_words(step: Any) -> bool:
     return is_qwen2 or step.get("type") == "ByteLevel"
 
 
-def _encode_in_process(content: str, text: str, where: str) -> list[int]:
+def _encode_in_process(content: str, where: str, text: str) -> list[int]:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", WORKER],

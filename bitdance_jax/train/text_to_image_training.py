@@ -14,7 +14,7 @@ from bitdance_jax.data import captioned
 from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.data.captioned_tokens import check_encoders
 from bitdance_jax.data.image_encoder import ImageEncoder
-from bitdance_jax.data.packed_batches import PackedBatches, SampleReader, Samples
+from bitdance_jax.data.packed_batches import Documented, PackedBatches, SampleReader, Samples
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.errors import ConfigError, ResourceError
 from bitdance_jax.io import image_files, model_lookup, readers
@@ -130,10 +130,10 @@ class TextToImageTask:
         self.frozen = self._read_frozen()
         self.record = self._record(files)
 
-    def batches(self, rows: np.ndarray) -> PackedBatches[AnySample]:
+    def batches(self, rows: np.ndarray) -> PackedBatches:
         return self._batches(self._train, rows, ahead=1)
 
-    def held_out(self, rows: np.ndarray) -> PackedBatches[AnySample]:
+    def held_out(self, rows: np.ndarray) -> PackedBatches:
         return self._batches(self._held_out, rows, ahead=0)
 
     def preview(self, ema_params: Params, step: int) -> dict[str, np.ndarray]:
@@ -183,17 +183,15 @@ class TextToImageTask:
         dtype = config.run.export_dtype
         save_model(folder, self.record, params, step=step, metrics=metrics, dtype=dtype)
 
-    def _batches(
-        self, samples: Samples[AnySample], rows: np.ndarray, ahead: int
-    ) -> PackedBatches[AnySample]:
+    def _batches(self, samples: Samples[AnySample], rows: np.ndarray, ahead: int) -> PackedBatches:
         config = self._config
         tokenizer = config.model.tokenizer
         if self._encoder is None:
             dtype = jnp.dtype(config.run.compute_dtype)
             self._encoder = ImageEncoder(tokenizer, self._tokenizer.params, dtype)
+        documents = Documented(samples, Documents(config, self._prompts))
         return PackedBatches(
-            SampleReader(samples, config.data.workers),
-            Documents(config, self._prompts),
+            SampleReader(documents, config.data.workers),
             self._encoder,
             batch_size=self.batch_size,
             rows=rows,

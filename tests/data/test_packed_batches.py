@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from row_documents import BLOCK, LENGTHS, document
 
-from bitdance_jax.data.documents import Document, Image
-from bitdance_jax.data.packed_batches import PackedBatches, SampleReader
+from bitdance_jax.data.documents import Image
+from bitdance_jax.data.packed_batches import (
+    Documented,
+    Note,
+    PackedBatches,
+    Prepared,
+    SampleReader,
+)
 from bitdance_jax.errors import FileError
 
 
@@ -33,19 +39,19 @@ def encode(images: list[np.ndarray]) -> list[np.ndarray]:
     return [image[..., :1] for image in images]
 
 
-def with_pixels(number: int) -> Document | None:
+def with_pixels(number: int) -> Prepared:
     made = document(number)
     if made is None:
-        return None
+        return Prepared(None, damaged=(f"{number} is damaged",), notes=(Note("odd", "a note"),))
     pixels = pixels_of(number, len(made.visual))
-    return made.with_images([OneRow(None, (0, 0), pixels=pixels)])
+    return Prepared(made.with_images([OneRow(None, (0, 0), pixels=pixels)]))
 
 
-def with_bits(number: int) -> Document | None:
-    made = with_pixels(number)
+def with_bits(number: int) -> Prepared:
+    made = with_pixels(number).document
     if made is None:
-        return None
-    return made.with_images([made.images[0].encoded(made.images[0].pixels[..., :1], 1)])
+        return Prepared(None)
+    return Prepared(made.with_images([made.images[0].encoded(made.images[0].pixels[..., :1], 1)]))
 
 
 class OneRow(Image):
@@ -55,10 +61,9 @@ class OneRow(Image):
         return dataclasses.replace(self, bits=codes[0], pixels=None)
 
 
-def batches(rows=range(ROWS), to_document=with_pixels, ahead=1):
+def batches(rows=range(ROWS), to_document=with_pixels, ahead=1, workers=0):
     return PackedBatches(
-        SampleReader(Samples()),
-        to_document,
+        SampleReader(Documented(Samples(), to_document), workers),
         encode,
         batch_size=ROWS,
         rows=np.array(rows),
@@ -119,16 +124,27 @@ def test_rows_have_different_samples():
     assert sum(map(len, numbers)) == len(set.union(*numbers))
 
 
+def test_what_is_not_used_is_reported_once(capsys):
+    source = batches([0])
+    for _ in range(8):
+        next(source)
+    source.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("note: a note (odd: 1)") == 1
+    assert sum("is damaged; the next one replaces it" in line for line in lines) > 1
+
+
 def test_data_of_which_nothing_fits_is_an_error():
-    source = batches(to_document=lambda number: None)
+    source = batches(to_document=lambda number: Prepared(None))
     with pytest.raises(FileError, match="1000 samples in a row were skipped"):
         next(source)
     source.close()
 
 
 @pytest.mark.slow
-def test_worker_processes_draw_the_same():
-    reader = SampleReader(Samples(), workers=1)
-    reader.start([3, 5])
-    assert [reader.read(n) for n in (5, 3, 4)] == [5, 3, 4]
-    reader.close()
+def test_worker_processes_make_the_same_documents():
+    complete, other = batches(), batches(workers=1)
+    for _ in range(2):
+        assert_same(next(complete), next(other))
+    complete.close()
+    other.close()
