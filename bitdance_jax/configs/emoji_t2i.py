@@ -65,6 +65,7 @@ def get_config() -> TextToImageTraining:
             # One image a row: it has about 300 tokens with its caption.
             packing=Lengths(target=1, row=320, document=320, buffer=1),
             text_drop=0.1,
+            workers=4,
         ),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,
