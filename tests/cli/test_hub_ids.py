@@ -71,6 +71,7 @@ def test_a_command_fetches_the_model(line, cache, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_emoji")
 def test_a_run_on_models_of_the_hub(cache, tmp_path):
     """The config keeps the ids, and the run's record has the folder that they are in."""
     tiny_models.save_tokenizer(cache / "owner--tokenizer")

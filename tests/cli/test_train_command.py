@@ -192,7 +192,7 @@ def classes_of(command, monkeypatch, tmp_path):
 
 def test_the_number_of_classes_is_that_of_the_data_unless_it_is_given(classes_of, tmp_path):
     own = ["--data.source", "folder", "--data.path", str(tmp_path / "images")]
-    assert classes_of() == 9
+    assert classes_of() == 97
     assert classes_of(*own) == 3
     assert [
         classes_of(*own, flag, "4") for flag in ("--model.num-classes", "--model.num_classes")

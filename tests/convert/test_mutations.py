@@ -10,7 +10,7 @@ from golden_models import GOLDEN
 
 from bitdance_jax.convert import legacy_torch_file, safetensors_file, torch_file
 from bitdance_jax.errors import UserError
-from bitdance_jax.evaluate import prompt_files
+from bitdance_jax.evaluate import prompt_lists
 from bitdance_jax.io.lazy_array import LazyArray
 
 
@@ -86,8 +86,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         (torch_zip, read_arrays(torch_file.load)),
         (legacy, read_arrays(legacy_torch_file.load)),
         (tensors, read_arrays(lambda path: safetensors_file.load(path).tensors)),
-        (prompts, lambda path: prompt_files.read_geneval(str(path))),
-        (prompts, lambda path: prompt_files.read_dpg(str(path))),
+        (prompts, lambda path: prompt_lists.read_geneval(str(path))),
+        (prompts, lambda path: prompt_lists.read_dpg(str(path))),
     ],
     ids=["torch", "legacy", "safetensors", "geneval", "dpg"],
 )

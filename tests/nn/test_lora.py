@@ -11,7 +11,7 @@ from random_params import random_params
 from bitdance_jax.config import Qwen3Config
 from bitdance_jax.nn import linear, lora
 from bitdance_jax.nn.layers import FusedDense
-from bitdance_jax.nn.quantize import quantize
+from bitdance_jax.nn.quantize import FORMATS, quantize
 from bitdance_jax.nn.stack import stacked_axes, unstack
 from bitdance_jax.transformer.qwen3 import Qwen3
 
@@ -92,7 +92,7 @@ def test_fused_and_int8_kernels():
     sizes = ((6, 2, 5), (6, RANK), (RANK, 2, 5), (4, 6))
     kernel, a, b, x = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
     dense = FusedDense(2, 5, use_bias=False)
-    for stored in (kernel, quantize(kernel)):
+    for stored in (kernel, quantize(kernel, FORMATS["int8"])):
         plain = dense.apply({"params": {"kernel": stored}}, x)
         both = dense.apply({"params": {"kernel": stored, lora.A: a, lora.B: b}}, x)
         change = jnp.moveaxis(jnp.stack(both) - jnp.stack(plain), 0, 1)

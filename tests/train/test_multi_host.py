@@ -189,8 +189,8 @@ def test_a_stuck_process_stops_both_with_its_line_and_the_stacks_of_both(workdir
 
 
 def test_a_signal_to_one_process_saves_and_stops_both_at_the_same_step(workdir):
-    processes = start(workdir, 2, seconds_a_step=0.1)
-    wait_for_step(processes, workdir, 19)
+    processes = start(workdir, 2, seconds_a_step=0.3)
+    wait_for_step(processes, workdir, 28)  # the run before logged up to 25
     processes[1].send_signal(signal.SIGTERM)
     assert ends(processes, 30) == [128 + signal.SIGTERM] * 2
     last = complete(workdir)[-1]
