@@ -9,59 +9,40 @@
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from bitdance_jax.app.page_guard import Guard, own_names
 from bitdance_jax.app.page_inputs import MAX_IMAGES
-from bitdance_jax.app.serve import check_address
+from bitdance_jax.app.server import ServerArguments, check_address
 from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.cli.flags import parse
-from bitdance_jax.config.plain import Config, Count, HeadSteps, PathName, Range
+from bitdance_jax.config.plain import Count, HeadSteps, PathName, Range
 from bitdance_jax.errors import FileError, UserError
-from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.readers import read_text
 from bitdance_jax.pipelines.load import load
-from bitdance_jax.pipelines.weights import WeightType
 
 
 KEY_VARIABLE = "BITDANCE_API_KEY"
 
 
 @dataclass(frozen=True)
-class Arguments(Config):
+class Arguments(ServerArguments):
     """Serves an HTTP API that generates images, for OpenAI's clients.
 
     Attributes:
-      checkpoint: class-conditional or text-to-image model folder, local or gs://, or a Hugging Face
-        id; "emoji" is the small model of the package.
-      host: address to listen at; 0.0.0.0 accepts other machines.
-      port: of that address.
-      names: further host names of the server, for example of a proxy in front of it; requests under
-        other names are refused.
       api_key_file: a file with the key that requests must send; default: the key in the environment
         variable BITDANCE_API_KEY, or none.
       queue: requests that wait while one is sampled; further ones are refused.
       max_images: of a request.
       max_pixels: of an image.
       max_steps: of the head's solver.
-      dtype: of weights and activations; default: float32, for prompts on accelerators bfloat16.
-      weights: the type of a text-to-image model's weights in memory; default: `dtype`.
-      compilation_cache: folder, local or gs://, for compiled programs, which makes the first images
-        after the next start faster; default: a folder in the user's cache.
     """
 
-    checkpoint: PathName = EMBEDDED
-    host: str = "127.0.0.1"
-    port: Annotated[int, Range(1, 2**16 - 1)] = 8000
-    names: tuple[str, ...] = ()
     api_key_file: PathName | None = None
     queue: Annotated[int, Range(0, 10_000)] = 8
     max_images: Annotated[int, Range(1, MAX_IMAGES)] = 10
     max_pixels: Count = 2**20
     max_steps: HeadSteps = 200
-    dtype: Literal["float32", "bfloat16"] | None = None
-    weights: WeightType | None = None
-    compilation_cache: PathName | None = None
 
 
 def main() -> None:
