@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -162,33 +162,23 @@ def make_document(config: TextToImageConfig, segments: Sequence[Text | Image]) -
     images = tuple(segment for segment in segments if isinstance(segment, Image))
     for image in images:
         _check_image(config, image)
-    layout = _layout(
+    blank, places = _blank(
         config,
         tuple(
             len(segment.tokens) if isinstance(segment, Text) else (segment.size, segment.generated)
             for segment in segments
         ),
     )
-    tokens = layout.tokens.copy()
+    tokens = blank.tokens.copy()
     predicted = np.zeros(len(tokens), bool)
     texts = [segment for segment in segments if isinstance(segment, Text)]
-    for text, where in zip(texts, layout.texts, strict=True):
-        tokens[where] = text.tokens
-        predicted[where] = text.predicted
+    for text, place in zip(texts, places, strict=True):
+        tokens[place] = text.tokens
+        predicted[place] = text.predicted
     # A token's label is at the position before it.
     labels = np.full(len(tokens), NO_LABEL, np.int32)
     labels[:-1] = np.where(predicted[1:], tokens[1:], NO_LABEL)
-    return Document(
-        tokens=tokens,
-        limits=layout.limits,
-        labels=labels,
-        visual=layout.visual,
-        conditions=layout.conditions,
-        xy=layout.xy,
-        generated=layout.generated,
-        area=layout.area,
-        images=images,
-    )
+    return dataclasses.replace(blank, tokens=tokens, labels=labels, images=images)
 
 
 def _check_image(config: TextToImageConfig, image: Image) -> None:
@@ -208,39 +198,29 @@ _Part = int | tuple[tuple[int, int], bool]
 """Number of a text's tokens; or an image's size, and whether it is generated."""
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What documents of the same parts share: the arrays of `Document` of the same names, and where
-    the texts are.
-
-    Attributes:
-      tokens: ids, 0 where the texts are.
-      texts: their positions, in order.
-    """
-
-    tokens: Int[np.ndarray, "S"]
-    limits: Int[np.ndarray, "S"]
-    visual: Int[np.ndarray, "N P"]
-    conditions: Int[np.ndarray, "N P"]
-    xy: Int[np.ndarray, "N P 2"]
-    generated: Bool[np.ndarray, "N"]
-    area: Int[np.ndarray, "N"]
-    texts: tuple[slice, ...]
-
-
 @functools.lru_cache(maxsize=256)
-def _layout(config: TextToImageConfig, parts: tuple[_Part, ...]) -> _Layout:
+def _blank(
+    config: TextToImageConfig, parts: tuple[_Part, ...]
+) -> tuple[Document, tuple[slice, ...]]:
+    """The document of these parts without texts and images, and the positions of its texts.
+
+    Its arrays are read-only: documents of the same parts share them.
+    """
     builder = _Builder(config)
     for part in parts:
         if isinstance(part, int):
             builder.add_text(part)
         else:
             builder.add_image(*part)
-    return builder.layout()
+    return builder.document(), tuple(builder.texts)
 
 
 class _Builder:
-    """A layout's arrays while parts are appended."""
+    """A document's arrays while parts are appended.
+
+    Attributes:
+      texts: positions of the texts.
+    """
 
     def __init__(self, config: TextToImageConfig) -> None:
         self._config = config
@@ -251,11 +231,11 @@ class _Builder:
         self._xy: list[np.ndarray] = []
         self._generated: list[bool] = []
         self._area: list[int] = []
-        self._texts: list[slice] = []
+        self.texts: list[slice] = []
 
     def add_text(self, length: int) -> None:
         start = len(self._tokens)
-        self._texts.append(slice(start, start + length))
+        self.texts.append(slice(start, start + length))
         self._append_causal([0] * length)
 
     def add_image(self, size: tuple[int, int], is_generated: bool) -> None:
@@ -283,13 +263,14 @@ class _Builder:
         self._generated += [is_generated] * len(visual)
         self._area += [len(xy)] * len(visual)
 
-    def layout(self) -> _Layout:
-        """The arrays, read-only."""
+    def document(self) -> Document:
+        """The document, with 0 in place of texts, and without images and labels."""
         block = self._config.tokens_per_step
         none = np.zeros((0, block), np.int32)
-        arrays = {
+        arrays: dict[str, Any] = {
             "tokens": np.array(self._tokens, np.int32),
             "limits": np.array(self._limits, np.int32),
+            "labels": np.full(len(self._tokens), NO_LABEL, np.int32),
             "visual": np.concatenate([none, *self._visual]).astype(np.int32),
             "conditions": np.concatenate([none, *self._conditions]).astype(np.int32),
             "xy": np.concatenate([np.zeros((0, block, 2), np.int32), *self._xy]).astype(np.int32),
@@ -298,7 +279,7 @@ class _Builder:
         }
         for array in arrays.values():
             array.flags.writeable = False
-        return _Layout(**arrays, texts=tuple(self._texts))
+        return Document(**arrays)
 
     def _append_causal(self, tokens: list[int]) -> None:
         start = len(self._tokens)

@@ -3,7 +3,6 @@
 Patch raster, or token raster (the ablation of Table 14).
 """
 
-import functools
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -35,14 +34,8 @@ def sequence_to_grid(
     return rearrange(tokens, "b (h w p q) k -> b (h p) (w q) k", h=height // side, p=side, q=side)
 
 
-@functools.lru_cache(maxsize=64)
 def token_positions(height: int, width: int, patch_side: int, order: Order) -> np.ndarray:
-    """Integer (x, y) of every token of a height x width grid, in sequence order: [T, 2], read-only.
-
-    Training asks for those of every image.
-    """
+    """Integer (x, y) of every token of a height x width grid, in sequence order: [T, 2]."""
     y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     side = patch_side if order == "patch" else 1
-    xy = rearrange(np.stack([x, y], axis=-1), "(h p) (w q) xy -> (h w p q) xy", p=side, q=side)
-    xy.flags.writeable = False
-    return xy
+    return rearrange(np.stack([x, y], axis=-1), "(h p) (w q) xy -> (h w p q) xy", p=side, q=side)
