@@ -44,7 +44,7 @@ def _archive() -> bytes:
                 | {
                     "file_name": f"{number}.png",
                     "subgroup": record["group"],
-                    "split": emoji.HELD_OUT if is_held_out else "train",
+                    "split": "held_out" if is_held_out else "train",
                 }
             )
         archive.writestr("metadata.jsonl", "\n".join(map(json.dumps, lines)))

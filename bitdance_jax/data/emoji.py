@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
 from bitdance_jax.data.captioned import CaptionedImage, Skips
 from bitdance_jax.data.records import Split, select
+from bitdance_jax.data.split_fields import held_out_rows
 from bitdance_jax.data.transforms import centre_crop
-from bitdance_jax.io.image_files import to_rgb
+from bitdance_jax.io.image_files import decode_image
 
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "emoji" / "fluent_emoji_128.zip"
 """Images and a metadata.jsonl: unpacked, a folder of captioned images."""
 
+LOCATION = "the embedded emoji"
+"""Names the images in messages."""
+
 SIDE = 128
 """Height and width of the images in pixels."""
-
-HELD_OUT = "held_out"
 
 EXAMPLES = (
     "grinning face",
@@ -42,7 +43,8 @@ class EmojiArchive:
     """The images as files in memory, in the order of Unicode.
 
     Attributes:
-      records: caption ("text"), "group", "subgroup" and "split" of each image.
+      records: file name, caption ("text"), "group", "subgroup" and "split" of each image.
+      splits: the last of these.
       held_out: whether an image is held out. The 99 that are have combinations of a name and a
         skin tone that no other image has, while others have the name, and the skin tone.
     """
@@ -52,12 +54,12 @@ class EmojiArchive:
             lines = archive.read("metadata.jsonl").splitlines()
             self.records = [json.loads(line) for line in lines]
             self._files = [archive.read(record["file_name"]) for record in self.records]
-        self.held_out = np.array([record["split"] == HELD_OUT for record in self.records])
+        self.splits = [record["split"] for record in self.records]
+        self.held_out = held_out_rows(self.splits, LOCATION)
 
-    def image(self, index: int) -> np.ndarray:
-        """An image, uint8 [128, 128, 3], on white."""
-        with Image.open(io.BytesIO(self._files[index])) as image:
-            return to_rgb(image)
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """An image on white."""
+        return decode_image(io.BytesIO(self._files[index]), self.records[index]["file_name"])
 
 
 class EmojiSource:
@@ -67,7 +69,7 @@ class EmojiSource:
         self._archive = EmojiArchive()
         names = [record["subgroup"] for record in self._archive.records]
         self.class_names = tuple(sorted(set(names)))
-        self.held_out: Bool[np.ndarray, N] = self._archive.held_out
+        self.held_out = self._archive.held_out
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = np.array([numbers[name] for name in names], np.int32)
 
@@ -81,12 +83,12 @@ class EmojiSource:
 class CaptionedEmojiSource:
     """The embedded images with their names as captions: "woman astronaut, dark skin tone"."""
 
-    location = "the embedded emoji"
+    location = LOCATION
 
     def __init__(self) -> None:
         self.skipped = Skips()
         self._archive = EmojiArchive()
-        self.splits: Sequence[str] | None = [record["split"] for record in self._archive.records]
+        self.splits: Sequence[str] | None = self._archive.splits
 
     def __len__(self) -> int:
         return len(self._archive.records)
