@@ -177,6 +177,11 @@ class TextToImageConfig(Config):
         """Heights and widths of images are multiples of this many pixels."""
         return self.tokenizer.downsampling * self.patch_side
 
+    @property
+    def largest_side(self) -> int:
+        """Heights and widths of images have at most this many pixels."""
+        return self.tokenizer.downsampling * self.image_tokens.num_resolutions
+
     @classmethod
     def released(cls, name: str) -> Self:
         """A released model: "14b_16x" or "14b_64x"."""

@@ -19,9 +19,9 @@ from bitdance_jax.config import (
     RunConfig,
     SamplerConfig,
     TokenClassificationHeadConfig,
-    TokenizerConfig,
     TransformerConfig,
 )
+from bitdance_jax.configs import emoji_tokenizer
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.train.class_conditional_training import ClassConditionalTraining
 
@@ -52,9 +52,7 @@ def get_config(
             preview_every=2_000,
         ),
         model=ClassConditionalConfig(
-            tokenizer=TokenizerConfig(
-                bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
-            ),
+            tokenizer=emoji_tokenizer.get_config().model,
             transformer=TransformerConfig(num_layers=4, dim=128, num_heads=4),
             head=heads[head],
             num_classes=97,

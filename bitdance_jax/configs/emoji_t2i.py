@@ -14,8 +14,8 @@ from bitdance_jax.config import (
     Qwen3Config,
     RunConfig,
     TextToImageConfig,
-    TokenizerConfig,
 )
+from bitdance_jax.configs import emoji_tokenizer
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.train.text_to_image_config import CAPTIONS, PackedDataConfig, PreviewConfig
@@ -48,9 +48,7 @@ def get_config() -> TextToImageTraining:
                 hidden_dim=480,
                 vocab_size=VOCABULARY,
             ),
-            TokenizerConfig(
-                bits=32, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, num_codebooks=4
-            ),
+            emoji_tokenizer.get_config().model,
             TOKENS_PER_STEP,
             ids,
             FlowHeadConfig(width=192, num_blocks=3, num_groups=1, head_dim=32),

@@ -219,7 +219,7 @@ class Prefixes(NamedTuple):
 def check_size(config: TextToImageConfig, height: int, width: int) -> None:
     """Raises a UserError unless images of height x width pixels can be sampled."""
     multiple = config.size_multiple
-    largest = config.image_tokens.num_resolutions * config.tokenizer.downsampling
+    largest = config.largest_side
     if any(side <= 0 or side % multiple or side > largest for side in (height, width)):
         raise UserError(
             f"width and height must be multiples of {multiple} up to {largest} pixels, "

@@ -320,27 +320,22 @@ class TextToImage(Pipeline):
         conditional: list[Prompt] = [
             [*shown, *text] for shown, text in zip(images, ids, strict=True)
         ]
+        shown_first = images[:: asked.each]
+        texts_of_images = self._unconditional(negative, len(shown_first))
         unconditional: list[Prompt] = [
-            [*shown, *text]
-            for shown, text in zip(
-                images[:: asked.each], self._unconditional(negative, asked), strict=True
-            )
+            [*shown, *text] for shown, text in zip(shown_first, texts_of_images, strict=True)
         ]
         all_rows: list[Prompt] = [*conditional, *unconditional] or [self.prompts.unconditional()]
         rows = prefix_rows(self.config, all_rows, *size)
         count = len(prompts)
-        images_count = len(unconditional)
         first = jax.tree.map(lambda x: x[:count], rows)
         if asked.weights is not None:
             first = jax.tree.map(lambda x: x.reshape(-1, asked.each, *x.shape[1:]), first)
-        halves = (first, jax.tree.map(lambda x: x[count : count + images_count], rows))
-        return halves, self._token_positions(size), prompts.__getitem__
+        second = jax.tree.map(lambda x: x[count : count + len(unconditional)], rows)
+        return (first, second), self._token_positions(size), prompts.__getitem__
 
-    def _unconditional(
-        self, negative: tuple[str, ...] | None, asked: Conditions
-    ) -> list[list[int]]:
-        """The tokens that guidance leads away from, of each image."""
-        count = len(checks.items(asked.inputs, "prompts")) // asked.each
+    def _unconditional(self, negative: tuple[str, ...] | None, count: int) -> list[list[int]]:
+        """The tokens that guidance leads away from, of each of `count` images."""
         if negative is None:
             return [self.prompts.unconditional()] * count
         if len(negative) not in (1, count):

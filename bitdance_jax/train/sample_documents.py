@@ -46,7 +46,7 @@ class Documents:
         config = self._config
         down = config.model.tokenizer.downsampling
         height, width = sample.size
-        largest = config.model.image_tokens.num_resolutions * down
+        largest = config.model.largest_side
         if max(height, width) > largest:
             raise UserError(
                 f"the image of {self._named(sample)} has {width}x{height} pixels, and the model "

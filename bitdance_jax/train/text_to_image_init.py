@@ -86,9 +86,9 @@ def prompt_files(
     Raises:
       UserError: the folder has none, or damaged ones.
     """
+    path = f"{prompt_tokenizer.FOLDER}/tokenizer.json"
     if config.text_tokenizer == BYTES:
-        content = toy_text_to_image.tokenizer_json(config.model.tokens_per_step)
-        return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
+        return {path: toy_text_to_image.tokenizer_json(config.model.tokens_per_step).encode()}
     if config.text_tokenizer == CAPTIONS:
         ids = config.model.image_tokens
         content = train_tokenizer(
@@ -97,7 +97,7 @@ def prompt_files(
             num_resolutions=ids.num_resolutions,
             tokens_per_step=config.model.tokens_per_step,
         )
-        return {f"{prompt_tokenizer.FOLDER}/tokenizer.json": content.encode()}
+        return {path: content.encode()}
     if config.text_tokenizer is not None:
         folder = epath.Path(local_folder(config.text_tokenizer))
     else:
@@ -106,7 +106,7 @@ def prompt_files(
         folder = epath.Path(found.folder if isinstance(found, UnfinishedRun) else found)
     inner = folder / prompt_tokenizer.FOLDER
     files = prompt_tokenizer.read_files(inner if inner.exists() else folder)
-    if f"{prompt_tokenizer.FOLDER}/tokenizer.json" not in files:
+    if path not in files:
         raise ConfigError(
             f"{folder} has no tokenizer.json; text_tokenizer must be a folder with the files of a"
             " prompt tokenizer, or a text-to-image model",
