@@ -9,7 +9,13 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -22,7 +28,7 @@ from bitdance_jax.data import loader, packing
 from bitdance_jax.data.documents import Document, Image
 from bitdance_jax.data.packing import Lengths, PackingState, RowPacker
 from bitdance_jax.data.records import Skipped
-from bitdance_jax.errors import FileError
+from bitdance_jax.errors import FileError, ResourceError
 
 
 T = TypeVar("T")
@@ -118,9 +124,17 @@ class SampleReader(Generic[T]):
 
         Raises:
           UserError: as the samples'.
+          ResourceError: a worker process ended.
         """
-        self.start([number])
-        return self._started.pop(number).result()
+        try:
+            self.start([number])
+            return self._started.pop(number).result()
+        except BrokenExecutor:
+            raise ResourceError(
+                "a worker process of the data loader ended: it had too little memory (lower "
+                "data.workers), or the script that trains lacks `if __name__ == '__main__':`, "
+                "without which each worker starts the script again"
+            ) from None
 
     def forget(self) -> None:
         """Drops what was loaded ahead."""

@@ -22,6 +22,9 @@ Kernel = Literal["xla", "cudnn", "pallas"]
 """The implementation of attention: XLA's products, cuDNN's fused kernel on CUDA GPUs, or Pallas'
 fused kernels on TPUs."""
 
+LONGEST_MASK = 2048
+"""cuDNN gets the mask of packed documents as an array, queries by keys: rows up to this length."""
+
 
 def choose_kernel(name: Literal["auto"] | Kernel, dtype: DTypeLike, device: Any = None) -> Kernel:
     """The kernel for a device, by default JAX's first.
@@ -167,15 +170,17 @@ def attend(
     Each of G key heads is for A / G neighbouring query heads. A query that sees nothing, such as
     padding, gets the mean of the values.
 
-    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16;
-    "pallas" is fused on TPUs for packed documents, and otherwise the same as "xla" here: see
-    `tpu_attention` for the other.
+    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16,
+    with packed documents in rows of at most LONGEST_MASK tokens; "pallas" is fused on TPUs for
+    packed documents, and otherwise the same as "xla" here: see `tpu_attention` for the other.
     """
     if isinstance(mask, PackedMask) and kernel == "pallas":
         # Pallas takes a third of a second to import, and only TPUs need it.
         from bitdance_jax.nn import splash_attention
 
         return splash_attention.attend_packed(q, k, v, mask)
+    if isinstance(mask, PackedMask) and kernel == "cudnn" and q.shape[2] <= LONGEST_MASK:
+        mask = mask.array()
     if isinstance(mask, PackedMask):
         return attend_packed(q, k, v, mask)
     if kernel == "cudnn":

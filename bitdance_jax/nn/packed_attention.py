@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 CHUNK = 256
-"""Queries whose scores are in memory at a time."""
+"""At most so many queries' scores are in memory at a time."""
 
 
 class PackedMask(NamedTuple):
@@ -38,7 +38,7 @@ def attend_packed(
 ) -> Float[Array, "B M S D"]:
     """Scaled dot-product attention with softmax in float32.
 
-    Scores of CHUNK queries are in memory at a time, in the backward pass too.
+    Scores of at most CHUNK queries are in memory at a time, in the backward pass too.
 
     Args:
       q: of M heads.
@@ -46,12 +46,12 @@ def attend_packed(
       mask: see `PackedMask`.
     """
     length = q.shape[2]
-    padding = -length % min(CHUNK, length)
+    chunks = -(-length // CHUNK)
+    padding = -length % chunks
     queries = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
     # Queries of the padding see nothing and are dropped.
     documents = jnp.pad(jnp.asarray(mask.documents), ((0, 0), (0, padding)), constant_values=-2)
     limits = jnp.pad(jnp.asarray(mask.limits), ((0, 0), (0, padding)))
-    chunks = (length + padding) // min(CHUNK, length)
 
     @jax.checkpoint
     def attend_chunk(chunk: tuple[Array, Array, Array]) -> Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from bitdance_jax.data.packed_batches import (
     Prepared,
     SampleReader,
 )
-from bitdance_jax.errors import FileError
+from bitdance_jax.errors import FileError, ResourceError
 
 
 ROWS = 4
@@ -148,3 +149,15 @@ def test_worker_processes_make_the_same_documents():
         assert_same(next(complete), next(other))
     complete.close()
     other.close()
+
+
+class Killed(Samples):
+    def draw(self, n: int) -> int:
+        os._exit(1)
+
+
+def test_a_worker_that_ends_is_one_line():
+    reader = SampleReader(Killed(), workers=1)
+    with pytest.raises(ResourceError, match="worker process of the data loader ended"):
+        reader.read(0)
+    reader.close()

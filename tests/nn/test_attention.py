@@ -9,6 +9,7 @@ from golden_models import assert_close
 
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.nn import attention
+from bitdance_jax.nn.packed_attention import PackedMask
 
 
 def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -137,6 +138,25 @@ def test_cudnn_with_a_mask_for_each_row():
     mask = jnp.broadcast_to(mask, (3, 4, 33))
     fused, plain = (attention.attend(q, k, v, mask, kernel) for kernel in ("cudnn", "xla"))
     assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
+def test_cudnn_of_packed_documents():
+    """Results and gradients, with padding at the end of a row."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, direction = (jax.random.normal(key, (2, 6, 81, 32), jnp.bfloat16) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 2, 81, 32), jnp.bfloat16) for key in keys[2:])
+    documents = np.where(np.arange(81) < np.array([[81], [60]]), np.arange(81) // 30, -1)
+    limits = np.broadcast_to(np.arange(81) // 5 * 5 + 5, documents.shape)
+    mask = PackedMask(documents.astype(np.int32), limits.astype(np.int32))
+
+    def both(kernel):
+        attend = jax.jit(lambda q, k, v: attention.attend(q, k, v, mask, kernel))
+        out, pull = jax.vjp(attend, q, k, v)
+        return [out, *pull(direction)]
+
+    for fused, plain in zip(both("cudnn"), both("xla"), strict=True):
+        assert_close(fused.astype(jnp.float32), plain.astype(jnp.float32), 0.02)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is for CUDA GPUs")
