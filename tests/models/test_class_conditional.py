@@ -88,7 +88,13 @@ def image_by_image(array: np.ndarray, config: ClassConditionalConfig) -> jax.Arr
     )
 
 
-@pytest.fixture(scope="module", params=CLASS_CONDITIONAL)
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name == "imagenet_16x" else pytest.param(name, marks=pytest.mark.slow(4))
+        for name in CLASS_CONDITIONAL
+    ],
+)
 def case(request) -> Case:
     name = request.param
     config, params, table = golden_models.class_conditional(name)
@@ -176,7 +182,9 @@ def test_sampling_by_cudnn_changes_nothing(monkeypatch):
     monkeypatch.setattr(attention, "_attend_by_cudnn", attend_by_cudnn)
     params = unstack(tiny_models.model_params())
     samples = [
-        sample_of(ClassConditional(tiny_models.MODEL, kernel=kernel), params)
+        jax.jit(functools.partial(sample_of, ClassConditional(tiny_models.MODEL, kernel=kernel)))(
+            params
+        )
         for kernel in ("cudnn", "xla")
     ]
     assert lengths and all(length % 2 == 0 for length in lengths)

@@ -1,5 +1,7 @@
 """What the loss of packed documents must not depend on: rows, padding, micro-batches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,15 +111,14 @@ def loss_and_gradient(params, rows: list[list[int]], length: int, patches: int):
     batch = to_batch(packed)
     noise = noise_of(rows, patches)
 
-    @jax.jit
-    def run(params):
-        def loss(params):
-            losses = token_losses(MODEL, params, batch, noise, flip_rate=0.3)
-            return total_loss(losses, *counts(batch), text_weight=0.5)[0]
+    return _loss_and_gradient(params, batch, noise)
 
-        return jax.value_and_grad(loss)(params)
 
-    return run(params)
+@jax.jit
+@jax.value_and_grad
+def _loss_and_gradient(params, batch: PackedBatch, noise: Noise):
+    losses = token_losses(MODEL, params, batch, noise, flip_rate=0.3)
+    return total_loss(losses, *counts(batch), text_weight=0.5)[0]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,12 @@ def losses_of(params, document: Document, flip_rate: float = 0.0, seed: int = 0)
         [packing.pack([document], len(document), patches=patches, block=BLOCK, num_bytes=1)]
     )
     noise = sample_noise(jax.random.key(seed)[None], CONFIG, patches=patches, repeats=1)
-    return batch, token_losses(MODEL, params, batch, noise, flip_rate=flip_rate)
+    return batch, _losses(params, batch, noise, flip_rate)
+
+
+@functools.partial(jax.jit, static_argnames="flip_rate")
+def _losses(params, batch: PackedBatch, noise: Noise, flip_rate: float):
+    return token_losses(MODEL, params, batch, noise, flip_rate=flip_rate)
 
 
 def test_text_alone_and_images_alone_are_legal(params):

@@ -40,6 +40,7 @@ RECORDED = {
     "nocfg": SamplerConfig(head_steps=4),
     "cfg": SamplerConfig(head_steps=4, guidance_scale=3.0, guidance_schedule="linear"),
 }
+QUICK = {("imagenet_4x", "nocfg"), ("imagenet_16x", "cfg")}
 
 TOY = ClassConditionalConfig(
     tokenizer=TokenizerConfig(bits=6, ch=32, ch_mult=(1, 1), num_res_blocks=1, num_codebooks=2),
@@ -93,7 +94,11 @@ class Golden(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[(name, kind) for name in CLASS_CONDITIONAL for kind in RECORDED],
+    params=[
+        pytest.param((name, kind), marks=() if (name, kind) in QUICK else pytest.mark.slow(4))
+        for name in CLASS_CONDITIONAL
+        for kind in RECORDED
+    ],
     ids="/".join,
 )
 def golden(request) -> Golden:

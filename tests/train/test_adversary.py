@@ -122,6 +122,7 @@ def test_both_players_move(trained):
     assert all(np.isfinite(value) for found in metrics for value in found.values())
 
 
+@pytest.mark.slow(6)
 def test_a_discriminator_alone_learns_to_tell_them_apart():
     """Against a tokenizer that hardly changes."""
     optimizer = dataclasses.replace(CONFIG.optimizer, learning_rate=1e-9)
@@ -144,6 +145,7 @@ def test_resuming_is_exact(run, trained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), trained[1])
 
 
+@pytest.mark.slow(10)
 def test_before_the_start_there_is_no_adversary():
     late = dataclasses.replace(CONFIG.loss.discriminator, start=2)
     loss = dataclasses.replace(CONFIG.loss, discriminator=late)
@@ -197,6 +199,7 @@ def test_micro_batches_are_refused():
         dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, accumulate=2))
 
 
+@pytest.mark.slow(15)
 def test_the_second_stage(tmp_path):
     """A plain tokenizer becomes one with a GAN decoder: same images at first, the encoder stays."""
     plain = dataclasses.replace(
@@ -283,7 +286,7 @@ def on_eight_devices() -> None:
     optimizer = dataclasses.replace(CONFIG.optimizer, warmup_steps=1000)
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     expected = None
-    for mesh in (MeshConfig(1, 1, 1), MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)):
+    for mesh in (MeshConfig(1, 1, 1), MeshConfig(2, 2, 2)):
         run = Run(config, mesh)
         _, metrics = run.steps(run.init(), 0, 4)
         values = [[found[name] for name in ("loss", "discriminator_loss")] for found in metrics]
@@ -292,7 +295,7 @@ def on_eight_devices() -> None:
         np.testing.assert_allclose(values, expected, rtol=2e-4, err_msg=str(mesh))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_mesh_does_not_matter():
     processes.python([__file__], Path(__file__).parent, devices=8)
 
