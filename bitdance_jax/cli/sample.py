@@ -36,7 +36,7 @@ from bitdance_jax.config.plain import (
     Range,
     Share,
 )
-from bitdance_jax.config.sampler import ScheduleName, SolverName
+from bitdance_jax.config.sampler import SamplerName, ScheduleName, SolverName
 from bitdance_jax.data.emoji import EXAMPLES
 from bitdance_jax.distributed import multihost
 from bitdance_jax.distributed.consistency import check_same
@@ -112,10 +112,12 @@ class Arguments(Config):
       per_prompt: images per prompt; default: 1, of the default prompts 4.
       seed: image i of a seed is the same for any batch size.
       out: the PNG.
+      sampler: "fast": a solver of the second order with 12 steps; other flags may change it.
       head_steps: N of the head's solver; default: the model's, as for the next seven.
       guidance_scale: classifier-free guidance; 1 for none.
       guidance_schedule: over the patches.
-      solver: the release's Euler-Maruyama, the paper's Euler, or Heun's method.
+      solver: the release's Euler-Maruyama, the paper's Euler, Heun's method, or a multistep method
+        of the second order.
       guidance_start, guidance_end: times of the head, from 0 (noise) to 1 (data), between which
         guidance is applied.
       guidance_patch_start, guidance_patch_end: patches, from 0 (the first) to 1 (the last), between
@@ -156,6 +158,7 @@ class Arguments(Config):
     per_prompt: Count | None = None
     seed: int = 0
     out: PathName = "samples.png"
+    sampler: SamplerName | None = None
     head_steps: HeadSteps | None = None
     guidance_scale: float | None = None
     guidance_schedule: ScheduleName | None = None
@@ -278,6 +281,8 @@ def as_flags(fields: Sequence[str]) -> str:
 
 def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfig:
     """The model's sampler with the values of the flags."""
+    if arguments.sampler is not None:
+        default = default.named(arguments.sampler)
     names = given_fields(arguments, [field.name for field in dataclasses.fields(SamplerConfig)])
     return dataclasses.replace(default, **{name: getattr(arguments, name) for name in names})
 

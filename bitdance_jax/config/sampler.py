@@ -1,5 +1,6 @@
 """How patches are sampled: solver and guidance of the head (paper 3.2)."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from bitdance_jax.config.plain import (
     OneOf,
     Range,
     Share,
+    checked,
     require,
 )
 
@@ -21,6 +23,10 @@ SOLVERS: dict[str, Any] = {}
 SCHEDULES: dict[str, Any] = {}
 """Guidance schedules by name; `sampling.guidance` fills the table, and user code may add to it."""
 
+SAMPLERS: dict[str, dict[str, Any]] = {"fast": {"solver": "multistep_sde", "head_steps": 12}}
+"""Fields of `SamplerConfig` by the names of samplers."""
+
+SamplerName = Annotated[str, OneOf(SAMPLERS)]
 SolverName = Annotated[str, OneOf(SOLVERS)]
 ScheduleName = Annotated[str, OneOf(SCHEDULES)]
 
@@ -59,6 +65,14 @@ class SamplerConfig(Config):
                 f"{name}_end must not be before {name}_start, got {end} and {start}",
                 f"{name}_end",
             )
+
+    def named(self, name: str) -> "SamplerConfig":
+        """The sampler of that name in `SAMPLERS`, with this one's guidance.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        return dataclasses.replace(self, **SAMPLERS[checked(SamplerName, name, "sampler")])
 
 
 @dataclass(frozen=True)

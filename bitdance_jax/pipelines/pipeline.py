@@ -113,7 +113,7 @@ class Pipeline(abc.ABC):
         *,
         images_per_input: int = 1,
         size: Size | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
@@ -130,7 +130,7 @@ class Pipeline(abc.ABC):
         *,
         images_per_input: int = 1,
         size: Size | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
@@ -146,7 +146,7 @@ class Pipeline(abc.ABC):
         *,
         images_per_input: int = 1,
         size: Size | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
@@ -166,7 +166,8 @@ class Pipeline(abc.ABC):
           images_per_input: images of each.
           size: of text-to-image models; see `Size`. The default is `default_size`, or the size of
             the first given image that is not placed on a larger canvas.
-          sampler: solver and guidance; None: the model's own.
+          sampler: solver and guidance; None: the model's own; "fast": another solver with the
+            model's guidance (`SamplerConfig.named`).
           negative_prompt: of text-to-image models: what the images should not show, in place of
             guidance's unconditional prompt; one for all inputs, or one for each.
           given: an image of which patches are kept, for all inputs, or one for each; see
@@ -242,7 +243,7 @@ class Pipeline(abc.ABC):
         every: int,
         images_per_input: int = 1,
         size: Size | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         first_index: int = 0,
@@ -279,7 +280,7 @@ class Pipeline(abc.ABC):
         *,
         images_per_input: int = 1,
         size: Size | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         batch_size: int | None = None,
@@ -312,7 +313,7 @@ class Pipeline(abc.ABC):
         *,
         images_per_input: int = 1,
         size: Size | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | str | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         given: GivenImages = None,
         first_index: int = 0,
@@ -382,7 +383,7 @@ class Pipeline(abc.ABC):
         seed: Seeds,
         images_per_input: int,
         size: Size | None,
-        sampler: SamplerConfig | None,
+        sampler: SamplerConfig | str | None,
         negative_prompt: str | Sequence[str] | None,
         given: GivenImages,
         batch_size: int | None,
@@ -399,6 +400,8 @@ class Pipeline(abc.ABC):
         if len(several) > 1:
             inputs = given_images.one_for_each(inputs, len(several))
         each = checked(Count, images_per_input, "images_per_input")
+        if isinstance(sampler, str):
+            sampler = self.sampler.named(sampler)
         sampler = checked(SamplerConfig | None, sampler, "sampler") or self.sampler
         batch_size = checked(Count | None, batch_size, "batch_size") or self.default_batch_size
         asked = weighted.conditions(inputs, f"{self.input_kind}s")

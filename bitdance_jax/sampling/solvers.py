@@ -5,6 +5,7 @@ frozen dataclass, so that programs are compiled for it. A new one is a class lik
 with the number of steps and the head's time shift, and a name in `SOLVERS`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from bitdance_jax.config import SamplerConfig
 from bitdance_jax.config.sampler import SOLVERS
 from bitdance_jax.heads.flow_matching import MIN_REMAINING, shift_time
 from bitdance_jax.heads.protocols import Solver, Velocity
+from bitdance_jax.sampling.multistep import Multistep
 
 
 class Steps(NamedTuple):
@@ -162,7 +164,13 @@ class Heun:
         return shift_time(jnp.linspace(0, 1, self.num_steps + 1), self.time_shift)
 
 
-SOLVERS |= {"euler_maruyama": EulerMaruyama, "euler": Euler, "heun": Heun}
+SOLVERS |= {
+    "euler_maruyama": EulerMaruyama,
+    "euler": Euler,
+    "heun": Heun,
+    "multistep_sde": Multistep,
+    "multistep_ode": functools.partial(Multistep, stochastic=False),
+}
 
 
 def make_solver(config: SamplerConfig, time_shift: float | None) -> Solver:

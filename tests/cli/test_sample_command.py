@@ -1,5 +1,6 @@
 """`bitdance sample`: images in a file, errors as one line, and from training to images."""
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -160,6 +161,18 @@ def test_flags_reach_the_sampler(sample, quick_samples):
     (call,) = quick_samples
     assert (call["labels"], call["seed"], call["batch_size"]) == ([8, 8], 5, 2)
     assert call["sampler"] == expected
+
+
+def test_a_named_sampler(sample, quick_samples):
+    """It changes the model's solver, and other flags change it."""
+    flags = ["--labels", "8", "--sampler", "fast"]
+    assert sample(*flags)[0] == 0
+    assert sample(*flags, "--head-steps", "7")[0] == 0
+    fast = tiny_models.SAMPLER.named("fast")
+    assert [call["sampler"] for call in quick_samples] == [
+        fast,
+        dataclasses.replace(fast, head_steps=7),
+    ]
 
 
 @pytest.fixture

@@ -255,7 +255,11 @@ def test_no_field_takes_a_value_of_another_type_choice_or_range(as_users_call, c
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"solver": "ddim"}, "solver must be one of euler_maruyama, euler, heun, got 'ddim'"),
+        (
+            {"solver": "ddim"},
+            "solver must be one of euler_maruyama, euler, heun, multistep_sde, multistep_ode, "
+            "got 'ddim'",
+        ),
         (
             {"guidance_schedule": "cosine"},
             "guidance_schedule must be one of linear, constant, got 'cosine'",
@@ -269,6 +273,15 @@ def test_sampler_fields(fields, message):
     with pytest.raises(ConfigError) as error:
         SamplerConfig(**fields)
     assert str(error.value) == message
+
+
+def test_named_samplers():
+    """The solver changes, guidance stays."""
+    released = SamplerConfig(head_steps=50, guidance_scale=7.5, guidance_schedule="constant")
+    expected = dataclasses.replace(released, solver="multistep_sde", head_steps=12)
+    assert released.named("fast") == expected
+    with pytest.raises(ConfigError, match=r"^sampler must be one of fast, got 'quick'$"):
+        released.named("quick")
 
 
 def test_numpy_numbers_and_paths_are_converted():

@@ -13,6 +13,7 @@ from bitdance_jax.config import SamplerConfig
 from bitdance_jax.pipelines import tokenizer as tokenizer_module
 from bitdance_jax.pipelines.npz import balanced_labels
 from bitdance_jax.sampling import next_patch
+from bitdance_jax.sampling.multistep import Multistep
 from bitdance_jax.sampling.solvers import EulerMaruyama
 
 
@@ -89,9 +90,10 @@ def test_the_next_batch_is_dispatched_before_one_is_returned(model, monkeypatch)
 def test_the_models_own_sampler_is_the_default(model, solvers):
     other = SamplerConfig(head_steps=7, guidance_scale=2.0)
     stronger = dataclasses.replace(other, guidance_scale=3.0, guidance_schedule="constant")
-    for chosen in (None, other, stronger):
+    for chosen in (None, other, stronger, "fast"):
         list(model.batches([0, 1], sampler=chosen, batch_size=2))
-    assert solvers == [EulerMaruyama(100), EulerMaruyama(7)]  # another scale is not traced again
+    # Another scale is not traced again.
+    assert solvers == [EulerMaruyama(100), EulerMaruyama(7), Multistep(12)]
 
 
 def test_balanced_labels():

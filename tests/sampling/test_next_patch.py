@@ -260,7 +260,8 @@ def test_noise_from_keys():
     ids=["default", *RECORDED, "constant"],
 )
 @pytest.mark.parametrize(
-    ("solver", "evaluations"), [("euler_maruyama", 8), ("euler", 7), ("heun", 13)]
+    ("solver", "evaluations"),
+    [("euler_maruyama", 8), ("euler", 7), ("heun", 13), ("multistep_sde", 7)],
 )
 @pytest.mark.parametrize("at_once", [False, True])
 def test_how_often_everything_runs(solver, evaluations, guidance, at_once, monkeypatch):

@@ -58,6 +58,8 @@ def reference(
         conditional, unconditional = np.split((predict(both, t) - both) / max(1 - t, 0.05), 2)
         return unconditional + scale * (conditional - unconditional)
 
+    if config.solver.startswith("multistep"):
+        return multistep_reference(velocity, noise, config, shift)
     end = 0.95 if config.solver == "euler_maruyama" else 1.0
     times = [
         t and (1 / shift) / (1 / shift + 1 / t - 1)
@@ -76,6 +78,31 @@ def reference(
         x = x + velocity(x, 0.95) * 0.05
     assert next(fresh, None) is None
     return x
+
+
+def multistep_reference(velocity, noise: np.ndarray, config: SamplerConfig, shift: float):
+    """Integrates the linear equation with the extrapolated prediction by Gauss's quadrature."""
+    power = 2 if config.solver == "multistep_sde" else 1
+    times = [
+        t and (1 / shift) / (1 / shift + 1 / t - 1)
+        for t in np.linspace(0, 1 - 2 / (config.head_steps + 1), config.head_steps)
+    ]
+    nodes, weights = np.polynomial.legendre.leggauss(50)
+    x, fresh, last = noise[0].astype(np.float64), iter(noise[1:]), None
+    for i, (t, following) in enumerate(itertools.pairwise(times)):
+        prediction = x + (1 - t) * velocity(x, t)
+        slope = 0 if last is None else (prediction - last) / (t - times[i - 1])
+        middle, half = (following + t) / 2, (following - t) / 2
+        last, x = prediction, x * ((1 - following) / (1 - t)) ** power
+        for s, weight in zip(middle + half * nodes, half * weights, strict=True):
+            kernel = (1 + (power - 1) * s) / (1 - s) ** (power + 1)
+            integrand = kernel * (prediction + slope * (s - t))
+            x = x + weight * (1 - following) ** power * integrand
+        if power == 2:
+            variance = (1 - following) ** 2 - (1 - following) ** 4 / (1 - t) ** 2
+            x = x + np.sqrt(variance) * next(fresh)
+    assert next(fresh, None) is None
+    return x + (1 - times[-1]) * velocity(x, times[-1])
 
 
 def toy_predict(x, t, xp):
@@ -107,7 +134,7 @@ def test_against_a_slow_reference(kind, scale, shift):
 @pytest.mark.parametrize("kind", solvers.SOLVERS)
 def test_the_result_is_the_last_prediction(kind):
     solver = solvers.make_solver(SamplerConfig(head_steps=10, solver=kind), time_shift=1.0)
-    assert solver.num_evaluations == {"euler_maruyama": 11, "euler": 10, "heun": 19}[kind]
+    assert solver.num_evaluations == {"euler_maruyama": 11, "heun": 19}.get(kind, 10)
     times = solver.times()
     noise = jax.random.normal(jax.random.key(0), (solver.num_noises, 2, 4, 8))
     # The prediction is the number of the evaluation, counted from 0.
@@ -126,3 +153,38 @@ def test_order_of_convergence(kind, order):
         return abs(float(x[0, 0, 0]) - np.exp(np.sin(1.0)))
 
     assert np.log2(error(32) / error(64)) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("kind", ["multistep_sde", "multistep_ode"])
+def test_order_of_multistep(kind):
+    """Up to t = 0.95, without noise: the last step is the same for all numbers of steps."""
+
+    def solve(intervals: int) -> float:
+        config = SamplerConfig(head_steps=intervals + 1, solver=kind)
+        solver = solvers.make_solver(config, time_shift=1.0)
+        times = solver.times()
+        noise = jnp.zeros((solver.num_noises, 1, 1, 1)).at[0].set(1.0)
+        return float(solver.solve(lambda x, i: 4 * x * jnp.cos(6 * times[i]), noise)[0, 0, 0])
+
+    first, second = np.diff([solve(intervals) for intervals in (80, 160, 320)])
+    assert np.log2(first / second) == pytest.approx(2, abs=0.25)
+
+
+def test_multistep_has_the_limit_of_the_released_solver():
+    """Of many steps, with the same noise; both then evaluate at the same times."""
+
+    def difference(steps: int) -> float:
+        config = SamplerConfig(head_steps=steps + 1, solver="multistep_sde")
+        ours = solvers.make_solver(config, time_shift=1.0)
+        released = solvers.EulerMaruyama(steps)
+        times = released.times()
+        np.testing.assert_allclose(ours.times(), times, atol=1e-6)
+
+        def velocity(x, i):
+            return (toy_predict(x, times[i], jnp) - x) / remaining_time(times[i])
+
+        noise = jax.random.normal(jax.random.key(0), (steps + 1, 3, 4, 8))
+        return float(jnp.std(ours.solve(velocity, noise) - released.solve(velocity, noise)))
+
+    assert difference(50) < 0.04
+    assert difference(400) < difference(50) / 6

@@ -1,0 +1,84 @@
+"""The judge of solvers: its steps are the package's, and its noises those of the fine steps."""
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+
+from bitdance_jax.config import SamplerConfig
+from bitdance_jax.heads.flow_matching import remaining_time
+from bitdance_jax.models.class_conditional import ClassConditional
+from bitdance_jax.nn.stack import unstack
+from bitdance_jax.pipelines.programs import read_labels
+from bitdance_jax.sampling.compiled import Inputs
+from bitdance_jax.sampling.next_patch import resolve
+from bitdance_jax.sampling.solvers import make_solver
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """The script, which imports another one beside it."""
+    spec = importlib.util.spec_from_file_location(
+        "sampler_quality", BENCHMARKS / "sampler_quality.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        patch.setitem(sys.modules, spec.name, module)  # which its dataclasses need
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.mark.parametrize("kind", ["euler_maruyama", "euler", "multistep_sde", "multistep_ode"])
+def test_steps_as_data(judge, kind):
+    """The solver's result, whatever the number of unused evaluations."""
+    solver = make_solver(SamplerConfig(solver=kind, head_steps=6), time_shift=1.0)
+    padded = judge.tabulated(solver, capacity=10)
+    noise = jax.random.normal(jax.random.key(0), (padded.num_noises, 2, 4, 8))
+    times = jnp.pad(solver.times(), (0, 4))
+
+    def velocity(x, i):
+        return (jnp.tanh(1.5 * x[:, ::-1] + times[i]) - x) / remaining_time(times[i])
+
+    expected = solver.solve(velocity, noise[: solver.num_noises])
+    np.testing.assert_allclose(padded.solve(velocity, noise), expected, atol=1e-5)
+
+
+def test_mixing(judge):
+    """A step that covers whole fine steps adds up their noises, each with the same weight."""
+    fine = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.95])
+    np.testing.assert_allclose(judge.mixing(fine, fine), np.eye(6), atol=1e-9)
+    mixed = judge.mixing(np.array([0.0, 0.2, 0.35]), fine)
+    np.testing.assert_allclose(mixed[0], [0.5**0.5, 0.5**0.5, 0, 0, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(mixed, axis=1), 1)
+    np.testing.assert_allclose(mixed[1, 3] / mixed[1, 2], 0.5)
+
+
+def test_redrawn_patches_are_those_drawn(judge):
+    """From the same noise, after the same preceding patches; from another noise they are others."""
+    config = tiny_models.MODEL
+    params = unstack(tiny_models.model_params())
+    read = functools.partial(read_labels, ClassConditional(config))
+    sampler = SamplerConfig(
+        solver="multistep_sde", head_steps=2, guidance_scale=2.0, guidance_schedule="constant"
+    )
+    solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
+    table = judge.tabulated(solver, capacity=2)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
+    inputs = Inputs(jnp.array([0, 1, 2]))
+    draw = jax.jit(functools.partial(judge.draw, read))
+    values = draw(params, inputs, keys, scales, table)
+    redraw = jax.jit(functools.partial(judge.redraw, read))
+    again = redraw(params, inputs, keys, scales, table, values)
+    np.testing.assert_allclose(again, values, atol=1e-4)
+    others = redraw(params, inputs, keys + 1, scales, table, values)
+    assert np.abs(others - values).max() > 0.1
