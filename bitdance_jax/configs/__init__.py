@@ -10,6 +10,7 @@ SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "emoji_tokenizer": ("emoji_tokenizer", {}),
     "emoji_4x": ("emoji_4x", {}),
     "emoji_t2i": ("emoji_t2i", {}),
+    "emoji_edit": ("emoji_edit", {}),
     "imagenet": ("imagenet", {}),
     "imagenet_b_1x": ("imagenet", {"model": "b", "tokens_per_step": 1}),
     "imagenet_b_4x": ("imagenet", {"model": "b", "tokens_per_step": 4}),

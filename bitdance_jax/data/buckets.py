@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,6 +12,9 @@ from PIL import Image
 from bitdance_jax.config.plain import Config, ImageSide, Size
 from bitdance_jax.errors import ConfigError
 
+
+TooSmall = Literal["upscale", "skip"]
+"""What happens to an image that does not cover its size: it is enlarged or left out."""
 
 LONGEST = 4
 """Largest aspect ratio of a bucket."""

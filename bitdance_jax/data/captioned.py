@@ -71,6 +71,18 @@ class CaptionedImage:
 
 
 @runtime_checkable
+class Images(Protocol):
+    """A sequence of captioned images.
+
+    Reading a record raises `image_files.DamagedImage` if only that record cannot be used.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> CaptionedImage: ...
+
+
+@runtime_checkable
 class Summarized(Protocol):
     """What `summary` is about."""
 

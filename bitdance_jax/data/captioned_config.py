@@ -16,12 +16,13 @@ from bitdance_jax.config.plain import (
     require,
 )
 from bitdance_jax.data import captioned_tables, tar_shards
+from bitdance_jax.data.buckets import TooSmall
 from bitdance_jax.data.captioned import CaptionedSource, CaptionedSubset
 from bitdance_jax.data.captioned_folder import CaptionedFolderSource
 from bitdance_jax.data.captioned_tables import TableSource, is_saved_dataset
 from bitdance_jax.data.captioned_tokens import CaptionedTokensSource, is_captioned_tokens
 from bitdance_jax.data.emoji import CaptionedEmojiSource
-from bitdance_jax.data.mixture import Mixture, TooSmall
+from bitdance_jax.data.mixture import Mixture
 from bitdance_jax.data.patterns import names_files
 from bitdance_jax.data.records import HELD_OUT_STRIDE, split_indices
 from bitdance_jax.data.split_fields import held_out_rows

@@ -2,32 +2,22 @@
 resumably."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from bitdance_jax.config import TokenizerConfig
-from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
-from bitdance_jax.data.captioned import CaptionedSource
+from bitdance_jax.data.buckets import Buckets, TooSmall
+from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource
+from bitdance_jax.data.captioned_encoding import encoded_images
 from bitdance_jax.data.captioned_tokens import CaptionedManifest, serialize, serialize_error
 from bitdance_jax.data.image_encoder import ImageEncoder
-from bitdance_jax.data.mixture import TooSmall
-from bitdance_jax.data.packed_batches import Encode, SampleReader
-from bitdance_jax.data.records import Skipped
 from bitdance_jax.data.token_writer import SHARD_SIZE, Dtype, missing_shards, write_shards
 from bitdance_jax.data.tokens import PROBES, encoder_fingerprint
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.io.image_files import DamagedImage
-
-
-WINDOW_BYTES = 2**28
-"""Size of the images that are encoded together, and of those that are loaded meanwhile."""
-
-MAX_WINDOW = 256
-"""The most images that are encoded together."""
 
 
 class Joined:
@@ -134,65 +124,26 @@ def tokenize_captioned(
     if not indices:
         return 0
     encoder = ImageEncoder(manifest.tokenizer, params, manifest.dtype)
-    loader = SampleReader(_Loaded(Joined([*train, *held_out]), manifest), workers)
-    records = _records(loader, indices, manifest, encoder)
-    write_shards(pending, records, done)
-    loader.close()
+    records = encoded_images(
+        Joined([*train, *held_out]),
+        indices,
+        encoder,
+        resolutions=manifest.resolutions,
+        size_multiple=manifest.size_multiple,
+        too_small=manifest.too_small,
+        workers=workers,
+    )
+    down = manifest.tokenizer.downsampling
+    write_shards(pending, (_serialized(record, down) for record in records), done)
     return len(indices)
 
 
-Crops = dict[int, UInt8[np.ndarray, "_ _ 3"]]
-"""An image by resolution."""
-
-
-class _Loaded:
-    """Captions and crops of an image, or the error about it: samples of a `SampleReader`."""
-
-    def __init__(self, images: Joined, manifest: CaptionedManifest) -> None:
-        self._images = images
-        self._enlarges = manifest.too_small == "upscale"
-        self._buckets = [Buckets(side, manifest.size_multiple) for side in manifest.resolutions]
-
-    def draw(self, n: int) -> tuple[tuple[str, ...], Crops] | DamagedImage:
-        try:
-            record = self._images[n]
-        except DamagedImage as error:
-            return error
-        crops = {}
-        for buckets in self._buckets:
-            size = buckets.nearest(*record.size)
-            if self._enlarges or is_covered(record.image, size):
-                crops[buckets.resolution] = cover_crop(record.image, size)
-        return record.captions, crops
-
-
-def _records(
-    loader: SampleReader[Any],
-    indices: Sequence[int],
-    manifest: CaptionedManifest,
-    encode: Encode,
-) -> Iterator[bytes]:
-    """One record per image, in order. A window of images is loaded while the devices encode the
-    previous one."""
-    skipped = Skipped("its record says so")
-    each = sum(3 * side**2 for side in manifest.resolutions)
-    window = max(1, min(WINDOW_BYTES // each, MAX_WINDOW))
-    parts = [indices[start : start + window] for start in range(0, len(indices), window)]
-    loader.start(parts[0])
-    for part, following in zip(parts, [*parts[1:], []], strict=True):
-        loaded = [loader.read(index) for index in part]
-        loader.start(following)
-        crops = [crop for entry in loaded if isinstance(entry, tuple) for crop in entry[1].values()]
-        encoded = iter(encode(crops))
-        for entry in loaded:
-            if isinstance(entry, tuple):
-                captions, versions = entry
-                bits = {side: next(encoded) for side in versions}
-                yield serialize(captions, bits, manifest.tokenizer.downsampling)
-            else:
-                skipped.add([str(entry)], 0)
-                yield serialize_error(str(entry))
-        skipped.add([], len(loaded))
+def _serialized(record: CaptionedImage | DamagedImage, downsampling: int) -> bytes:
+    if isinstance(record, DamagedImage):
+        return serialize_error(str(record))
+    assert record.versions is not None
+    bits = {side: tokens.bits for side, tokens in record.versions.items()}
+    return serialize(record.captions, bits, downsampling)
 
 
 def _fingerprint(images: Joined) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from bitdance_jax.config import TokenizerConfig
 from bitdance_jax.config.plain import Count, ImageSide, Natural, Size
-from bitdance_jax.data.buckets import Buckets
+from bitdance_jax.data.buckets import Buckets, TooSmall
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource, Skips, Tokens
 from bitdance_jax.data.token_shards import ShardRecords
 from bitdance_jax.data.tokens import FORMAT_VERSION, MANIFEST, TokensManifest, shards
@@ -50,7 +50,7 @@ class CaptionedManifest(TokensManifest):
     shard_size: Count
     resolutions: tuple[ImageSide, ...]
     size_multiple: Size
-    too_small: str
+    too_small: TooSmall
     tokenizer: TokenizerConfig
     fingerprint: str
     dtype: str

@@ -1,21 +1,10 @@
-"""Conversations about images beside captioned images, as one sequence of training samples."""
+"""Where conversations about images come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitdance_jax.config.plain import Config, ImageSide, PathName, require
-from bitdance_jax.data.conversations import (
-    ConversationMixture,
-    ConversationSample,
-    ConversationSource,
-)
-from bitdance_jax.data.mixture import Mixture, Sample
-from bitdance_jax.data.packed_batches import Samples
-from bitdance_jax.data.proportions import Proportions
-
-
-_KINDS = 200
-"""First entry of the seed, so that the choice is independent of what the sources draw."""
+from bitdance_jax.data.conversations import ConversationMixture, ConversationSource
 
 
 @dataclass(frozen=True)
@@ -46,50 +35,14 @@ class ConversationDataConfig(Config):
         """
         return [ConversationSource(path, self.images) for path in self.paths]
 
-    def beside(
-        self,
-        captioned: Mixture,
-        sources: Sequence[ConversationSource],
-        *,
-        seed: int,
-        size_multiple: int,
-    ) -> "Mixture | CaptionsAndConversations":
-        """The captioned images with a share of conversations.
+    def samples(
+        self, sources: Sequence[ConversationSource], *, seed: int, size_multiple: int
+    ) -> ConversationMixture:
+        """The samples of opened sources.
 
         Raises:
-          UserError: none of the first images can be read; or a resolution that is no multiple of
-            `size_multiple`.
+          ConfigError: a resolution that is no multiple of `size_multiple`.
         """
-        if not sources:
-            return captioned
-        conversations = ConversationMixture(
+        return ConversationMixture(
             sources, seed=seed, resolution=self.resolution, size_multiple=size_multiple
         )
-        conversations.draw(0)  # A wrong folder of images is an error here, not while training.
-        return CaptionsAndConversations(captioned, conversations, self.share, seed)
-
-
-class CaptionsAndConversations:
-    """An endless sequence of samples of both kinds; number n is computed directly.
-
-    Args:
-      captioned: captioned images.
-      conversations: conversations.
-      share: of the conversations.
-      seed: of the order.
-    """
-
-    def __init__(
-        self,
-        captioned: Samples[Sample],
-        conversations: Samples[ConversationSample],
-        share: float,
-        seed: int,
-    ) -> None:
-        self._sources = (captioned, conversations)
-        self._choices = Proportions((round(1 - share, 9), share), (_KINDS, seed))
-
-    def draw(self, n: int) -> Sample | ConversationSample:
-        """Sample n; raises as the sources."""
-        which, number = self._choices[n]
-        return self._sources[which].draw(number)

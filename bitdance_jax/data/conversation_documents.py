@@ -1,4 +1,4 @@
-"""Documents of conversations about images, for text-to-image training (paper 3.3)."""
+"""Documents of conversations about images and of edits, for text-to-image training (paper 3.3)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,6 +54,47 @@ def conversation_document(
             system = ""
         else:
             segments += _answer(tokenizer, turn.text, left, max_tokens)
+    return make_document(config, segments)
+
+
+def edit_document(
+    config: TextToImageConfig,
+    tokenizer: PromptTokenizer,
+    instruction: str | None,
+    source: Image,
+    target: Image,
+    *,
+    max_tokens: int,
+) -> Document:
+    """The document of an image, an instruction, and the image that it makes of it.
+
+    It is that of a conversation of one turn. Without the instruction it is what guidance sees: the
+    image and the unconditional prompt, without text loss.
+
+    Args:
+      config: of the model.
+      tokenizer: the model's.
+      instruction: None for a dropped one.
+      source: is read.
+      target: is generated.
+      max_tokens: of the instruction with its template.
+
+    Raises:
+      LongPrompt: the instruction is longer.
+      ConfigError: it is empty, or an image has a size that the model does not take.
+    """
+    if instruction is not None:
+        turns = [Turn("user", f"{IMAGE}\n{instruction}"), Turn("assistant", IMAGE)]
+        return conversation_document(
+            config, tokenizer, turns, [source, target], max_tokens=max_tokens
+        )
+    end = tokenizer.end_of_image()
+    segments: list[Text | Image] = [
+        replace(source, generated=False),
+        _unpredicted([end[0], *tokenizer.unconditional()]),
+        replace(target, generated=True),
+        _unpredicted(end),
+    ]
     return make_document(config, segments)
 
 

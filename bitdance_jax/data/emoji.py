@@ -81,21 +81,27 @@ class EmojiSource:
 
 
 class CaptionedEmojiSource:
-    """The embedded images with their names as captions: "woman astronaut, dark skin tone"."""
+    """The embedded images with their names as captions: "woman astronaut, dark skin tone".
+
+    Attributes:
+      captions: of all images.
+      held_out: whether an image is held out.
+    """
 
     location = LOCATION
 
     def __init__(self) -> None:
         self.skipped = Skips()
         self._archive = EmojiArchive()
+        self.captions: list[str] = [record["text"] for record in self._archive.records]
+        self.held_out = self._archive.held_out
         self.splits: Sequence[str] | None = self._archive.splits
 
     def __len__(self) -> int:
-        return len(self._archive.records)
+        return len(self.captions)
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        captions = (self._archive.records[index]["text"],)
-        return CaptionedImage(captions, self._archive.image(index))
+        return CaptionedImage((self.captions[index],), self._archive.image(index))
 
 
 def emoji_images(split: Split, size: int = SIDE) -> UInt8[np.ndarray, "B H W 3"]:

@@ -8,19 +8,16 @@ each of its epochs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from bitdance_jax.data.buckets import Buckets, cover_crop, is_covered
+from bitdance_jax.data.buckets import Buckets, TooSmall, cover_crop, is_covered
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource
 from bitdance_jax.data.captioned_tokens import CaptionedManifest
 from bitdance_jax.data.loader import SMALL_IN_A_ROW, next_undamaged
 from bitdance_jax.data.proportions import Proportions, Record, Shuffled
 from bitdance_jax.errors import FileError
 
-
-TooSmall = Literal["upscale", "skip"]
 
 _RESOLUTIONS, _CAPTION = range(2)
 """First entries of the seeds, so that what they seed is independent."""
@@ -135,12 +132,12 @@ def _read(
         record, damaged = next_undamaged(source.__getitem__, index, len(source))
         skipped += damaged
         index = (index + len(damaged)) % len(source)
-        fitted, upscaled = _fitted(record, resolution, buckets, too_small)
-        if fitted is not None:
+        in_bucket, upscaled = fitted(record, buckets, too_small)
+        if in_bucket is not None:
             return Sample(
-                record=fitted,
-                caption=fitted.captions[0],
-                size=fitted.size,
+                record=in_bucket,
+                caption=in_bucket.captions[0],
+                size=in_bucket.size,
                 source=source.location,
                 resolution=resolution,
                 upscaled=upscaled,
@@ -155,13 +152,13 @@ def _read(
     )
 
 
-def _fitted(
-    record: CaptionedImage, resolution: int, buckets: Buckets, too_small: TooSmall
+def fitted(
+    record: CaptionedImage, buckets: Buckets, too_small: TooSmall
 ) -> tuple[CaptionedImage | None, bool]:
     """The record in the size of its bucket, None if it is too small; and whether it was
     enlarged."""
     if record.versions is not None:
-        tokens = record.versions.get(resolution)
+        tokens = record.versions.get(buckets.resolution)
         return None if tokens is None else CaptionedImage(record.captions, tokens=tokens), False
     assert record.image is not None
     size = buckets.nearest(*record.size)

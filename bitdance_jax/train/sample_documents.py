@@ -1,10 +1,12 @@
-"""Documents of captioned images, for text-to-image training."""
+"""Documents of captioned images, conversations and edits, for text-to-image training."""
 
 from typing import Any
 
-from bitdance_jax.data.conversation_documents import conversation_document
+from bitdance_jax.data.captioned import CaptionedImage
+from bitdance_jax.data.conversation_documents import conversation_document, edit_document
 from bitdance_jax.data.conversations import ConversationSample
 from bitdance_jax.data.documents import Document, Image, captioned_image
+from bitdance_jax.data.edits import EditSample
 from bitdance_jax.data.mixture import Sample
 from bitdance_jax.data.packed_batches import Note, Prepared
 from bitdance_jax.errors import UserError
@@ -16,7 +18,7 @@ from bitdance_jax.train.text_to_image_config import (
 )
 
 
-AnySample = Sample | ConversationSample
+AnySample = Sample | ConversationSample | EditSample
 
 
 class Documents:
@@ -36,6 +38,8 @@ class Documents:
         notes: list[Note] = []
         if isinstance(sample, ConversationSample):
             document = self._conversation(sample, notes)
+        elif isinstance(sample, EditSample):
+            document = self._edit(sample, notes)
         else:
             document = self._image(sample, notes)
         return Prepared(document, tuple(sample.skipped), tuple(notes))
@@ -71,6 +75,7 @@ class Documents:
         config = self._config
         turns = sample.record.turns
         images = [Image(None, image.shape[:2], pixels=image) for image in sample.record.images]
+        named = f"the conversation {turns[0].text[:40]!r} in {sample.source}"
         try:
             document = conversation_document(
                 config.model, self._prompts, turns, images, max_tokens=config.data.max_prompt
@@ -79,30 +84,62 @@ class Documents:
             notes.append(
                 Note(
                     "conversations skipped",
-                    f"the conversation {turns[0].text[:40]!r} in {sample.source} has a turn of "
-                    f"more than {config.data.max_prompt} tokens (data.max_prompt); it is skipped",
+                    f"{named} has a turn of more than {config.data.max_prompt} tokens "
+                    "(data.max_prompt); it is skipped",
                 )
             )
             return None
-        longest = config.data.packing.longest
-        if len(document) > longest:
+        return self._if_it_fits(document, named, "conversations skipped", notes)
+
+    def _edit(self, sample: EditSample, notes: list[Note]) -> Document | None:
+        config = self._config
+        source, target = map(self._picture, (sample.record.source, sample.record.target))
+        instruction = sample.instruction
+        named = f"the instruction {(instruction or '')[:40]!r} in {sample.location}"
+        try:
+            document = edit_document(
+                config.model,
+                self._prompts,
+                instruction,
+                source,
+                target,
+                max_tokens=config.data.max_prompt,
+            )
+        except LongPrompt:
             notes.append(
                 Note(
-                    "conversations skipped",
-                    f"the conversation {turns[0].text[:40]!r} in {sample.source} has "
-                    f"{len(document)} tokens, and a document {longest} at most "
-                    "(data.packing.document); it is skipped",
+                    "pairs skipped",
+                    f"{named} has more than {config.data.max_prompt} tokens with its template "
+                    "(data.max_prompt); the pair is skipped",
                 )
             )
             return None
-        return document
+        return self._if_it_fits(document, named, "pairs skipped", notes)
+
+    def _if_it_fits(
+        self, document: Document, named: str, problem: str, notes: list[Note]
+    ) -> Document | None:
+        longest = self._config.data.packing.longest
+        if len(document) <= longest:
+            return document
+        notes.append(
+            Note(
+                problem,
+                f"{named} has {len(document)} tokens with its images, and a document {longest} at "
+                "most (data.packing.document); it is skipped",
+            )
+        )
+        return None
+
+    def _picture(self, record: CaptionedImage) -> Image:
+        image = Image(None, record.size, pixels=record.image)
+        if record.tokens is None:
+            return image
+        return image.encoded(record.tokens.bits, self._config.model.patch_side)
 
     def _document(self, sample: Sample, limit: int, notes: list[Note]) -> Document:
         config = self._config
-        record = sample.record
-        image = Image(None, sample.size, pixels=record.image)
-        if record.tokens is not None:
-            image = image.encoded(record.tokens.bits, config.model.patch_side)
+        image = self._picture(sample.record)
         options: Any = {"text_loss": config.text_loss, "max_tokens": limit}
         try:
             return captioned_image(config.model, self._prompts, sample.caption, image, **options)

@@ -9,6 +9,7 @@ from bitdance_jax.data.buckets import Buckets
 from bitdance_jax.data.captioned_config import CaptionedDataConfig
 from bitdance_jax.data.conversation_config import ConversationDataConfig
 from bitdance_jax.data.documents import TextLoss
+from bitdance_jax.data.edit_config import EditDataConfig
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.models.text_to_image import MAX_PROMPT, check_size
@@ -40,12 +41,32 @@ class PackedDataConfig(CaptionedDataConfig):
       packing: lengths of the rows.
       max_prompt: tokens of the longest prompt with its template; longer captions are cut.
       conversations: about images, which the model learns to answer.
+      edits: pairs of images, of which the model learns to make the second from the first.
+      cache_latents: run the tokenizer once over all captioned images and pairs when the run starts,
+        and keep their tokens in memory: for small datasets, on each process.
     """
 
     batch_size: BatchSize = 32
     packing: Lengths = Lengths()
     max_prompt: Size = MAX_PROMPT
     conversations: ConversationDataConfig = ConversationDataConfig()
+    edits: EditDataConfig = EditDataConfig()
+    cache_latents: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.captioned_share > 0,
+            "conversations.share and edits.share must leave a share for captioned images, got "
+            f"{self.conversations.share} and {self.edits.share}",
+            "edits.share",
+        )
+
+    @property
+    def captioned_share(self) -> float:
+        """Of the samples: what conversations and pairs leave."""
+        others = [kind.share for kind in (self.conversations, self.edits) if kind.paths]
+        return round(1.0 - sum(others), 9)
 
 
 @dataclass(frozen=True)
@@ -144,9 +165,11 @@ class TextToImageSettings(TrainingConfig):
         """Raises a ConfigError for images that the model does not take, or that fit no row."""
         for resolution in self.data.resolutions:
             self._check_resolution(resolution, "data.resolutions")
-        conversations = self.data.conversations
+        conversations, edits = self.data.conversations, self.data.edits
         if conversations.paths:
             self._check_resolution(conversations.resolution, "data.conversations.resolution")
+        if edits.paths:
+            self._check_resolution(edits.resolution, "data.edits.resolution", images=2)
         if self.preview.size is not None:
             height, width = checks.parse_size(self.preview.size)
             try:
@@ -154,8 +177,9 @@ class TextToImageSettings(TrainingConfig):
             except UserError as error:
                 raise ConfigError(f"preview.size: {error}", "preview.size") from error
 
-    def _check_resolution(self, resolution: int, field: str) -> None:
-        """The same for the buckets of a resolution, which `field` sets."""
+    def _check_resolution(self, resolution: int, field: str, images: int = 1) -> None:
+        """The same for the buckets of a resolution, which `field` sets; `images`: of a document,
+        all but one of them only read."""
         multiple = self.model.size_multiple
         require(
             resolution % multiple == 0,
@@ -167,11 +191,13 @@ class TextToImageSettings(TrainingConfig):
         sizes = Buckets(resolution, multiple).sizes
         down = self.model.tokenizer.downsampling
         tokens = max(height * width for height, width in sizes) // down**2
-        needed = tokens + self.model.tokens_per_step + AROUND_IMAGE + SHORTEST_PROMPT
+        around = images * AROUND_IMAGE + self.model.tokens_per_step
+        needed = images * tokens + around + SHORTEST_PROMPT
         require(
             needed <= packing.longest,
-            f"an image of {resolution} pixels ({field}) with a short text has {needed} tokens, and"
-            f" a document at most {packing.longest}; raise data.packing.document and"
-            f" data.packing.row, or lower {field}",
+            f"{'an image' if images == 1 else 'two images'} of {resolution} pixels ({field})"
+            f" and a short text are {needed} tokens, and a document has at most"
+            f" {packing.longest}; raise data.packing.document and data.packing.row, or lower"
+            f" {field}",
             "data.packing.document",
         )

@@ -1,7 +1,6 @@
 """Training text to image on packed documents (paper sections 3.3 and 4.3)."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -10,10 +9,10 @@ import numpy as np
 
 from bitdance_jax.config import LoraConfig, TokenizerConfig, from_dict, to_dict
 from bitdance_jax.convert import peft
-from bitdance_jax.data import captioned
-from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.data.captioned_tokens import check_encoders
+from bitdance_jax.data.edit_config import EditDataConfig
 from bitdance_jax.data.image_encoder import ImageEncoder
+from bitdance_jax.data.mixture import Mixture
 from bitdance_jax.data.packed_batches import Documented, PackedBatches, SampleReader, Samples
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.errors import ConfigError, ResourceError
@@ -36,6 +35,7 @@ from bitdance_jax.train.text_to_image_config import (
     PreviewConfig,
     TextToImageSettings,
 )
+from bitdance_jax.train.text_to_image_data import TrainingData
 from bitdance_jax.train.text_to_image_init import open_prompts, prompt_files, read_init
 from bitdance_jax.train.text_to_image_objective import TextToImageObjective
 
@@ -70,6 +70,7 @@ class TextToImageTraining(TextToImageSettings):
                 resolution_weights=(),
                 batch_size=8,
                 packing=Lengths(target=640, row=768, document=512, buffer=8),
+                edits=self._trial_edits(),
             ),
             tokenizer=model_lookup.EMBEDDED,
             text_tokenizer=BYTES,
@@ -80,6 +81,12 @@ class TextToImageTraining(TextToImageSettings):
             profile=None,
             init=None,
         )
+
+    def _trial_edits(self) -> EditDataConfig:
+        """The embedded pairs, in the trial of a run on pairs."""
+        if not self.data.edits.paths:
+            return EditDataConfig()
+        return dataclasses.replace(self.data.edits, paths=(model_lookup.EMBEDDED,), resolution=64)
 
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
         if self.lora.rank:
@@ -107,24 +114,24 @@ class TextToImageTask:
         self.objective = config.make_objective()
         self.batch_size = data.batch_size
         self.held_out_size = HELD_OUT_BATCHES * data.batch_size
-        train, held_out = data.open_splits()
-        files = prompt_files(config, train)
+        opened = TrainingData(data)
+        files = prompt_files(config, opened.train)
         self._prompts = open_prompts(files, config.model)
-        for source in train:
-            report(captioned.summary(source))
-        report(f"{sum(map(len, held_out)):,} captioned images are held out")
+        opened.report()
         multiple = config.model.size_multiple
-        seed = config.run.seed
-        self._train = _open_samples(data, train, seed, multiple)
-        plain = dataclasses.replace(data, text_drop=0.0, weights=())
-        self._held_out = plain.samples(held_out, seed=0, size_multiple=multiple)
-        self._preview_prompts = self._read_prompts()
+        self._train = opened.training_samples(seed=config.run.seed, size_multiple=multiple)
+        self._preview_prompts = self._read_prompts(opened.held_out_captions(multiple))
         self._tokenizer_folder = local_folder(config.tokenizer or config.init)
         self._tokenizer = load_tokenizer(self._tokenizer_folder, config.model.tokenizer)
-        check_encoders([*train, *held_out], self._tokenizer.config, self._tokenizer.params)
+        sources = [*opened.train, *opened.held_out]
+        check_encoders(sources, self._tokenizer.config, self._tokenizer.params)
         # In host memory: the devices have the encoder in the compute type.
         self._tokenizer.params = jax.tree.map(np.asarray, self._tokenizer.params)
         self._encoder: ImageEncoder | None = None
+        if data.cache_latents:
+            opened.encode(self._image_encoder(), multiple)
+            self._train = opened.training_samples(seed=config.run.seed, size_multiple=multiple)
+        self._held_out = opened.held_out_samples(multiple)
         self._pipeline: TextToImage | None = None
         self._shows_previews = True
         self.frozen = self._read_frozen()
@@ -185,24 +192,30 @@ class TextToImageTask:
 
     def _batches(self, samples: Samples[AnySample], rows: np.ndarray, ahead: int) -> PackedBatches:
         config = self._config
-        tokenizer = config.model.tokenizer
-        if self._encoder is None:
-            dtype = jnp.dtype(config.run.compute_dtype)
-            self._encoder = ImageEncoder(tokenizer, self._tokenizer.params, dtype)
         documents = Documented(samples, Documents(config, self._prompts))
         return PackedBatches(
             SampleReader(documents, config.data.workers),
-            self._encoder,
+            self._image_encoder(),
             batch_size=self.batch_size,
             rows=rows,
             lengths=config.data.packing,
             tokens_per_step=config.model.tokens_per_step,
-            num_bytes=-(-tokenizer.bits // 8),
+            num_bytes=-(-config.model.tokenizer.bits // 8),
             ahead=ahead,
         )
 
-    def _read_prompts(self) -> list[str]:
+    def _image_encoder(self) -> ImageEncoder:
+        if self._encoder is None:
+            dtype = jnp.dtype(self._config.run.compute_dtype)
+            tokenizer = self._config.model.tokenizer
+            self._encoder = ImageEncoder(tokenizer, self._tokenizer.params, dtype)
+        return self._encoder
+
+    def _read_prompts(self, held_out: Mixture) -> list[str]:
         """Those of the previews.
+
+        Args:
+          held_out: whose captions they are without a file.
 
         Raises:
           UserError: the file is missing or has none, or has one that the model does not take.
@@ -210,7 +223,7 @@ class TextToImageTask:
         path = self._config.preview.prompts
         limit = self._config.data.max_prompt
         if path is None:
-            samples = [self._held_out.draw(n) for n in range(PREVIEW_CAPTIONS)]
+            samples = [held_out.draw(n) for n in range(PREVIEW_CAPTIONS)]
             captions = dict.fromkeys(sample.caption for sample in samples if sample.caption)
             return [text for text in captions if self._is_short(text)] or ["an image"]
         prompts = [line.strip() for line in readers.read_text(path).splitlines() if line.strip()]
@@ -264,15 +277,3 @@ class TextToImageTask:
             files,
             is_adapter=config.lora.rank > 0,
         )
-
-
-def _open_samples(
-    data: PackedDataConfig, sources: Sequence[CaptionedSource], seed: int, size_multiple: int
-) -> Samples[AnySample]:
-    """The samples to train on. What cannot be read is an error here, before anything compiles."""
-    images = data.samples(sources, seed=seed, size_multiple=size_multiple)
-    images.draw(0)
-    conversations = data.conversations.open_sources()
-    for file in conversations:
-        report(captioned.summary(file, "conversations"))
-    return data.conversations.beside(images, conversations, seed=seed, size_multiple=size_multiple)

@@ -38,7 +38,7 @@ def test_there_are_configs():
     names = {f"imagenet_{name}" for name in IMAGENET}
     names |= {f"tokenizer_{name}" for name in ("d16c32", "d32c128", "d32c256")}
     names |= {f"t2i_{name}" for name in TEXT_TO_IMAGE}
-    names |= {"emoji_tokenizer", "emoji_4x", "emoji_t2i"}
+    names |= {"emoji_tokenizer", "emoji_4x", "emoji_t2i", "emoji_edit"}
     assert SHIPPED.keys() == names | {"imagenet", "tokenizer", "text_to_image"}
 
 

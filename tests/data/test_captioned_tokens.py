@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 from tar_files import image, samples, write_tar
 
-from bitdance_jax.data import captioned_token_writer
+from bitdance_jax.data import captioned_encoding, captioned_token_writer
 from bitdance_jax.data.captioned_config import CaptionedDataConfig, open_source
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
 from bitdance_jax.data.captioned_tokens import check_encoders
@@ -72,7 +72,7 @@ def tokens(tmp_path_factory, tar):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setattr(captioned_token_writer, "ImageEncoder", quick_encoder)
-        patch.setattr(captioned_token_writer, "MAX_WINDOW", 4)
+        patch.setattr(captioned_encoding, "MAX_WINDOW", 4)
         assert write(folder, tar) == 12
     return folder
 
@@ -80,7 +80,7 @@ def tokens(tmp_path_factory, tar):
 @pytest.mark.slow
 def test_drawn_samples_are_the_tokens_of_the_drawn_images(tar, tmp_path, monkeypatch):
     """With the same order: each source is the same list of records."""
-    monkeypatch.setattr(captioned_token_writer, "MAX_WINDOW", 4)
+    monkeypatch.setattr(captioned_encoding, "MAX_WINDOW", 4)
     assert write(tmp_path, tar) == 12
     encode = Tokenizer(tiny_models.TOKENIZER, PARAMS).encode
     of_images = CaptionedDataConfig(paths=(tar,), held_out_field="split", **CONFIG)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tiny_models
 
-from bitdance_jax.data.conversation_config import CaptionsAndConversations, ConversationDataConfig
-from bitdance_jax.data.conversation_documents import conversation_document
+from bitdance_jax.data.conversation_config import ConversationDataConfig
+from bitdance_jax.data.conversation_documents import conversation_document, edit_document
 from bitdance_jax.data.conversations import Turn
 from bitdance_jax.data.documents import NO_LABEL, Image
+from bitdance_jax.data.interleaved import Interleaved
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.text.prompt_tokenizer import LongPrompt, PromptTokenizer
@@ -89,7 +90,7 @@ class Numbers:
 
 
 def test_shares_are_exact(as_users_call):
-    both = CaptionsAndConversations(Numbers("a"), Numbers("b"), 0.3, seed=5)
+    both = Interleaved([Numbers("a"), Numbers("b")], [0.7, 0.3], seed=5)
     drawn = [both.draw(n) for n in range(100)]
     for name, count in (("a", 70), ("b", 30)):
         assert [number for kind, number in drawn if kind == name] != []
@@ -101,3 +102,23 @@ def test_shares_are_exact(as_users_call):
 def test_bad_share(share):
     with pytest.raises(ConfigError, match="share must be in"):
         ConversationDataConfig(share=share)
+
+
+def test_an_edit_is_a_conversation_of_one_turn(tokenizer):
+    """Without its instruction it is what guidance sees: the image and the unconditional prompt."""
+    source, target = image((4, 8)), image((4, 8))
+    turns = [Turn("user", "<image>\nmake it night"), Turn("assistant", "<image>")]
+    talk = conversation_document(CONFIG, tokenizer, turns, [source, target], max_tokens=100)
+    documents = [
+        edit_document(CONFIG, tokenizer, text, source, target, max_tokens=100)
+        for text in ("make it night", None)
+    ]
+    for name in ("tokens", "labels", "limits", "generated", "conditions"):
+        np.testing.assert_array_equal(getattr(documents[0], name), getattr(talk, name))
+    prompt, unconditional = tokenizer.encode("make it night", 100), tokenizer.unconditional()
+    before = 3 + 8 + 1
+    tokens = documents[0].tokens.tolist()
+    rest = tokens[before + len(prompt) :]
+    assert documents[1].tokens.tolist() == [*tokens[:before], *unconditional, *rest]
+    assert (documents[1].labels == NO_LABEL).all()
+    assert documents[1].generated.tolist() == [False, False, True, True]

@@ -10,7 +10,7 @@ import tiny_models
 
 from bitdance_jax.config import SamplerConfig, TextSamplerConfig
 from bitdance_jax.data import packing
-from bitdance_jax.data.conversation_documents import conversation_document
+from bitdance_jax.data.conversation_documents import conversation_document, edit_document
 from bitdance_jax.data.conversations import Turn
 from bitdance_jax.data.documents import Image
 from bitdance_jax.errors import ConfigError, UserError
@@ -82,22 +82,13 @@ def test_bad_input(model, tmp_path, as_users_call):
         model.describe(np.zeros((8, 8, 3), np.uint8), " ")
 
 
-@pytest.mark.slow
-def test_it_learns_to_name_what_it_sees(model):
-    """Trained on four images and their names, as documents of conversations."""
-    names = ["cat", "dog", "sun", "car"]
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+def trained(model, documents, steps, **weights):
+    """The model after some steps on documents in one row, and the losses."""
     config = model.config
-    codes = np.packbits(model.tokenizer.encode(images) > 0, axis=-1)
-    documents = []
-    for name, bits in zip(names, codes, strict=True):
-        shown = Image(None, (8, 8), pixels=images[0]).encoded(bits, config.patch_side)
-        turns = [Turn("user", "<image>\nWhat is it?"), Turn("assistant", name)]
-        documents.append(
-            conversation_document(config, model.prompts, turns, [shown], max_tokens=100)
-        )
-    row = packing.pack(documents, 300, patches=16, block=config.tokens_per_step, num_bytes=1)
+    length = sum(map(len, documents))
+    patches = sum(len(document.visual) for document in documents)
+    block = config.tokens_per_step
+    row = packing.pack(documents, length, patches=patches, block=block, num_bytes=1)
     batch = PackedBatch(**{name: jnp.asarray(array)[None] for name, array in row.items()})
     bits = np.unpackbits(row["bits"], axis=-1, count=config.tokenizer.bits)
     batch = batch._replace(bits=2 * jnp.float32(bits)[None] - 1)
@@ -105,25 +96,75 @@ def test_it_learns_to_name_what_it_sees(model):
     optimizer = optax.adam(3e-3)
     params = init_params(module, jax.random.key(0))
 
-    def loss(params):
-        noise = sample_noise(jax.random.split(jax.random.key(0), 1), config, patches=16, repeats=1)
-        return jnp.sum(token_losses(module, params, batch, noise).text)
+    def loss(params, key):
+        noise = sample_noise(key[None], config, patches=patches, repeats=4)
+        losses = token_losses(module, params, batch, noise)
+        return weights["text"] * jnp.sum(losses.text) + weights["vision"] * jnp.mean(losses.vision)
 
     @jax.jit
     def train(params):
-        def step(carry, _):
+        def step(carry, key):
             params, state = carry
-            value, gradients = jax.value_and_grad(loss)(params)
+            value, gradients = jax.value_and_grad(loss)(params, key)
             updates, state = optimizer.update(gradients, state)
             return (optax.apply_updates(params, updates), state), value
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=60)
+        keys = jax.random.split(jax.random.key(1), steps)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)
 
     (params, _), losses = train(params)
+    result = TextToImage(config, params, model.tokenizer, model.prompts, dtype=jnp.float32)
+    result.default_size = (8, 8)
+    return result, losses
+
+
+@pytest.fixture(scope="module")
+def encoded(model) -> tuple[np.ndarray, list[Image]]:
+    """Four images, as pixels and as they stand in documents."""
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    codes = np.packbits(model.tokenizer.encode(images) > 0, axis=-1)
+    side = model.config.patch_side
+    return images, [Image(None, (8, 8), pixels=images[0]).encoded(bits, side) for bits in codes]
+
+
+@pytest.mark.slow
+def test_it_learns_to_name_what_it_sees(model, encoded):
+    """Trained on four images and their names, as documents of conversations."""
+    names = ["cat", "dog", "sun", "car"]
+    images, shown = encoded
+    documents = []
+    for name, image in zip(names, shown, strict=True):
+        turns = [Turn("user", "<image>\nWhat is it?"), Turn("assistant", name)]
+        documents.append(
+            conversation_document(model.config, model.prompts, turns, [image], max_tokens=100)
+        )
+    result, losses = trained(model, documents, 60, text=1, vision=0)
     assert losses[-1] < 0.1 * losses[0]
-    trained = TextToImage(config, params, model.tokenizer, model.prompts, dtype=jnp.float32)
-    trained.default_size = (8, 8)
     greedy = TextSamplerConfig(max_tokens=8, temperature=0.0)
-    answers = [trained.describe(image, "What is it?", sampler=greedy) for image in images]
+    answers = [result.describe(image, "What is it?", sampler=greedy) for image in images]
     assert answers == names
-    assert trained.describe(images[2], "What is it?", sampler=TextSamplerConfig(top_p=0.5)) == "sun"
+    assert result.describe(images[2], "What is it?", sampler=TextSamplerConfig(top_p=0.5)) == "sun"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")  # computing takes longer than compiling
+def test_it_learns_to_edit(model, encoded):
+    """To the next of four images, or to the one before: by the image and by the instruction."""
+    images, shown = encoded
+    documents = [
+        edit_document(
+            model.config, model.prompts, text, shown[i], shown[(i + step) % 4], max_tokens=100
+        )
+        for i in range(4)
+        for text, step in (("next", 1), ("back", -1))
+    ]
+    result, _ = trained(model, documents, 150, text=0, vision=1)
+    decoded = model.tokenizer.decode(model.tokenizer.encode(images))
+    for text, step in (("next", 1), ("back", -1)):
+        edited = result.sample(
+            [ImagePrompt(text, [image]) for image in images],
+            size=(8, 8),
+            sampler=SAMPLER,
+            progress=False,
+        )
+        np.testing.assert_array_equal(edited, np.roll(decoded, -step, axis=0))

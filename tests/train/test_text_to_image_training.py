@@ -30,6 +30,8 @@ from bitdance_jax.data.captioned import CaptionedImage
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
 from bitdance_jax.data.conversation_config import ConversationDataConfig
 from bitdance_jax.data.conversations import Conversation, ConversationSample, Turn
+from bitdance_jax.data.edit_config import EditDataConfig
+from bitdance_jax.data.edits import Edit, EditSample
 from bitdance_jax.data.image_encoder import ImageEncoder
 from bitdance_jax.data.mixture import Sample
 from bitdance_jax.data.packing import Lengths
@@ -75,6 +77,12 @@ def make_images(folder: Path) -> Path:
         caption = f"number {number}" if number else "a long one, " * 20
         lines.append(json.dumps({"file_name": f"{number}.png", "text": caption}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
+    pairs = [
+        {"source": f"{number}.png", "target": f"{number + 4}.png", "instruction": f"add {number}"}
+        for number in range(IMAGES - 4)
+    ]
+    pairs = [pair | {"split": "train" if n else "test"} for n, pair in enumerate(pairs)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return folder
 
 
@@ -108,6 +116,9 @@ def make_config(folder: Path, workdir: str = "another", **changes) -> TextToImag
             resolution_weights=(1.0, 2.0),
             packing=Lengths(target=100, row=140, document=120, buffer=3),
             max_prompt=60,
+            edits=EditDataConfig(
+                paths=(str(folder / "images" / "pairs.jsonl"),), share=0.25, resolution=8
+            ),
         ),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
@@ -213,13 +224,16 @@ def test_tokens_ahead_of_time_give_the_same_batches(folder, tmp_path):
     prepare(tmp_path, manifest)
     tokenize_captioned(train, [], tokenizer.params, folder=tmp_path, manifest=manifest)
     data = dataclasses.replace(config.data, paths=(str(tmp_path),))
-    of_images, of_tokens = (
-        next(changed.make_task().batches(np.arange(4)))
-        for changed in (config, dataclasses.replace(config, data=data))
+    cached = dataclasses.replace(config.data, cache_latents=True)
+    of_images, of_tokens, in_memory = (
+        next(dataclasses.replace(config, data=changed).make_task().batches(np.arange(4)))
+        for changed in (config.data, data, cached)
     )
-    assert of_images.keys() == of_tokens.keys()
+    assert of_images.keys() == of_tokens.keys() == in_memory.keys()
+    assert 0 < np.sum(of_images["generated"]) < np.sum(of_images["visual"][..., 0] < 140)
     for name, values in of_images.items():
         np.testing.assert_array_equal(of_tokens[name], values, name)
+        np.testing.assert_array_equal(in_memory[name], values, name)
     with pytest.raises(UserError, match="are of another tokenizer of the same sizes"):
         make_config(folder, data=data, tokenizer=str(folder / "init16")).make_task()
 
@@ -436,6 +450,11 @@ def shows_conversations(resolution: int):
     return {"data": {"conversations": conversations}}
 
 
+def shows_pairs(**changes):
+    edits = EditDataConfig(paths=("any.jsonl",))
+    return {"data": {"edits": dataclasses.replace(edits, **{"resolution": 8} | changes)}}
+
+
 def test_what_cannot_be_read_is_known_before_anything_compiles(folder, tmp_path, capsys):
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
     records = [{"image": "gone.png", "conversations": turns}, {"id": 1}]
@@ -476,6 +495,26 @@ def test_a_conversation_that_is_longer_than_a_document_is_named(folder):
     assert "a document 120 at most (data.packing.document); it is skipped" in line
 
 
+def test_a_pair_that_is_longer_than_a_document_is_named(folder):
+    config = make_config(folder)
+    documents = Documents(config, open_prompts(prompt_files(config, []), MODEL))
+
+    def prepared(side: int, instruction: str):
+        image = CaptionedImage(("a cat",), np.zeros((side, side, 3), np.uint8))
+        edit = Edit(image, image, (instruction,))
+        return documents(EditSample(edit, instruction, "pairs.jsonl"))
+
+    assert prepared(8, "add a hat").document is not None
+    for side, instruction, problem in (
+        (32, "add a hat", "tokens with its images, and a document 120 at most"),
+        (8, "add a hat " * 10, "more than 60 tokens with its template (data.max_prompt)"),
+    ):
+        skipped = prepared(side, instruction)
+        assert skipped.document is None
+        (line,) = (note.line for note in skipped.notes)
+        assert problem in line and "'add a hat" in line and "in pairs.jsonl" in line
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -486,6 +525,8 @@ def test_a_conversation_that_is_longer_than_a_document_is_named(folder):
         ({"data": {"resolutions": (64,), "resolution_weights": ()}}, "raise data.packing.document"),
         (shows_conversations(10), "data.conversations.resolution must be multiples of 4 pixels"),
         (shows_conversations(64), "or lower data.conversations.resolution"),
+        (shows_pairs(resolution=16), "two images of 16 pixels .* or lower data.edits.resolution"),
+        (shows_pairs(paths=("{run}/gone.jsonl",)), r"gone\.jsonl"),
         ({"data": {"paths": ()}}, "data.paths"),
         ({"model": {"text": tiny_text(hidden_dim=48)}}, "hidden_dim is 96 there and 48 here"),
         ({"init": "{run}/init16"}, "not change from 16 to 4"),
