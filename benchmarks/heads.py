@@ -4,8 +4,9 @@
     python benchmarks/heads.py
     python benchmarks/heads.py --steps 5000 --tokenizer-steps 3000 --width 192 --layers 6
 
-Writes results.json, table.md, plot.png and samples of each model into `--out`. All models have the
-same transformer, batches, steps and optimizer. Quality is the Fréchet distance in the 1,280
+Writes NAME.json and samples of each model, and of all models in `--out` table.md and plot.png: run
+again, it trains what is missing, and several processes may share the work. All models have the same
+transformer, batches, steps and optimizer. Quality is the Fréchet distance in the 1,280
 features of EfficientNet-Lite0 between samples and the held-out images, with their labels; it is not
 FID, and small numbers of images bias it upwards by the same amount for all.
 """
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -205,77 +206,89 @@ def head_parameters(config: ClassConditionalTraining) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config.model)["head"]))
 
 
-def write(arguments: Arguments, results: dict[str, Any]) -> None:
-    """results.json, table.md and plot.png."""
-    rows, lines, costs = [], {}, {}
-    for name, runs in results["heads"].items():
+def write(out: Path) -> None:
+    """table.md and plot.png of all results in a folder."""
+    results = read_results(out)
+    steps, batch = (
+        {result["arguments"][name] for result in results.values()} for name in ("steps", "batch")
+    )
+    rows: list[tuple[str, ...]] = []
+    lines, costs = {}, {}
+    bounds: dict[str, float] = {}
+    for name, result in results.items():
+        runs = result["runs"]
         mean = {
-            scale: float(np.mean([result["distance"][scale] for result in runs]))
+            scale: float(np.mean([run["distance"][scale] for run in runs]))
             for scale in runs[0]["distance"]
         }
-        milliseconds = 1000 * float(np.mean([result["seconds_per_image"] for result in runs]))
+        milliseconds = 1000 * float(np.mean([run["seconds_per_image"] for run in runs]))
         best = min(mean, key=mean.__getitem__)
         rows.append(
             (
                 name,
                 f"{runs[0]['head_parameters']:,}",
-                f"{np.mean([result['held_out_loss'] for result in runs]):.3f}",
-                f"{np.mean([result['seconds_per_step'] for result in runs]):.2f}",
+                f"{np.mean([run['held_out_loss'] for run in runs]):.3f}",
+                f"{1000 * np.mean([run['seconds_per_step'] for run in runs]):.1f}",
                 f"{mean[best]:.1f} (at {best})",
                 f"{milliseconds:.0f}",
             )
         )
         lines[name] = [(float(scale), value) for scale, value in mean.items()]
         costs[name] = [(milliseconds, mean[best])]
-    for name, value in results["bounds"].items():
-        rows.append((name, "", "", "", f"{value:.1f}", ""))
-    head = ["", "parameters", "held-out loss", "s a step", "distance (guidance)", "ms an image"]
+        bounds |= result["bound"]
+    rows += [(name, "", "", "", f"{value:.1f}", "") for name, value in bounds.items()]
+    head = ["", "parameters", "held-out loss", "ms a step", "distance (guidance)", "ms an image"]
     chart = line_charts(
-        f"{arguments.steps} steps of {arguments.batch} emoji",
+        f"{'/'.join(map(str, steps))} steps of {'/'.join(map(str, batch))} emoji",
         [
             Panel("guidance scale", lines, "Fréchet distance, EfficientNet-Lite0"),
             Panel("ms to sample an image", costs, "the same, at the best scale"),
         ],
         columns=2,
     )
-    out = Path(arguments.out)
-    with replace_file(out / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
     with replace_file(out / "table.md") as temporary:
         temporary.write_text("\n".join(table(head, rows)) + "\n")
     image_files.save_png(out / "plot.png", chart)
     print("\n".join(table(head, rows)))
 
 
+def read_results(out: Path) -> dict[str, Any]:
+    """By the head's name, in the order of `Name`."""
+    files = {name: out / f"{name}.json" for name in get_args(Name)}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
 def main() -> None:
     arguments = parse(Arguments, sys.argv[1:])
-    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
     _, held_out = emoji_4x.get_config().data.open_splits()
     records = [held_out[i] for i in range(len(held_out))]
     originals = np.stack([centre_crop(record["image"], SIDE) for record in records])
     labels = [int(record["label"]) for record in records] * arguments.samples
     quality = Quality(originals)
-    results: dict[str, Any] = {
-        "arguments": dataclasses.asdict(arguments),
-        "device": jax.devices()[0].device_kind,
-        "bounds": {},
-        "heads": {},
-    }
     for name in arguments.heads:
+        if name in read_results(out):
+            continue
         is_continuous = name == "continuous"
         tokenizer = continuous_tokenizer(arguments) if is_continuous else model_lookup.EMBEDDED
         bound = f"held-out images, {'continuous' if is_continuous else 'binary'} tokenizer"
         loaded = bitdance_jax.Tokenizer.load(tokenizer)
         reconstructed = loaded.decode(loaded.encode(originals))
-        results["bounds"][bound] = quality.distance(reconstructed)
-        results["heads"][name] = []
+        result: dict[str, Any] = {
+            "arguments": dataclasses.asdict(arguments),
+            "device": jax.devices()[0].device_kind,
+            "bound": {bound: quality.distance(reconstructed)},
+            "runs": [],
+        }
         for seed in arguments.seeds:
             config = training_config(arguments, name, tokenizer, seed)
             report(f"{name}, seed {seed}")
-            result = trained(config) | {"head_parameters": head_parameters(config)}
-            result |= sampled(arguments, config, labels, quality)
-            results["heads"][name].append(result)
-        write(arguments, results)
+            run = trained(config) | {"head_parameters": head_parameters(config)}
+            result["runs"].append(run | sampled(arguments, config, labels, quality))
+        with replace_file(out / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    write(out)
 
 
 if __name__ == "__main__":

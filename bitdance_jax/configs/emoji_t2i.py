@@ -31,7 +31,7 @@ def get_config() -> TextToImageTraining:
     return TextToImageTraining(
         run=RunConfig(
             workdir="runs/emoji_t2i",
-            steps=6_500,
+            steps=5_000,
             compute_dtype="bfloat16",
             export_dtype="bfloat16",
             log_every=50,
