@@ -222,8 +222,13 @@ def test_the_second_stage(tmp_path):
     plain_params = jax.tree.map(jnp.asarray, model_folder.load(first).params)
     codes = jnp.where(jax.random.bernoulli(jax.random.key(0), shape=(1, 4, 4, 8)), 1.0, -1.0)
     noise = jax.random.normal(jax.random.key(1), codes.shape)
-    expected = Autoencoder(plain.model).apply({"params": plain_params}, codes, method="decode")
-    ours = Autoencoder(stage2.model).apply({"params": given}, codes, noise, method="decode")
+
+    def decode(config: TokenizerConfig, params: dict, *inputs: jax.Array) -> jax.Array:
+        apply = functools.partial(Autoencoder(config).apply, method="decode")
+        return jax.jit(apply)({"params": params}, *inputs)
+
+    expected = decode(plain.model, plain_params, codes)
+    ours = decode(stage2.model, given, codes, noise)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
     train(stage2.make_task(), stage2, initial=initial_params(stage2))

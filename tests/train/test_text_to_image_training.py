@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,7 @@ from bitdance_jax.train.loop import train
 from bitdance_jax.train.run_folder import check_config
 from bitdance_jax.train.sample_documents import Documents
 from bitdance_jax.train.state import (
+    TrainState,
     abstract_state,
     init_state,
     learning_rate_schedule,
@@ -403,6 +405,14 @@ def test_adapters_alone_train_and_are_peft_files(folder, capsys):
     )
 
 
+@functools.cache
+def initial_state(config: TextToImageTraining) -> TrainState:
+    objective = config.make_objective()
+    optimizer = make_optimizer(config.optimizer, lambda _: 1e-2, objective)
+    init = jax.jit(lambda key: init_state(objective, optimizer, key, ema=False))
+    return jax.device_get(init(jax.random.key(0)))
+
+
 def losses(config: TextToImageTraining, mesh_config: MeshConfig, accumulate: int) -> list[float]:
     """Of two steps on the same rows."""
     mesh = make_mesh(
@@ -418,9 +428,7 @@ def losses(config: TextToImageTraining, mesh_config: MeshConfig, accumulate: int
     places = jax.tree.map(
         lambda x: x.sharding, abstract_state(objective, optimizer, mesh, ema=False)
     )
-    state = jax.jit(
-        lambda key: init_state(objective, optimizer, key, ema=False), out_shardings=places
-    )(jax.random.key(0))
+    state = jax.device_put(initial_state(config), places)
     batches = task.batches(np.arange(task.batch_size))
     results = []
     for _ in range(2):
