@@ -14,7 +14,9 @@ For each setting it measures
   sample each patch after the same preceding tokens, those that the 200 steps have sampled, and from
   the same noise, a step's noise being the sum over the fine steps that it covers. Beside the share
   of equal bits stands the mean squared difference of the bits' probabilities, estimated without
-  bias from two noises; it compares distributions, so that it is fair to solvers of the ODE too.
+  bias from two noises; it compares distributions, so that it is fair to solvers of the ODE too;
+- last, how many evaluations a patch takes that stops when no bit of the prediction has changed its
+  sign for some evaluations, and its equal bits.
 
 Settings are measured in the order of their worth until the time is up, and each is written when it
 is finished; the same command resumes. Writes results.json, table.md and plot.png into `--out`.
@@ -68,15 +70,23 @@ FINE = 200
 
 
 class Setting(NamedTuple):
-    """What is measured: a solver with its number of steps, and what is added to the seed."""
+    """What is measured.
+
+    Attributes:
+      solver, steps: its name, and the number of its steps.
+      shift: of its times, beside that of the head; below 1 they are later.
+      seed: is added to that of the arguments.
+    """
 
     solver: str
     steps: int
+    shift: float = 1.0
     seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.solver} {self.steps}" + (f", seed + {self.seed}" if self.seed else "")
+        shift = f", shift {self.shift:g}" if self.shift != 1 else ""
+        return f"{self.solver} {self.steps}{shift}" + (f", seed + {self.seed}" if self.seed else "")
 
 
 SETTINGS = (
@@ -93,6 +103,8 @@ SETTINGS = (
     Setting("euler_maruyama", 24),
     Setting("multistep_sde", 25),
     Setting("multistep_sde", 16),
+    Setting("multistep_sde", 12, shift=0.6),
+    Setting("multistep_sde", 12, shift=1.6),
     Setting("multistep_ode", 8),
     Setting("euler", 12),
     Setting("euler", 50),
@@ -102,6 +114,11 @@ SETTINGS = (
     Setting("multistep_sde", 50),
 )
 """In the order of their worth."""
+
+STOPPED = (Setting("multistep_sde", 12), Setting("multistep_sde", 25))
+"""Whose patches are stopped when no bit has changed its sign for `PATIENCE` evaluations."""
+
+PATIENCE = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -189,6 +206,25 @@ def tabulated(solver: Solver, capacity: int) -> Tabulated:
     )
 
 
+def stopped_after(solver: Tabulated, evaluations: int) -> Tabulated:
+    """The first evaluations of a solver, of which the last one's prediction is the result."""
+    last = evaluations - 1
+    numbers = {"keep": 0.0, "move": 1.0, "turn": 0.0, "diffuse": 0.0}
+    changed = {
+        name: getattr(solver.steps, name).at[last].set(number) for name, number in numbers.items()
+    }
+    return solver._replace(steps=solver.steps._replace(**changed), used=jnp.int32(evaluations))
+
+
+def last_evaluation(signs: Int8[np.ndarray, "E N B P K"], patience: int) -> Int[np.ndarray, "N B"]:
+    """The first evaluation of each patch at which no bit has changed for `patience` evaluations."""
+    changed = np.any(signs[1:] != signs[:-1], axis=(-2, -1))
+    last = np.full(changed.shape[1:], len(signs) - 1)
+    for i in reversed(range(patience, len(signs))):
+        last = np.where(changed[i - patience : i].any(axis=0), last, i)
+    return last
+
+
 def mixing(times: Float[np.ndarray, "E"], fine: Float[np.ndarray, "F"]) -> Float[np.ndarray, "E F"]:
     """The noise of each step as a sum of the noises of fine steps: their overlaps, normalized.
 
@@ -235,6 +271,13 @@ class Judge:
         self._features = Lite0()
         return gaussian(self._features(np.stack(images), "features of the real images"))
 
+    def __call__(self, setting: Setting) -> dict[str, float]:
+        """All measures of a setting, and the seconds that they took."""
+        start = time.monotonic()
+        measures = {"evaluations": self._solver(setting).num_evaluations, **self.head(setting)}
+        measures["distance"] = self.distance(setting)
+        return measures | {"seconds": time.monotonic() - start}
+
     def distance(self, setting: Setting) -> float:
         """Between `images` samples and the real images."""
         real = self._real
@@ -263,13 +306,30 @@ class Judge:
         first, second = self._fine_bits
         return float(np.mean(first == second))
 
-    def evaluations(self, setting: Setting) -> int:
-        """Of the head for a patch."""
-        return self._solver(setting).num_evaluations
+    def stopped(self, setting: Setting) -> list[dict[str, float]]:
+        """Of patches that stop when no bit has changed its sign for each of `PATIENCE`."""
+        solver = self._solver(setting)
+        count = solver.num_evaluations
+        signs = np.stack([self._redrawn(solver, 0, evaluations=n + 1) for n in range(count)])
+        bits = self._fine_bits[0]
+        result = []
+        for patience in PATIENCE:
+            last = last_evaluation(signs, patience)
+            found = np.take_along_axis(signs, last[None, ..., None, None], 0)[0]
+            result.append(
+                {
+                    "patience": patience,
+                    "evaluations": float(last.mean() + 1),
+                    "evaluations_of_a_batch": float(last.max(axis=1).mean() + 1),
+                    "equal_bits": float(np.mean(found == bits)),
+                }
+            )
+        return result
 
     def _solver(self, setting: Setting) -> Any:
         config = SamplerConfig(solver=setting.solver, head_steps=setting.steps)
-        return make_solver(config, self._pipeline.config.head.time_shift)
+        shift = self._pipeline.config.head.time_shift
+        return make_solver(config, None if shift is None else shift * setting.shift)
 
     @functools.cached_property
     def _context(self) -> tuple[Any, Any, Float[Array, "N B P K"]]:
@@ -285,10 +345,17 @@ class Judge:
         """From two noises."""
         return [self._redrawn(self._fine, seed) for seed in (0, 1)]
 
-    def _redrawn(self, solver: Solver, seed: int) -> Int8[np.ndarray, "N B P K"]:
-        """Bits of all patches, each sampled after the preceding ones of the context."""
+    def _redrawn(
+        self, solver: Solver, seed: int, evaluations: int | None = None
+    ) -> Int8[np.ndarray, "N B P K"]:
+        """Bits of all patches, each sampled after the preceding ones of the context.
+
+        With a number of evaluations they are the signs of the last one's prediction.
+        """
         inputs, scales, values = self._context
         padded = tabulated(solver, self._fine.num_evaluations)
+        if evaluations is not None:
+            padded = stopped_after(padded, evaluations)
         mixed = mixing(np.asarray(solver.times()), np.asarray(self._fine.times()))
         unused = padded.num_evaluations - len(mixed)
         padded = padded._replace(mixing=jnp.pad(mixed, ((0, unused), (0, 0))))
@@ -389,6 +456,7 @@ class Results:
             "arguments": asked,
             "device": jax.devices()[0].device_kind,
             "settings": {},
+            "stopped": {},
         }
         if self._path.exists():
             found = json.loads(self._path.read_text())
@@ -430,7 +498,7 @@ class Results:
             )
             for name, found in settings.items()
         ]
-        lines = "\n".join(table(head, rows))
+        lines = "\n".join([*table(head, rows), "", *self._stopped_table()])
         with replace_file(self._out / "table.md") as temporary:
             temporary.write_text(lines + "\n")
         panels = [self._panel("distance", "Fréchet distance, EfficientNet-Lite0")]
@@ -440,10 +508,25 @@ class Results:
         print(lines)
         print(f"two draws of {FINE} steps have {self.content['independent']:.2%} equal bits")
 
+    def _stopped_table(self) -> list[str]:
+        head = ["", "patience", "evaluations", "of the slowest patch of a batch", "equal bits, %"]
+        rows = [
+            (
+                name,
+                str(row["patience"]),
+                f"{row['evaluations']:.1f}",
+                f"{row['evaluations_of_a_batch']:.1f}",
+                f"{100 * row['equal_bits']:.2f}",
+            )
+            for name, found in self.content["stopped"].items()
+            for row in found
+        ]
+        return table(head, rows) if rows else []
+
     def _panel(self, field: str, title: str) -> Panel:
         lines: dict[str, list[tuple[float, float]]] = {}
         for found in self.content["settings"].values():
-            if not found["seed"]:
+            if not found["seed"] and found["shift"] == 1:
                 points = lines.setdefault(found["solver"], [])
                 points.append((found["evaluations"], found[field]))
         return Panel("evaluations of the head for a patch", lines, title)
@@ -453,24 +536,22 @@ def main() -> None:
     start = time.monotonic()
     arguments = parse(Arguments)
     results = Results(arguments)
-    found = results.content["settings"]
+    found, stopped = results.content["settings"], results.content["stopped"]
     missing = [setting for setting in SETTINGS if setting.name not in found]
-    if missing:
-        judge = Judge(arguments)
-    for setting in tqdm(missing, "settings", unit="setting"):
+    not_stopped = [setting for setting in STOPPED if setting.name not in stopped]
+    judge = Judge(arguments) if missing or not_stopped else None
+    bar = tqdm([*missing, *not_stopped], "settings", unit="setting")
+    for number, setting in enumerate(bar):
+        assert judge is not None
         if arguments.minutes is not None and time.monotonic() - start > 60 * arguments.minutes:
-            print("the time is up; the same command goes on with the next setting")
+            bar.write("the time is up; the same command goes on with the next setting")
             break
-        began = time.monotonic()
-        head = judge.head(setting)
-        results.content["independent"] = judge.independent()
-        found[setting.name] = {
-            **setting._asdict(),
-            "evaluations": judge.evaluations(setting),
-            "distance": judge.distance(setting),
-            **head,
-            "seconds": time.monotonic() - began,
-        }
+        bar.set_postfix_str(setting.name)
+        if number < len(missing):
+            found[setting.name] = setting._asdict() | judge(setting)
+            results.content["independent"] = judge.independent()
+        else:
+            stopped[setting.name] = judge.stopped(setting)
         results.write()
     results.show()
 

@@ -63,6 +63,22 @@ def test_mixing(judge):
     np.testing.assert_allclose(mixed[1, 3] / mixed[1, 2], 0.5)
 
 
+def test_stopping(judge):
+    """After the first evaluations of which the last ones have changed no bit."""
+    values = np.array([[1, 1], [-1, 1], [-1, 1], [1, 1], [1, 1], [1, 1]], np.int8)
+    signs = np.stack([values, np.ones_like(values)], axis=1)[:, None, :, None]
+    assert judge.last_evaluation(signs, 1).tolist() == [[2, 1]]
+    assert judge.last_evaluation(signs, 2).tolist() == [[5, 2]]
+    assert judge.last_evaluation(signs[:5], 2).tolist() == [[4, 2]]
+    solver = make_solver(SamplerConfig(solver="multistep_sde", head_steps=6), time_shift=1.0)
+    stopped = judge.stopped_after(judge.tabulated(solver, capacity=8), 3)
+    noise = jnp.ones((stopped.num_noises, 1, 1, 1))
+    remaining = remaining_time(jnp.pad(solver.times(), (0, 2)))
+    # The prediction is the number of the evaluation, counted from 0.
+    x = stopped.solve(lambda x, i: (i - x) / remaining[i], noise)
+    np.testing.assert_allclose(x, 2, atol=1e-6)
+
+
 def test_redrawn_patches_are_those_drawn(judge):
     """From the same noise, after the same preceding patches; from another noise they are others."""
     config = tiny_models.MODEL
