@@ -385,7 +385,6 @@ def test_the_paths_of_a_training_config_have_the_type_of_paths():
     ("platform", "command"),
     [
         ("cuda", ["sample.py"]),
-        ("cuda", ["-m", "bitdance_jax.evaluate", "emoji", "--reconstruction", "emoji"]),
         ("abacus", ["train.py", "emoji_tokenizer"]),
     ],
 )
