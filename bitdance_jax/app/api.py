@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bitdance_jax.app.api_errors import HANDLERS, ApiError
-from bitdance_jax.app.generation import Request, failure, generate, options
+from bitdance_jax.app.generation import Request, chosen_sampler, failure, generate, options
 from bitdance_jax.app.page_guard import Receive, Scope, Send
 from bitdance_jax.app.request_queue import Queue
 from bitdance_jax.errors import UserError
@@ -72,6 +72,7 @@ class ImageRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     negative_prompt: str | None = None
     guidance_scale: float | None = None
     head_steps: int | None = None
+    sampler: str | None = None
     output_format: Literal["png"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: str | None = None
@@ -186,7 +187,8 @@ class Endpoints:
                 "this server stores no images that a url could name",
                 param="response_format",
             )
-        model, sampler = self._model, self._model.sampler
+        model = self._model
+        sampler = chosen_sampler(model, asked.sampler)
         height, width = model.default_size
         if asked.size not in (None, "auto"):
             height, width = parse_size(asked.size)
@@ -204,6 +206,7 @@ class Endpoints:
                 sampler.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
             ),
             negative_prompt=asked.negative_prompt or "",
+            sampler=asked.sampler,
         )
         return request, model.metadata(request.subject, **options(model, request))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bitdance_jax.app.page_inputs import MAX_IMAGES
+from bitdance_jax.config import SamplerConfig
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.pipelines.partial_images import Partial
 from bitdance_jax.pipelines.pipeline import Pipeline
@@ -24,6 +25,7 @@ class Request(NamedTuple):
       images: of the prompt, or of each class.
       seed, steps, guidance: as in `SamplerConfig`.
       negative_prompt: of a text-to-image model; "": none.
+      sampler: name of another solver than the model's (`SamplerConfig.named`); None: the model's.
     """
 
     subject: str | Sequence[int]
@@ -33,6 +35,7 @@ class Request(NamedTuple):
     steps: int
     guidance: float
     negative_prompt: str = ""
+    sampler: str | None = None
 
 
 def generate(model: Pipeline, request: Request, previews: int = PREVIEWS) -> Iterator[Partial]:
@@ -42,7 +45,7 @@ def generate(model: Pipeline, request: Request, previews: int = PREVIEWS) -> Ite
       ConfigError: a field is empty, or the model cannot generate this.
     """
     for name, value in request._asdict().items():
-        if value is None:  # Gradio's value of an emptied field
+        if value is None and name != "sampler":  # Gradio's value of an emptied field
             raise ConfigError(f"{name} is empty; fill it in", name)
     inputs = 1 if model.kind == "text_to_image" else len(request.subject)
     total = inputs * request.images
@@ -57,7 +60,9 @@ def generate(model: Pipeline, request: Request, previews: int = PREVIEWS) -> Ite
 def options(model: Pipeline, request: Request) -> dict[str, Any]:
     """Arguments of `Pipeline.sample_steps` and `metadata`."""
     sampler = dataclasses.replace(
-        model.sampler, head_steps=request.steps, guidance_scale=float(request.guidance)
+        chosen_sampler(model, request.sampler),
+        head_steps=request.steps,
+        guidance_scale=float(request.guidance),
     )
     return {
         "seed": request.seed,
@@ -66,6 +71,15 @@ def options(model: Pipeline, request: Request) -> dict[str, Any]:
         "sampler": sampler,
         "negative_prompt": request.negative_prompt or None,
     }
+
+
+def chosen_sampler(model: Pipeline, name: str | None) -> SamplerConfig:
+    """The model's sampler, or a named one with the model's guidance.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    return model.sampler if name is None else model.sampler.named(name)
 
 
 def failure(error: Exception) -> str:

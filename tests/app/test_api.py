@@ -86,9 +86,9 @@ def test_prompt(client, prompts):
 def test_class_name_and_defaults(classes):
     client = TestClient(api.make_api(classes))
     name = classes.class_names[3]
-    answer = client.post(URL, json={"prompt": name, "head_steps": 2})
+    answer = client.post(URL, json={"prompt": name, "sampler": "fast", "head_steps": 2})
     assert answer.status_code == 200, answer.text
-    sampler = dataclasses.replace(classes.sampler, head_steps=2)
+    sampler = dataclasses.replace(classes.sampler.named("fast"), head_steps=2)
     seed = answer.json()["seed"]
     images, texts = images_of(answer)
     np.testing.assert_array_equal(images, classes.sample(3, seed, sampler=sampler, progress=False))
@@ -117,6 +117,7 @@ def test_class_name_and_defaults(classes):
         ({"seed": -1}, "seed", "seed must be between"),
         ({"head_steps": 201}, "head_steps", "from 1 to 200"),
         ({"guidance_scale": -1.0}, "guidance_scale", "guidance_scale"),
+        ({"sampler": "quick"}, "sampler", "sampler must be one of fast"),
     ],
 )
 def test_bad_fields(client, change, param, message):
