@@ -114,24 +114,22 @@ def trained(model, documents, steps, **weights):
 
     (params, _), losses = train(params)
     result = TextToImage(config, params, model.tokenizer, model.prompts, dtype=jnp.float32)
-    result.default_size = (8, 8)
     return result, losses
 
 
-@pytest.fixture(scope="module")
-def encoded(model) -> tuple[np.ndarray, list[Image]]:
-    """Four images, as pixels and as they stand in documents."""
-    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+def encoded(model, count: int, side: int) -> tuple[np.ndarray, list[Image]]:
+    """Random images, as pixels and as they stand in documents."""
+    images = np.random.default_rng(1).integers(0, 256, (count, side, side, 3), np.uint8)
     codes = np.packbits(model.tokenizer.encode(images) > 0, axis=-1)
-    side = model.config.patch_side
-    return images, [Image(None, (8, 8), pixels=images[0]).encoded(bits, side) for bits in codes]
+    blank = Image(None, (side, side), pixels=images[0])
+    return images, [blank.encoded(bits, model.config.patch_side) for bits in codes]
 
 
 @pytest.mark.slow
-def test_it_learns_to_name_what_it_sees(model, encoded):
+def test_it_learns_to_name_what_it_sees(model):
     """Trained on four images and their names, as documents of conversations."""
     names = ["cat", "dog", "sun", "car"]
-    images, shown = encoded
+    images, shown = encoded(model, 4, 8)
     documents = []
     for name, image in zip(names, shown, strict=True):
         turns = [Turn("user", "<image>\nWhat is it?"), Turn("assistant", name)]
@@ -139,6 +137,7 @@ def test_it_learns_to_name_what_it_sees(model, encoded):
             conversation_document(model.config, model.prompts, turns, [image], max_tokens=100)
         )
     result, losses = trained(model, documents, 60, text=1, vision=0)
+    result.default_size = (8, 8)
     assert losses[-1] < 0.1 * losses[0]
     greedy = TextSamplerConfig(max_tokens=8, temperature=0.0)
     answers = [result.describe(image, "What is it?", sampler=greedy) for image in images]
@@ -148,23 +147,25 @@ def test_it_learns_to_name_what_it_sees(model, encoded):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")  # computing takes longer than compiling
-def test_it_learns_to_edit(model, encoded):
-    """To the next of four images, or to the one before: by the image and by the instruction."""
-    images, shown = encoded
+def test_it_learns_to_edit(model):
+    """To the next of three images, or to the one before: by the image and by the instruction."""
+    images, shown = encoded(model, 3, 4)
     documents = [
         edit_document(
-            model.config, model.prompts, text, shown[i], shown[(i + step) % 4], max_tokens=100
+            model.config, model.prompts, text, shown[i], shown[(i + step) % 3], max_tokens=100
         )
-        for i in range(4)
+        for i in range(3)
         for text, step in (("next", 1), ("back", -1))
     ]
-    result, _ = trained(model, documents, 150, text=0, vision=1)
-    decoded = model.tokenizer.decode(model.tokenizer.encode(images))
+    result, _ = trained(model, documents, 400, text=0, vision=1)
+    result.default_size = (4, 4)
+    decoded = model.tokenizer.decode(model.tokenizer.encode(images)).astype(int)
     for text, step in (("next", 1), ("back", -1)):
         edited = result.sample(
             [ImagePrompt(text, [image]) for image in images],
-            size=(8, 8),
+            size=(4, 4),
             sampler=SAMPLER,
             progress=False,
         )
-        np.testing.assert_array_equal(edited, np.roll(decoded, -step, axis=0))
+        distances = np.abs(edited[:, None] - decoded).mean(axis=(2, 3, 4))
+        assert distances.argmin(axis=1).tolist() == [(i + step) % 3 for i in range(3)]
