@@ -90,7 +90,7 @@ def test_the_installed_command(bitdance, tmp_path):
 
 
 def test_the_installed_command_generates_images(bitdance, tmp_path):
-    flags = ["--labels", "Flags", "--per-label", "2", "--head-steps", "2"]
+    flags = ["--labels", "flag", "--per-label", "2", "--head-steps", "2"]
     assert "2 images of 1 label" in bitdance("sample", *flags, folder=tmp_path)
     assert (tmp_path / "samples.png").exists()
 

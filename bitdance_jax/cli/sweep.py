@@ -45,8 +45,7 @@ class Arguments(Config):
       inception: weights of the FID Inception-v3, as for `bitdance evaluate`; without them the
         score is of the model's own features.
       reference: the real images: with --inception as for `bitdance evaluate`, otherwise a folder;
-        "emoji": the embedded training images. They are Fluent emoji, and "emoji_classes" samples
-        Noto emoji: with this pair scores show how the command works, and little else.
+        "emoji": the embedded training images.
       out: the table; the plot gets the same name with the ending .png.
       batch_size: images generated at a time on each device.
       dtype: of weights and activations.
