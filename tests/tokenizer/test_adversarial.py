@@ -77,6 +77,7 @@ def assert_close_but_for_kinks(actual, expected, others) -> None:
     np.testing.assert_array_less(np.abs(actual - expected), allowed + spread)
 
 
+@pytest.mark.slow(15)
 def test_both_losses_and_their_gradients_are_as_recorded(recorded):
     params = ours(recorded, "discriminator.main.")
     means = LogitMeans.zeros()

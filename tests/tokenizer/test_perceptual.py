@@ -41,8 +41,9 @@ def test_the_parameters_have_the_documented_shapes():
 def test_equal_images_have_no_distance_and_gradients_are_finite():
     params = lpips_params()
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
-    distance, gradient = jax.value_and_grad(lambda b: perceptual.lpips(params, images, b).sum())(
-        images
+    distance_and_gradient = jax.jit(
+        jax.value_and_grad(lambda b, params: perceptual.lpips(params, images, b).sum())
     )
+    distance, gradient = distance_and_gradient(images, params)
     assert distance == 0
     assert np.isfinite(gradient).all()
