@@ -24,7 +24,8 @@ from bitdance_jax.io import image_files
 from bitdance_jax.tokenizer import lfq
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train import Batch, Metrics, Params, TokenizerTraining, train
-from bitdance_jax.train.tokenizer_training import TokenizerObjective, TokenizerTask
+from bitdance_jax.train.tokenizer_objective import TokenizerObjective
+from bitdance_jax.train.tokenizer_training import TokenizerTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,8 @@ from bitdance_jax.fid.statistics import gaussian
 from bitdance_jax.io import image_files, model_folder
 from bitdance_jax.tokenizer.autoencoder import Autoencoder
 from bitdance_jax.train.task import Batches, Objective, Task
-from bitdance_jax.train.tokenizer_training import (
-    TokenizerObjective,
-    TokenizerTask,
-    TokenizerTraining,
-)
+from bitdance_jax.train.tokenizer_objective import TokenizerObjective
+from bitdance_jax.train.tokenizer_training import TokenizerTask, TokenizerTraining
 
 
 pytestmark = pytest.mark.usefixtures("few_emoji")
