@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bitdance_jax.data.buckets import Buckets, TooSmall
 from bitdance_jax.data.captioned import CaptionedImage, CaptionedSource, Images, Tokens
@@ -92,6 +93,7 @@ class EncodedImages:
         self._length = len(images)
         instead = "the next one replaces it"
         encoded = encoded_images(images, indices, encode, instead=instead, **options)
+        encoded = tqdm(encoded, "encoding", len(indices), unit="image", delay=2)
         self._records = dict(zip(indices, encoded, strict=True))
 
     def __len__(self) -> int:
