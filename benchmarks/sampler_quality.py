@@ -11,10 +11,10 @@ For each setting it measures
 - the Fréchet distance between samples and all embedded images in EfficientNet-Lite0's features.
   Captions or classes are drawn as in the data, and all settings start from the same noise;
 - of the head alone, how near the bits come to those of 200 steps of the released solver: both
-  sample each patch after the same preceding tokens, those that the 200 steps have sampled, and from
-  the same noise, a step's noise being the sum over the fine steps that it covers. Beside the share
-  of equal bits stands the mean squared difference of the bits' probabilities, estimated without
-  bias from two noises; it compares distributions, so that it is fair to solvers of the ODE too;
+  sample each patch after the same preceding tokens, those that the 200 steps have sampled, and with
+  the same path of the noise. Beside the share of equal bits stands the mean squared difference of
+  the bits' probabilities, estimated without bias from two noises; it compares distributions, so
+  that it is fair to solvers of the ODE too;
 - last, how many evaluations a patch takes that stops when no bit of the prediction has changed its
   sign for some evaluations, and its equal bits.
 
@@ -225,16 +225,24 @@ def last_evaluation(signs: Int8[np.ndarray, "E N B P K"], patience: int) -> Int[
     return last
 
 
-def mixing(times: Float[np.ndarray, "E"], fine: Float[np.ndarray, "F"]) -> Float[np.ndarray, "E F"]:
-    """The noise of each step as a sum of the noises of fine steps: their overlaps, normalized.
+def mixing(
+    times: Float[np.ndarray, "E"], fine: Float[np.ndarray, "F"]
+) -> Float[np.ndarray, "E F2"]:
+    """The noise of each step as a sum of 2 F noises: those of the fine steps, and others.
+
+    The path of the noise is that of the fine steps. Where two steps share a fine one, its path is
+    a Brownian bridge between the two ends, which takes the other noise.
 
     Args:
       times: of the evaluations, each the start of a step; the last one ends at 1.
       fine: the same of the fine steps.
     """
     end, fine_end = (np.append(start[1:], 1.0) for start in (times, fine))
+    length = (fine_end - fine).clip(1e-6)
     overlap = np.minimum(end[:, None], fine_end) - np.maximum(times[:, None], fine)
-    weights = overlap.clip(0) / np.sqrt((fine_end - fine).clip(1e-6))
+    overlap = overlap.clip(0, length)
+    bridge = np.sqrt(overlap * (length - overlap)) * np.where(times[:, None] > fine, -1, 1)
+    weights = np.concatenate([overlap, bridge], axis=1) / np.sqrt(np.tile(length, 2))
     return weights / np.linalg.norm(weights, axis=1, keepdims=True).clip(1e-6)
 
 
@@ -501,7 +509,7 @@ class Results:
         lines = "\n".join([*table(head, rows), "", *self._stopped_table()])
         with replace_file(self._out / "table.md") as temporary:
             temporary.write_text(lines + "\n")
-        panels = [self._panel("distance", "Fréchet distance, EfficientNet-Lite0")]
+        panels = [self._panel("distance", "distance in features of EfficientNet-Lite0")]
         panels.append(self._panel("equal_bits", f"bits equal to those of {FINE} steps"))
         title = f"{self.content['arguments']['model']}, {self.content['device']}"
         image_files.save_png(self._out / "plot.png", line_charts(title, panels, columns=2))

@@ -54,13 +54,20 @@ def test_steps_as_data(judge, kind):
 
 
 def test_mixing(judge):
-    """A step that covers whole fine steps adds up their noises, each with the same weight."""
+    """Of steps that start at fine ones, between them, or both."""
     fine = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.95])
-    np.testing.assert_allclose(judge.mixing(fine, fine), np.eye(6), atol=1e-9)
-    mixed = judge.mixing(np.array([0.0, 0.2, 0.35]), fine)
-    np.testing.assert_allclose(mixed[0], [0.5**0.5, 0.5**0.5, 0, 0, 0, 0], atol=1e-9)
-    np.testing.assert_allclose(np.linalg.norm(mixed, axis=1), 1)
-    np.testing.assert_allclose(mixed[1, 3] / mixed[1, 2], 0.5)
+    same, other = np.split(judge.mixing(fine, fine), 2, axis=1)
+    np.testing.assert_allclose(same, np.eye(6), atol=1e-6)
+    np.testing.assert_allclose(other, 0, atol=1e-6)
+    mixed = judge.mixing(np.array([0.0, 0.2, 0.375]), fine)
+    # They are independent, and have variance 1.
+    np.testing.assert_allclose(mixed @ mixed.T, np.eye(3), atol=1e-6)
+    same, other = np.split(mixed, 2, axis=1)
+    np.testing.assert_allclose(same[0], [0.5**0.5, 0.5**0.5, 0, 0, 0, 0], atol=1e-6)
+    # What two steps have of one fine step's noise adds up to it.
+    lengths = np.sqrt([0.2, 0.175, 0.625])
+    np.testing.assert_allclose(lengths @ same[:, :4], np.sqrt([0.1] * 4), atol=1e-6)
+    np.testing.assert_allclose(lengths @ other, 0, atol=1e-6)
 
 
 def test_stopping(judge):
