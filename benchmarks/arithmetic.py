@@ -1,5 +1,9 @@
 """The minimal number of floating-point operations of the sampler, counting matrix products only."""
 
+from typing import Any
+
+import jax
+
 from bitdance_jax.config import ClassConditionalConfig, FlowHeadConfig, SamplerConfig
 from bitdance_jax.sampling.solvers import make_solver
 
@@ -51,3 +55,16 @@ def minimal_sampler_flops(
     head = tokens * (evaluations * evaluation + dim * width)
     times = evaluations * (256 * width + width * width)
     return int(2 * (rows * (transformer + head) + times))
+
+
+def sampler_weight_bytes(
+    config: ClassConditionalConfig, sampler: SamplerConfig, params: Any
+) -> int:
+    """Bytes of weights that are read for a batch: the head's at every evaluation, others once for
+    each patch."""
+    evaluations = make_solver(sampler, config.head.time_shift).num_evaluations
+    sizes = {
+        name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in params.items()
+    }
+    head = sizes.pop("head")
+    return config.num_steps * (sum(sizes.values()) + evaluations * head)

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import math
 import os
 import re
 import signal
@@ -31,35 +30,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_models import (
+    class_conditional_config,
+    random_arrays,
+    text_to_image_config,
+    toy_tokenizer,
+)
+from text_to_image import measure
 
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import (
-    ClassConditionalConfig,
-    FlowHeadConfig,
-    ImageTokens,
     MeshConfig,
-    Qwen3Config,
     SamplerConfig,
-    TextToImageConfig,
     TokenizerConfig,
-    TransformerConfig,
 )
 from bitdance_jax.data.config import DataConfig
 from bitdance_jax.distributed import sharding
 from bitdance_jax.distributed.mesh import batch_sharding, make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import image_files
-from bitdance_jax.models import class_conditional, prompt_rows, text_to_image
+from bitdance_jax.models import class_conditional
 from bitdance_jax.nn.attention import Kernel
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.perf.hardware import chip_of
-from bitdance_jax.pipelines import memory
 from bitdance_jax.pipelines.batching import ImageKeys, image_keys
 from bitdance_jax.pipelines.programs import Programs
 from bitdance_jax.pipelines.tokenizer import decode_codes
-from bitdance_jax.pipelines.weights import stored_as, weight_dtype
+from bitdance_jax.pipelines.weights import weight_dtype
 from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.tokenizer import autoencoder, lfq
@@ -179,52 +178,6 @@ def device_result() -> Result:
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     return {} if peak is None else {"peak_memory_gib": round(peak / 2**30, 2)}
-
-
-def random_arrays(tree: Any, dtype_of: Callable[[tuple[str, ...]], Any]) -> Any:
-    """Unrolled weights, normal with the scale that keeps activations near 1, made on the device."""
-
-    def make(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        names = tuple(part.key for part in path)
-        return normal(leaf.shape, jnp.dtype(dtype_of(names)))
-
-    return jax.tree_util.tree_map_with_path(make, tree)
-
-
-def normal(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    inputs = shape[:-1] if len(shape) == 4 else shape[:1]  # convolutions, or other kernels
-    scale = math.prod(inputs) ** -0.5 if len(shape) > 1 else 1.0
-    return _filled(_random_numbers(), scale, shape, dtype)
-
-
-@functools.cache
-def _random_numbers() -> jax.Array:
-    """Numbers that all weights repeat: a generator for every shape would take half a minute."""
-    return jax.random.normal(jax.random.key(0), (2**26,), jnp.bfloat16)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _filled(
-    numbers: jax.Array, scale: float, shape: tuple[int, ...], dtype: jnp.dtype
-) -> jax.Array:
-    return (scale * jnp.resize(numbers, shape)).astype(dtype)
-
-
-def class_conditional_config(name: str, trial: bool) -> ClassConditionalConfig:
-    config = ClassConditionalConfig.imagenet(name)
-    if not trial:
-        return config
-    return dataclasses.replace(
-        config,
-        tokenizer=toy_tokenizer(),
-        transformer=TransformerConfig(num_layers=2, dim=64, num_heads=2),
-        head=FlowHeadConfig(width=64, num_blocks=2, num_groups=1),
-        image_size=128,
-    )
-
-
-def toy_tokenizer() -> TokenizerConfig:
-    return dataclasses.replace(TokenizerConfig.d16c32(), ch=32, num_res_blocks=1)
 
 
 # ------------------------------------------------------------------ parts
@@ -371,107 +324,25 @@ def train(name: str, batch_size: int, *, attention: Kernel) -> Any:
     return part
 
 
-def text_to_image_config(name: str, trial: bool) -> TextToImageConfig:
-    config = TextToImageConfig.released(name)
-    if not trial:
-        return config
-    text = Qwen3Config(
-        num_layers=2,
-        dim=64,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        hidden_dim=128,
-        vocab_size=400,
-    )
-    return dataclasses.replace(
-        config,
-        tokenizer=toy_tokenizer(),
-        text=text,
-        head=FlowHeadConfig(64, 2, 1, head_dim=32, squash_output=True),
-        image_tokens=ImageTokens(
-            vision_start=10, first_resolution=11, num_resolutions=256, first_query=300
-        ),
-    )
-
-
 def draw_prompt(name: str, weights: str) -> Any:
     """One 1024 x 1024 image of a prompt of 60 tokens: 50 head steps, guidance 7.5."""
 
     def part(trial: bool) -> Result:
-        config, dtype = text_to_image_config(name, trial), jnp.dtype(jnp.bfloat16)
         side = 256 if trial else 1024
-        mesh = make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
-        sampler = SamplerConfig(
-            head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant"
+        result = measure(
+            text_to_image_config(name, trial),
+            size=(side, side),
+            batch=1,
+            sampler=SamplerConfig(
+                head_steps=2 if trial else 50, guidance_scale=7.5, guidance_schedule="constant"
+            ),
+            weights=weights,
+            dtype="bfloat16",
+            runs=2,
         )
-        params = prompt_weights(config, mesh, dtype, weights)
-        rows = prompt_rows.prefix_rows(config, [[1] * 60, [1] * 3], side, side)
-        prompts = tuple(jax.tree.map(lambda x, i=i: x[i : i + 1], rows) for i in range(2))
-        inputs = Inputs(prompts, text_to_image.token_positions(config, side, side))
-        keys = ImageKeys.checked(0, 0, 1).data(np.arange(1))
-        programs = Programs(config, mesh, dtype)
-        patches = side * side // config.size_multiple**2
-        solver, scales = resolve(sampler, config.head.time_shift, patches)
-        grid = side // config.tokenizer.downsampling
-
-        def draw() -> list[float]:
-            start = time.perf_counter()
-            state = programs.sampler.begin(params["model"], inputs, scales)
-            jax.block_until_ready(state)
-            first = time.perf_counter()
-            state = programs.sampler.advance(
-                params["model"], state, inputs, keys, scales, np.int32(patches), solver=solver
-            )
-            jax.block_until_ready(state)
-            last = time.perf_counter()
-            codes = programs.to_codes(state.values, np.int32(patches), height=grid)
-            images = programs.decode(params["tokenizer"], codes, keys)
-            jax.block_until_ready(images)
-            return [first - start, last - first, time.perf_counter() - last]
-
-        compiling = draw()
-        runs = [draw() for _ in range(2)]
-        best = min(runs, key=sum)
-        setting = memory.Setting(
-            config, weights, dtype.name, mesh.devices.shape, (side, side), 1, sampler
-        )
-        return {
-            "seconds_per_image": round(sum(best), 3),
-            "prompt_patches_decoder_seconds": [round(part, 3) for part in best],
-            "first_call_seconds": round(sum(compiling), 1),
-            "estimated_memory_gib": round(sum(memory.needed(setting)) / 2**30, 2),
-            **device_result(),
-        }
+        return {**result, **device_result()}
 
     return part
-
-
-def prompt_weights(config: TextToImageConfig, mesh: Any, dtype: jnp.dtype, weights: str) -> Any:
-    """Random weights, kept as `TextToImage` keeps them."""
-    abstract = {
-        "model": text_to_image.abstract_params(config, scan=False),
-        "tokenizer": autoencoder.abstract_params(config.tokenizer),
-    }
-
-    def make(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
-        names = tuple(part.key for part in path)
-        how = stored_as(mesh, names, leaf.shape, dtype, weights)
-        if how is None:
-            return None
-        array = jax.device_put(normal(leaf.shape, how.dtype), how.sharding)
-        return how.store(names, array)
-
-    def drop(tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        return {name: drop(value) for name, value in tree.items() if not _empty(value)}
-
-    return drop(jax.tree_util.tree_map_with_path(make, abstract))
-
-
-def _empty(tree: Any) -> bool:
-    return tree is None or (isinstance(tree, dict) and all(map(_empty, tree.values())))
 
 
 def tokenizer(trial: bool) -> Result:

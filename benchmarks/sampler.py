@@ -1,126 +1,164 @@
-"""Times the sampler at a released model's full size, with random weights, without the decoder.
+"""Times class-conditional models at full size, with random weights: sampling, and pixels.
 
-python benchmarks/sampler.py --model b_16x --batch 4 --head-steps 10
+    python benchmarks/sampler.py --model b_16x --batch 4 --head-steps 10
+    python benchmarks/sampler.py --model b_16x --batch 1 4 16 --pixels --json sampler.json
+
+Prints a table with a row for each batch size, beside the share of the roofline: the time in which
+this device would only compute the products, or only read the weights as often as they are used,
+whichever is longer, at rates that are measured first. Pixels are not part of that share.
 """
 
 import functools
+import json
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arithmetic import minimal_sampler_flops
+from arithmetic import minimal_sampler_flops, sampler_weight_bytes
+from device_rates import Rates, measured_rates
+from random_models import class_conditional_config, random_arrays
 from tqdm import tqdm
 
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
+from bitdance_jax.config.plain import Config, Count, PathName
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.errors import UserError
-from bitdance_jax.models.class_conditional import ClassConditional, abstract_params
+from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.models import class_conditional
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.batching import ImageKeys
-from bitdance_jax.pipelines.programs import read_labels
-from bitdance_jax.sampling.compiled import CompiledSampler, Inputs
+from bitdance_jax.pipelines.programs import Programs
+from bitdance_jax.plan.report import table
+from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.next_patch import resolve
+from bitdance_jax.tokenizer import autoencoder
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Config):
     """Sampler benchmark.
 
     Attributes:
       model: a released size: b_1x, b_4x, b_16x, l_1x, ..., h_16x.
-      batch: images at a time.
+      batch: images at a time; several for a sweep.
       head_steps: N of the head's solver.
       guidance: guidance scale, linear schedule; 1 for none.
       dtype: of weights and activations.
-      runs: timed runs, after one that is not.
-      profile: write a profiler trace of one more run to this folder.
+      runs: timed runs of each batch size, after one that is not.
+      pixels: decode the images too.
+      profile: write a profiler trace of one more run of each to this folder.
+      json: file to write every result to.
+      trial: a toy model, to try this script.
     """
 
     model: str = "b_16x"
-    batch: int = 4
-    head_steps: int = 10
+    batch: tuple[Count, ...] = (4,)
+    head_steps: Count = 10
     guidance: float = 3.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    runs: int = 5
-    profile: str | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.batch, self.runs) < 1:
-            raise UserError(f"batch and runs must be positive, got {self.batch} and {self.runs}")
-
-
-def random_weights(config: ClassConditionalConfig, dtype: Any) -> Any:
-    """Unrolled parameters of the model, normal with the scale that keeps activations near 1."""
-    rng = np.random.default_rng(0)
-
-    def normal(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        fan_in = leaf.shape[0] if len(leaf.shape) > 1 else 1
-        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in), dtype)
-
-    return jax.tree.map(normal, abstract_params(config, scan=False))
+    runs: Count = 5
+    pixels: bool = False
+    profile: PathName | None = None
+    json: PathName | None = None
+    trial: bool = False
 
 
-def main() -> None:
-    arguments = parse(Arguments)
-    config = ClassConditionalConfig.imagenet(arguments.model)
+def measure(
+    config: ClassConditionalConfig, batch: int, arguments: Arguments, rates: Rates
+) -> dict[str, Any]:
+    """Seconds of a batch of images on the first device."""
     sampler = SamplerConfig(head_steps=arguments.head_steps, guidance_scale=arguments.guidance)
-    params = random_weights(config, jnp.dtype(arguments.dtype))
-    inputs = Inputs(np.arange(arguments.batch, dtype=np.int32) % config.num_classes)
+    dtype = jnp.dtype(arguments.dtype)
+    params = random_arrays(
+        class_conditional.abstract_params(config, scan=False), lambda path: dtype
+    )
+    inputs = Inputs(np.arange(batch, dtype=np.int32) % config.num_classes)
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
-    read = functools.partial(
-        read_labels, ClassConditional(config, dtype=jnp.dtype(arguments.dtype))
-    )
-    programs = CompiledSampler(read, make_mesh(devices=jax.devices()[:1]))
-    keys = ImageKeys.checked(0, 0, arguments.batch).data(np.arange(arguments.batch))
+    programs = Programs(config, make_mesh(devices=jax.devices()[:1]), dtype)
     stop = np.int32(config.num_steps)
+    if arguments.pixels:
+        decoder = random_arrays(autoencoder.abstract_params(config.tokenizer), lambda path: dtype)
 
-    start = time.perf_counter()
-    begin = programs.begin.lower(params, inputs, scales).compile()
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        programs.begin.eval_shape(params, inputs, scales),
-        begin.output_shardings,
-    )
-    advance = programs.advance.lower(
-        params, state, inputs, keys, scales, stop, solver=solver
-    ).compile()
-    compile_seconds = time.perf_counter() - start
-
-    def sample(seed: int) -> float:
-        keys = ImageKeys.checked(seed, 0, arguments.batch).data(np.arange(arguments.batch))
+    def sample(seed: int) -> tuple[float, float]:
+        """Seconds until the codes, and from there to the pixels."""
+        keys = ImageKeys.checked(seed, 0, batch).data(np.arange(batch))
         start = time.perf_counter()
-        state = begin(params, inputs, scales)
-        jax.block_until_ready(advance(params, state, inputs, keys, scales, stop))
-        return time.perf_counter() - start
+        state = programs.sampler.begin(params, inputs, scales)
+        state = programs.sampler.advance(params, state, inputs, keys, scales, stop, solver=solver)
+        values = jax.block_until_ready(state.values)
+        sampled = time.perf_counter()
+        if arguments.pixels:
+            codes = programs.to_codes(values, stop, height=config.grid)
+            jax.block_until_ready(programs.decode(decoder, codes, keys))
+        return sampled - start, time.perf_counter() - sampled
 
-    sample(0)
-    seconds = [sample(seed) for seed in tqdm(range(arguments.runs), desc="timing", unit="run")]
+    first = sum(sample(0))
+    seconds = [sample(seed) for seed in range(arguments.runs)]
     if arguments.profile is not None:
         with jax.profiler.trace(arguments.profile):
             sample(0)
+    codes, pixels = (statistics.median(parts) for parts in zip(*seconds, strict=True))
+    total = [sum(parts) for parts in seconds]
+    countable = Programs(config, make_mesh(devices=jax.devices()[:1]), dtype, kernel="xla").sampler
+    traceable = functools.partial(countable.traceable, solver=solver)
+    keys = ImageKeys.checked(0, 0, batch).data(np.arange(batch))
+    flops = traced_flops(traceable, params, inputs, keys, scales)
+    least = minimal_sampler_flops(config, sampler, batch)
+    read = sampler_weight_bytes(config, sampler, params)
+    return {
+        "batch": batch,
+        "seconds": round(statistics.median(total), 3),
+        "fastest_slowest": [round(min(total), 3), round(max(total), 3)],
+        "pixel_seconds": round(pixels, 3) if arguments.pixels else None,
+        "images_per_second": round(batch / statistics.median(total), 3),
+        "first_call_seconds": round(first, 1),
+        "tflop": round(flops / 1e12, 3),
+        "of_least_arithmetic": round(flops / least, 4),
+        "roofline_share": round(rates.least_seconds(least, read) / codes, 3),
+    }
 
-    traceable = functools.partial(programs.traceable, solver=solver)
-    done = traced_flops(traceable, params, inputs, keys, scales)
-    least = minimal_sampler_flops(config, sampler, arguments.batch)
-    median, rates = statistics.median(seconds), sorted(arguments.batch / s for s in seconds)
-    memory = advance.memory_analysis()  # None where the backend has no such values
-    print(f"{arguments} on {jax.devices()[0].device_kind} ({jax.default_backend()})")
-    print(f"compile     {compile_seconds:.1f} s")
-    spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-    print(f"batch       {median:.2f} s median of {arguments.runs}, {spread}")
-    rate = statistics.median(rates)
-    print(f"rate        {rate:.3f} images/s median, {rates[0]:.3f} to {rates[-1]:.3f}")
-    share = f"{done / least:.4f} of the analytic minimum"
-    print(f"arithmetic  {done / 1e12:.3f} TFLOP, {share}; {done / median / 1e9:.0f} GFLOP/s")
-    if memory is not None:
-        print(f"memory      {memory.temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
+
+def main() -> None:
+    arguments = parse(Arguments, sys.argv[1:])
+    config = class_conditional_config(arguments.model, arguments.trial)
+    rates = measured_rates(arguments.dtype)
+    results = [
+        measure(config, batch, arguments, rates)
+        for batch in tqdm(arguments.batch, "batch sizes", unit="size")
+    ]
+    device = jax.devices()[0]
+    print(f"{arguments} on {device.device_kind} ({device.platform})")
+    print(f"{rates.flops / 1e12:.2f} TFLOP/s, {rates.bandwidth / 1e9:.0f} GB/s, as measured")
+    head = ["batch", "seconds", "of them pixels", "images/s", "first call", "TFLOP", "roofline"]
+    lines = [
+        (
+            str(result["batch"]),
+            f"{result['seconds']:.2f}",
+            "" if result["pixel_seconds"] is None else f"{result['pixel_seconds']:.2f}",
+            f"{result['images_per_second']:.3g}",
+            f"{result['first_call_seconds']:.1f}",
+            f"{result['tflop']:.3f} ({result['of_least_arithmetic']:.3f} of the least)",
+            f"{result['roofline_share']:.0%}",
+        )
+        for result in results
+    ]
+    print("\n".join(table(head, lines)))
+    if arguments.json is not None:
+        report = {
+            "arguments": asdict(arguments),
+            "device": device.device_kind,
+            "rates": asdict(rates),
+            "results": results,
+        }
+        with replace_file(Path(arguments.json)) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
