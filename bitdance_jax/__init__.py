@@ -7,7 +7,7 @@
 >>> again = model.tokenizer.decode(codes)
 
 >>> model = bitdance_jax.load("emoji_classes")  # the embedded class-conditional model
->>> images = model.sample(["Flags", 3], seed=0)  # uint8 [2, 64, 64, 3]
+>>> images = model.sample(["heart", 3], seed=0)  # uint8 [2, 128, 128, 3]
 """
 
 import importlib

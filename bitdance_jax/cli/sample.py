@@ -1,7 +1,7 @@
 """`bitdance sample`: generates images with a model.
 
     bitdance sample --prompt "woman astronaut, dark skin tone"
-    bitdance sample --labels Flags Food --out grid.png
+    bitdance sample --labels heart clothing --out grid.png
     bitdance sample --checkpoint MODEL --npz samples.npz --num-images 50000
     bitdance sample --checkpoint MODEL --prompt "a cat on a mat" --size 1024x1024 --out cat.png
     bitdance sample --checkpoint MODEL --prompt "make it night" --image cat.png --out night.png
