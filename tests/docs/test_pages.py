@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import quick_examples
 
-from bitdance_jax.cli import plan
+from bitdance_jax.cli import plan, sample
 from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.main import COMMANDS
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import UserError
+from bitdance_jax.io import model_lookup
+from bitdance_jax.io.model_lookup import EMBEDDED_CLASSES
 from bitdance_jax.pipelines import toy_text_to_image
 
 
@@ -93,6 +95,17 @@ def test_commands_parse(page, monkeypatch):
             read_flags(name, flags, monkeypatch)
         except UserError as error:
             pytest.fail(f"bitdance {name} {shlex.join(flags)}: {error}")
+
+
+def test_labels_are_classes_of_the_embedded_model():
+    known = model_lookup.read_config(EMBEDDED_CLASSES).metadata["class_names"]
+    labels: set[str] = set()
+    for page in PAGES:
+        for name, *flags in commands(page):
+            if name == "sample" and "--checkpoint" not in flags and "--help" not in flags:
+                labels |= set(parse(sample.Arguments, flags).labels or ())
+    assert labels
+    assert not {label for label in labels if not label.isdecimal()} - set(known)
 
 
 def read_flags(name: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
