@@ -162,40 +162,53 @@ def _class_conditional(source: Source, tokenizer: Source, weights: sources.Weigh
     return Converted("class_conditional", to_dict(config), params, _metadata(source, metadata), {})
 
 
-def _text_to_image(source: Source, tokenizer: Source) -> Converted:
+def text_to_image_config(source: Source, tokenizer: Source | None = None) -> TextToImageConfig:
+    """The config of a text-to-image model. No tensor is read.
+
+    Args:
+      source: the model.
+      tokenizer: replaces the model's own.
+
+    Raises:
+      ConfigError: the model has no tokenizer.
+      FileError: the configs or shapes are not those of a known model.
+    """
     assert source.text_tokenizer is not None
-    tokenizer_config = _tokenizer_config(tokenizer)
-    tensors = _without_tokenizer(source)
-    text = source.record["text"]
+    tokenizer_config = _tokenizer_config(tokenizer or _open_tokenizer(source, None, "ema"))
     head = source.record["vision_head"]
     prompts = PromptTokenizer(source.text_tokenizer, released_text_to_image.tokens_per_step(head))
     if source.own:
         config = from_dict(TextToImageConfig, source.own["config"], f"{source.path}: config")
-        config = dataclasses.replace(
+        return dataclasses.replace(
             config, tokenizer=tokenizer_config, image_tokens=prompts.image_tokens
         )
-    else:
-        config = released_text_to_image.text_to_image_config(
-            _shapes(tensors),
-            text=text,
-            vision_head=head,
-            tokenizer=tokenizer_config,
-            prompts=prompts,
-        )
-        _note_differences(
-            source,
-            {
-                "text": released_text_to_image.text_record(config.text),
-                "vision_head": released_text_to_image.vision_head_record(config),
-            },
-        )
+    config = released_text_to_image.text_to_image_config(
+        _shapes(_without_tokenizer(source)),
+        text=source.record["text"],
+        vision_head=head,
+        tokenizer=tokenizer_config,
+        prompts=prompts,
+    )
+    _note_differences(
+        source,
+        {
+            "text": released_text_to_image.text_record(config.text),
+            "vision_head": released_text_to_image.vision_head_record(config),
+        },
+    )
+    return config
+
+
+def _text_to_image(source: Source, tokenizer: Source) -> Converted:
+    assert source.text_tokenizer is not None
+    config = text_to_image_config(source, tokenizer)
     params = _params(
         source,
-        tensors=tensors,
+        tensors=_without_tokenizer(source),
         abstract=text_to_image.abstract_params(config),
         table=keys.text_to_image(config),
         tokenizer=tokenizer,
-        tokenizer_config=tokenizer_config,
+        tokenizer_config=config.tokenizer,
     )
     metadata = _metadata(source, {"sampler": to_dict(released_text_to_image.SAMPLER)})
     files = prompt_tokenizer.read_files(source.text_tokenizer)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
+import huggingface_hub.errors
 
 from bitdance_jax.convert import release_folder
 from bitdance_jax.errors import FileError
@@ -39,11 +40,11 @@ def download(name: str) -> Path:
             f"no file or folder {name}, and it is not a Hugging Face id such as owner/repository"
         )
     repository, file = match.groups()
-    with _hub_errors(name):
-        files, cached = _list(repository)
+    with hub_errors(name):
+        files, cached = list_files(repository)
     wanted = _choose(name, files, file)
     if cached is None:
-        with _hub_errors(name):
+        with hub_errors(name):
             folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
     else:
         folder = cached
@@ -60,7 +61,7 @@ def _below(files: list[str], folder: str | None) -> list[str]:
     return [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
 
 
-def _list(repository: str) -> tuple[list[str], Path | None]:
+def list_files(repository: str) -> tuple[list[str], Path | None]:
     """The files of a repository; or those in the cache, and its folder, without a network."""
     try:
         # One request: without a network, `list_repo_files` retries for half a minute.
@@ -95,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
+def hub_errors(name: str) -> Iterator[None]:
     """Turns errors of the hub's client into a FileError of one line."""
     try:
         yield
@@ -117,13 +118,7 @@ def _choose(name: str, files: list[str], file: str | None) -> list[str]:
     if file is None and release_folder.is_language_model(set(files)):
         return [other for other in files if other.endswith(FOLDER_FILES) and "/" not in other]
     if file is None and layout:
-        folders = {getattr(layout, part).folder for part in release_folder.PREFIXES}
-        folders.add(layout.text_tokenizer)
-        return [
-            other
-            for other in files
-            if other.endswith(FOLDER_FILES) and other.rpartition("/")[0] in folders
-        ]
+        return text_to_image_files(files, layout)
     below = _below(files, file)
     if release_folder.is_class_conditional(set(below)):
         folders = {release_folder.TRANSFORMER.folder, release_folder.DIFFUSERS.ae.folder}
@@ -137,6 +132,15 @@ def _choose(name: str, files: list[str], file: str | None) -> list[str]:
         raise FileError(f"{name}: the repository has no file {file}")
     config = str(PurePosixPath(file).with_suffix("")) + "_config.json"
     return [file, config] if config in files else [file]
+
+
+def text_to_image_files(files: list[str], layout: release_folder.Layout) -> list[str]:
+    """Those of a text-to-image model among the files of a repository."""
+    folders = {getattr(layout, part).folder for part in release_folder.PREFIXES}
+    folders.add(layout.text_tokenizer)
+    return [
+        file for file in files if file.endswith(FOLDER_FILES) and file.rpartition("/")[0] in folders
+    ]
 
 
 def _only_model(name: str, files: list[str]) -> str:

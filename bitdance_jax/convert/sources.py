@@ -102,17 +102,7 @@ def _open_folder(path: Path) -> Source:
         )
     names = {f"{file.name}/" if file.is_dir() else file.name for file in path.iterdir()}
     if layout := release_folder.layout(names):
-        release = release_folder.load(path, layout)
-        own = _own_record(path, release.metadata)
-        record = _tokenizer_record(release.configs["ae"]) | release.configs
-        return Source(
-            path,
-            "text_to_image",
-            release.tensors,
-            record,
-            own,
-            text_tokenizer=release.text_tokenizer,
-        )
+        return of_text_to_image(path, release_folder.load(path, layout))
     if release_folder.is_language_model(names):
         language_model = release_folder.load_language_model(path)
         return Source(
@@ -139,6 +129,18 @@ def _open_folder(path: Path) -> Source:
             f"{path} has neither an autoencoder/ with weights nor .pt or .safetensors files", path
         )
     raise FileError(f"{path} is a folder; name one of its files: {', '.join(files)}", path)
+
+
+def of_text_to_image(path: Path, release: release_folder.Release) -> Source:
+    """The source in the folder of a text-to-image model."""
+    return Source(
+        path,
+        "text_to_image",
+        release.tensors,
+        _tokenizer_record(release.configs["ae"]) | release.configs,
+        _own_record(path, release.metadata),
+        text_tokenizer=release.text_tokenizer,
+    )
 
 
 def _class_conditional(path: Path) -> Source:

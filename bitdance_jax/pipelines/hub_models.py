@@ -30,6 +30,11 @@ def is_hub_id(name: str) -> bool:
     return not local and HUB_ID.fullmatch(name) is not None
 
 
+def cached(name: str) -> Path:
+    """The model folder of a hub id in the cache, which may not be there yet."""
+    return paths.user_cache() / "models" / name.replace("/", "--")
+
+
 def local_folder(name: Any) -> str:
     """The folder of a model that a user names, of whatever form.
 
@@ -43,7 +48,7 @@ def local_folder(name: Any) -> str:
     require(name != "", "folder is empty; name a model folder, or 'emoji'", "folder")
     if not is_hub_id(name):
         return name
-    folder = paths.user_cache() / "models" / name.replace("/", "--")
+    folder = cached(name)
     try:
         # It stays when the download fails: others may be waiting for the lock in it.
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from bitdance_jax.config import MeshConfig, TextToImageConfig, from_dict
+from bitdance_jax.convert import hub_config
 from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image as model
+from bitdance_jax.pipelines import hub_models
 from bitdance_jax.pipelines.checks import parse_size
-from bitdance_jax.pipelines.hub_models import is_hub_id, local_folder
+from bitdance_jax.pipelines.hub_models import is_hub_id
 from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.text_to_image_programs import BatchPrograms, Setting
@@ -57,13 +59,15 @@ class BatchPlan(NamedTuple):
 
 def find_model(name: str) -> TextToImageConfig | None:
     """The config of "14b_16x", "14b_64x", a model folder or a Hugging Face id; None for other
-    names, which are those of training configs."""
+    names, which are those of training configs. No weights are downloaded."""
     released = name.lower().replace("-", "_").removeprefix("bitdance_")
     if released in ("14b_16x", "14b_64x"):
         return TextToImageConfig.released(released)
     if not (Path(name).is_dir() or is_hub_id(name)) or name.endswith(".py"):
         return None
-    folder = local_folder(name)
+    folder = str(hub_models.cached(name)) if is_hub_id(name) else name
+    if is_hub_id(name) and not model_folder.is_model_folder(folder):
+        return hub_config.read(name)
     return from_dict(
         TextToImageConfig,
         model_folder.read_config(folder, expect="text_to_image").config,

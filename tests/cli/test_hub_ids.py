@@ -60,6 +60,7 @@ def test_a_command_fetches_the_model(line, cache, monkeypatch, capsys):
     (cache.parents[1] / "prompts.json").write_text('{"1": "a cat"}')
     monkeypatch.setattr(hub_models, "convert", refuse)
     monkeypatch.setattr("bitdance_jax.convert.hub.download", refuse)
+    monkeypatch.setattr("bitdance_jax.convert.hub_config.read", refuse)
     monkeypatch.setattr(serve, "import_gradio", lambda: None)
     monkeypatch.setattr(serve, "check_address", lambda *_: None)
     command, *flags = line.split()

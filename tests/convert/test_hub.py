@@ -9,8 +9,7 @@ import huggingface_hub
 import pytest
 import safetensors.numpy
 
-from bitdance_jax.convert import hub
-from bitdance_jax.convert.convert import convert
+from bitdance_jax.convert import convert, hub, hub_config, sources
 from bitdance_jax.errors import FileError
 from bitdance_jax.io import model_folder
 
@@ -107,13 +106,58 @@ def test_a_repository_that_is_a_folder(repository, tmp_path, expected, others):
     assert downloaded(tmp_path / "cache") == expected
 
 
+@pytest.fixture
+def headers(repository, monkeypatch):
+    """The names of the weights of which the header alone was fetched."""
+    fetched = []
+
+    def parse(name, file):
+        fetched.append(file)
+        with safetensors.safe_open(repository / file, framework="np") as opened:
+            tensors = {
+                key: types.SimpleNamespace(shape=opened.get_slice(key).get_shape())
+                for key in opened.keys()
+            }
+            return types.SimpleNamespace(tensors=tensors, metadata=opened.metadata() or {})
+
+    monkeypatch.setattr(huggingface_hub, "parse_safetensors_file_metadata", parse)
+    return fetched
+
+
+def test_the_config_of_a_model_without_its_weights(repository, headers, tmp_path):
+    repository.rmdir()
+    golden_models.release_folder("t2i_4x", repository)
+    expected = convert.text_to_image_config(sources.open_source(str(repository)))
+    assert hub_config.read("owner/name") == expected
+    weights = sorted(file.name for file in repository.glob("*.safetensors"))
+    assert sorted(headers) == weights
+    assert not [file for file in downloaded(tmp_path / "cache") if file in weights]
+
+
+def test_the_config_of_an_incomplete_or_another_model(repository, headers):
+    repository.rmdir()
+    golden_models.release_folder("t2i_4x", repository)
+    (repository / "ae.safetensors").unlink()
+    (repository / "vision_head_config.json").unlink()
+    with pytest.raises(FileError, match=r"no weights of ae, vision_head_config\.json$"):
+        hub_config.read("owner/name")
+    (repository / "model.safetensors.index.json").rename(repository / "other.json")
+    for file in ("vision_head", "projector"):
+        (repository / f"{file}.safetensors").unlink()
+    with pytest.raises(FileError, match="owner/name is not a text-to-image model"):
+        hub_config.read("owner/name")
+    with pytest.raises(FileError, match="is a file; a text-to-image model is a whole repository"):
+        hub_config.read("owner/name/B_1x.pt")
+    assert not headers
+
+
 def test_a_tokenizer_of_a_text_to_image_repository(repository, tmp_path):
     """If it is named, nothing else is downloaded."""
     safetensors.numpy.save_file(
         golden_models.read("tokenizer/weights"), repository / "ae.safetensors"
     )
     touch(repository, "vision_head.safetensors", "model.safetensors.index.json")
-    convert("owner/name/ae.safetensors", str(tmp_path / "out"))
+    convert.convert("owner/name/ae.safetensors", str(tmp_path / "out"))
     assert model_folder.load(tmp_path / "out").kind == "tokenizer"
     assert downloaded(tmp_path / "cache") == ["ae.safetensors"]
 
