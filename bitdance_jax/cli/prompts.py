@@ -18,6 +18,7 @@ from bitdance_jax.cli.flags import parse
 from bitdance_jax.cli.processes import together
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.config.plain import BatchSize, Config, Count, HeadSteps, PathName, Range, Seed
+from bitdance_jax.config.sampler import SamplerName
 from bitdance_jax.errors import ConfigError
 from bitdance_jax.evaluate.prompt_images import (
     MAX_IMAGES,
@@ -51,7 +52,8 @@ class Arguments(Config):
       seed: image j of prompt i depends on seed, i and j alone, up to rounding.
       per_prompt: images of each prompt; default: 4, for TIIF-Bench 1.
       guidance_scale: default: 13.0 for GenEval, 7.5 for the others.
-      head_steps: N of the head's solver.
+      sampler: "fast": a solver of the second order with 12 steps.
+      head_steps: N of the head's solver; default: 50, or those of the sampler.
       limit: only the first prompts; a later run may raise it.
       batch_size: images generated at a time by each copy of the model (--mesh.data times
         --mesh.fsdp), each of another prompt.
@@ -76,7 +78,8 @@ class Arguments(Config):
     seed: Seed = 0
     per_prompt: Annotated[int, Range(1, MAX_PER_PROMPT)] | None = None
     guidance_scale: float | None = None
-    head_steps: HeadSteps = 50
+    sampler: SamplerName | None = None
+    head_steps: HeadSteps | None = None
     limit: Count | None = None
     batch_size: BatchSize = 4
     weights: WeightType | None = None
@@ -116,6 +119,7 @@ class Arguments(Config):
             seed=self.seed,
             per_prompt=self.per_prompt or min(4, MAX_IMAGES.get(benchmark, 4)),
             guidance_scale=self.guidance_scale,
+            sampler=self.sampler,
             head_steps=self.head_steps,
             limit=self.limit,
             batch_size=self.batch_size,

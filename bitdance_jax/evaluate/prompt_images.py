@@ -50,6 +50,9 @@ GUIDANCE: dict[Benchmark, float] = {
 """Guidance scales: of GenEval and DPG-Bench those with which the released models were scored, of
 the others the released models' default."""
 
+HEAD_STEPS = 50
+"""Of the released models' scores."""
+
 MAX_IMAGES: dict[Benchmark, int] = {"DPG-Bench": 4, "OneIG-Bench": 4, "TIIF-Bench": 1}
 """Images of a prompt that the scorers read: one, or a grid of 2 by 2."""
 
@@ -77,7 +80,8 @@ class Setting:
       seed: of all images.
       per_prompt: images of each prompt.
       guidance_scale: None: the one of `GUIDANCE`.
-      head_steps: N of the head's solver.
+      sampler: "fast": another solver (`SamplerConfig.named`); None: the model's.
+      head_steps: N of the head's solver; None: 50, or those of `sampler`.
       limit: only the first prompts; None: all.
       batch_size: prompts at a time for each copy of the model.
       weights: the type of the weights in memory.
@@ -97,7 +101,8 @@ class Setting:
     seed: int = 0
     per_prompt: int = 4
     guidance_scale: float | None = None
-    head_steps: int = 50
+    sampler: str | None = None
+    head_steps: int | None = None
     limit: int | None = None
     batch_size: int = 4
     weights: WeightType | None = None
@@ -145,9 +150,14 @@ def generate_images(setting: Setting) -> None:
     )
     _check_lengths(prompts, setting.checkpoint)
     scale = setting.guidance_scale
+    sampler = model.sampler
+    if setting.sampler is None:
+        sampler = replace(sampler, head_steps=HEAD_STEPS)
+    else:
+        sampler = sampler.named(setting.sampler)
     sampler = replace(
-        model.sampler,
-        head_steps=setting.head_steps,
+        sampler,
+        head_steps=setting.head_steps or sampler.head_steps,
         guidance_scale=GUIDANCE[setting.benchmark] if scale is None else scale,
     )
     check_size(model.config, *parse_size(setting.size))

@@ -249,6 +249,11 @@ def test_released_settings(command, quick):
     assert quick[4]["sampler"] == SamplerConfig(
         head_steps=50, guidance_scale=7.5, guidance_schedule="constant"
     )
+    assert command("--dpg", "d.json", "--out", "fast", "--sampler", "fast") == 0
+    assert quick[-1]["sampler"] == quick[4]["sampler"].named("fast")
+    flags = ["--sampler", "fast", "--head-steps", "8"]
+    assert command("--dpg", "d.json", "--out", "faster", *flags) == 0
+    assert (quick[-1]["sampler"].solver, quick[-1]["sampler"].head_steps) == ("multistep_sde", 8)
 
 
 @pytest.mark.parametrize(
