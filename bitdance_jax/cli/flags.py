@@ -43,6 +43,7 @@ def parse(
       ConfigError: an unknown flag, with the nearest known one, or a missing or bad value.
     """
     flags = sys.argv[1:] if flags is None else flags
+    _describe_each_field(arguments)
     known = {name: _flag(name, hint) for name, hint in _fields(arguments)}
     _known_flags.update(known)
     for alias, name in getattr(arguments, "ALIASES", {}).items():
@@ -62,6 +63,8 @@ def parse(
         nearest = difflib.get_close_matches(unknown[0], known.values(), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         kind = "flag" if unknown[0].startswith("-") else "argument"
+        if kind == "argument" and "checkpoint" in known:
+            hint = f"; if it is a model, give --checkpoint {unknown[0]}"
         raise ConfigError(f"unknown {kind} {unknown[0]}{hint} (--help lists them all)")
     return _with_paths(parsed)
 
@@ -137,13 +140,38 @@ def _any(names: Sequence[str]) -> str:
 def _fields(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The fields of a dataclass and of those in it, by their full names, with their types."""
     for name, hint in field_types(config).items():
-        kinds = [hint, *typing.get_args(hint)]
-        classes = (kind for kind in kinds if isinstance(kind, type))
-        nested = next(filter(dataclasses.is_dataclass, classes), None)
+        nested = next(_nested(hint), None)
         if nested is None:
             yield prefix + name, hint
         else:
             yield from _fields(nested, f"{prefix}{name}.")
+
+
+def _nested(hint: Any) -> Iterator[type]:
+    """The dataclasses in a field's type."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _nested(part)
+
+
+def _describe_each_field(config: type) -> None:
+    """Repeats a description of several fields, "start, end: times", for each of them.
+
+    It changes the docstrings of the dataclass, its subclasses, and those in it, where tyro looks
+    for a field's help by its name alone.
+    """
+
+    def separate(match: re.Match[str]) -> str:
+        indent, names, text = match.groups()
+        return "\n".join(f"{indent}{name}:{text}" for name in names.split(", "))
+
+    for part in (*config.__mro__[:-1], *config.__subclasses__()):
+        several = r"^( +)(\w+(?:, \w+)+):(.*(?:\n\1 +.*)*)"
+        part.__doc__ = re.sub(several, separate, part.__doc__ or "", flags=re.MULTILINE)
+    for hint in field_types(config).values():
+        for nested in _nested(hint):
+            _describe_each_field(nested)
 
 
 def _flag(name: str, hint: Any) -> str:

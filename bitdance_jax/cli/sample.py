@@ -115,9 +115,9 @@ class Arguments(Config):
       sampler: "fast": a solver of the second order with 12 steps; other flags may change it.
       head_steps: N of the head's solver; default: the model's, as for the next seven.
       guidance_scale: classifier-free guidance; 1 for none.
-      guidance_schedule: over the patches.
-      solver: the release's Euler-Maruyama, the paper's Euler, Heun's method, or a multistep method
-        of the second order.
+      guidance_schedule: over the patches: constant or linear.
+      solver: euler_maruyama (as released), euler (the paper's), heun (two evaluations a step),
+        multistep_sde or multistep_ode (second order, one evaluation a step).
       guidance_start, guidance_end: times of the head, from 0 (noise) to 1 (data), between which
         guidance is applied.
       guidance_patch_start, guidance_patch_end: patches, from 0 (the first) to 1 (the last), between

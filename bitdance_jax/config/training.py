@@ -23,9 +23,12 @@ class OptimizerConfig(Config):
     """AdamW with warm-up, clipping and an exponential moving average (paper 4.2).
 
     Attributes:
-      learning_rate: peak value, reached after `warmup_steps` from 0.
-      schedule: after the warm-up, "constant", or "cosine" to `end_learning_rate` at the last step,
-        starting at `decay_start` (None: right after the warm-up).
+      learning_rate: peak value.
+      warmup_steps: steps in which it rises linearly from 0.
+      schedule: after the warm-up, "constant", or "cosine" to `end_learning_rate` at the last step.
+      end_learning_rate: of the cosine, at the last step.
+      decay_start: step at which the cosine starts; None: right after the warm-up.
+      b1, b2: decay rates of the first and the second moment.
       weight_decay: of tensors with two or more dimensions, except connector, class embedding and
         query tokens.
       eps: added to the root of the second moment.

@@ -1,12 +1,17 @@
 """The names of fields in messages are printed as this command's flags."""
 
+import importlib
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import pytest
 import tyro
 
+from bitdance_jax.cli import sample
+from bitdance_jax.cli.config_file import load_config
 from bitdance_jax.cli.flags import parse, with_flags
+from bitdance_jax.cli.main import COMMANDS
 from bitdance_jax.config import MeshConfig
 from bitdance_jax.config.plain import Config, PathName
 from bitdance_jax.errors import ConfigError, FileError, UserError
@@ -78,6 +83,11 @@ def test_a_config_in_the_arguments_has_its_full_name():
     assert caught.value.field == "mesh.data"
 
 
+def test_a_model_without_its_flag():
+    with pytest.raises(ConfigError, match="if it is a model, give --checkpoint runs/mine "):
+        parse(sample.Arguments, ["runs/mine"])
+
+
 def test_an_empty_path():
     with pytest.raises(ConfigError) as caught:
         parse(Files, ["--data.path", ""])
@@ -85,3 +95,18 @@ def test_an_empty_path():
     with pytest.raises(ConfigError) as caught:
         parse(Files, ["--data.paths", "photos", ""])
     assert with_flags(caught.value) == "--data.paths is empty; name a path"
+
+
+@pytest.mark.parametrize("name", ["sample", "tokenize", "serve", "emoji_tokenizer", "emoji_4x"])
+def test_every_flag_has_a_description(name, capsys):
+    if name in COMMANDS:
+        arguments, default = importlib.import_module(COMMANDS[name].module).Arguments, None
+    else:
+        default, _ = load_config(name, [])
+        arguments = type(default)
+    with pytest.raises(SystemExit):
+        parse(arguments, ["--help"], default)
+    text = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert len(re.findall(r"--[\w.-]+", text)) > 5
+    value = r"(?:[A-Z]+|\{[^()]*?\}\S*)"
+    assert not re.findall(rf"(--[\w.-]*\w)(?: {value})? +\(default", text)
