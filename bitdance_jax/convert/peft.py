@@ -14,8 +14,9 @@ from bitdance_jax.config import LoraConfig, TextToImageConfig
 from bitdance_jax.config.plain import require
 from bitdance_jax.convert import keys, parameters, safetensors_file
 from bitdance_jax.errors import FileError, short
-from bitdance_jax.io import atomic, readers
+from bitdance_jax.io import atomic, model_lookup, readers
 from bitdance_jax.io.lazy_array import LazyArray
+from bitdance_jax.io.progress import report
 from bitdance_jax.models import text_to_image
 from bitdance_jax.nn import lora as low_rank
 from bitdance_jax.nn.stack import stacked_axes
@@ -26,6 +27,8 @@ ParamPath = tuple[str, ...]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+BASE = "base_fingerprint"
+"""Entry of the metadata in WEIGHTS, which PEFT does not read."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's layers."""
 
@@ -56,10 +59,13 @@ class Adapters(NamedTuple):
     Attributes:
       config: rank, scale, and the layers' names.
       params: as of `nn.lora.initial`, stacked, numpy arrays in their stored types.
+      base: fingerprint of the model that it was trained on (`model_lookup.fingerprint`); None if
+        not known, as in PEFT's own files.
     """
 
     config: LoraConfig
     params: Params
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,8 @@ def save(
     with atomic.replace_folder(path, sum(array.nbytes for array in tensors.values())) as new:
         record = _record(adapters.config, base)
         (new / CONFIG).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-        safetensors_file.save(new / WEIGHTS, tensors, {"format": "pt"})
+        known = {} if adapters.base is None else {BASE: adapters.base}
+        safetensors_file.save(new / WEIGHTS, tensors, {"format": "pt"} | known)
 
 
 def load(folder: str, config: TextToImageConfig) -> Adapters:
@@ -163,7 +170,7 @@ def load(folder: str, config: TextToImageConfig) -> Adapters:
         raise FileError(
             f"{path} has no {WEIGHTS}; save the adapter with safe_serialization=True", path
         )
-    tensors = safetensors_file.load(path / WEIGHTS).tensors
+    tensors, metadata = safetensors_file.load(path / WEIGHTS)
     layers = {
         layer_path: layer
         for layer_path, layer in _linear_layers(config).items()
@@ -174,7 +181,22 @@ def load(folder: str, config: TextToImageConfig) -> Adapters:
     modules = [name for layer in layers.values() for name in layer.modules.values()]
     targets = sorted({name.rpartition(".")[2] for name in modules})
     lora = LoraConfig(record.r, scale * record.r, tuple(targets))
-    return Adapters(lora, _from_peft(tensors, layers, record.r))
+    return Adapters(lora, _from_peft(tensors, layers, record.r), metadata.get(BASE))
+
+
+def report_other_base(adapters: Adapters, folder: str, model: str) -> None:
+    """Says on stderr if an adapter was trained on another model of the same sizes.
+
+    Args:
+      adapters: of `load`.
+      folder: that it was read from.
+      model: folder of the model that it is used with.
+    """
+    if adapters.base is not None and adapters.base != model_lookup.fingerprint(model):
+        report(
+            f"note: the adapter {folder} was trained on another model than {model}; give that as "
+            "the model, or expect worse images"
+        )
 
 
 @functools.cache

@@ -168,7 +168,7 @@ class TextToImage(Pipeline):
         loaded._set_default_size(described, where)
         loaded._folder = folder
         if lora is not None:
-            loaded._adapters = peft.load(checked(PathName, lora, "lora"), config)
+            loaded._adapters = _read_adapters(lora, config, folder)
         if not lazy:
             _ = loaded.params
         return loaded
@@ -200,7 +200,7 @@ class TextToImage(Pipeline):
         loaded._set_default_size(saved, where)
         params = saved.params["model"]
         if adapter is not None:
-            adapters = peft.load(checked(PathName, adapter, "lora"), config)
+            adapters = _read_adapters(adapter, config, os.fspath(run.folder))
             params = lora.attached(params, adapters.params, adapters.config.scale)
         loaded.set_params(params)
         return loaded
@@ -415,6 +415,15 @@ class TextToImage(Pipeline):
         decoder = self.params["tokenizer"]["decoder"]
         encoder = {path: stored[...] for path, stored in self._encoder.items()}
         return {"decoder": decoder, **traverse_util.unflatten_dict(encoder)}
+
+
+def _read_adapters(
+    folder: str | os.PathLike[str], config: TextToImageConfig, model: str
+) -> peft.Adapters:
+    name = checked(PathName, folder, "lora")
+    adapters = peft.load(name, config)
+    peft.report_other_base(adapters, name, model)
+    return adapters
 
 
 def _recorded_sampler(described: ModelFolder, where: str) -> SamplerConfig:

@@ -182,7 +182,8 @@ class TextToImageTask:
     ) -> None:
         config = self._config
         if config.lora.rank:
-            adapters = peft.Adapters(config.lora, ema_params)
+            base = self.record.base
+            adapters = peft.Adapters(config.lora, ema_params, base and base[1])
             peft.save(folder, adapters, config.model, base=config.init or "", force=True)
             return
         model = self.objective.all_params(ema_params, self.frozen)

@@ -13,6 +13,7 @@ from tiny_models import TEXT_TO_IMAGE
 from bitdance_jax.config import ConfigError, LoraConfig
 from bitdance_jax.convert import peft
 from bitdance_jax.errors import FileError
+from bitdance_jax.io import model_lookup
 from bitdance_jax.nn import lora
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.pipelines import toy_text_to_image
@@ -125,10 +126,11 @@ def test_other_files_are_refused(folder, tmp_path):
         peft.load(str(tmp_path), TEXT_TO_IMAGE)
 
 
-def test_sampling_merges_it(folder, adapters, tmp_path):
+def test_sampling_merges_it(folder, adapters, tmp_path, capsys):
     toy_text_to_image.save(tmp_path / "toy", TEXT_TO_IMAGE)
     plain = load(tmp_path / "toy", lora=None)
     adapted = load(tmp_path / "toy", lora=folder)
+    assert not capsys.readouterr().err  # PEFT's own files do not name the base model's weights.
     layers = unstack(adapters.params)["text"]["layers_1"]["attention"]["q"]
     name = "layers_1"
     before, after = (
@@ -151,3 +153,17 @@ def test_sampling_merges_it(folder, adapters, tmp_path):
         ).max()
         > 0.1
     )
+
+
+def test_another_base_model_is_one_line(adapters, tmp_path, capsys):
+    toy_text_to_image.save(tmp_path / "base", TEXT_TO_IMAGE)
+    base = model_lookup.fingerprint(tmp_path / "base")
+    for name, trained_on in (("same", base), ("other", "0" * 12)):
+        trained = adapters._replace(base=trained_on)
+        peft.save(str(tmp_path / name), trained, TEXT_TO_IMAGE, base="")
+        load(tmp_path / "base", lora=tmp_path / name, lazy=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"note: the adapter {tmp_path}/other was trained on another model than {tmp_path}/base; "
+        "give that as the model, or expect worse images"
+    ]

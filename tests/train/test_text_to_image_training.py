@@ -39,7 +39,7 @@ from bitdance_jax.data.packing import Lengths
 from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
 from bitdance_jax.errors import UserError
-from bitdance_jax.io import model_folder
+from bitdance_jax.io import model_folder, model_lookup
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.plan.programs import training_step
@@ -383,6 +383,7 @@ def test_adapters_alone_train_and_are_peft_files(folder, capsys):
     run(config)
     adapters = peft.load(str(folder / "lora"), MODEL)
     assert adapters.config.scale == LORA.scale
+    assert adapters.base == model_lookup.fingerprint(folder / "init")
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters.params))
     objective = config.make_objective()
     optimizer = make_optimizer(config.optimizer, lambda _: 1e-3, objective)
