@@ -9,13 +9,17 @@ from typing import Any
 
 import jax
 from etils import epath
+from flax import traverse_util
 
 from bitdance_jax.config import Qwen3Config, TextToImageConfig, from_dict, to_dict
+from bitdance_jax.config.plain import require
+from bitdance_jax.convert import peft
 from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.image_files import DamagedImage
 from bitdance_jax.io.model_lookup import UnfinishedRun
+from bitdance_jax.nn import lora
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.text import image_tokens, prompt_tokenizer
@@ -72,6 +76,37 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
         )
     key = jax.random.key(config.run.seed)
     return {**params, "text": vocabulary.grow(params["text"], config.model.text.vocab_size, key)}
+
+
+def read_adapters(config: TextToImageSettings, folder: str) -> Params:
+    """The adapters that the run starts from (`lora.init`), with the scale of its own.
+
+    Raises:
+      UserError: there is no adapter, or one of another model, of another rank or of other layers.
+    """
+    settings = config.lora
+    adapters = peft.load(folder, config.model)
+    given = traverse_util.flatten_dict(adapters.params)
+    rank = adapters.config.rank
+    require(
+        rank == settings.rank,
+        f"the adapter in lora.init {folder} has rank {rank}, and lora.rank is {settings.rank}; "
+        f"set lora.rank {rank}",
+        "lora.rank",
+    )
+    expected = peft.adapted(config.model, settings)
+    require(
+        {path[:-1] for path in given} == {path[:-1] for path in expected},
+        f"the adapter in lora.init {folder} is of the layers {' '.join(adapters.config.targets)}, "
+        f"and lora.targets are {' '.join(settings.targets)}; name the same layers",
+        "lora.targets",
+    )
+    assert config.init is not None  # Checked in __post_init__.
+    peft.report_other_base(adapters, folder, local_folder(config.init))
+    rescale = adapters.config.scale / settings.scale
+    return traverse_util.unflatten_dict(
+        {path: rescale * x if path[-1] == lora.B else x for path, x in given.items()}
+    )
 
 
 def prompt_files(

@@ -36,7 +36,12 @@ from bitdance_jax.train.text_to_image_config import (
     TextToImageSettings,
 )
 from bitdance_jax.train.text_to_image_data import TrainingData
-from bitdance_jax.train.text_to_image_init import open_prompts, prompt_files, read_init
+from bitdance_jax.train.text_to_image_init import (
+    open_prompts,
+    prompt_files,
+    read_adapters,
+    read_init,
+)
 from bitdance_jax.train.text_to_image_objective import TextToImageObjective
 
 
@@ -90,6 +95,8 @@ class TextToImageTraining(TextToImageSettings):
 
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
         if self.lora.rank:
+            if self.lora.init is not None:
+                return read_adapters(self, self.lora.init), frozenset()
             adapters = jax.eval_shape(self.make_objective().init, jax.random.key(0))
             return {}, frozenset(freezing.flat(adapters, "/"))
         given = freezing.split(read_init(self, folder), self.freeze)[0]

@@ -40,6 +40,7 @@ from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder, model_lookup
+from bitdance_jax.nn import lora
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.plan.programs import training_step
@@ -404,6 +405,30 @@ def test_adapters_alone_train_and_are_peft_files(folder, capsys):
         LORA.scale * adapters.params["text"]["layers"]["attention"]["q"]["lora_b"][1],
         rtol=1e-6,
     )
+
+
+def test_adapters_continue_from_an_adapter(folder):
+    params = lora.initial(peft.adapted(MODEL, LORA), LORA.rank, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.asarray(x) + 1, params)
+    start = str(folder / "adapter")
+    peft.save(start, peft.Adapters(LORA, params), MODEL, base="")
+
+    def given(**changes):
+        settings = dataclasses.replace(LORA, **{"init": start} | changes)
+        return initial_params(make_config(folder, lora=settings))
+
+    halved = given(alpha=2 * LORA.alpha)["connector"]["fc1"]
+    kernel = params["connector"]["fc1"]
+    np.testing.assert_array_equal(halved["lora_a"], kernel["lora_a"])
+    np.testing.assert_array_equal(halved["lora_b"], kernel["lora_b"] / 2)
+    with pytest.raises(UserError, match=r"has rank 2, and lora\.rank is 3; set lora\.rank 2"):
+        given(rank=3)
+    with pytest.raises(UserError, match=r"fc1 q_proj wqkv, and lora\.targets are q_proj"):
+        given(targets=("q_proj",))
+    with pytest.raises(UserError, match="is no LoRA adapter"):
+        given(init=str(folder / "init"))
+    with pytest.raises(UserError, match="init needs a rank"):
+        given(rank=0)
 
 
 @functools.cache
