@@ -9,10 +9,7 @@ be resumed with another number of processes and workers.
 import functools
 import gc
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -26,6 +23,7 @@ from bitdance_jax.config import AugmentConfig
 from bitdance_jax.data import transforms
 from bitdance_jax.data.crop_sizes import CropSizes
 from bitdance_jax.data.records import ImageSource, Skipped, SmallImages
+from bitdance_jax.data.worker_processes import follow_parent, starting_workers
 from bitdance_jax.errors import FileError
 from bitdance_jax.io.image_files import DamagedImage
 
@@ -87,6 +85,7 @@ class BatchIterator:
             load, length, batch_size, np.arange(batch_size) if rows is None else np.asarray(rows)
         )
         self._workers = workers
+        self._started = False
         self._skipped = Skipped("the next one replaces it")
         self.skipped = self._skipped.counts
         self._small = {name: SmallImages(name) for name in (ENLARGED, SKIPPED)}
@@ -101,7 +100,7 @@ class BatchIterator:
         chunks = []
         for _ in range(self._chunks.per_batch):
             try:
-                records, skipped = next(self._running[0])
+                records, skipped = self._next_chunk()
             except StopIteration:
                 break
             chunks.append(records)
@@ -113,6 +112,13 @@ class BatchIterator:
             raise StopIteration
         self._next_batch += 1
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def _next_chunk(self) -> tuple[Record, tuple[str, ...]]:
+        if self._workers and not self._started:
+            with starting_workers():  # grain starts them for the first chunk.
+                self._started = True
+                return next(self._running[0])
+        return next(self._running[0])
 
     def get_state(self) -> dict[str, int]:
         return {"next_batch": self._next_batch}
@@ -130,6 +136,7 @@ class BatchIterator:
         if self._workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         self._next_batch = next_batch
+        self._started = False
         per_batch = self._chunks.per_batch
         rest = grain.MapDataset.source(self._chunks).slice(slice(next_batch * per_batch, None))
         ahead = BATCHES_AHEAD * per_batch
@@ -324,17 +331,3 @@ def _close(running: list[grain.DatasetIterator], workers: int) -> None:
         # grain's iterators refer to each other. Collected when the interpreter exits, they print a
         # stack trace.
         gc.collect()
-
-
-def follow_parent(index: int = 0, count: int = 1) -> None:
-    """In a worker process: lets the parent handle Ctrl-C, and ends the worker when the parent ends
-    or is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -28,6 +28,7 @@ from bitdance_jax.data import loader, packing
 from bitdance_jax.data.documents import Document, Image
 from bitdance_jax.data.packing import Lengths, PackingState, RowPacker
 from bitdance_jax.data.records import Skipped
+from bitdance_jax.data.worker_processes import follow_parent, starting_workers
 from bitdance_jax.errors import FileError, ResourceError
 
 
@@ -117,7 +118,8 @@ class SampleReader(Generic[T]):
         """Begins to load samples."""
         for number in numbers:
             if number not in self._started:
-                self._started[number] = self._pool.submit(self._draw, number)
+                with starting_workers():  # The pool starts them when there is work.
+                    self._started[number] = self._pool.submit(self._draw, number)
 
     def read(self, number: int) -> T:
         """A sample. One that is read again is loaded again.
@@ -323,7 +325,7 @@ _worker_samples: Any = None
 
 def _start_worker(samples: Any) -> None:
     global _worker_samples
-    loader.follow_parent()
+    follow_parent()
     _worker_samples = samples
 
 

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -149,6 +153,57 @@ def test_worker_processes_make_the_same_documents():
         assert_same(next(complete), next(other))
     complete.close()
     other.close()
+
+
+LARGE_SAMPLES = """
+import signal
+import sys
+from bitdance_jax.data.packed_batches import SampleReader
+
+class Samples:
+    def __init__(self):
+        self.content = bytes(2**20)  # More than a pipe holds.
+    def draw(self, n):
+        return n
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    print("ready", flush=True)
+    reader = SampleReader(Samples(), workers=1)
+    print([reader.read(n) for n in range(3)], flush=True)
+    sys.stdin.read()
+    reader.close()
+"""
+
+
+@pytest.mark.slow
+def test_workers_outlive_signals_while_they_start_and_run(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(LARGE_SAMPLES)
+    process = subprocess.Popen(
+        [sys.executable, program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    over = threading.Event()
+
+    def send_signals() -> None:
+        for _ in range(6000):
+            if over.wait(0.01):
+                return
+            os.killpg(process.pid, signal.SIGTERM)
+        process.kill()
+
+    sender = threading.Thread(target=send_signals)
+    sender.start()
+    assert process.stdout.readline() == "[0, 1, 2]\n"
+    over.set()
+    sender.join()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 class Killed(Samples):

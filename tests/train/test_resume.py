@@ -38,7 +38,12 @@ def start(
         *flags,
     ]
     return subprocess.Popen(
-        command, env=environment, cwd=workdir.parent, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        cwd=workdir.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Some tests signal the process with its workers.
     )
 
 
@@ -130,6 +135,20 @@ def test_a_signal_saves_and_a_message_says_how_to_resume(uninterrupted, workdir)
         last = int((workdir / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
         resumed = f"after step {last}\n"
     assert resumed in finish(start(workdir))
+    assert_same_run(uninterrupted, workdir)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_workers_too_saves_as_without_workers(uninterrupted, workdir):
+    flags = ["--workers", "2"]
+    process = start(workdir, seconds_a_step=0.02, flags=flags)
+    wait_for_row(process, workdir, 10)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; step" in messages.splitlines()[-1]
+    assert "Traceback" not in messages
+    finish(start(workdir, flags=flags))
     assert_same_run(uninterrupted, workdir)
 
 

@@ -20,6 +20,7 @@ from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.compilation_cache import keep_compiled
 from bitdance_jax.config import MeshConfig, OptimizerConfig, RunConfig
 from bitdance_jax.data.config import DataConfig
+from bitdance_jax.data.packed_batches import SampleReader
 from bitdance_jax.distributed import multihost
 from bitdance_jax.errors import Interrupted
 from bitdance_jax.io import model_folder
@@ -68,15 +69,28 @@ class ToyObjective(Objective):
         return {"x": jax.ShapeDtypeStruct((batch_size, 8), jnp.float32)}
 
 
+class ToySamples:
+    def __init__(self) -> None:
+        self._x = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
+
+    def draw(self, n: int) -> np.ndarray:
+        return self._x[n]
+
+
 class ToyBatches:
     """The same 40 rows, in another order in each epoch."""
 
     def __init__(
-        self, rows: np.ndarray, seconds: float, full_at: int | None, stuck_at: int | None
+        self,
+        rows: np.ndarray,
+        seconds: float = 0.0,
+        full_at: int | None = None,
+        stuck_at: int | None = None,
+        workers: int = 0,
     ) -> None:
         self._rows, self._seconds, self._next = rows, seconds, 0
         self._full_at, self._stuck_at = full_at, stuck_at
-        self._x = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
+        self._reader = SampleReader(ToySamples(), workers)
 
     def __iter__(self) -> "ToyBatches":
         return self
@@ -91,7 +105,7 @@ class ToyBatches:
         epoch, batch = divmod(self._next, ROWS // BATCH)
         order = np.random.default_rng(epoch).permutation(ROWS)[batch * BATCH :][:BATCH]
         self._next += 1
-        return {"x": self._x[order[self._rows]]}
+        return {"x": np.stack([self._reader.read(int(n)) for n in order[self._rows]])}
 
     def get_state(self) -> dict[str, int]:
         return {"next_batch": self._next}
@@ -100,7 +114,7 @@ class ToyBatches:
         self._next = state["next_batch"]
 
     def close(self) -> None:
-        pass
+        self._reader.close()
 
 
 def read_for_ever() -> None:
@@ -119,15 +133,16 @@ class ToyTask:
         width: int = 16,
         full_at: int | None = None,
         stuck_at: int | None = None,
+        workers: int = 0,
     ) -> None:
         self.objective = ToyObjective(width)
-        self._seconds, self._full_at, self._stuck_at = seconds_a_step, full_at, stuck_at
+        self._options = seconds_a_step, full_at, stuck_at, workers
 
     def batches(self, rows: np.ndarray) -> ToyBatches:
-        return ToyBatches(rows, self._seconds, self._full_at, self._stuck_at)
+        return ToyBatches(rows, *self._options)
 
     def held_out(self, rows: np.ndarray) -> ToyBatches:
-        return ToyBatches(rows, 0.0, None, None)
+        return ToyBatches(rows)
 
     @property
     def record(self) -> RunRecord:
@@ -179,10 +194,17 @@ def main() -> None:
     )
     parser.add_argument("--stuck-at", type=int, help="batch that the last process never gets")
     parser.add_argument("--stall-minutes", type=float)
+    parser.add_argument("--workers", type=int, default=0)
     flags = parser.parse_args()
     multihost.initialize()
     config = training_config(flags.workdir, flags.steps, stall_minutes=flags.stall_minutes)
-    task = ToyTask(flags.seconds_a_step, width=512, full_at=flags.full_at, stuck_at=flags.stuck_at)
+    task = ToyTask(
+        flags.seconds_a_step,
+        width=512,
+        full_at=flags.full_at,
+        stuck_at=flags.stuck_at,
+        workers=flags.workers,
+    )
     with multihost.stop_all_on_error():
         if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == "1":
             keep_compiled(f"{flags.workdir}_compiled")
