@@ -114,6 +114,10 @@ class CaptionedSource(Protocol):
 
     def __getitem__(self, index: int) -> CaptionedImage: ...
 
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """Those of a record, whose image is not decoded."""
+        ...
+
 
 class Skips:
     """How many samples a source leaves out, by reason, and the names of a few."""
@@ -158,6 +162,9 @@ class CaptionedSubset:
 
     def __getitem__(self, index: int) -> CaptionedImage:
         return self.source[int(self.indices[index])]
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        return self.source.captions_of(int(self.indices[index]))
 
 
 def summary(source: Summarized, kind: str = "captioned images") -> str:

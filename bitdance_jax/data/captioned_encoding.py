@@ -119,6 +119,9 @@ class EncodedSource(EncodedImages):
         self.skipped = source.skipped
         self.splits = source.splits
 
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        return self[index].captions
+
 
 class _Record:
     """Captions and crops of an image."""

@@ -88,12 +88,13 @@ class CaptionedFolderSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        path = self._paths[index]
+        return CaptionedImage(self.captions_of(index), load_image(self._paths[index]))
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
         if self._captions is not None:
-            captions = tuple(json.loads(self._captions[index]))
-        else:
-            captions = require_captions(_read_caption(path), path)
-        return CaptionedImage(captions, load_image(path))
+            return tuple(json.loads(self._captions[index]))
+        path = self._paths[index]
+        return require_captions(_read_caption(path), path)
 
     def _beside(self, images: list[str], others: list[str]) -> list[str]:
         texts = {os.path.splitext(file)[0] for file in others if file.endswith(".txt")}

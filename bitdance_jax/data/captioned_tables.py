@@ -94,6 +94,11 @@ class TableSource:
             raise DamagedImage(f"{name} has no image", name)
         return CaptionedImage(captions, decode_image(io.BytesIO(value), name))
 
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        row = int(self._rows[index])
+        record = self._tables.row(row, (self._caption,))
+        return require_captions(record[self._caption], f"row {row} of {self.location}")
+
     def _usable(self, captions: Any) -> np.ndarray:
         """The rows that have a caption; the others are counted."""
         import pyarrow as pa

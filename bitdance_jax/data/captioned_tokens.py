@@ -141,6 +141,9 @@ class CaptionedTokensSource:
         tokenizer = self.manifest.tokenizer
         return deserialize(self._records[index], tokenizer.downsampling, -(-tokenizer.bits // 8))
 
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        return self[index].captions
+
 
 def serialize(
     captions: Sequence[str],

@@ -101,7 +101,10 @@ class CaptionedEmojiSource:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        return CaptionedImage((self.captions[index],), self._archive.image(index))
+        return CaptionedImage(self.captions_of(index), self._archive.image(index))
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        return (self.captions[index],)
 
 
 def emoji_images(split: Split, size: int = SIDE) -> UInt8[np.ndarray, "B H W 3"]:

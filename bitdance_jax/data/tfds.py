@@ -104,12 +104,17 @@ class CaptionedTfdsSource:
 
     def __getitem__(self, index: int) -> CaptionedImage:
         example = self._read(index)
+        image = decode_image(io.BytesIO(example["image"]), f"{index} of {self.location}")
+        return CaptionedImage(self._captions(example, index), image)
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        return self._captions(self._read(index), index)
+
+    def _captions(self, example: dict[str, Any], index: int) -> tuple[str, ...]:
         value: Any = example
         for part in self._caption:
             value = value[part]
-        name = f"{index} of {self.location}"
-        captions = require_captions(_texts(value), name)
-        return CaptionedImage(captions, decode_image(io.BytesIO(example["image"]), name))
+        return require_captions(_texts(value), f"{index} of {self.location}")
 
     def _read(self, index: int) -> dict[str, Any]:
         return self._features.deserialize_example_np(self._records[index], decoders=self._decoders)

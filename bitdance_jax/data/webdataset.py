@@ -76,14 +76,20 @@ class WebDatasetSource:
         return len(self._shards)
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        name = f"{self._files[self._shards[index]].path}/{self._names[index]}"
+        captions = self.captions_of(index)
+        image = decode_image(io.BytesIO(self._read(index, self._images)), self._name(index))
+        return CaptionedImage(captions, image)
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        name = self._name(index)
         if self._field is None:
             value: Any = _decode_text(self._read(index, self._captions), f"{name}'s .txt")
         else:
             value = self._json(index, self._captions).get(self._field)
-        captions = require_captions(value, name)
-        image = decode_image(io.BytesIO(self._read(index, self._images)), name)
-        return CaptionedImage(captions, image)
+        return require_captions(value, name)
+
+    def _name(self, index: int) -> str:
+        return f"{self._files[self._shards[index]].path}/{self._names[index]}"
 
     def _rows(self, shards: list[Shard]) -> list[tuple[int, str, Part, Part]]:
         """Shard, image's name, its place, and the caption's, of each captioned image."""
@@ -124,10 +130,10 @@ class WebDatasetSource:
 
     def _read(self, index: int, places: np.ndarray) -> bytes:
         file = self._files[self._shards[index]]
-        return read_member(file, Part(*places[index].tolist()), f"{file.path}/{self._names[index]}")
+        return read_member(file, Part(*places[index].tolist()), self._name(index))
 
     def _json(self, index: int, places: np.ndarray) -> dict[str, Any]:
-        where = f"{self._files[self._shards[index]].path}/{self._names[index]}'s .json"
+        where = f"{self._name(index)}'s .json"
         return _decode_json(self._read(index, places), where)
 
 

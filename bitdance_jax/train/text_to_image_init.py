@@ -155,7 +155,7 @@ def _captions(sources: Sequence[CaptionedSource]) -> Iterator[str]:
     for source in sources:
         for index in range(min(len(source), MAX_READ_FOR_PROMPTS)):
             with contextlib.suppress(DamagedImage):
-                yield from source[index].captions
+                yield from source.captions_of(index)
 
 
 def open_prompts(files: Mapping[str, bytes], model: TextToImageConfig) -> PromptTokenizer:

@@ -62,7 +62,7 @@ def test_metadata(with_metadata):
     assert source[1].image[0, 0, 0] == 3
     assert source.splits == ["train", "test"]
     assert source.skipped.counts == {"images without a caption": 3, "captions without an image": 1}
-    assert CaptionedFolderSource(with_metadata, "alt")[1].captions == ("E",)
+    assert CaptionedFolderSource(with_metadata, "alt").captions_of(1) == ("E",)
     with pytest.raises(ConfigError, match="has no field 'label'; it has: alt, file_name, split,"):
         CaptionedFolderSource(with_metadata, "label")
 

@@ -79,7 +79,7 @@ def test_rows(path):
             source[index]
     listed = open_source(path, "alts")
     assert len(listed) == 5
-    assert listed[2].captions == ("alt 5", "other")
+    assert listed[2].captions == listed.captions_of(2) == ("alt 5", "other")
 
 
 def test_bad_tables(saved, parquet):

@@ -108,7 +108,7 @@ def test_drawn_samples_are_the_tokens_of_the_drawn_images(tar, tmp_path, monkeyp
 
 def test_records(tokens):
     source = open_source(str(tokens))
-    assert source[0].captions == ("image 0",)
+    assert source[0].captions == source.captions_of(0) == ("image 0",)
     assert {side: tokens.size for side, tokens in source[0].versions.items()} == {
         8: (8, 8),
         16: (16, 16),

@@ -30,7 +30,10 @@ class Colours:
         if index in self._damaged:
             raise DamagedImage(f"{index} is damaged")
         image = np.full((40 + index, 64, 3), index, np.uint8)
-        return CaptionedImage((f"{index}", f"{index} again"), image)
+        return CaptionedImage(self.captions_of(index), image)
+
+    def captions_of(self, index):
+        return f"{index}", f"{index} again"
 
 
 def mixture(sources=None, **changes):

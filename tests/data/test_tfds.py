@@ -138,5 +138,6 @@ def test_captions(data_dir, monkeypatch):
     record = source[1]
     number = round(record.image.mean() / 6)
     assert record.captions == (f"caption {number}", "another")
+    assert source.captions_of(1) == record.captions
     with pytest.raises(UserError, match="has no field 'text'; it has: captions, file_name, image,"):
         open_source("tfds:small_images@validation")

@@ -30,7 +30,7 @@ def test_text_captions(shards, cache):
     source = WebDatasetSource(shards)
     assert len(source) == 12
     for index in (0, 5, 11):
-        assert source[index].captions == (f"image {index}",)
+        assert source[index].captions == source.captions_of(index) == (f"image {index}",)
         assert source[index].image[3, 4].tolist() == [index] * 3
     assert str(source.skipped) == ""
     assert pickle.loads(pickle.dumps(source))[7].captions == ("image 7",)
@@ -39,7 +39,7 @@ def test_text_captions(shards, cache):
 
 def test_json_captions_and_splits(shards):
     source = WebDatasetSource(shards, "alt", "split")
-    assert source[6].captions == ("alt 6", "other 6")
+    assert source[6].captions == source.captions_of(6) == ("alt 6", "other 6")
     assert source.splits == ["train", "train", "train", "test"] * 3
     with pytest.raises(ConfigError, match=r"has no field 'title'; it has: alt, split "):
         WebDatasetSource(shards, "title")
