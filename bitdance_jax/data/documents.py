@@ -82,6 +82,7 @@ class Document:
       generated: whether each patch is generated.
       area: number of tokens of the image that each patch belongs to.
       images: in order.
+      source: number of the source that it is from.
     """
 
     tokens: Int[np.ndarray, "S"]
@@ -93,6 +94,7 @@ class Document:
     generated: Bool[np.ndarray, "N"]
     area: Int[np.ndarray, "N"]
     images: tuple[Image, ...] = ()
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -32,6 +32,7 @@ class Sample:
       caption: one of the record's; None if it is dropped.
       size: height and width in pixels.
       source: location of the source.
+      source_number: its index among the mixture's sources.
       resolution: that was drawn, in pixels.
       upscaled: whether the image was enlarged to cover its bucket.
       skipped: a message about each damaged record that this one replaces.
@@ -43,6 +44,7 @@ class Sample:
     size: tuple[int, int]
     source: str
     resolution: int
+    source_number: int = 0
     upscaled: bool = False
     skipped: tuple[str, ...] = ()
     too_small: tuple[str, ...] = ()
@@ -118,7 +120,8 @@ class Mixture:
         is_dropped = rng.random() < self._text_drop
         captions = sample.record.captions
         caption = captions[rng.integers(len(captions))]
-        return replace(sample, caption=None if is_dropped else caption)
+        caption_or_none = None if is_dropped else caption
+        return replace(sample, caption=caption_or_none, source_number=drawn.source)
 
 
 def _read(

@@ -150,7 +150,8 @@ class SampleReader(Generic[T]):
 
 
 class PackedBatches:
-    """An iterator over batches of `packing.Row`.
+    """An iterator over batches of `packing.Row`, and "sources": int32 [number of sources], the
+    numbers of documents from each.
 
     Its state has one entry for each row of this process; `set_state` takes those of all rows. The
     next batches are prepared by a thread while the devices work.
@@ -166,6 +167,7 @@ class PackedBatches:
         lengths: Lengths,
         tokens_per_step: int,
         num_bytes: int,
+        num_sources: int = 1,
         ahead: int = 1,
     ) -> None:
         """
@@ -177,6 +179,7 @@ class PackedBatches:
           lengths: of the rows.
           tokens_per_step: P.
           num_bytes: of a token's packed bits.
+          num_sources: that the documents are from.
           ahead: number of batches that are prepared beyond the one that is asked for.
         """
         self._reader = reader
@@ -188,6 +191,7 @@ class PackedBatches:
         self._lengths = lengths
         self._block = tokens_per_step
         self._num_bytes = num_bytes
+        self._num_sources = num_sources
         self._ahead = ahead
         self._thread = ThreadPoolExecutor(1)
         self._pending: deque[Future[tuple[dict[str, Any], dict[str, Any]]]] = deque()
@@ -270,13 +274,16 @@ class PackedBatches:
 
     def _pack(self, documents: Sequence[Document]) -> packing.Row:
         length = self._lengths.row
-        return packing.pack(
+        row = packing.pack(
             documents,
             length,
             patches=max_patches(self._lengths, self._block),
             block=self._block,
             num_bytes=self._num_bytes,
         )
+        sources = np.array([document.source for document in documents], np.int32)
+        counts = np.bincount(sources, minlength=self._num_sources)
+        return row | {"sources": counts.astype(np.int32)}
 
     def _encoded(self, rows: list[list[Document]]) -> list[list[Document]]:
         """The documents, all of whose images have bits: those of all rows are encoded together."""

@@ -1,5 +1,6 @@
 """Documents of captioned images, conversations and edits, for text-to-image training."""
 
+import dataclasses
 from typing import Any
 
 from bitdance_jax.data.captioned import CaptionedImage
@@ -36,12 +37,15 @@ class Documents:
           UserError: the image has a longer side than the model takes.
         """
         notes: list[Note] = []
+        names = self._config.data.source_names
         if isinstance(sample, ConversationSample):
-            document = self._conversation(sample, notes)
+            document, source = self._conversation(sample, notes), names.index("conversations")
         elif isinstance(sample, EditSample):
-            document = self._edit(sample, notes)
+            document, source = self._edit(sample, notes), names.index("edits")
         else:
-            document = self._image(sample, notes)
+            document, source = self._image(sample, notes), sample.source_number
+        if document is not None:
+            document = dataclasses.replace(document, source=source)
         return Prepared(document, tuple(sample.skipped), tuple(notes))
 
     def _image(self, sample: Sample, notes: list[Note]) -> Document | None:

@@ -63,6 +63,16 @@ class PackedDataConfig(CaptionedDataConfig):
         )
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """Of what documents are from, in metrics: the numbers of `paths`, and other kinds."""
+        names = [f"source_{number}" for number in range(1, len(self.paths) + 1)]
+        if self.conversations.paths:
+            names.append("conversations")
+        if self.edits.paths:
+            names.append("edits")
+        return tuple(names)
+
+    @property
     def captioned_share(self) -> float:
         """Of the samples: what conversations and pairs leave."""
         others = [kind.share for kind in (self.conversations, self.edits) if kind.paths]

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from bitdance_jax.convert import peft
 from bitdance_jax.data.packed_batches import max_patches
@@ -67,21 +68,37 @@ class TextToImageObjective(Objective):
         shares = [jnp.full(rows, count / rows) for count in counts(self._packed(batch))]
         # Every patch is 1 / number of patches of its image.
         share = self._config.model.tokens_per_step / batch["area"]
-        images = jnp.sum(jnp.where(batch["generated"], share, 0.0))
-        return batch | dict(zip(SHARES, shares, strict=True)) | {"images": jnp.full(rows, images)}
+        images = jnp.einsum("bn,bnr->r", share, self._by_resolution(batch))
+        totals = {
+            "images": jnp.tile(images, (rows, 1)),
+            "sources": jnp.tile(jnp.sum(batch["sources"], axis=0), (rows, 1)),
+        }
+        return batch | dict(zip(SHARES, shares, strict=True)) | totals
 
     def loss(
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         loss, parts, _ = self._losses(params, frozen, batch, keys)
         filled = jnp.mean((batch["documents"] >= 0).astype(jnp.float32))
-        return loss, {**parts, "images": jnp.mean(batch["images"]), "filled": filled}
+        return loss, {**parts, **self._drawn(batch), "filled": filled}
+
+    def _drawn(self, batch: Batch) -> Metrics:
+        """Generated images of the complete batch, also by resolution, and documents by source."""
+        data = self._config.data
+        images = jnp.mean(batch["images"], axis=0)
+        documents = jnp.mean(batch["sources"].astype(jnp.float32), axis=0)
+        drawn = {"images": jnp.sum(images)}
+        if len(data.resolutions) > 1:
+            names = (f"images_{resolution}" for resolution in self._areas())
+            drawn |= dict(zip(names, images, strict=True))
+        if len(data.source_names) > 1:
+            names = (f"documents_{name}" for name in data.source_names)
+            drawn |= dict(zip(names, documents, strict=True))
+        return drawn
 
     def evaluate(self, params: Params, frozen: Params, batch: Batch, keys: jax.Array) -> Metrics:
         loss, parts, losses = self._losses(params, frozen, batch, keys)
-        areas = jnp.array(list(self._areas().values()))
-        nearest = jnp.argmin(jnp.abs(jnp.log(batch["area"][..., None] / areas)), axis=-1)
-        chosen = jax.nn.one_hot(nearest, len(areas)) * batch["generated"][..., None]
+        chosen = self._by_resolution(batch)
         sums = jnp.einsum("bnp,bnr->br", losses.vision, chosen)
         tokens = self._config.model.tokens_per_step * jnp.sum(chosen, axis=1)
         return {"loss": loss, **parts, "sums": sums, "tokens": tokens}
@@ -110,6 +127,7 @@ class TextToImageObjective(Objective):
             "xy": ((patches, block, 2), jnp.int32),
             "generated": ((patches,), jnp.bool_),
             "area": ((patches,), jnp.int32),
+            "sources": ((len(self._config.data.source_names),), jnp.int32),
         }
         return {
             name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
@@ -152,6 +170,12 @@ class TextToImageObjective(Objective):
         arrays = {name: batch[name] for name in PackedBatch._fields}
         arrays["bits"] = unpack(batch["bits"], self._config.model.tokenizer)
         return PackedBatch(**arrays)
+
+    def _by_resolution(self, batch: Batch) -> Float[jax.Array, "B N resolutions"]:
+        """1 for a generated patch and the resolution whose area is nearest to its image's."""
+        areas = jnp.array(list(self._areas().values()))
+        nearest = jnp.argmin(jnp.abs(jnp.log(batch["area"][..., None] / areas)), axis=-1)
+        return jax.nn.one_hot(nearest, len(areas)) * batch["generated"][..., None]
 
     def _areas(self) -> dict[int, float]:
         """Tokens of an image of each resolution."""

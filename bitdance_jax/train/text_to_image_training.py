@@ -209,6 +209,7 @@ class TextToImageTask:
             lengths=config.data.packing,
             tokens_per_step=config.model.tokens_per_step,
             num_bytes=-(-config.model.tokenizer.bits // 8),
+            num_sources=len(config.data.source_names),
             ahead=ahead,
         )
 

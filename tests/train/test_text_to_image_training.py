@@ -184,6 +184,10 @@ def test_a_run_writes_metrics_previews_and_a_model(trained):
     } <= last.keys()
     assert 0.5 < float(last["filled"]) <= 1
     assert float(last["images"]) == round(float(last["images"])) >= 4
+    by_resolution = float(last["images_8"]) + float(last["images_16"])
+    by_source = float(last["documents_source_1"]) + float(last["documents_edits"])
+    # Each document of this run has one image that is generated.
+    assert float(last["images"]) == pytest.approx(by_resolution) == pytest.approx(by_source)
     assert np.asarray(Image.open(folder / "run/images/samples_0000003.png")).shape[0] >= 2 * 16
     model = bitdance_jax.load(folder / "run")
     assert model.default_size == (16, 16)
@@ -513,7 +517,9 @@ def test_what_cannot_be_read_is_known_before_anything_compiles(folder, tmp_path,
 
 
 def test_a_conversation_that_is_longer_than_a_document_is_named(folder):
-    config = make_config(folder)
+    talks = ConversationDataConfig(paths=("talks.jsonl",), resolution=16)
+    data = dataclasses.replace(make_config(folder).data, conversations=talks)
+    config = make_config(folder, data=data)
     documents = Documents(config, open_prompts(prompt_files(config, []), MODEL))
 
     def sample(answers: int) -> ConversationSample:
