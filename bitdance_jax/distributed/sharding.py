@@ -143,7 +143,8 @@ def _without_rule(name: str, shape: tuple[int, ...]) -> P:
 
 
 def put(mesh: Mesh, params: Any, rules: Rules = ()) -> Any:
-    """Parameters on the devices, from complete numpy arrays on every process (see `shardings`)."""
+    """Parameters on the devices (see `shardings`), from complete numpy arrays on every process, or
+    from StoredArrays, which every process reads in part."""
     return jax.tree.map(
         lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
         params,

@@ -215,6 +215,15 @@ def load(folder: str | os.PathLike[str]) -> ModelFolder:
     return found.load() if isinstance(found, UnfinishedRun) else model_folder.load(found)
 
 
+def open_weights(folder: str | os.PathLike[str]) -> ModelFolder:
+    """As `load`, but the arrays of a model folder are StoredArrays: indexing one reads the indexed
+    part alone."""
+    found = locate(folder)
+    if isinstance(found, UnfinishedRun):
+        return found.load()
+    return model_folder.load(found, read_array=lambda _, stored: stored)
+
+
 def fingerprint(folder: str | os.PathLike[str]) -> str:
     """12 hex digits that identify a model.
 

@@ -48,6 +48,14 @@ class StoredArray:
         with _read_errors(self._weights):
             return np.asarray(part.read().result())
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self[...]
+        return array if dtype is None else array.astype(dtype)
+
+    def astype(self, dtype: Any) -> "StoredArray":
+        """The array in another type; nothing is read."""
+        return StoredArray(tensorstore.cast(self._store, np.dtype(dtype)), self._weights)
+
     def part(self, index: tuple[int, ...]) -> "StoredArray":
         """The sub-array at these leading indices; nothing is read."""
         return StoredArray(self._store[index], self._weights) if index else self

@@ -13,7 +13,8 @@ from bitdance_jax.train.task import Params, TrainingConfig
 
 
 def initial_params(config: TrainingConfig) -> Params | None:
-    """The weights of `config.init`, as float32 numpy arrays.
+    """The weights of `config.init`, as float32 numpy arrays or StoredArrays, of which each process
+    reads the part for its devices (`sharding.put`).
 
     None if `init` is None, or if the run resumes from a checkpoint of its own. Parameters that the
     run initializes randomly instead (`TrainingConfig.read_initial`) are missing.

@@ -53,8 +53,8 @@ def train(
       task: what is trained: `config.make_task()`.
       config: stored as config.json; fields that affect the result must not change on resuming.
       mesh: the devices of all processes; None: `make_mesh(config.mesh)`.
-      initial: parameters that a new run starts from, as numpy arrays (`initial_params`); the others
-        are random. Ignored by a run that resumes.
+      initial: parameters that a new run starts from, as arrays or StoredArrays (`initial_params`);
+        the others are random. Ignored by a run that resumes.
       hooks: called after some of the steps, see `bitdance_jax.train.hooks`.
 
     Raises:

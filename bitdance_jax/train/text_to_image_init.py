@@ -39,6 +39,9 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
     """The weights of the model that the run starts from, the frozen ones too: of a
     text-to-image model, or of a language model, whose part "text" they are.
 
+    Those of a model folder are StoredArrays (`model_lookup.open_weights`), except for new tables of
+    a vocabulary that grows.
+
     The vocabulary grows if this model has more queries, or added tokens at all.
 
     Raises:
@@ -58,7 +61,7 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
                 f"{fixed} needs an init with all weights, and {folder} holds a language model",
                 fixed,
             )
-        params: Params = {"text": model_lookup.load(folder).params}
+        params: Params = {"text": model_lookup.open_weights(folder).params}
     elif described.kind == "text_to_image":
         there = from_dict(TextToImageConfig, described.config, where)
         grown = there.with_tokens_per_step(config.model.tokens_per_step, config.model.image_tokens)
@@ -69,7 +72,7 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
                 f"{there.tokens_per_step}",
                 fixed,
             )
-        params = model_lookup.load(folder).params["model"]
+        params = model_lookup.open_weights(folder).params["model"]
     else:
         raise UserError(
             f"init {folder} holds a {described.kind} model, and this run trains a text_to_image one"

@@ -263,7 +263,7 @@ class TextToImageTask:
         frozen = read_init(config, config.init)
         if not config.lora.rank:
             _, frozen = freezing.split(frozen, config.freeze)
-        return jax.tree.map(lambda x: np.asarray(x).astype(dtype), frozen)
+        return jax.tree.map(lambda x: x.astype(dtype)[...], frozen)
 
     def _record(self, files: dict[str, bytes]) -> RunRecord:
         config = self._config

@@ -27,7 +27,7 @@ def grow(params: Params, vocab_size: int, key: Array) -> Params:
     """The parameters of `Qwen3` with new rows in `embed_tokens` and `lm_head`.
 
     Args:
-      params: arrays in memory, of any float type; stacked or unrolled.
+      params: arrays of any float type; stacked or unrolled.
       vocab_size: rows of the result.
       key: a new row depends on it, on its id and on the old rows, not on `vocab_size`.
 
@@ -38,13 +38,13 @@ def grow(params: Params, vocab_size: int, key: Array) -> Params:
     Raises:
       UserError: the tables have more rows already.
     """
-    embedding = np.asarray(params["embed_tokens"]["embedding"])
-    kernel = np.asarray(params["lm_head"]["kernel"])
-    rows = len(embedding)
+    rows = params["embed_tokens"]["embedding"].shape[0]
     if vocab_size < rows:
         raise UserError(f"the vocabulary has {rows} rows already, more than {vocab_size}")
     if vocab_size == rows:
         return params
+    embedding = np.asarray(params["embed_tokens"]["embedding"])
+    kernel = np.asarray(params["lm_head"]["kernel"])
     for_embedding, for_kernel = jax.random.split(key)
     grown = np.concatenate(
         [embedding, new_rows(embedding, vocab_size, for_embedding)], dtype=np.float32

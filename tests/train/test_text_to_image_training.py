@@ -38,8 +38,10 @@ from bitdance_jax.data.mixture import Sample
 from bitdance_jax.data.packing import Lengths
 from bitdance_jax.data.token_writer import prepare
 from bitdance_jax.distributed.mesh import make_mesh, put_batch
+from bitdance_jax.distributed.sharding import put
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder, model_lookup
+from bitdance_jax.io.orbax_weights import StoredArray
 from bitdance_jax.nn import lora
 from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.tokenizer import Tokenizer
@@ -384,7 +386,8 @@ LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "projector.fc1", "attn.w
 
 
 @pytest.mark.slow
-def test_adapters_alone_train_and_are_peft_files(folder, capsys):
+def test_adapters_alone_train_and_are_peft_files(trained, capsys):
+    folder = trained
     config = make_config(folder, "lora", lora=LORA)
     run(config)
     adapters = peft.load(str(folder / "lora"), MODEL)
@@ -410,6 +413,23 @@ def test_adapters_alone_train_and_are_peft_files(folder, capsys):
         LORA.scale * adapters.params["text"]["layers"]["attention"]["q"]["lora_b"][1],
         rtol=1e-6,
     )
+
+
+def test_initial_weights_are_read_where_they_are_put(folder, monkeypatch):
+    read, parts = StoredArray.__getitem__, []
+    monkeypatch.setattr(
+        StoredArray, "__getitem__", lambda self, index: parts.append(index) or read(self, index)
+    )
+    given = initial_params(make_config(folder))
+    assert not parts
+    saved = model_folder.load(folder / "init").params["model"]
+    jax.tree.map(np.testing.assert_array_equal, put(MESH, given), saved)
+    embedding = given["text"]["embed_tokens"]["embedding"].astype("bfloat16")
+    part = embedding[:, 4:6]
+    np.testing.assert_array_equal(
+        part, saved["text"]["embed_tokens"]["embedding"][:, 4:6].astype(part.dtype)
+    )
+    assert part.dtype.name == "bfloat16"
 
 
 def test_adapters_continue_from_an_adapter(folder):
