@@ -138,6 +138,14 @@ class CaptionedDataConfig(Config):
             return sources, []
         return _split(sources, [_marked(source) for source in sources])
 
+    @property
+    def resolution_shares(self) -> tuple[float, ...]:
+        """Of the samples, one for each resolution."""
+        if self.resolution_weights:
+            return self.resolution_weights
+        is_paper = self.resolutions == PAPER_RESOLUTIONS
+        return PAPER_WEIGHTS if is_paper else (1.0,) * len(self.resolutions)
+
     def samples(
         self, sources: Sequence[CaptionedSource], *, seed: int, size_multiple: int
     ) -> Mixture:
@@ -151,14 +159,12 @@ class CaptionedDataConfig(Config):
         Raises:
           ConfigError: a resolution is no multiple of it.
         """
-        is_paper = self.resolutions == PAPER_RESOLUTIONS
-        shares = self.resolution_weights or (PAPER_WEIGHTS if is_paper else None)
         return Mixture(
             sources,
             seed=seed,
             weights=self.weights or None,
             resolutions=self.resolutions,
-            resolution_weights=shares,
+            resolution_weights=self.resolution_shares,
             size_multiple=size_multiple,
             text_drop=self.text_drop,
             too_small=self.too_small,

@@ -187,9 +187,9 @@ class ClassConditionalObjective(Objective):
         dtype = self._encoder.dtype
         return {"encoder": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), encoder)}
 
-    def without_fused_kernels(self) -> "ClassConditionalObjective":
+    def counted(self) -> "tuple[ClassConditionalObjective, float]":
         run = dataclasses.replace(self._config.run, attention="xla")
-        return type(self)(dataclasses.replace(self._config, run=run))
+        return type(self)(dataclasses.replace(self._config, run=run)), 1.0
 
     def codes(self, frozen: Params, batch: Batch) -> jax.Array:
         """The bits of a batch in {-1, 1}, or its continuous latents, float32 [B, h, w, K]."""

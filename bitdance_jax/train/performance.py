@@ -14,13 +14,13 @@ from bitdance_jax.train.task import Objective
 
 def training_flops(objective: Objective, batch_size: int) -> int:
     """FLOPs of the products in one training step: forward and backward for what is trained, forward
-    for what is frozen.
+    for what is frozen. Attention in packed rows counts within documents (`Objective.counted`).
 
     Counted in the loss and its directional derivative, which has as many products as the gradient:
     one for each factor that depends on the parameters. So recomputation by remat does not count.
     Nothing is compiled.
     """
-    objective = objective.without_fused_kernels()
+    objective, rows = objective.counted()
     params = jax.eval_shape(objective.init, jax.random.key(0))
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), jax.random.key(0))
     frozen = objective.abstract_frozen()
@@ -29,7 +29,7 @@ def training_flops(objective: Objective, batch_size: int) -> int:
     def loss_and_derivative(params: Any, direction: Any, frozen: Any, batch: Any, keys: Any) -> Any:
         return jax.jvp(lambda p: objective.loss(p, frozen, batch, keys)[0], (params,), (direction,))
 
-    return traced_flops(loss_and_derivative, params, params, frozen, batch, keys)
+    return round(rows * traced_flops(loss_and_derivative, params, params, frozen, batch, keys))
 
 
 def peak_flops(mesh: Mesh) -> float | None:

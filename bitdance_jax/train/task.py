@@ -145,9 +145,10 @@ class Objective(abc.ABC):
         """Mean arithmetic of a step, relative to that of `abstract_batch`, which is the largest."""
         return 1.0
 
-    def without_fused_kernels(self) -> "Objective":
-        """The same computation without fused kernels, so that its operations can be counted."""
-        return self
+    def counted(self) -> "tuple[Objective, float]":
+        """The computation whose operations are counted, without fused kernels and masked attention;
+        and how many of its rows count as one row of a batch."""
+        return self, 1.0
 
 
 @runtime_checkable

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from bitdance_jax.convert import peft
-from bitdance_jax.data.packed_batches import max_patches
 from bitdance_jax.models.text_to_image import TextToImage, init_params
 from bitdance_jax.models.text_to_image_loss import (
     PackedBatch,
@@ -23,11 +22,26 @@ from bitdance_jax.nn.attention import choose_kernel
 from bitdance_jax.tokenizer.codes import unpack
 from bitdance_jax.train import freezing
 from bitdance_jax.train.task import Batch, Metrics, Objective, Params
-from bitdance_jax.train.text_to_image_config import TextToImageSettings
+from bitdance_jax.train.text_to_image_config import AROUND_IMAGE, TextToImageSettings
 
 
 SHARES = ("vision_tokens", "text_tokens")
 """What `TextToImageObjective.prepare` adds: each row's share of the batch's counts of tokens."""
+
+
+COUNTED_PROMPT = 64
+"""Tokens of a prompt with its template where operations are counted."""
+
+
+def visible_pairs(length: int, image: int, block: int) -> float:
+    """Pairs of a query and a key that it sees, in the document of a prompt and an image.
+
+    Args:
+      length: of the document.
+      image: tokens of the image.
+      block: P.
+    """
+    return length * (length + 1) / 2 + (image + block) * (block - 1) / 2
 
 
 class TextToImageObjective(Objective):
@@ -36,6 +50,7 @@ class TextToImageObjective(Objective):
 
     def __init__(self, config: TextToImageSettings) -> None:
         self._config = config
+        self._row = config.data.packing.row
         run = config.run
         dtype = jnp.dtype(run.compute_dtype)
         remat = None if run.remat == "none" else run.remat
@@ -114,13 +129,12 @@ class TextToImageObjective(Objective):
 
     def abstract_batch(self, batch_size: int) -> Batch:
         model = self._config.model
-        lengths = self._config.data.packing
         block = model.tokens_per_step
-        patches = max_patches(lengths, block)
+        patches = self._row // block
         per_row = {
             **dict.fromkeys(
                 ("tokens", "positions", "documents", "limits", "labels"),
-                ((lengths.row,), jnp.int32),
+                ((self._row,), jnp.int32),
             ),
             **dict.fromkeys(("visual", "conditions"), ((patches, block), jnp.int32)),
             "bits": ((patches, block, -(-model.tokenizer.bits // 8)), jnp.uint8),
@@ -139,9 +153,21 @@ class TextToImageObjective(Objective):
         dtype = self._model.dtype
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), self._abstract_frozen)
 
-    def without_fused_kernels(self) -> "TextToImageObjective":
+    def counted(self) -> "tuple[TextToImageObjective, float]":
+        """In rows as long as the number of keys that a position sees on average, in documents of a
+        prompt of COUNTED_PROMPT tokens and a square image, whose resolutions are as drawn."""
+        data, block = self._config.data, self._config.model.tokens_per_step
+        shares = dict(zip(data.resolutions, data.resolution_shares, strict=True))
+        pairs = positions = 0.0
+        for resolution, area in self._areas().items():
+            image = round(area)
+            length = COUNTED_PROMPT + AROUND_IMAGE + block + image
+            positions += shares[resolution] * length
+            pairs += shares[resolution] * visible_pairs(length, image, block)
         run = dataclasses.replace(self._config.run, attention="xla")
-        return type(self)(dataclasses.replace(self._config, run=run))
+        counted = type(self)(dataclasses.replace(self._config, run=run))
+        counted._row = max(round(pairs / positions / block), 1) * block
+        return counted, self._row / counted._row
 
     def _losses(
         self, params: Params, frozen: Params, batch: Batch, keys: jax.Array

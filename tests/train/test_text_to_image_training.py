@@ -31,6 +31,8 @@ from bitdance_jax.data.captioned import CaptionedImage
 from bitdance_jax.data.captioned_token_writer import describe_captioned, tokenize_captioned
 from bitdance_jax.data.conversation_config import ConversationDataConfig
 from bitdance_jax.data.conversations import Conversation, ConversationSample, Turn
+from bitdance_jax.data.documents import Image as ImageOfDocument
+from bitdance_jax.data.documents import Text, make_document
 from bitdance_jax.data.edit_config import EditDataConfig
 from bitdance_jax.data.edits import Edit, EditSample
 from bitdance_jax.data.image_encoder import ImageEncoder
@@ -49,6 +51,7 @@ from bitdance_jax.plan.programs import training_step
 from bitdance_jax.text.prompt_tokenizer import FOLDER
 from bitdance_jax.train.initial import initial_params
 from bitdance_jax.train.loop import train
+from bitdance_jax.train.performance import training_flops
 from bitdance_jax.train.run_folder import check_config
 from bitdance_jax.train.sample_documents import Documents
 from bitdance_jax.train.state import (
@@ -61,6 +64,7 @@ from bitdance_jax.train.state import (
 from bitdance_jax.train.step import make_train_step
 from bitdance_jax.train.text_to_image_config import PackedDataConfig, PreviewConfig
 from bitdance_jax.train.text_to_image_init import open_prompts, prompt_files
+from bitdance_jax.train.text_to_image_objective import visible_pairs
 from bitdance_jax.train.text_to_image_training import TextToImageTraining
 from bitdance_jax.transformer import qwen3
 
@@ -413,6 +417,23 @@ def test_adapters_alone_train_and_are_peft_files(trained, capsys):
         LORA.scale * adapters.params["text"]["layers"]["attention"]["q"]["lora_b"][1],
         rtol=1e-6,
     )
+
+
+def test_attention_counts_what_the_mask_lets_through(folder):
+    text = Text(np.zeros(9, np.int32), np.ones(9, bool))
+    for size in ((8, 8), (16, 8)):
+        document = make_document(MODEL, [text, ImageOfDocument(None, size), text])
+        image = document.visual.size
+        pairs = visible_pairs(len(document), image, MODEL.tokens_per_step)
+        assert pairs == document.limits.sum()
+    config = make_config(folder)
+    flops = []
+    for row in (140, 280):
+        packing = dataclasses.replace(config.data.packing, row=row)
+        data = dataclasses.replace(config.data, packing=packing)
+        objective = dataclasses.replace(config, data=data).make_objective()
+        flops.append(training_flops(objective, 2))
+    assert flops[1] == pytest.approx(2 * flops[0])
 
 
 def test_initial_weights_are_read_where_they_are_put(folder, monkeypatch):
