@@ -25,7 +25,8 @@ class Arguments(Config):
       source: a released .pt, a tokenizer's .safetensors or ae_*.pt, a text-to-image folder in the
         plain or the diffusers layout, a class-conditional one in the diffusers layout, a Hugging
         Face folder of Qwen3 alone, or a Hugging Face id, OWNER/REPOSITORY with the /FILE or /FOLDER
-        of a model in it; with --to torch, a model folder.
+        of a model in it; with --to torch, a model folder, a finished run, "emoji" or
+        "emoji_classes".
       out: the model folder, local or gs://; with --to torch, a .safetensors file, or a new folder
         for a text-to-image or language model.
       weights: of a .pt with both: the exponential moving average, or the raw weights.

@@ -25,7 +25,7 @@ from bitdance_jax.convert import (
 from bitdance_jax.convert.parameters import Tensors
 from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
 from bitdance_jax.errors import ConfigError, FileError
-from bitdance_jax.io import atomic, model_folder, paths
+from bitdance_jax.io import atomic, model_folder, model_lookup, paths
 from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.models import class_conditional, text_to_image
@@ -47,7 +47,7 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
     the same model folder, with its config and metadata.
 
     Args:
-      folder: any model folder.
+      folder: any model folder, a finished run, or "emoji" or "emoji_classes".
       out: a .safetensors file, or a new folder for a text-to-image model (in the plain layout) or a
         language model.
       force: replace an existing file.
@@ -55,8 +55,13 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
     Raises:
       ConfigError: `out` is remote, or a file for a text-to-image model, or no .safetensors for
         another one.
-      FileError: `folder` is not a model folder, or `out` exists or cannot be written.
+      FileError: `folder` is not a model folder or a finished run, or `out` exists or cannot be
+        written.
     """
+    found = model_lookup.locate(folder)
+    if isinstance(found, model_lookup.UnfinishedRun):
+        raise FileError(f"the run {folder} is not finished; only its final model can be exported")
+    folder = str(found)
     saved = model_folder.load(folder, read_array=lambda _, array: array)
     if "://" in out:
         raise ConfigError(f"out must be a local path for to='torch', got {out}", "out")

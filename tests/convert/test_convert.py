@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import golden_models
 import jax
@@ -20,7 +21,8 @@ from bitdance_jax.convert import keys, parameters, released_configs
 from bitdance_jax.convert.convert import convert
 from bitdance_jax.convert.export import export
 from bitdance_jax.errors import ConfigError, FileError, UserError
-from bitdance_jax.io import model_folder
+from bitdance_jax.io import model_folder, model_lookup
+from bitdance_jax.io.model_lookup import EMBEDDED_CLASSES, RunRecord
 from bitdance_jax.nn.stack import unstack
 from bitdance_jax.tokenizer import autoencoder
 
@@ -541,3 +543,21 @@ def test_the_command(ae_pt, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 't.safetensors'}: 121 tensors, 2.98MB\n" in output
     with pytest.raises(UserError, match="weights"):
         command(tmp_path / "t", tmp_path / "u.safetensors", "--to", "torch", "--weights", "model")
+
+
+def test_export_of_a_run(tmp_path):
+    """Of the embedded model, and of a run that ended with it."""
+    run = tmp_path / "run"
+    folder = model_lookup.locate(EMBEDDED_CLASSES)
+    saved = model_folder.read_config(folder)
+    shutil.copytree(folder, run / "model")
+    RunRecord(saved.kind, saved.config, saved.metadata).write(run)
+    for name in (EMBEDDED_CLASSES, str(run)):
+        export(name, str(tmp_path / f"{Path(name).name}.safetensors"))
+    exported = [
+        (tmp_path / f"{name}.safetensors").read_bytes() for name in ("run", "emoji_classes")
+    ]
+    assert exported[0] == exported[1]
+    (run / "checkpoints" / "9000").mkdir(parents=True)
+    with pytest.raises(FileError, match="not finished"):
+        export(str(run), str(tmp_path / "unfinished.safetensors"))
