@@ -45,8 +45,17 @@ class Programs:
         mesh: Mesh,
         dtype: jnp.dtype,
         kernel: Kernel | None = None,
+        *,
+        nested: bool = False,
     ) -> None:
-        """`kernel`: of attention; by default the one for the mesh's devices."""
+        """
+        Args:
+          config: of the model.
+          mesh: the devices.
+          dtype: compute type.
+          kernel: of attention; by default the one for the mesh's devices.
+          nested: for use inside of a jitted function, which alone can have compiler options.
+        """
         kernel = kernel or choose_sampling_kernel(
             dtype,
             block=config.tokens_per_step,
@@ -62,7 +71,7 @@ class Programs:
         else:
             read = functools.partial(read_prompts, TextToImage(config, dtype=dtype, kernel=kernel))
             token_order = "patch"
-        self.sampler = CompiledSampler(read, mesh)
+        self.sampler = CompiledSampler(read, mesh, nested=nested)
         to_codes = functools.partial(
             values_to_codes,
             patch_side=config.patch_side,
@@ -70,7 +79,7 @@ class Programs:
             latents=config.tokenizer.latents,
         )
         self.to_codes: Any = jax.jit(to_codes, static_argnames="height")
-        options = compiler_options(mesh)
+        options = None if nested else compiler_options(mesh)
         self.decode: Any = jax.jit(self._decode, compiler_options=options)
 
     def sample(

@@ -101,7 +101,7 @@ def sampling(
     """The sampler of an .npz file: `per_device` images on every device, decoded to pixels."""
     replicated = NamedSharding(mesh, PartitionSpec())
     images = per_device * mesh.size
-    programs = Programs(config, mesh, jnp.dtype(dtype))
+    programs = Programs(config, mesh, jnp.dtype(dtype), nested=True)
     tokenizer = autoencoder.abstract_params(config.tokenizer)
     params = {
         "model": jax.eval_shape(lambda p: sampling_params(p, dtype), abstract_params(config)),
@@ -125,9 +125,8 @@ def sampling(
         return one_device.decode(params["tokenizer"], codes, keys)
 
     # The arithmetic of XLA's products can be counted, that of a fused kernel not.
-    one_device = Programs(
-        config, make_mesh(devices=[mesh.devices.flat[0]]), jnp.dtype(dtype), kernel="xla"
-    )
+    device = make_mesh(devices=[mesh.devices.flat[0]])
+    one_device = Programs(config, device, jnp.dtype(dtype), kernel="xla", nested=True)
     rows = [((images,), jnp.int32), ((images, 2), jnp.uint32)]
     here = [((per_device, *shape[1:]), kind) for shape, kind in rows]
     flops = traced_flops(count, params, *(jax.ShapeDtypeStruct(*row) for row in here))

@@ -56,16 +56,24 @@ class CompiledSampler:
         others see `next_patch.advance`.
     """
 
-    def __init__(self, read: Callable[[Any, Inputs, Scales], PatchModel], mesh: Mesh) -> None:
+    def __init__(
+        self,
+        read: Callable[[Any, Inputs, Scales], PatchModel],
+        mesh: Mesh,
+        *,
+        nested: bool = False,
+    ) -> None:
         """
         Args:
           read: (params, inputs, scales) -> the model after the inputs, with unconditional rows
             where there are scales.
           mesh: the devices. The weights are replicated on a data mesh, and sharded in any way on
             another; inputs and keys may be numpy arrays, the same on all hosts.
+          nested: for use inside of a jitted function, which alone can have compiler options.
         """
         self._read = read
         self._mesh = mesh
+        self._compiler_options = None if nested else compiler_options(mesh)
         self.begin = self._jit(self._begin, (P(), INPUTS, P()))
         specs = (P(), STATE, INPUTS, ROWS, P(), P())
         options: Any = {"static_argnames": "solver", "donate_argnums": 1}
@@ -134,7 +142,7 @@ class CompiledSampler:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return _constrained(function(*arguments, **static))
 
-        return jax.jit(on_mesh, compiler_options=compiler_options(mesh), **options)
+        return jax.jit(on_mesh, compiler_options=self._compiler_options, **options)
 
     def _begin(self, params: Any, inputs: Inputs, scales: Scales) -> SamplerState:
         state = next_patch.begin(self._read(params, inputs, scales), scales, inputs.weights)

@@ -68,6 +68,10 @@ def test_a_training_step_on_this_machine(monkeypatch, tmp_path, capsys, known_ch
 
 
 def test_a_sampler_on_an_unknown_chip(monkeypatch, capsys):
+    # As on TPUs, and there the parts of a jitted function must have none.
+    for module in ("sampling.compiled", "pipelines.programs"):
+        path = f"bitdance_jax.{module}.compiler_options"
+        monkeypatch.setattr(path, lambda mesh: {"xla_embed_ir_in_executable": "true"})
     flags = ["--sample", "--per-device", "2", "--dtype", "float32"]
     assert plan(monkeypatch, "configs/emoji_4x.py", *TINY, *flags) == 0
     printed = capsys.readouterr().out
