@@ -43,6 +43,9 @@ _MAY_CHANGE = re.compile(
 _FORMER_DEFAULTS = {"model.transformer.residual_dtype": "compute", "run.gradient_dtype": "compute"}
 """What bfloat16 runs did whose config.json does not have these fields yet."""
 
+_SHOWN = 8
+"""Differences of two configs that a message names."""
+
 _NAMES = ["config.json", "model.json", "checkpoints", "metrics.csv", "curves.png", "images"]
 _NAMES += ["tensorboard", "profile", "model", "text_tokenizer"]
 """The files and folders that a run writes."""
@@ -102,8 +105,11 @@ def check_config(config: TrainingConfig) -> None:
     )
     if names:
         changes = ", ".join(
-            f"{name} was {short(recorded[name])}, now {short(current.get(name))}" for name in names
+            f"{name} was {short(recorded[name])}, now {short(current.get(name))}"
+            for name in names[:_SHOWN]
         )
+        if len(names) > _SHOWN:
+            changes += f", and {len(names) - _SHOWN} more"
         raise ConfigError(
             f"{workdir} has a run with another config ({changes}); set another run.workdir",
             "run.workdir",

@@ -48,6 +48,16 @@ def test_the_folder_of_the_same_run(tmp_path):
         check_config(config(tmp_path))
 
 
+def test_the_folder_of_a_run_of_another_kind(tmp_path):
+    """Few of the differences are named."""
+    run = RunConfig(workdir=str(tmp_path), steps=3)
+    record_config(ClassConditionalTraining(run=run, model=tiny_models.MODEL, tokenizer=""))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r" and \d+ more\); set another run.workdir") as caught:
+        check_config(config(tmp_path))
+    assert str(caught.value).count(" was ") == 8
+
+
 NEWER = ("model.transformer.residual_dtype", "run.gradient_dtype")
 
 
