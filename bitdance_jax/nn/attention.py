@@ -18,15 +18,23 @@ from bitdance_jax.errors import ConfigError
 from bitdance_jax.nn.packed_attention import PackedMask, attend_packed
 
 
-Kernel = Literal["xla", "cudnn", "pallas"]
+TrainingKernel = Literal["xla", "cudnn", "pallas"]
 """The implementation of attention: XLA's products, cuDNN's fused kernel on CUDA GPUs, or Pallas'
 fused kernels on TPUs."""
+
+Kernel = TrainingKernel | Literal["mxu"]
+"""In sampling also XLA's products of MATRIX_ROWS queries or more, for the matrix units of TPUs."""
+
+MATRIX_ROWS = 8
+"""Of fewer queries XLA makes sums of products in a TPU's vector units."""
 
 LONGEST_MASK = 2048
 """cuDNN gets the mask of packed documents as an array, queries by keys: rows up to this length."""
 
 
-def choose_kernel(name: Literal["auto"] | Kernel, dtype: DTypeLike, device: Any = None) -> Kernel:
+def choose_kernel(
+    name: Literal["auto"] | TrainingKernel, dtype: DTypeLike, device: Any = None
+) -> TrainingKernel:
     """The kernel for a device, by default JAX's first.
 
     "auto" is in bfloat16 Pallas' on TPUs and cuDNN's on NVIDIA GPUs since Ampere, else XLA's.
@@ -41,7 +49,7 @@ def choose_kernel(name: Literal["auto"] | Kernel, dtype: DTypeLike, device: Any 
     return "cudnn" if recent and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
 
 
-def check_kernel(name: Literal["auto"] | Kernel, device: Any = None) -> None:
+def check_kernel(name: Literal["auto"] | TrainingKernel, device: Any = None) -> None:
     """Checks that a kernel runs on a device, by default JAX's first.
 
     Raises:
@@ -66,6 +74,8 @@ def choose_sampling_kernel(
     times as long for blocks of 16 tokens, and 1.25 times as long for single tokens. Pallas' have
     no cache.
     """
+    if (device or jax.devices()[0]).platform == "tpu" and block < MATRIX_ROWS:
+        return "mxu"
     if block < 16 or head_dim % 8 or head_dim > 128:
         return "xla"
     kernel = choose_kernel("auto", dtype, device)
@@ -154,7 +164,7 @@ def attend_through_cache(
         # The prefix, which starts at 0, is read once, and its padding sees nothing.
         if kernel == "cudnn" and not isinstance(start, int):
             return _attend_by_cudnn(q, k, v, mask, start + q.shape[2]), cache
-        return attend(q, k, v, mask), cache
+        return attend(q, k, v, mask, "mxu" if kernel == "mxu" else "xla"), cache
     return attend(q, k, v, mask, kernel), cache
 
 
@@ -170,9 +180,10 @@ def attend(
     Each of G key heads is for A / G neighbouring query heads. A query that sees nothing, such as
     padding, gets the mean of the values.
 
-    Kernels: "xla" runs everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and bfloat16,
-    with packed documents in rows of at most LONGEST_MASK tokens; "pallas" is fused on TPUs for
-    packed documents, and otherwise the same as "xla" here: see `tpu_attention` for the other.
+    Kernels: "xla" and "mxu" run everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and
+    bfloat16, with packed documents in rows of at most LONGEST_MASK tokens; "pallas" is fused on
+    TPUs for packed documents, and otherwise the same as "xla" here: see `tpu_attention` for the
+    other.
     """
     if isinstance(mask, PackedMask) and kernel == "pallas":
         # Pallas takes a third of a second to import, and only TPUs need it.
@@ -188,15 +199,22 @@ def attend(
     if isinstance(mask, BlockCausal):
         mask = mask.array(q.shape[2])
     heads = rearrange(q * q.shape[-1] ** -0.5, "b (m g) s d -> b m (g s) d", m=k.shape[1])
-    scores = jnp.einsum("bmsd,bmtd->bmst", heads, k, preferred_element_type=jnp.float32)
+    rows = heads.shape[2]
+    idle = ((0, 0), (0, 0), (0, max(0, MATRIX_ROWS - rows) if kernel == "mxu" else 0), (0, 0))
+    scores = jnp.einsum(
+        "bmsd,bmtd->bmst", jnp.pad(heads, idle), k, preferred_element_type=jnp.float32
+    )[:, :, :rows]
     if mask is not None:
         bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)[..., None, :, :]
         scores = scores + jnp.tile(bias, (q.shape[1] // k.shape[1], 1))
     # After the second product there are Q x F numbers to normalize in place of Q x T.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum(
-        "bmst,bmtd->bmsd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+        "bmst,bmtd->bmsd",
+        jnp.pad(weights.astype(v.dtype), idle),
+        v,
+        preferred_element_type=jnp.float32,
+    )[:, :, :rows]
     out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
     return rearrange(out, "b m (g s) d -> b (m g) s d", s=q.shape[2])
 

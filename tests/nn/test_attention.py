@@ -1,3 +1,4 @@
+import functools
 from types import SimpleNamespace
 
 import golden_models
@@ -195,9 +196,10 @@ def test_kernel_of_a_device():
     assert attention.choose_kernel("auto", jnp.float32, tpu) == "xla"
     assert attention.choose_kernel("xla", jnp.bfloat16, tpu) == "xla"
     assert attention.choose_kernel("auto", jnp.bfloat16, device("cpu")) == "xla"
-    assert attention.choose_sampling_kernel(jnp.bfloat16, block=16, head_dim=64, device=tpu) == (
-        "xla"
-    )
+    sampling = functools.partial(attention.choose_sampling_kernel, jnp.bfloat16, head_dim=64)
+    assert sampling(block=16, device=tpu) == "xla"
+    assert sampling(block=1, device=tpu) == "mxu"
+    assert sampling(block=1, device=device("cpu")) == "xla"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +210,20 @@ def test_a_kernel_of_other_devices_is_an_error(kernel, platform, needed):
         attention.check_kernel(kernel, device(platform))
     attention.check_kernel(kernel, device(needed.lower()))
     attention.check_kernel("auto", device(platform))
+
+
+def test_queries_are_padded_for_matrix_units():
+    """One query of grouped heads through a cache, of which a part is filled."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, 6, 1, 8))
+    k, v = jax.random.normal(keys[1], (2, 2, 3, 1, 8))
+    cache = attention.KVCache(*jax.random.normal(keys[2], (2, 2, 3, 12, 8)))
+    mask = (jnp.arange(12) < 6)[None]
+    results = [
+        attention.attend_through_cache(q, k, v, mask, kernel, cache, 5)[0]
+        for kernel in ("mxu", "xla")
+    ]
+    assert_close(*results, 1e-6)
 
 
 def test_write_cache():
