@@ -28,6 +28,7 @@ from bitdance_jax.fid import inception, inception_weights
 from bitdance_jax.io import image_files, model_lookup
 from bitdance_jax.io.model_lookup import EMBEDDED
 from bitdance_jax.io.paths import check_suffix
+from bitdance_jax.io.progress import report
 from bitdance_jax.pipelines.hub_models import local_folder
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 
@@ -109,6 +110,7 @@ def _evaluate_samples(arguments: Arguments) -> None:
     _report_damaged(samples)
     for missing in reference.missing:
         print(f"note: {missing}", file=sys.stderr)
+    report("computing the scores")
     scores = metrics.score(sample_features, reference_features, progress=True)
     _warn_of_order(sample_features, scores)
     print(scores)

@@ -26,6 +26,7 @@ from bitdance_jax.convert.sources import OwnRecord, Source
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import model_folder
 from bitdance_jax.io.lazy_array import LazyArray
+from bitdance_jax.io.manifest import IN_WORDS
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
 from bitdance_jax.text.prompt_tokenizer import PromptTokenizer
@@ -94,7 +95,7 @@ def _open_tokenizer(source: Source, tokenizer: str | None, weights: sources.Weig
     if tokenizer is not None:
         given = sources.open_source(tokenizer, weights)
         if given.kind != "tokenizer":
-            raise ConfigError(f"tokenizer {tokenizer} is a {given.kind} model", "tokenizer")
+            raise ConfigError(f"tokenizer {tokenizer} is a {IN_WORDS[given.kind]}", "tokenizer")
         return given
     prefix = sources.INNER_TOKENIZER[source.kind]
     inner = {

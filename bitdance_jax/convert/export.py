@@ -27,6 +27,7 @@ from bitdance_jax.convert.sources import INNER_TOKENIZER, OWN_RECORD
 from bitdance_jax.errors import ConfigError, FileError
 from bitdance_jax.io import atomic, model_folder, model_lookup, paths
 from bitdance_jax.io.atomic import replace_file
+from bitdance_jax.io.manifest import IN_WORDS
 from bitdance_jax.io.model_folder import ModelFolder
 from bitdance_jax.models import class_conditional, text_to_image
 from bitdance_jax.text import prompt_tokenizer
@@ -78,7 +79,7 @@ def export(folder: str, out: str, *, force: bool = False) -> None:
 def _export_file(folder: str, saved: ModelFolder, target: Path, force: bool) -> Tensors:
     if target.suffix != ".safetensors":
         raise ConfigError(
-            f"out must be a .safetensors file for a {saved.kind} model, got {target}", "out"
+            f"out must be a .safetensors file for a {IN_WORDS[saved.kind]}, got {target}", "out"
         )
     config_file = target.with_name(f"{target.stem}_config.json")
     for file in (target, config_file):

@@ -31,6 +31,13 @@ UNFINISHED = 0
 
 Kind = Literal["tokenizer", "class_conditional", "text_to_image", "language_model"]
 
+IN_WORDS: dict[Kind, str] = {
+    "tokenizer": "tokenizer",
+    "class_conditional": "class-conditional model",
+    "text_to_image": "text-to-image model",
+    "language_model": "language model",
+}
+
 
 @dataclass(frozen=True)
 class Manifest:

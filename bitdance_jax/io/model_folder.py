@@ -206,8 +206,8 @@ def _read_arrays(params: Params, read_array: ReadArray, unrolled: bool) -> Param
 def _described(path: epath.Path, expect: Kind | None) -> tuple[ModelFolder, Manifest]:
     header = manifest.read(path)
     if expect is not None and header.kind != expect:
-        kind = header.kind.removesuffix("_model")
-        raise FileError(f"{path} holds a {kind} model, and a {expect} model is needed here")
+        there, needed = (manifest.IN_WORDS[kind] for kind in (header.kind, expect))
+        raise FileError(f"{path} holds a {there}, and a {needed} is needed here")
     return ModelFolder(header.kind, header.config, header.metadata, {}), header
 
 

@@ -24,6 +24,7 @@ from bitdance_jax.data.tokens import Versions, check_tokens
 from bitdance_jax.distributed.constraints import map_rows
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import image_files, model_lookup
+from bitdance_jax.io.manifest import IN_WORDS
 from bitdance_jax.io.model_lookup import RunRecord, fingerprint
 from bitdance_jax.io.progress import report
 from bitdance_jax.models.class_conditional import (
@@ -123,8 +124,9 @@ class ClassConditionalTraining(TrainingConfig):
     def read_initial(self, folder: str) -> tuple[Params, frozenset[str]]:
         kind = model_lookup.read_config(folder).kind
         if kind != "class_conditional":
+            there = IN_WORDS[kind]
             raise UserError(
-                f"init {folder} holds a {kind} model, and this run trains a class_conditional one"
+                f"init {folder} holds a {there}, and this run trains a class-conditional model"
             )
         saved = model_lookup.load(folder).params
         report_other_tokenizer(

@@ -18,6 +18,7 @@ from bitdance_jax.data.captioned import CaptionedSource
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.io import model_lookup
 from bitdance_jax.io.image_files import DamagedImage
+from bitdance_jax.io.manifest import IN_WORDS
 from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.nn import lora
 from bitdance_jax.pipelines import toy_text_to_image
@@ -74,9 +75,8 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
             )
         params = model_lookup.open_weights(folder).params["model"]
     else:
-        raise UserError(
-            f"init {folder} holds a {described.kind} model, and this run trains a text_to_image one"
-        )
+        there = IN_WORDS[described.kind]
+        raise UserError(f"init {folder} holds a {there}, and this run trains a text-to-image model")
     key = jax.random.key(config.run.seed)
     return {**params, "text": vocabulary.grow(params["text"], config.model.text.vocab_size, key)}
 

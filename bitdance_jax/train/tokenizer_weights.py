@@ -12,6 +12,7 @@ from bitdance_jax.convert import perceptual
 from bitdance_jax.errors import UserError
 from bitdance_jax.fid import inception_weights
 from bitdance_jax.io import model_lookup
+from bitdance_jax.io.manifest import IN_WORDS
 from bitdance_jax.io.model_lookup import UnfinishedRun
 from bitdance_jax.pipelines.tokenizer import Tokenizer
 from bitdance_jax.tokenizer import efficientnet
@@ -87,7 +88,8 @@ def read_tokenizer(folder: str) -> Params:
     """
     kind = model_lookup.read_config(folder).kind
     if kind == "language_model":
-        raise UserError(f"init {folder} holds a {kind}, and this run trains a tokenizer")
+        there = IN_WORDS[kind]
+        raise UserError(f"init {folder} holds a {there}, and this run trains a tokenizer")
     return jax.tree.map(np.asarray, Tokenizer.load(folder).params)
 
 

@@ -480,7 +480,7 @@ def test_bad_sources(pt, ae_pt, converted, tmp_path):
         released.save_pt(tmp_path / "a.pt", "imagenet_4x", ema=without),
         r"a\.pt .*tokenizer=",
     )
-    refuse(pt, "tokenizer .* is a class_conditional model", tokenizer=str(pt))
+    refuse(pt, "tokenizer .* is a class-conditional model", tokenizer=str(pt))
     refuse(ae_pt, "is a tokenizer", tokenizer=str(ae_pt))
     refuse(torch_writer.save(tmp_path / "b.pt", {"model": {}}), "weights='model'")
     refuse(torch_writer.save(tmp_path / "c.pt", [1]), r"c\.pt .*list")

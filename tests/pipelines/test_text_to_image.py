@@ -174,7 +174,7 @@ def test_load_knows_the_kind(folder, tmp_path):
         "float32"
     }  # in which norms compute
     with pytest.raises(
-        UserError, match="holds a tokenizer model, and a text_to_image model is needed here"
+        UserError, match="holds a tokenizer, and a text-to-image model is needed here"
     ):
         TextToImage.load(tiny_models.save_tokenizer(tmp_path / "tokenizer"))
 

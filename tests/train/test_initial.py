@@ -104,7 +104,7 @@ def test_all_that_does_not_fit_is_one_error(config):
 def test_another_kind_of_model(config, tokenizer_config, folders):
     with pytest.raises(
         UserError,
-        match=r"^init .* holds a tokenizer model, and this run trains a class_conditional one$",
+        match=r"^init .* holds a tokenizer, and this run trains a class-conditional model$",
     ):
         initial_params(dataclasses.replace(config, init=str(folders / "tokenizer")))
 
