@@ -75,8 +75,8 @@ def read_init(config: TextToImageSettings, folder: str) -> Params:
             )
         params = model_lookup.open_weights(folder).params["model"]
     else:
-        there = IN_WORDS[described.kind]
-        raise UserError(f"init {folder} holds a {there}, and this run trains a text-to-image model")
+        held = IN_WORDS[described.kind]
+        raise UserError(f"init {folder} holds a {held}, and this run trains a text-to-image model")
     key = jax.random.key(config.run.seed)
     return {**params, "text": vocabulary.grow(params["text"], config.model.text.vocab_size, key)}
 

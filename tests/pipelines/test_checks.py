@@ -159,7 +159,7 @@ def test_steps_between_previews(model, prompts, every):
         ("a cat", {"batch_size": 1.5}, "batch_size must be int, got 1.5"),
         ("a cat", {"seed": 1.5}, "seed must be int, got 1.5"),
         ("a cat", {"first_index": 2**32}, "first_index must be between"),
-        ("a cat", {"sampler": "euler"}, "sampler must be a SamplerConfig, got str"),
+        ("a cat", {"sampler": "euler"}, "sampler must be one of fast, got 'euler'"),
     ],
 )
 def test_what_a_text_to_image_model_does_not_draw(prompts, prompt, options, match):

@@ -11,7 +11,8 @@ from bitdance_jax.train.stopping import StopSignals
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_to_stop_after_the_step(number):
-    before = signal.getsignal(number)
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, before)  # whatever this process was started under
     with StopSignals() as signals:
         assert not signals.reached(1)
         os.kill(os.getpid(), number)
