@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("sampler", ["--pixels"]),
+        ("sampler", []),
         ("text_to_image", ["--size", "256x256", "--weights", "int8", "--dtype", "float32"]),
     ],
 )
