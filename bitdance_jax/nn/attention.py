@@ -164,7 +164,11 @@ def attend_through_cache(
         # The prefix, which starts at 0, is read once, and its padding sees nothing.
         if kernel == "cudnn" and not isinstance(start, int):
             return _attend_by_cudnn(q, k, v, mask, start + q.shape[2]), cache
-        return attend(q, k, v, mask, "mxu" if kernel == "mxu" else "xla"), cache
+        queries = q.shape[2]
+        if kernel == "mxu" and queries < MATRIX_ROWS:
+            q = _pad_to_multiple(q, MATRIX_ROWS, axis=2)
+            mask = _pad_to_multiple(jnp.asarray(mask), MATRIX_ROWS, axis=mask.ndim - 2)
+        return attend(q, k, v, mask)[:, :, :queries], cache
     return attend(q, k, v, mask, kernel), cache
 
 
@@ -180,41 +184,34 @@ def attend(
     Each of G key heads is for A / G neighbouring query heads. A query that sees nothing, such as
     padding, gets the mean of the values.
 
-    Kernels: "xla" and "mxu" run everywhere; "cudnn" is the fused one of CUDA GPUs, for float16 and
-    bfloat16, with packed documents in rows of at most LONGEST_MASK tokens; "pallas" is fused on
-    TPUs for packed documents, and otherwise the same as "xla" here: see `tpu_attention` for the
-    other.
+    Kernels: "xla" runs everywhere, and "mxu" is the same here; "cudnn" is the fused one of CUDA
+    GPUs, for float16 and bfloat16, with packed documents in rows of at most LONGEST_MASK tokens;
+    "pallas" is fused on TPUs for packed documents, and otherwise the same as "xla" here: see
+    `tpu_attention` for the other.
     """
-    if isinstance(mask, PackedMask) and kernel == "pallas":
-        # Pallas takes a third of a second to import, and only TPUs need it.
-        from bitdance_jax.nn import splash_attention
-
-        return splash_attention.attend_packed(q, k, v, mask)
-    if isinstance(mask, PackedMask) and kernel == "cudnn" and q.shape[2] <= LONGEST_MASK:
-        mask = mask.array()
     if isinstance(mask, PackedMask):
-        return attend_packed(q, k, v, mask)
+        if kernel == "pallas":
+            # Pallas takes a third of a second to import, and only TPUs need it.
+            from bitdance_jax.nn import splash_attention
+
+            return splash_attention.attend_packed(q, k, v, mask)
+        if kernel != "cudnn" or q.shape[2] > LONGEST_MASK:
+            return attend_packed(q, k, v, mask)
+        mask = mask.array()
     if kernel == "cudnn":
         return _attend_by_cudnn(q, k, v, mask)
     if isinstance(mask, BlockCausal):
         mask = mask.array(q.shape[2])
     heads = rearrange(q * q.shape[-1] ** -0.5, "b (m g) s d -> b m (g s) d", m=k.shape[1])
-    rows = heads.shape[2]
-    idle = ((0, 0), (0, 0), (0, max(0, MATRIX_ROWS - rows) if kernel == "mxu" else 0), (0, 0))
-    scores = jnp.einsum(
-        "bmsd,bmtd->bmst", jnp.pad(heads, idle), k, preferred_element_type=jnp.float32
-    )[:, :, :rows]
+    scores = jnp.einsum("bmsd,bmtd->bmst", heads, k, preferred_element_type=jnp.float32)
     if mask is not None:
         bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)[..., None, :, :]
         scores = scores + jnp.tile(bias, (q.shape[1] // k.shape[1], 1))
     # After the second product there are Q x F numbers to normalize in place of Q x T.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum(
-        "bmst,bmtd->bmsd",
-        jnp.pad(weights.astype(v.dtype), idle),
-        v,
-        preferred_element_type=jnp.float32,
-    )[:, :, :rows]
+        "bmst,bmtd->bmsd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
     return rearrange(out, "b m (g s) d -> b (m g) s d", s=q.shape[2])
 
@@ -239,10 +236,10 @@ def _attend_by_cudnn(
         mask = None
     elif isinstance(mask, BlockCausal):
         mask = mask.array(queries)
-    q, k, v = (jnp.swapaxes(_pad_to_even(x, axis=2), 1, 2) for x in (q, k, v))
+    q, k, v = (jnp.swapaxes(_pad_to_multiple(x, 2, axis=2), 1, 2) for x in (q, k, v))
     if mask is not None:
         mask = jnp.asarray(mask).reshape(-1, 1, queries, keys)
-        mask = _pad_to_even(_pad_to_even(mask, axis=2), axis=3)
+        mask = _pad_to_multiple(_pad_to_multiple(mask, 2, axis=2), 2, axis=3)
     lengths = None if filled is None else jnp.full(q.shape[:1], filled, jnp.int32)
     out = jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
@@ -250,8 +247,8 @@ def _attend_by_cudnn(
     return jnp.swapaxes(out, 1, 2)[:, :, :queries]
 
 
-def _pad_to_even(x: Array, axis: int) -> Array:
-    """Zeros, or False, at the end of an axis of odd length."""
+def _pad_to_multiple(x: Array, multiple: int, axis: int) -> Array:
+    """Zeros, or False, at the end of an axis."""
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, x.shape[axis] % 2)
+    pad[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, pad)
