@@ -57,14 +57,11 @@ def minimal_sampler_flops(
     return int(2 * (rows * (transformer + head) + times))
 
 
-def sampler_weight_bytes(
-    config: ClassConditionalConfig, sampler: SamplerConfig, params: Any
-) -> int:
-    """Bytes of weights that are read for a batch: the head's at every evaluation, others once for
-    each patch."""
-    evaluations = make_solver(sampler, config.head.time_shift).num_evaluations
+def sampler_weight_bytes(params: Any, patches: int, evaluations: int) -> int:
+    """Bytes of weights that are read for a batch: the head's at every evaluation of every patch,
+    the others once for each patch."""
     sizes = {
         name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in params.items()
     }
     head = sizes.pop("head")
-    return config.num_steps * (sum(sizes.values()) + evaluations * head)
+    return patches * (sum(sizes.values()) + evaluations * head)

@@ -32,11 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 from random_models import (
     class_conditional_config,
+    prompt_weights,
     random_arrays,
     text_to_image_config,
     toy_tokenizer,
 )
-from text_to_image import measure
+from text_to_image import measure, one_device
 
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.config_file import load_config
@@ -329,8 +330,11 @@ def draw_prompt(name: str, weights: str) -> Any:
 
     def part(trial: bool) -> Result:
         side = 256 if trial else 1024
+        config, mesh = text_to_image_config(name, trial), one_device()
         result = measure(
-            text_to_image_config(name, trial),
+            config,
+            prompt_weights(config, mesh, jnp.dtype(jnp.bfloat16), weights),
+            mesh,
             size=(side, side),
             batch=1,
             sampler=SamplerConfig(

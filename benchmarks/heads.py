@@ -268,7 +268,7 @@ def main() -> None:
     labels = [int(record["label"]) for record in records] * arguments.samples
     quality = Quality(originals)
     for name in arguments.heads:
-        if name in read_results(out):
+        if (out / f"{name}.json").exists():
             continue
         is_continuous = name == "continuous"
         tokenizer = continuous_tokenizer(arguments) if is_continuous else model_lookup.EMBEDDED

@@ -123,13 +123,17 @@ def read(sources: Sequence[CaptionedSource]) -> tuple[np.ndarray, list[str]]:
     return np.stack(images), [record.captions[0] for record in records]
 
 
+def evenly(total: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `total`, spread evenly."""
+    return np.linspace(0, total - 1, min(most, total)).round().astype(int)
+
+
 def main() -> None:
     arguments = parse(Arguments)
     config = CaptionedDataConfig(paths=(arguments.data,), held_out_field="split")
     train, held_out = (read(sources) for sources in config.open_splits())
     judge = Judge(np.concatenate([train[0], held_out[0]]), [*train[1], *held_out[1]])
-    count = min(arguments.captions, len(held_out[1]))
-    rows = np.linspace(0, len(held_out[1]) - 1, count).round().astype(int)
+    rows = evenly(len(held_out[1]), arguments.captions)
     real = held_out[0][rows]
     captions = [held_out[1][row] for row in rows]
 
@@ -160,9 +164,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with replace_file(out / "held_out_captions.json") as path:
         path.write_text(
-            json.dumps({"captions": count, "images_per_caption": each, **report}, indent=2) + "\n"
+            json.dumps({"captions": len(rows), "images_per_caption": each, **report}, indent=2)
+            + "\n"
         )
-    pairs = np.concatenate([real[:, None], samples.reshape(count, each, *samples.shape[1:])], 1)
+    pairs = np.concatenate([real[:, None], samples.reshape(len(rows), each, *samples.shape[1:])], 1)
     image_files.save_png(
         out / "held_out_captions.png",
         image_files.grid(pairs[:ROWS].reshape(-1, *samples.shape[1:]), 1 + each, captions[:ROWS]),

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from held_out_captions import Judge, read
+from held_out_captions import Judge, evenly, read
 
 from bitdance_jax.cli.command_line import run
 from bitdance_jax.cli.flags import parse
@@ -141,8 +141,7 @@ def held_out_pairs(count: int, seed: int) -> tuple[list[Pair], list[str]]:
     """At most `count` pairs, spread evenly, and an instruction for each."""
     source = emoji_edits().split()[1]
     assert source is not None
-    rows = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    pairs = [source.pairs[row] for row in rows]
+    pairs = [source.pairs[row] for row in evenly(len(source), count)]
     rng = np.random.default_rng(seed)
     return pairs, [str(rng.choice(pair.instructions)) for pair in pairs]
 
@@ -184,7 +183,7 @@ def main() -> None:
     report = {"pairs": len(pairs), "images_per_pair": each, **table}
     with replace_file(out / "held_out_edits.json") as path:
         path.write_text(json.dumps(report, indent=2) + "\n")
-    rows = np.linspace(0, len(pairs) - 1, min(ROWS, len(pairs))).round().astype(int)
+    rows = evenly(len(pairs), ROWS)
     results = results.reshape(len(pairs), each, *results.shape[1:])
     cells = np.concatenate([sources[:, None], results, targets[:, None]], 1)[rows]
     titles = [instructions[row] for row in rows]

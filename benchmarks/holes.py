@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from held_out_captions import read
+from held_out_captions import evenly, read
 from jaxtyping import Bool, UInt8
 
 import bitdance_jax
@@ -96,7 +96,7 @@ def held_out(
         batches = list(loader)
         images = np.concatenate([batch["image"] for batch in batches])
         inputs = np.concatenate([batch["label"] for batch in batches]).tolist()
-    rows = np.linspace(0, len(images) - 1, min(arguments.images, len(images))).round().astype(int)
+    rows = evenly(len(images), arguments.images)
     return images[rows], [inputs[row] for row in rows]
 
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from bitdance_jax.config import (
     ClassConditionalConfig,
     FlowHeadConfig,
-    ImageTokens,
     Qwen3Config,
     TextToImageConfig,
     TokenizerConfig,
@@ -20,6 +19,7 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.errors import UserError
 from bitdance_jax.models import text_to_image
+from bitdance_jax.pipelines import toy_text_to_image
 from bitdance_jax.pipelines.weights import stored_as
 from bitdance_jax.tokenizer import autoencoder
 
@@ -48,29 +48,10 @@ def text_to_image_config(name: str, trial: bool) -> TextToImageConfig:
     size, _, tokens = name.partition("_")
     if tokens not in ("16x", "64x"):
         raise UserError(f"a text-to-image model is named as 14b_16x or 0.6b_64x, got {name!r}")
-    config = TextToImageConfig.from_language_model(
-        Qwen3Config.released(size), TokenizerConfig.d16c32(), int(tokens[:-1])
-    )
-    if not trial:
-        return config
-    text = Qwen3Config(
-        num_layers=2,
-        dim=64,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        hidden_dim=128,
-        vocab_size=400,
-    )
-    return dataclasses.replace(
-        config,
-        tokenizer=toy_tokenizer(),
-        text=text,
-        head=FlowHeadConfig(64, 2, 1, head_dim=32, squash_output=True),
-        image_tokens=ImageTokens(
-            vision_start=10, first_resolution=11, num_resolutions=256, first_query=300
-        ),
-    )
+    text, parallel = Qwen3Config.released(size), int(tokens[:-1])
+    if trial:
+        return toy_text_to_image.config(parallel)
+    return TextToImageConfig.from_language_model(text, TokenizerConfig.d16c32(), parallel)
 
 
 def random_arrays(tree: Any, dtype_of: Callable[[tuple[str, ...]], Any]) -> Any:

@@ -9,19 +9,17 @@ whichever is longer, at rates that are measured first. Pixels are not part of th
 """
 
 import functools
-import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from arithmetic import minimal_sampler_flops, sampler_weight_bytes
-from device_rates import Rates, measured_rates
+from device_rates import Rates, measured_rates, report
 from random_models import class_conditional_config, random_arrays
 from tqdm import tqdm
 
@@ -30,12 +28,10 @@ from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import ClassConditionalConfig, SamplerConfig
 from bitdance_jax.config.plain import Config, Count, PathName
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.models import class_conditional
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines.batching import ImageKeys
 from bitdance_jax.pipelines.programs import Programs
-from bitdance_jax.plan.report import table
 from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.tokenizer import autoencoder
@@ -71,20 +67,21 @@ class Arguments(Config):
 
 
 def measure(
-    config: ClassConditionalConfig, batch: int, arguments: Arguments, rates: Rates
+    config: ClassConditionalConfig,
+    params: Any,
+    decoder: Any,
+    batch: int,
+    arguments: Arguments,
+    rates: Rates,
 ) -> dict[str, Any]:
-    """Seconds of a batch of images on the first device."""
+    """Seconds of a batch of images on the first device, and to pixels if there is a decoder."""
     sampler = SamplerConfig(head_steps=arguments.head_steps, guidance_scale=arguments.guidance)
     dtype = jnp.dtype(arguments.dtype)
-    params = random_arrays(
-        class_conditional.abstract_params(config, scan=False), lambda path: dtype
-    )
     inputs = Inputs(np.arange(batch, dtype=np.int32) % config.num_classes)
     solver, scales = resolve(sampler, config.head.time_shift, config.num_steps)
-    programs = Programs(config, make_mesh(devices=jax.devices()[:1]), dtype)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    programs = Programs(config, mesh, dtype)
     stop = np.int32(config.num_steps)
-    if arguments.pixels:
-        decoder = random_arrays(autoencoder.abstract_params(config.tokenizer), lambda path: dtype)
 
     def sample(seed: int) -> tuple[float, float]:
         """Seconds until the codes, and from there to the pixels."""
@@ -94,7 +91,7 @@ def measure(
         state = programs.sampler.advance(params, state, inputs, keys, scales, stop, solver=solver)
         values = jax.block_until_ready(state.values)
         sampled = time.perf_counter()
-        if arguments.pixels:
+        if decoder is not None:
             codes = programs.to_codes(values, stop, height=config.grid)
             jax.block_until_ready(programs.decode(decoder, codes, keys))
         return sampled - start, time.perf_counter() - sampled
@@ -106,17 +103,17 @@ def measure(
             sample(0)
     codes, pixels = (statistics.median(parts) for parts in zip(*seconds, strict=True))
     total = [sum(parts) for parts in seconds]
-    countable = Programs(config, make_mesh(devices=jax.devices()[:1]), dtype, kernel="xla").sampler
+    countable = Programs(config, mesh, dtype, kernel="xla").sampler
     traceable = functools.partial(countable.traceable, solver=solver)
     keys = ImageKeys.checked(0, 0, batch).data(np.arange(batch))
     flops = traced_flops(traceable, params, inputs, keys, scales)
     least = minimal_sampler_flops(config, sampler, batch)
-    read = sampler_weight_bytes(config, sampler, params)
+    read = sampler_weight_bytes(params, config.num_steps, solver.num_evaluations)
     return {
         "batch": batch,
         "seconds": round(statistics.median(total), 3),
         "fastest_slowest": [round(min(total), 3), round(max(total), 3)],
-        "pixel_seconds": round(pixels, 3) if arguments.pixels else None,
+        "pixel_seconds": None if decoder is None else round(pixels, 3),
         "images_per_second": round(batch / statistics.median(total), 3),
         "first_call_seconds": round(first, 1),
         "tflop": round(flops / 1e12, 3),
@@ -129,13 +126,18 @@ def main() -> None:
     arguments = parse(Arguments, sys.argv[1:])
     config = class_conditional_config(arguments.model, arguments.trial)
     rates = measured_rates(arguments.dtype)
+    dtype = jnp.dtype(arguments.dtype)
+    params, decoder = (
+        random_arrays(abstract, lambda path: dtype)
+        for abstract in (
+            class_conditional.abstract_params(config, scan=False),
+            autoencoder.abstract_params(config.tokenizer) if arguments.pixels else None,
+        )
+    )
     results = [
-        measure(config, batch, arguments, rates)
+        measure(config, params, decoder, batch, arguments, rates)
         for batch in tqdm(arguments.batch, "batch sizes", unit="size")
     ]
-    device = jax.devices()[0]
-    print(f"{arguments} on {device.device_kind} ({device.platform})")
-    print(f"{rates.flops / 1e12:.2f} TFLOP/s, {rates.bandwidth / 1e9:.0f} GB/s, as measured")
     head = ["batch", "seconds", "of them pixels", "images/s", "first call", "TFLOP", "roofline"]
     lines = [
         (
@@ -149,16 +151,7 @@ def main() -> None:
         )
         for result in results
     ]
-    print("\n".join(table(head, lines)))
-    if arguments.json is not None:
-        report = {
-            "arguments": asdict(arguments),
-            "device": device.device_kind,
-            "rates": asdict(rates),
-            "results": results,
-        }
-        with replace_file(Path(arguments.json)) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    report(arguments, rates, results, head, lines)
 
 
 if __name__ == "__main__":

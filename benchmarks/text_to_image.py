@@ -10,17 +10,17 @@ whichever is longer, at rates that are measured first. Writes the same to `--jso
 """
 
 import functools
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from device_rates import Rates, measured_rates
+from arithmetic import sampler_weight_bytes
+from device_rates import Rates, measured_rates, report
+from jax.sharding import Mesh
 from random_models import prompt_weights, text_to_image_config
 from tqdm import tqdm
 
@@ -29,14 +29,12 @@ from bitdance_jax.cli.flags import parse
 from bitdance_jax.config import MeshConfig, SamplerConfig, TextToImageConfig
 from bitdance_jax.config.plain import Config, Count, PathName
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.io.atomic import replace_file
 from bitdance_jax.models import prompt_rows, text_to_image
 from bitdance_jax.perf.flops import traced_flops
 from bitdance_jax.pipelines import checks, memory
 from bitdance_jax.pipelines.batching import ImageKeys
 from bitdance_jax.pipelines.programs import Programs
 from bitdance_jax.pipelines.weights import WeightType
-from bitdance_jax.plan.report import table
 from bitdance_jax.sampling.compiled import Inputs
 from bitdance_jax.sampling.next_patch import resolve
 
@@ -74,8 +72,15 @@ class Arguments(Config):
     trial: bool = False
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device, which weights are stored for."""
+    return make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
+
+
 def measure(
     config: TextToImageConfig,
+    params: Any,
+    mesh: Mesh,
     *,
     size: tuple[int, int],
     batch: int,
@@ -85,10 +90,12 @@ def measure(
     runs: int,
     rates: Rates | None = None,
 ) -> dict[str, Any]:
-    """Seconds of sampling a batch of prompts of 60 tokens on the first device, the best of `runs`.
+    """Seconds of sampling a batch of prompts of 60 tokens, the best of `runs`.
 
     Args:
       config: of the model.
+      params: its weights (`random_models.prompt_weights`).
+      mesh: of the first device.
       size: height and width in pixels.
       batch: number of images.
       sampler: of the head.
@@ -97,8 +104,6 @@ def measure(
       rates: adds the share of the roofline.
     """
     height, width = size
-    mesh = make_mesh(MeshConfig(data=1, tensor=-1), jax.devices()[:1])
-    params = prompt_weights(config, mesh, jnp.dtype(dtype), weights)
     prompts = [[1] * PROMPT_TOKENS] * batch + [[1] * UNCONDITIONAL_TOKENS] * batch
     rows = prompt_rows.prefix_rows(config, prompts, height, width)
     streams = tuple(
@@ -141,14 +146,7 @@ def measure(
         countable = Programs(config, mesh, jnp.dtype(dtype), kernel="xla").sampler
         traceable = functools.partial(countable.traceable, solver=solver)
         flops = traced_flops(traceable, params["model"], inputs, keys, scales)
-        head, others = (
-            sum(leaf.nbytes for leaf in jax.tree.leaves(part))
-            for part in (
-                params["model"]["head"],
-                {name: part for name, part in params["model"].items() if name != "head"},
-            )
-        )
-        read = patches * (others + solver.num_evaluations * head)
+        read = sampler_weight_bytes(params["model"], patches, solver.num_evaluations)
         least = rates.least_seconds(flops, read)
         result["roofline_share"] = round(least / sum(best[:2]), 3)
     return result
@@ -165,9 +163,13 @@ def main() -> None:
         guidance_schedule="constant",
     )
     rates = measured_rates(arguments.dtype)
+    mesh = one_device()
+    params = prompt_weights(config, mesh, jnp.dtype(arguments.dtype), arguments.weights)
     results = [
         measure(
             config,
+            params,
+            mesh,
             size=size,
             batch=batch,
             sampler=sampler,
@@ -178,9 +180,6 @@ def main() -> None:
         )
         for batch in tqdm(arguments.batch, "batch sizes", unit="size")
     ]
-    device = jax.devices()[0]
-    print(f"{arguments} on {device.device_kind} ({device.platform})")
-    print(f"{rates.flops / 1e12:.2f} TFLOP/s, {rates.bandwidth / 1e9:.0f} GB/s, as measured")
     head = ["batch", "seconds", "an image", "prompt, patches, pixels", "roofline", "GiB, estimated"]
     lines = [
         (
@@ -193,16 +192,7 @@ def main() -> None:
         )
         for result in results
     ]
-    print("\n".join(table(head, lines)))
-    if arguments.json is not None:
-        report = {
-            "arguments": asdict(arguments),
-            "device": device.device_kind,
-            "rates": asdict(rates),
-            "results": results,
-        }
-        with replace_file(Path(arguments.json)) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    report(arguments, rates, results, head, lines)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,13 @@
 """The judge of held-out captions: what counts as the same base name and skin tone."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmark_files import benchmark
 
 
 @pytest.fixture(scope="module")
 def judge():
-    """The script, which imports another one beside it."""
-    spec = importlib.util.spec_from_file_location(
-        "held_out_captions", BENCHMARKS / "held_out_captions.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        patch.setitem(sys.modules, spec.name, module)  # which its dataclasses need
-        spec.loader.exec_module(module)
+    with benchmark("held_out_captions") as module:
         yield module
 
 

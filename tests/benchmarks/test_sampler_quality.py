@@ -1,15 +1,13 @@
 """The judge of solvers: its steps are the package's, and its noises those of the fine steps."""
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+from benchmark_files import benchmark
 
 from bitdance_jax.config import SamplerConfig
 from bitdance_jax.heads.flow_matching import remaining_time
@@ -21,20 +19,9 @@ from bitdance_jax.sampling.next_patch import resolve
 from bitdance_jax.sampling.solvers import make_solver
 
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
 @pytest.fixture(scope="module")
 def judge():
-    """The script, which imports another one beside it."""
-    spec = importlib.util.spec_from_file_location(
-        "sampler_quality", BENCHMARKS / "sampler_quality.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        patch.setitem(sys.modules, spec.name, module)  # which its dataclasses need
-        spec.loader.exec_module(module)
+    with benchmark("sampler_quality") as module:
         yield module
 
 

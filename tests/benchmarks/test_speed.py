@@ -1,11 +1,10 @@
 """The benchmarks of sampling on toy models: a row for each batch size, and a file of results."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from benchmark_files import benchmark
 
 
 @pytest.mark.slow(10)
@@ -17,11 +16,11 @@ import pytest
     ],
 )
 def test_a_sweep(name, flags, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     out = tmp_path / "results.json"
     common = ["--trial", "--batch", "1", "--head-steps", "2", "--runs", "1"]
     monkeypatch.setattr(sys, "argv", [name, *common, *flags, "--json", str(out)])
-    importlib.import_module(name).main()
+    with benchmark(name) as module:
+        module.main()
     results = json.loads(out.read_text())["results"]
     assert [result["batch"] for result in results] == [1]
     assert all(result["roofline_share"] > 0 for result in results)
