@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bitdance_jax.app.api_errors import HANDLERS, ApiError
-from bitdance_jax.app.generation import Request, chosen_sampler, failure, generate, options
+from bitdance_jax.app.generation import Request, failure, generate, options
 from bitdance_jax.app.page_guard import Receive, Scope, Send
 from bitdance_jax.app.request_queue import Queue
 from bitdance_jax.errors import UserError
@@ -188,7 +188,7 @@ class Endpoints:
                 param="response_format",
             )
         model = self._model
-        sampler = chosen_sampler(model, asked.sampler)
+        sampler = model.sampler.named(asked.sampler)
         height, width = model.default_size
         if asked.size not in (None, "auto"):
             height, width = parse_size(asked.size)

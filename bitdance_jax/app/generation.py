@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bitdance_jax.app.page_inputs import MAX_IMAGES
-from bitdance_jax.config import SamplerConfig
 from bitdance_jax.errors import ConfigError, UserError
 from bitdance_jax.pipelines.partial_images import Partial
 from bitdance_jax.pipelines.pipeline import Pipeline
@@ -60,7 +59,7 @@ def generate(model: Pipeline, request: Request, previews: int = PREVIEWS) -> Ite
 def options(model: Pipeline, request: Request) -> dict[str, Any]:
     """Arguments of `Pipeline.sample_steps` and `metadata`."""
     sampler = dataclasses.replace(
-        chosen_sampler(model, request.sampler),
+        model.sampler.named(request.sampler),
         head_steps=request.steps,
         guidance_scale=float(request.guidance),
     )
@@ -71,15 +70,6 @@ def options(model: Pipeline, request: Request) -> dict[str, Any]:
         "sampler": sampler,
         "negative_prompt": request.negative_prompt or None,
     }
-
-
-def chosen_sampler(model: Pipeline, name: str | None) -> SamplerConfig:
-    """The model's sampler, or a named one with the model's guidance.
-
-    Raises:
-      ConfigError: there is none of that name.
-    """
-    return model.sampler if name is None else model.sampler.named(name)
 
 
 def failure(error: Exception) -> str:

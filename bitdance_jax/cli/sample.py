@@ -281,10 +281,9 @@ def as_flags(fields: Sequence[str]) -> str:
 
 def chosen_sampler(arguments: Arguments, default: SamplerConfig) -> SamplerConfig:
     """The model's sampler with the values of the flags."""
-    if arguments.sampler is not None:
-        default = default.named(arguments.sampler)
     names = given_fields(arguments, [field.name for field in dataclasses.fields(SamplerConfig)])
-    return dataclasses.replace(default, **{name: getattr(arguments, name) for name in names})
+    named = default.named(arguments.sampler)
+    return dataclasses.replace(named, **{name: getattr(arguments, name) for name in names})
 
 
 def given_image(arguments: Arguments) -> Given | None:

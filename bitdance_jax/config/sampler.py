@@ -66,12 +66,14 @@ class SamplerConfig(Config):
                 f"{name}_end",
             )
 
-    def named(self, name: str) -> "SamplerConfig":
-        """The sampler of that name in `SAMPLERS`, with this one's guidance.
+    def named(self, name: str | None) -> "SamplerConfig":
+        """The sampler of that name in `SAMPLERS`, with this one's guidance; this one for None.
 
         Raises:
           ConfigError: there is none.
         """
+        if name is None:
+            return self
         return dataclasses.replace(self, **SAMPLERS[checked(SamplerName, name, "sampler")])
 
 

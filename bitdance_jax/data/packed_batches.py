@@ -277,7 +277,7 @@ class PackedBatches:
         row = packing.pack(
             documents,
             length,
-            patches=max_patches(self._lengths, self._block),
+            patches=max_patches(length, self._block),
             block=self._block,
             num_bytes=self._num_bytes,
         )
@@ -306,9 +306,9 @@ class PackedBatches:
         ]
 
 
-def max_patches(lengths: Lengths, tokens_per_step: int) -> int:
-    """The most patches that a row can have."""
-    return lengths.row // tokens_per_step
+def max_patches(row: int, tokens_per_step: int) -> int:
+    """The most patches that a row of so many tokens can have."""
+    return row // tokens_per_step
 
 
 class Notes:

@@ -150,14 +150,11 @@ def generate_images(setting: Setting) -> None:
     )
     _check_lengths(prompts, setting.checkpoint)
     scale = setting.guidance_scale
-    sampler = model.sampler
-    if setting.sampler is None:
-        sampler = replace(sampler, head_steps=HEAD_STEPS)
-    else:
-        sampler = sampler.named(setting.sampler)
+    sampler = model.sampler.named(setting.sampler)
+    steps = HEAD_STEPS if setting.sampler is None else sampler.head_steps
     sampler = replace(
         sampler,
-        head_steps=setting.head_steps or sampler.head_steps,
+        head_steps=setting.head_steps or steps,
         guidance_scale=GUIDANCE[setting.benchmark] if scale is None else scale,
     )
     check_size(model.config, *parse_size(setting.size))

@@ -6,6 +6,7 @@ the package that wrote it; it is for users.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,13 @@ IN_WORDS: dict[Kind, str] = {
     "text_to_image": "text-to-image model",
     "language_model": "language model",
 }
+
+
+def require_kind(folder: str | os.PathLike[str], kind: Kind, needed: Kind) -> None:
+    """Raises a FileError if the model in a folder is of another kind than is needed."""
+    if kind != needed:
+        there, here = IN_WORDS[kind], IN_WORDS[needed]
+        raise FileError(f"{folder} holds a {there}, and a {here} is needed here", folder)
 
 
 @dataclass(frozen=True)

@@ -205,9 +205,8 @@ def _read_arrays(params: Params, read_array: ReadArray, unrolled: bool) -> Param
 
 def _described(path: epath.Path, expect: Kind | None) -> tuple[ModelFolder, Manifest]:
     header = manifest.read(path)
-    if expect is not None and header.kind != expect:
-        there, needed = (manifest.IN_WORDS[kind] for kind in (header.kind, expect))
-        raise FileError(f"{path} holds a {there}, and a {needed} is needed here")
+    if expect is not None:
+        manifest.require_kind(path, header.kind, expect)
     return ModelFolder(header.kind, header.config, header.metadata, {}), header
 
 

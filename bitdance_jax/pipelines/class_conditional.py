@@ -19,9 +19,9 @@ from bitdance_jax.config import (
 )
 from bitdance_jax.config.plain import checked
 from bitdance_jax.distributed.mesh import make_mesh
-from bitdance_jax.errors import FileError, UserError, short
+from bitdance_jax.errors import UserError, short
 from bitdance_jax.io import model_lookup, readers
-from bitdance_jax.io.manifest import IN_WORDS
+from bitdance_jax.io.manifest import require_kind
 from bitdance_jax.io.model_lookup import EMBEDDED_CLASSES
 from bitdance_jax.models.class_conditional import abstract_params
 from bitdance_jax.pipelines import checks, weights
@@ -115,9 +115,7 @@ class ClassConditionalPipeline(Pipeline):
         folder = local_folder(folder)
         dtype = checks.compute_type("float32" if dtype is None else dtype)
         described = model_lookup.read_config(folder)
-        if described.kind != cls.kind:
-            there, needed = (IN_WORDS[kind] for kind in (described.kind, cls.kind))
-            raise FileError(f"{folder} holds a {there}, and a {needed} is needed here", folder)
+        require_kind(folder, described.kind, cls.kind)
         where = f"{folder}/config.json"
         config = from_dict(ClassConditionalConfig, described.config, f"{where}: config")
         sampler = from_dict(

@@ -14,9 +14,8 @@ from bitdance_jax.distributed.mesh import make_mesh
 from bitdance_jax.errors import UserError
 from bitdance_jax.io import model_folder
 from bitdance_jax.models import text_to_image as model
-from bitdance_jax.pipelines import hub_models
 from bitdance_jax.pipelines.checks import parse_size
-from bitdance_jax.pipelines.hub_models import is_hub_id
+from bitdance_jax.pipelines.hub_models import cached, is_hub_id
 from bitdance_jax.plan import report
 from bitdance_jax.plan.analysis import Plan, make_plan
 from bitdance_jax.plan.text_to_image_programs import BatchPrograms, Setting
@@ -65,9 +64,11 @@ def find_model(name: str) -> TextToImageConfig | None:
         return TextToImageConfig.released(released)
     if not (Path(name).is_dir() or is_hub_id(name)) or name.endswith(".py"):
         return None
-    folder = str(hub_models.cached(name)) if is_hub_id(name) else name
-    if is_hub_id(name) and not model_folder.is_model_folder(folder):
-        return hub_config.read(name)
+    folder = name
+    if is_hub_id(name):
+        folder = str(cached(name))
+        if not model_folder.is_model_folder(folder):
+            return hub_config.read(name)
     return from_dict(
         TextToImageConfig,
         model_folder.read_config(folder, expect="text_to_image").config,

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bitdance_jax.convert import peft
+from bitdance_jax.data.packed_batches import max_patches
 from bitdance_jax.models.text_to_image import TextToImage, init_params
 from bitdance_jax.models.text_to_image_loss import (
     PackedBatch,
@@ -130,7 +131,7 @@ class TextToImageObjective(Objective):
     def abstract_batch(self, batch_size: int) -> Batch:
         model = self._config.model
         block = model.tokens_per_step
-        patches = self._row // block
+        patches = max_patches(self._row, block)
         per_row = {
             **dict.fromkeys(
                 ("tokens", "positions", "documents", "limits", "labels"),
